@@ -1,0 +1,84 @@
+"""Tables from the names that configs use to the Python objects they mean.
+
+A table knows which modules register into it and imports them at the first look-up, so that
+`import video_llama` stays light and no module needs a wildcard import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from video_llama.errors import ConfigError
+
+__all__ = ["Registry", "MODELS", "PROCESSORS", "VIDEO_READERS"]
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """Named factories of one kind.
+
+    Args:
+        kind: what the table holds, in the words of an error message ("dataset", "processor").
+        modules: import paths of the modules that register into this table.
+    """
+
+    def __init__(self, kind: str, modules: Sequence[str] = ()) -> None:
+        self.kind = kind
+        self._modules = tuple(modules)
+        self._imported = False
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files a factory under `name`; a second, different one is an error."""
+
+        def decorate(entry: T) -> T:
+            known = self._entries.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
+                raise ValueError(f"{self.kind} {name!r} is registered twice: {known} and {entry}")
+            self._entries[name] = entry
+            return entry
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        self._import_modules()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> T:
+        """The factory filed under `name`.
+
+        Raises:
+            ConfigError: unknown name; the message lists those that are known.
+        """
+        self._import_modules()
+        if name not in self._entries:
+            near = difflib.get_close_matches(str(name), self._entries, n=1)
+            suggestion = f"; did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(self.names()) or "none"
+            raise ConfigError(f"unknown {self.kind} {name!r}{suggestion} Known: {known}")
+        return self._entries[name]
+
+    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the factory filed under `name`."""
+        return self.get(name)(*args, **kwargs)
+
+    def _import_modules(self) -> None:
+        if self._imported:
+            return
+        self._imported = True  # set first: the modules may look things up in this table while they load
+        try:
+            for module in self._modules:
+                importlib.import_module(module)
+        except BaseException:
+            self._imported = False  # a failed import must fail again, not leave a table that looks empty
+            raise
+
+
+MODELS: Registry[Any] = Registry("model", ["video_llama.model.builder"])
+PROCESSORS: Registry[Any] = Registry("processor", ["video_llama.processor.media", "video_llama.processor.captions"])
+VIDEO_READERS: Registry[Any] = Registry("video reader", ["video_llama.processor.video"])
