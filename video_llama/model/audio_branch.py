@@ -1,0 +1,79 @@
+"""The audio-language branch (Zhang, Li and Bing 2023, section 2.1.2): sound in, language-model tokens out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2QFormerModel
+
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.imagebind import ImageBindTrunk
+from video_llama.model.qformer import ask_qformer, position_rows, trains
+
+__all__ = ["AudioBranch"]
+
+
+class AudioBranch(nn.Module):
+    """ImageBind on each two-second segment, segment positions, a Q-Former over all segments, a projection.
+
+    ImageBind maps images and sound to one space. The original trains this branch on images and then feeds it
+    sound; `vision_encoder` exists only for that training and is absent at inference.
+    """
+
+    def __init__(self, config: VideoLlamaConfig) -> None:
+        super().__init__()
+        vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
+        self.audio_encoder = ImageBindTrunk(config.audio_config)
+        self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
+        self.segment_position_embedding = nn.Embedding(config.max_segment_positions, config.audio_config.output_size)
+        self.audio_qformer = Blip2QFormerModel(config.audio_qformer_config)
+        self.audio_query_tokens = nn.Parameter(torch.empty(1, config.num_audio_query_tokens, width))
+        self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
+
+    def forward(self, audio_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+        """Language-model tokens of each sound.
+
+        Args:
+            audio_values: (sounds, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
+            segment_mask: (sounds, segments), bool, False on the segments that pad a shorter sound.
+
+        Returns:
+            (sounds, audio_queries, language_width).
+        """
+        return self.summarise(self.encode_segments(audio_values), segment_mask)
+
+    def encode_segments(self, audio_values: Tensor) -> Tensor:
+        """ImageBind's vector for every segment: (sounds, segments, joint_width)."""
+        return self._encode(self.audio_encoder, audio_values)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """ImageBind's vector for every frame, to train the branch on images in the place of sound.
+
+        Args:
+            pixel_values: (sounds, frames, 3, 224, 224), float, normalised with CLIP's mean and std.
+
+        Returns:
+            (sounds, frames, joint_width).
+
+        Raises:
+            ValueError: the model was built without ImageBind's vision trunk.
+        """
+        if self.vision_encoder is None:
+            raise ValueError("this model has no ImageBind vision trunk; set imagebind_vision_config in its configuration")
+        return self._encode(self.vision_encoder, pixel_values)
+
+    @staticmethod
+    def _encode(encoder: ImageBindTrunk, pictures: Tensor) -> Tensor:
+        with torch.set_grad_enabled(trains(encoder)):
+            return encoder(pictures.to(encoder.head.weight.dtype))
+
+    def summarise(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+        """Segment vectors (sounds, segments, joint_width) to language-model tokens (sounds, audio_queries, language_width)."""
+        if segment_mask is None:
+            segment_mask = segment_vectors.new_ones(segment_vectors.shape[:2], dtype=torch.bool)
+        table = self.segment_position_embedding.weight
+        positions = position_rows(table, segment_mask.sum(dim=1), segment_vectors.shape[1])
+        states = segment_vectors.to(positions.dtype) + positions  # (sounds, segments, joint_width)
+        mask = None if segment_mask.all() else segment_mask
+        summary = ask_qformer(self.audio_qformer, self.audio_query_tokens, states, mask)
+        return self.projection(summary.to(self.projection.weight.dtype))

@@ -1,0 +1,171 @@
+"""Sizes of every part of Video-LLaMA; the defaults are the published Video-LLaMA-2-7B."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
+
+__all__ = ["VideoLlamaConfig", "VideoLlamaVisionConfig", "ImageBindTrunkConfig"]
+
+
+class VideoLlamaVisionConfig(PreTrainedConfig):
+    """EVA ViT-g/14 as BLIP-2 uses it (Fang et al. 2022; Li et al. 2023, section 4.1).
+
+    Args:
+        image_size: side of a frame in pixels; the position table is interpolated when a checkpoint has another.
+        output_norm_eps: epsilon of the LayerNorm between the encoder and the Q-Former (`ln_vision`).
+        drop_path_rate: stochastic depth of the last block, when the encoder itself is trained.
+    """
+
+    model_type = "video_llama_vision"
+    base_config_key = "vision_config"
+
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_size: int = 1408
+    num_hidden_layers: int = 39
+    num_attention_heads: int = 16
+    intermediate_size: int = 6144
+    layer_norm_eps: float = 1e-6
+    output_norm_eps: float = 1e-5
+    drop_path_rate: float = 0.0
+
+
+class ImageBindTrunkConfig(PreTrainedConfig):
+    """One modality of ImageBind-Huge (Girdhar et al. 2023, section 3.3 and appendix B).
+
+    Args:
+        modality: "audio" reads log-mel pictures with overlapping patches, "vision" reads RGB frames.
+        input_size: (height, width) of one input: (mel bins, mel frames), or pixels.
+        stride: distance between patches; below `patch_size` they overlap.
+        temporal_patch_size: frames one vision patch spans; a still frame is repeated to fill it.
+        output_size: length of the joint embedding.
+    """
+
+    model_type = "video_llama_imagebind_trunk"
+
+    modality: Literal["audio", "vision"] = "audio"
+    input_size: tuple[int, ...] | list[int] = (128, 204)
+    patch_size: int = 16
+    stride: int = 10
+    temporal_patch_size: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    output_size: int = 1024
+    layer_norm_eps: float = 1e-6
+
+    @classmethod
+    def vision_huge(cls) -> ImageBindTrunkConfig:
+        """The vision trunk of ImageBind-Huge, needed only to train the audio branch on images."""
+        return cls(
+            modality="vision",
+            input_size=(224, 224),
+            patch_size=14,
+            stride=14,
+            hidden_size=1280,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            intermediate_size=5120,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches of one input, plus the class token."""
+        height, width = ((side - self.patch_size) // self.stride + 1 for side in self.input_size)
+        return height * width + 1
+
+
+class VideoLlamaConfig(PreTrainedConfig):
+    """The whole model (Zhang, Li and Bing 2023, section 2).
+
+    Args:
+        vision_config: the frame encoder.
+        qformer_config: BLIP-2's Q-Former, applied to each frame (cross-attention in every second layer).
+        video_qformer_config: the Q-Former over the tokens of all frames (cross-attention in every layer).
+        audio_config: ImageBind's audio trunk.
+        imagebind_vision_config: ImageBind's vision trunk; None, the default, leaves it out. It is needed only
+            to train the audio branch on images.
+        audio_qformer_config: the Q-Former over the vectors of all sound segments.
+        text_config: the language model; any configuration `AutoModelForCausalLM` knows.
+        use_audio: build the audio branch.
+        max_frame_positions: rows of the frame position table; longer videos interpolate it.
+        max_segment_positions: rows of the segment position table; longer sounds interpolate it.
+        image_token_id, audio_token_id: ids that mark where features go. They default to the two ids above the
+            language model's vocabulary, which no text can produce.
+    """
+
+    model_type = "video_llama"
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
+        "vision_config": VideoLlamaVisionConfig,
+        "qformer_config": Blip2QFormerConfig,
+        "video_qformer_config": Blip2QFormerConfig,
+        "audio_config": ImageBindTrunkConfig,
+        "imagebind_vision_config": ImageBindTrunkConfig,
+        "audio_qformer_config": Blip2QFormerConfig,
+        "text_config": AutoConfig,
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    qformer_config: dict[str, Any] | PreTrainedConfig | None = None
+    video_qformer_config: dict[str, Any] | PreTrainedConfig | None = None
+    audio_config: dict[str, Any] | PreTrainedConfig | None = None
+    imagebind_vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    audio_qformer_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    use_audio: bool = True
+    num_query_tokens: int = 32
+    num_video_query_tokens: int = 32
+    num_audio_query_tokens: int = 8
+    max_frame_positions: int = 32
+    max_segment_positions: int = 8
+    image_token_id: int | None = None
+    audio_token_id: int | None = None
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision_config = _sub_config(VideoLlamaVisionConfig, self.vision_config)
+        self.audio_config = _sub_config(ImageBindTrunkConfig, self.audio_config)
+        if self.imagebind_vision_config is not None:
+            self.imagebind_vision_config = _sub_config(ImageBindTrunkConfig, self.imagebind_vision_config)
+        self.qformer_config = _sub_config(
+            Blip2QFormerConfig, self.qformer_config, encoder_hidden_size=self.vision_config.hidden_size
+        )
+        frame_width, sound_width = self.qformer_config.hidden_size, self.audio_config.output_size
+        two_layers = {"num_hidden_layers": 2, "cross_attention_frequency": 1}
+        self.video_qformer_config = _sub_config(
+            Blip2QFormerConfig, self.video_qformer_config, encoder_hidden_size=frame_width, **two_layers
+        )
+        self.audio_qformer_config = _sub_config(
+            Blip2QFormerConfig, self.audio_qformer_config, encoder_hidden_size=sound_width, **two_layers
+        )
+        self.text_config = _text_config(self.text_config)
+        vocab_size = self.text_config.get_text_config().vocab_size
+        self.image_token_id = vocab_size if self.image_token_id is None else self.image_token_id
+        self.audio_token_id = vocab_size + 1 if self.audio_token_id is None else self.audio_token_id
+        super().__post_init__(**kwargs)
+
+
+def _sub_config(
+    config_class: type[PreTrainedConfig], given: dict[str, Any] | PreTrainedConfig | None, **defaults: Any
+) -> PreTrainedConfig:
+    """`given` as an instance of `config_class`; `defaults` stand in for keys that are not given."""
+    if isinstance(given, PreTrainedConfig):
+        return given
+    return config_class(**{**defaults, **(given or {})})
+
+
+def _text_config(given: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    """The language model's configuration; LLaMA-2-7B when none is given."""
+    if isinstance(given, PreTrainedConfig):
+        return given
+    values = {"model_type": "llama", **(given or {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5})}
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+# Saved configurations name these types; AutoConfig must know them to read the folder back.
+AutoConfig.register(VideoLlamaConfig.model_type, VideoLlamaConfig, exist_ok=True)

@@ -1,0 +1,132 @@
+"""One modality of ImageBind (Girdhar et al. 2023), the joint embedding of images, sound and more.
+
+Written from the paper and from recorded inputs and outputs. A trunk is a pre-norm vision transformer with a
+class token; the class token's last state goes through a LayerNorm and a linear head into the joint space and
+is scaled to unit length. Sound differs from vision in three ways: its patches overlap and are normalised,
+each attention layer has one extra learned key and value, and its unit vector is scaled by a constant (20).
+
+The published ImageBind weights are CC BY-NC-SA 4.0: non-commercial use only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from video_llama.model.configuration import ImageBindTrunkConfig
+
+__all__ = ["ImageBindTrunk"]
+
+AUDIO_LOGIT_SCALE = 20.0  # the paper's fixed temperature for sound, 1 / 0.05
+STEM_NORM_EPS = 1e-5  # the stem keeps torch's default epsilon, unlike the blocks
+
+
+class ImageBindTrunk(nn.Module):
+    """Encode each picture (a log-mel segment or an RGB frame) into one vector of the joint space."""
+
+    def __init__(self, config: ImageBindTrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, is_audio = config.hidden_size, config.modality == "audio"
+        self.patch_projection: nn.Conv2d | nn.Conv3d
+        if is_audio:
+            self.patch_projection = nn.Conv2d(1, width, config.patch_size, stride=config.stride, bias=False)
+            self.register_buffer("log_logit_scale", torch.tensor(math.log(AUDIO_LOGIT_SCALE)))
+        else:
+            kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+            stride = (config.temporal_patch_size, config.stride, config.stride)
+            self.patch_projection = nn.Conv3d(3, width, kernel, stride=stride, bias=False)
+            self.log_logit_scale = None
+        self.patch_norm = nn.LayerNorm(width, eps=STEM_NORM_EPS) if is_audio else nn.Identity()
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.empty(1, config.num_tokens, width))
+        self.pre_norm = nn.Identity() if is_audio else nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(width, config.output_size, bias=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Vectors of the joint space.
+
+        Args:
+            pictures: (..., 1, mel_bins, mel_frames) log-mel segments, or (..., 3, height, width) normalised frames.
+
+        Returns:
+            (..., output_size).
+        """
+        return self.project(self.encode(pictures))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The class token's last state, before the head: (..., hidden_size)."""
+        leading = pictures.shape[:-3]
+        hidden_states = self._embed_patches(pictures.flatten(0, -4) if leading else pictures[None])
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states[:, 0].unflatten(0, leading) if leading else hidden_states[0, 0]
+
+    def project(self, class_state: Tensor) -> Tensor:
+        """Class-token states (..., hidden_size) into the joint space (..., output_size)."""
+        joint = F.normalize(self.head(self.head_norm(class_state)), dim=-1)
+        return joint if self.log_logit_scale is None else joint * self.log_logit_scale.exp().to(joint.dtype)
+
+    def _embed_patches(self, pictures: Tensor) -> Tensor:
+        if self.config.modality == "vision":
+            # A patch spans several frames of a clip; every frame stands here for a clip that does not move.
+            pictures = pictures[:, :, None].expand(-1, -1, self.config.temporal_patch_size, -1, -1)
+        patches = self.patch_projection(pictures).flatten(2).transpose(1, 2)  # (pictures, patches, width)
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), self.patch_norm(patches)], dim=1)
+        return self.pre_norm(tokens + self.position_embedding)  # (pictures, 1 + patches, width)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: ImageBindTrunkConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = hidden_states + self.attention(self.norm1(hidden_states))
+        return hidden_states + self.mlp(self.norm2(hidden_states))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; for sound, with one learned key and value that every token may attend to."""
+
+    def __init__(self, config: ImageBindTrunkConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.modality == "audio":
+            self.bias_k = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+            self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        else:
+            self.bias_k = self.bias_v = None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)  # each (pictures, tokens, width)
+        if self.bias_k is not None and self.bias_v is not None:
+            key = torch.cat([key, self.bias_k.expand(len(key), -1, -1)], dim=1)  # (pictures, tokens + 1, width)
+            value = torch.cat([value, self.bias_v.expand(len(value), -1, -1)], dim=1)
+        heads = [states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value)]
+        attended = F.scaled_dot_product_attention(*heads)  # (pictures, heads, tokens, head_width)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, config: ImageBindTrunkConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(hidden_states)))

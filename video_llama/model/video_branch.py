@@ -1,0 +1,80 @@
+"""The vision-language branch (Zhang, Li and Bing 2023, section 2.1.1): frames in, language-model tokens out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2QFormerModel
+
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.eva_vit import build_eva_vit
+from video_llama.model.qformer import ask_qformer, position_rows, trains
+
+__all__ = ["VideoBranch"]
+
+
+class VideoBranch(nn.Module):
+    """EVA ViT and BLIP-2 Q-Former on each frame, frame positions, a Q-Former over all frames, a projection.
+
+    Everything before the frame positions is frozen in the published recipe and depends on the file alone:
+    `encode_frames` is that part, `summarise` the rest.
+    """
+
+    def __init__(self, config: VideoLlamaConfig) -> None:
+        super().__init__()
+        vision, width = config.vision_config, config.qformer_config.hidden_size
+        self.vision_encoder = build_eva_vit(vision)
+        self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
+        self.qformer = Blip2QFormerModel(config.qformer_config)
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, width))
+        self.frame_position_embedding = nn.Embedding(config.max_frame_positions, width)
+        self.video_qformer = Blip2QFormerModel(config.video_qformer_config)
+        self.video_query_tokens = nn.Parameter(torch.empty(1, config.num_video_query_tokens, width))
+        self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
+
+    def forward(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Language-model tokens of each video.
+
+        Args:
+            pixel_values: (videos, frames, 3, height, width), float, normalised with CLIP's mean and std.
+            frame_mask: (videos, frames), bool, False on the frames that pad a shorter video.
+
+        Returns:
+            (videos, video_queries, language_width).
+        """
+        return self.summarise(self.encode_frames(pixel_values, frame_mask), frame_mask)
+
+    def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
+        if frame_mask is None:
+            frame_mask = pixel_values.new_ones(pixel_values.shape[:2], dtype=torch.bool)
+        frames = pixel_values[frame_mask].to(self.vision_norm.weight.dtype)  # (real frames, 3, height, width)
+        with torch.set_grad_enabled(trains(self.vision_encoder, self.vision_norm, self.qformer)):
+            patches = self.vision_norm(self.vision_encoder(frames))  # (real frames, 1 + patches, vision_width)
+            tokens = ask_qformer(self.qformer, self.query_tokens, patches)  # (real frames, queries, width)
+        frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
+        frame_tokens[frame_mask] = tokens
+        return frame_tokens
+
+    def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Frame tokens (videos, frames, queries, width) to language-model tokens (videos, video_queries, language_width)."""
+        states, mask = self.number_frames(frame_tokens, frame_mask)
+        return self.project_states(states, mask)
+
+    def number_frames(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Add to all tokens of a frame the embedding of its position in the video.
+
+        Returns:
+            the video Q-Former's input, (videos, frames * queries, width), and its mask (videos, frames * queries).
+        """
+        videos, frames, queries, _ = frame_tokens.shape
+        if frame_mask is None:
+            frame_mask = frame_tokens.new_ones(videos, frames, dtype=torch.bool)
+        positions = position_rows(self.frame_position_embedding.weight, frame_mask.sum(dim=1), frames)
+        states = frame_tokens.to(positions.dtype) + positions[:, :, None]  # (videos, frames, queries, width)
+        return states.flatten(1, 2), frame_mask.repeat_interleave(queries, dim=1)
+
+    def project_states(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Numbered tokens (videos, tokens, width) to language-model tokens (videos, video_queries, language_width)."""
+        summary = ask_qformer(self.video_qformer, self.video_query_tokens, states, None if mask.all() else mask)
+        return self.projection(summary.to(self.projection.weight.dtype))

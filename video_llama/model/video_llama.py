@@ -1,0 +1,247 @@
+"""Video-LLaMA (Zhang, Li and Bing 2023, arXiv 2306.02858): two media branches spliced into a causal language model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from timm.models.eva import EvaAttention
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from video_llama.model.audio_branch import AudioBranch
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.fusion import splice_features
+from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
+from video_llama.model.video_branch import VideoBranch
+
+__all__ = ["VideoLlamaForConditionalGeneration"]
+
+
+class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Answer text about videos, images and sound.
+
+    Args:
+        config: sizes of all parts.
+        language_model: a causal language model that is already loaded; by default one is built from
+            `config.text_config`.
+    """
+
+    config_class = VideoLlamaConfig
+    main_input_name = "input_ids"
+    input_modalities = ("video", "image", "audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+
+    def __init__(self, config: VideoLlamaConfig, language_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.video_branch = VideoBranch(config)
+        self.audio_branch = AudioBranch(config) if config.use_audio else None
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def train(self, mode: bool = True) -> VideoLlamaForConditionalGeneration:
+        """As in torch, except that a frozen part stays in evaluation mode: no dropout where nothing learns."""
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    module.eval()
+        return self
+
+    def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Frames (videos, frames, 3, height, width) to language-model tokens (videos, video_queries, width)."""
+        return self.video_branch(pixel_values, frame_mask)
+
+    def get_audio_features(self, audio_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+        """Log-mel (sounds, segments, 1, mel_bins, mel_frames) to language-model tokens (sounds, audio_queries, width)."""
+        return self._require_audio_branch()(audio_values, segment_mask)
+
+    def get_audio_features_from_images(self, pixel_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+        """Frames (sounds, frames, 3, 224, 224) in the place of sound, to train the audio branch on images."""
+        branch = self._require_audio_branch()
+        return branch.summarise(branch.encode_images(pixel_values), segment_mask)
+
+    def get_inputs_embeds(
+        self, input_ids: Tensor, video_features: Tensor | None = None, audio_features: Tensor | None = None
+    ) -> Tensor:
+        """Token embeddings with media features spliced over the placeholder ids.
+
+        Args:
+            input_ids: (batch, length), int64; runs of `image_token_id` / `audio_token_id` mark media.
+            video_features: (videos, video_queries, width), all videos and images in order of appearance.
+            audio_features: (sounds, audio_queries, width), all sounds in order of appearance.
+
+        Returns:
+            (batch, length, width).
+
+        Raises:
+            ValueError: the placeholders in `input_ids` do not fit the features.
+        """
+        is_image, is_audio = input_ids == self.config.image_token_id, input_ids == self.config.audio_token_id
+        # Placeholder ids lie above the vocabulary; any valid id serves where the embedding is replaced anyway.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image | is_audio, 0))
+        for positions, features, what in ((is_image, video_features, "image"), (is_audio, audio_features, "sound")):
+            if features is not None or positions.any():
+                nothing = embeds.new_empty(0, 0, embeds.shape[-1])
+                embeds = splice_features(embeds, positions, nothing if features is None else features, what)
+        return embeds
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        audio_values: Tensor | None = None,
+        segment_mask: Tensor | None = None,
+        audio_pixel_values: Tensor | None = None,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            input_ids: (batch, length), int64, with runs of placeholder ids.
+            pixel_values: (videos, frames, 3, height, width), float, CLIP-normalised.
+            frame_mask: (videos, frames), bool, False on padding frames.
+            audio_values: (sounds, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
+            segment_mask: (sounds, segments), bool, False on padding segments.
+            audio_pixel_values: (sounds, frames, 3, 224, 224); images that stand in for sound (branch training).
+            video_features, audio_features: what the branches returned earlier, instead of the media.
+            inputs_embeds: (batch, length, width), instead of everything above.
+            attention_mask: (batch, length), int64, 0 on padding (either side).
+            labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken.
+            position_ids, past_key_values, kwargs: passed to the language model.
+
+        Returns:
+            the language model's output; `loss` is the mean cross-entropy of the next token over supervised positions.
+
+        Raises:
+            ValueError: placeholders and media do not match, or a sound is given to a model without audio branch.
+        """
+        if inputs_embeds is None:
+            video_features, audio_features = self._encode_media(
+                pixel_values, frame_mask, audio_values, segment_mask, audio_pixel_values, video_features, audio_features
+            )
+            inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
+        if position_ids is None and past_key_values is None and attention_mask is not None:
+            position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # left padding must not shift positions
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        audio_values: Tensor | None = None,
+        segment_mask: Tensor | None = None,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue the prompts; arguments as in `forward`, then those of `transformers`' `generate`.
+
+        The media are encoded once, however many beams or samples are drawn. Prompts of unequal length are
+        padded on the left.
+
+        Returns:
+            (batch, new_tokens), int64: the new tokens only, or `transformers`' generation output if asked for.
+        """
+        if inputs_embeds is None:
+            video_features, audio_features = self._encode_media(
+                pixel_values, frame_mask, audio_values, segment_mask, None, video_features, audio_features
+            )
+            inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
+        if attention_mask is None:
+            attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
+        return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+    def _encode_media(
+        self,
+        pixel_values: Tensor | None,
+        frame_mask: Tensor | None,
+        audio_values: Tensor | None,
+        segment_mask: Tensor | None,
+        audio_pixel_values: Tensor | None,
+        video_features: Tensor | None,
+        audio_features: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Video and audio features: those given, else those of the media given, else None."""
+        if video_features is None and pixel_values is not None:
+            video_features = self.get_video_features(pixel_values, frame_mask)
+        if audio_features is None and audio_values is not None:
+            audio_features = self.get_audio_features(audio_values, segment_mask)
+        if audio_features is None and audio_pixel_values is not None:
+            audio_features = self.get_audio_features_from_images(audio_pixel_values, segment_mask)
+        return video_features, audio_features
+
+    def _require_audio_branch(self) -> AudioBranch:
+        if self.audio_branch is None:
+            raise ValueError("this model was built without its audio branch; set use_audio (equip_audio_branch: True)")
+        return self.audio_branch
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Starting values of what no checkpoint holds; encoders are meant to be loaded, never trained from here."""
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, VideoBranch):
+            init.normal_(module.query_tokens, std=std)
+            init.normal_(module.video_query_tokens, std=std)
+            init.trunc_normal_(module.vision_encoder.cls_token, std=std)
+            init.trunc_normal_(module.vision_encoder.pos_embed, std=std)
+        elif isinstance(module, AudioBranch):
+            init.normal_(module.audio_query_tokens, std=std)
+        elif isinstance(module, ImageBindTrunk):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.position_embedding, std=std)
+            if module.log_logit_scale is not None:
+                init.constant_(module.log_logit_scale, torch.tensor(AUDIO_LOGIT_SCALE).log().item())
+        elif isinstance(module, Attention) and module.bias_k is not None:
+            init.normal_(module.bias_k, std=std)
+            init.normal_(module.bias_v, std=std)
+        elif isinstance(module, EvaAttention) and module.k_bias is not None:
+            init.zeros_(module.q_bias)
+            init.zeros_(module.v_bias)
+            init.zeros_(module.k_bias)  # not saved: zero by definition, but empty after a meta-device load
+
+
+def _required(input_ids: Tensor | None) -> Tensor:
+    if input_ids is None:
+        raise ValueError("give input_ids or inputs_embeds")
+    return input_ids
