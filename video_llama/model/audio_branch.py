@@ -68,12 +68,16 @@ class AudioBranch(nn.Module):
             return encoder(pictures.to(encoder.head.weight.dtype))
 
     def summarise(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:
-        """Segment vectors (sounds, segments, joint_width) to language-model tokens (sounds, audio_queries, language_width)."""
-        if segment_mask is None:
-            segment_mask = segment_vectors.new_ones(segment_vectors.shape[:2], dtype=torch.bool)
-        table = self.segment_position_embedding.weight
-        positions = position_rows(table, segment_mask.sum(dim=1), segment_vectors.shape[1])
+        """Segment vectors to language-model tokens.
+
+        Args:
+            segment_vectors: (sounds, segments, joint_width), as `encode_segments` returns them.
+            segment_mask: (sounds, segments), bool.
+
+        Returns:
+            (sounds, audio_queries, language_width).
+        """
+        positions = position_rows(self.segment_position_embedding.weight, segment_vectors.shape[1], segment_mask)
         states = segment_vectors.to(positions.dtype) + positions  # (sounds, segments, joint_width)
-        mask = None if segment_mask.all() else segment_mask
-        summary = ask_qformer(self.audio_qformer, self.audio_query_tokens, states, mask)
+        summary = ask_qformer(self.audio_qformer, self.audio_query_tokens, states, segment_mask)
         return self.projection(summary.to(self.projection.weight.dtype))

@@ -60,16 +60,17 @@ class ImageBindTrunk(nn.Module):
         return self.project(self.encode(pictures))
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """The class token's last state, before the head: (..., hidden_size)."""
+        """The class token's last state, normalised, before it enters the joint space: (..., hidden_size)."""
         leading = pictures.shape[:-3]
         hidden_states = self._embed_patches(pictures.flatten(0, -4) if leading else pictures[None])
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        return hidden_states[:, 0].unflatten(0, leading) if leading else hidden_states[0, 0]
+        class_state = self.head_norm(hidden_states[:, 0])  # (pictures, hidden_size)
+        return class_state.unflatten(0, leading) if leading else class_state[0]
 
     def project(self, class_state: Tensor) -> Tensor:
-        """Class-token states (..., hidden_size) into the joint space (..., output_size)."""
-        joint = F.normalize(self.head(self.head_norm(class_state)), dim=-1)
+        """What `encode` returns, (..., hidden_size), into the joint space (..., output_size)."""
+        joint = F.normalize(self.head(class_state), dim=-1)
         return joint if self.log_logit_scale is None else joint * self.log_logit_scale.exp().to(joint.dtype)
 
     def _embed_patches(self, pictures: Tensor) -> Tensor:

@@ -27,29 +27,32 @@ def ask_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor
     return answer.last_hidden_state
 
 
-def position_rows(table: Tensor, lengths: Tensor, padded_length: int) -> Tensor:
-    """Position embeddings for sequences of the given lengths.
+def position_rows(table: Tensor, length: int, mask: Tensor | None = None) -> Tensor:
+    """Position embeddings for sequences of frames or segments.
 
     Up to the table's size these are its first rows. A longer sequence stretches the table linearly over itself,
     first and last row at its ends, so that any number of frames or segments can be read.
 
     Args:
         table: (rows, width).
-        lengths: (batch,), int64, the true length of each sequence.
-        padded_length: what the batch is padded to.
+        length: what the batch is padded to.
+        mask: (batch, length), bool, False on padding, which must come last; None if nothing is padded.
 
     Returns:
-        (batch, padded_length, width), zeros where nothing is.
+        (batch, length, width), zeros on padding; batch is 1 (to be broadcast) without a mask.
     """
-    rows = table.new_zeros(len(lengths), padded_length, table.shape[1])
-    for row, length in zip(rows, lengths.tolist(), strict=True):
-        row[:length] = table[:length] if length <= len(table) else _stretch(table, length)
-    return rows
+    if mask is None:
+        return _fit_rows(table, length)[None]
+    rows = [F.pad(_fit_rows(table, real), (0, 0, 0, length - real)) for real in mask.sum(dim=1).tolist()]
+    return torch.stack(rows)
 
 
-def _stretch(table: Tensor, length: int) -> Tensor:
+def _fit_rows(table: Tensor, length: int) -> Tensor:
+    if length <= len(table):
+        return table[:length]
     columns = table.T[None].float()  # (1, width, rows)
-    return F.interpolate(columns, size=length, mode="linear", align_corners=True)[0].T.to(table.dtype)
+    stretched = F.interpolate(columns, size=length, mode="linear", align_corners=True)  # (1, width, length)
+    return stretched[0].T.to(table.dtype)
 
 
 def trains(*modules: nn.Module) -> bool:

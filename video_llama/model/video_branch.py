@@ -46,35 +46,36 @@ class VideoBranch(nn.Module):
 
     def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
-        if frame_mask is None:
-            frame_mask = pixel_values.new_ones(pixel_values.shape[:2], dtype=torch.bool)
-        frames = pixel_values[frame_mask].to(self.vision_norm.weight.dtype)  # (real frames, 3, height, width)
+        real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
         with torch.set_grad_enabled(trains(self.vision_encoder, self.vision_norm, self.qformer)):
-            patches = self.vision_norm(self.vision_encoder(frames))  # (real frames, 1 + patches, vision_width)
+            patches = self.vision_norm(self.vision_encoder(real.to(self.vision_norm.weight.dtype)))
             tokens = ask_qformer(self.qformer, self.query_tokens, patches)  # (real frames, queries, width)
+        if frame_mask is None:
+            return tokens.unflatten(0, pixel_values.shape[:2])
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
         frame_tokens[frame_mask] = tokens
         return frame_tokens
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Frame tokens (videos, frames, queries, width) to language-model tokens (videos, video_queries, language_width)."""
-        states, mask = self.number_frames(frame_tokens, frame_mask)
-        return self.project_states(states, mask)
+        """Frame tokens to language-model tokens.
 
-    def number_frames(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Add to all tokens of a frame the embedding of its position in the video.
+        Args:
+            frame_tokens: (videos, frames, queries, width), as `encode_frames` returns them.
+            frame_mask: (videos, frames), bool.
 
         Returns:
-            the video Q-Former's input, (videos, frames * queries, width), and its mask (videos, frames * queries).
+            (videos, video_queries, language_width).
         """
-        videos, frames, queries, _ = frame_tokens.shape
-        if frame_mask is None:
-            frame_mask = frame_tokens.new_ones(videos, frames, dtype=torch.bool)
-        positions = position_rows(self.frame_position_embedding.weight, frame_mask.sum(dim=1), frames)
-        states = frame_tokens.to(positions.dtype) + positions[:, :, None]  # (videos, frames, queries, width)
-        return states.flatten(1, 2), frame_mask.repeat_interleave(queries, dim=1)
+        states = self.number_frames(frame_tokens, frame_mask)
+        mask = None if frame_mask is None else frame_mask.repeat_interleave(frame_tokens.shape[2], dim=1)
+        return self.project_states(states, mask)
 
-    def project_states(self, states: Tensor, mask: Tensor) -> Tensor:
+    def number_frames(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Add its frame's position to every token: (videos, frames, queries, width) to (videos, frames * queries, width)."""
+        positions = position_rows(self.frame_position_embedding.weight, frame_tokens.shape[1], frame_mask)
+        return (frame_tokens.to(positions.dtype) + positions[:, :, None]).flatten(1, 2)
+
+    def project_states(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Numbered tokens (videos, tokens, width) to language-model tokens (videos, video_queries, language_width)."""
-        summary = ask_qformer(self.video_qformer, self.video_query_tokens, states, None if mask.all() else mask)
+        summary = ask_qformer(self.video_qformer, self.video_query_tokens, states, mask)
         return self.projection(summary.to(self.projection.weight.dtype))

@@ -82,6 +82,25 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         branch = self._require_audio_branch()
         return branch.summarise(branch.encode_images(pixel_values), segment_mask)
 
+    def get_audio_video_features(self, pixel_values: Tensor, audio_values: Tensor) -> Tensor:
+        """One summary of frames and sound together, by the video Q-Former alone.
+
+        The original's variant of the model that needs no audio Q-Former: the sound segments join the frame tokens
+        as further tokens, numbered with the same position table. It requires an ImageBind audio trunk as wide as
+        the Q-Former, as the published one is.
+
+        Args:
+            pixel_values: (videos, frames, 3, height, width), float, CLIP-normalised.
+            audio_values: (videos, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
+
+        Returns:
+            (videos, video_queries, language_width).
+        """
+        branch = self.video_branch
+        sound = self._require_audio_branch().audio_encoder.encode(audio_values)  # (videos, segments, width)
+        states = [branch.number_frames(branch.encode_frames(pixel_values)), branch.number_frames(sound[:, :, None])]
+        return branch.project_states(torch.cat(states, dim=1))
+
     def get_inputs_embeds(
         self, input_ids: Tensor, video_features: Tensor | None = None, audio_features: Tensor | None = None
     ) -> Tensor:
