@@ -1,0 +1,66 @@
+"""The command line of `demo_video.py`; light to import, so that `--help` is immediate."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["build_parser"]
+
+DESCRIPTION = "Ask Video-LLaMA about a video, an image or a sound."
+EPILOG = """\
+examples:
+  one question:       python demo_video.py --model CHECKPOINTS --input clip.mp4 --question "What happens?"
+  several turns:      python demo_video.py --model CHECKPOINTS --input clip.mp4 --question "What happens?" "And then?"
+  a conversation:     python demo_video.py --model CHECKPOINTS --input clip.mp4
+  from a YAML file:   python demo_video.py --cfg-path eval_configs/video_llama_eval_withaudio.yaml --input clip.mp4
+
+CHECKPOINTS is a folder with the published files, a folder written by save_pretrained or
+scripts/convert_checkpoint.py, or a hub id such as DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options of the demo, in the groups that `--help` shows."""
+    parser = argparse.ArgumentParser(
+        prog="demo_video.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_model_options(parser.add_argument_group("the model"))
+    _add_input_options(parser.add_argument_group("what to look at and ask"))
+    _add_answer_options(parser.add_argument_group("how to answer"))
+    return parser
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="PATH", help="checkpoint folder, file or hub id")
+    source.add_argument("--cfg-path", metavar="YAML", help="configuration with a model section (eval_configs/)")
+    group.add_argument(
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of --cfg-path, e.g. model.ckpt=…"
+    )
+    group.add_argument(
+        "--model-type",
+        choices=["vicuna", "llama_v2"],
+        help="conversation template; by default the one that belongs to the weights",
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default a GPU if there is one")
+    group.add_argument("--gpu-id", type=int, metavar="N", help="the same as --device cuda:N")
+    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    group.add_argument("--load-in-8bit", action="store_true", help="language model in 8 bit (needs bitsandbytes)")
+    group.add_argument("--load-in-4bit", action="store_true", help="language model in 4 bit (needs bitsandbytes)")
+
+
+def _add_input_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--input", nargs="+", default=[], metavar="FILE", help="videos, images or sound files")
+    group.add_argument(
+        "--question", nargs="+", metavar="TEXT", help="questions, answered in order; without one, a conversation starts"
+    )
+    group.add_argument("--num-frames", type=int, metavar="N", help="frames to look at in a video (8)")
+    group.add_argument("--no-audio", action="store_true", help="do not listen to videos")
+
+
+def _add_answer_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (300)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    group.add_argument("--top-p", type=float, default=0.9, metavar="P", help="with a temperature: nucleus size (0.9)")
+    group.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search width (1)")
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less (1.0)")

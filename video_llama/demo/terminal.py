@@ -1,0 +1,134 @@
+"""Ask on the terminal: questions from the command line, or a conversation when a person is there."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from video_llama.demo.arguments import build_parser
+from video_llama.errors import VideoLlamaError
+
+if TYPE_CHECKING:
+    from video_llama.chat import Chat, Upload
+    from video_llama.model.inference import VideoLlama
+
+__all__ = ["main"]
+
+USAGE_ERROR, INPUT_ERROR = 2, 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; bad input ends in one line on stderr and exit code 1."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.question is None and not sys.stdin.isatty():
+        parser.error("give --question TEXT, or run on a terminal to have a conversation")
+    if arguments.options and not arguments.cfg_path:
+        parser.error("--options overrides settings of a YAML file; give --cfg-path too")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        _talk(arguments)
+    except VideoLlamaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    return 0
+
+
+def _talk(arguments: argparse.Namespace) -> None:
+    chat = _open_chat(arguments)
+    for path in arguments.input:
+        print(describe_upload(_upload(chat, path, arguments)), flush=True)
+    for question in arguments.question if arguments.question is not None else _typed_questions():
+        chat.ask(question)
+        if arguments.question is not None:
+            print(f"> {question}")
+        _print_answer(chat, sys.stdout)
+
+
+def _open_chat(arguments: argparse.Namespace) -> Chat:
+    from video_llama.chat import Chat
+    from video_llama.conversation import conv_templates
+    from video_llama.model.generation import GenerationOptions
+
+    try:
+        options = GenerationOptions(
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            num_beams=arguments.num_beams,
+            repetition_penalty=arguments.repetition_penalty,
+        )
+    except ValueError as error:
+        raise VideoLlamaError(str(error)) from error
+    template = {"vicuna": "v1", "llama_v2": "llama_2", None: None}[arguments.model_type]
+    conversation = None if template is None else conv_templates[template].copy()
+    return Chat(_load_model(arguments), conversation, options=options)
+
+
+def _load_model(arguments: argparse.Namespace) -> VideoLlama:
+    from video_llama.model.builder import build_model, load_pretrained_model
+
+    device = f"cuda:{arguments.gpu_id}" if arguments.gpu_id is not None else arguments.device
+    if arguments.cfg_path:
+        from video_llama.config import load_config
+
+        return build_model(load_config(arguments.cfg_path, arguments.options).model, device=device)
+    return load_pretrained_model(
+        arguments.model,
+        device=device,
+        dtype=arguments.dtype,
+        load_in_8bit=arguments.load_in_8bit,
+        load_in_4bit=arguments.load_in_4bit,
+    )
+
+
+def _upload(chat: Chat, path: str, arguments: argparse.Namespace) -> Upload:
+    from video_llama.processor.files import media_kind
+
+    kind = media_kind(path)
+    if kind == "image":
+        return chat.upload_img(path)
+    if kind == "audio":
+        return chat.upload_audio(path)
+    upload = chat.upload_video_without_audio if arguments.no_audio else chat.upload_video
+    return upload(path, num_frames=arguments.num_frames)
+
+
+def describe_upload(upload: Upload) -> str:
+    """One line on what the model saw and heard of a file."""
+    seen = heard = ""
+    if upload.frames is not None and upload.frames.kind == "image":
+        return f"{upload.source}: an image"
+    if upload.frames is not None:
+        times = ", ".join(f"{seconds:.1f}" for seconds in upload.frames.times_seconds)
+        seen = f"{len(upload.frames.times_seconds)} frames at {times} seconds; sound: "
+    if upload.audio is not None:
+        heard = f"{len(upload.audio.start_seconds)} segments of {upload.audio.duration_seconds:.1f} seconds heard"
+    return f"{upload.source}: {seen}{heard or upload.sound}"
+
+
+def _typed_questions() -> Iterable[str]:
+    print("Type a question; an empty line ends the conversation.")
+    while question := _read_line():
+        yield question
+
+
+def _read_line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _print_answer(chat: Chat, output: TextIO) -> None:
+    dropped = chat.dropped_turns
+    for piece in chat.stream_answer():
+        print(piece, end="", flush=True, file=output)
+    print(file=output)
+    if chat.dropped_turns > dropped:
+        print(f"(the first {chat.dropped_turns} turn(s) no longer fit and were not read)", file=sys.stderr)

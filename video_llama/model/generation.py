@@ -1,0 +1,182 @@
+"""From a prompt with media features to text: sampling options, stop strings, streaming, and the reused KV cache."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
+from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
+
+__all__ = ["GenerationOptions", "PrefixCache", "StopSignal", "TextStream", "cut_at_stop", "stream_text"]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How an answer is drawn; the defaults are greedy, so the same question has the same answer.
+
+    Args:
+        max_new_tokens: longest answer, in tokens.
+        min_new_tokens: shortest answer, in tokens.
+        temperature: 0 takes the likeliest token; above, tokens are sampled.
+        top_p: sample from the smallest set of tokens that holds this probability.
+        num_beams: width of beam search; 1 is none.
+        repetition_penalty: above 1, tokens of the answer so far become less likely.
+        length_penalty: beam search's preference for long (above 0) or short answers.
+    """
+
+    max_new_tokens: int = 300
+    min_new_tokens: int = 1
+    temperature: float = 0.0
+    top_p: float = 0.9
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ValueError("max_new_tokens and num_beams must be at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("temperature must not be negative and top_p must lie above 0 and up to 1")
+
+    def to_generate_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of `transformers`' `generate`; those that would have no effect are left out."""
+        kwargs: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+            "do_sample": self.temperature > 0,
+        }
+        if self.temperature > 0:
+            kwargs |= {"temperature": self.temperature, "top_p": self.top_p}
+        if self.num_beams > 1:
+            kwargs["length_penalty"] = self.length_penalty
+        return kwargs
+
+
+@dataclass
+class PrefixCache:
+    """Keys and values of the tokens a conversation has already been through.
+
+    Each cached position has a key that says what stood there: a token id, or which media item and which of its
+    tokens. A new prompt reuses the cache as far as its keys agree, so that nothing depends on how the prompt
+    came to differ (a dropped turn, an edited question, an answer that tokenises differently).
+    """
+
+    keys: list[Hashable] = field(default_factory=list)
+    states: Cache | None = None
+
+    def take(self, keys: Sequence[Hashable]) -> Cache:
+        """The cached states of the longest common prefix, always short of the last key.
+
+        `generate` needs at least one new position to compute. The states are handed over: the caller gives
+        them back with `put` when the answer is complete, and a failure in between leaves an empty cache.
+        """
+        shared = 0
+        for old, new in zip(self.keys, keys[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        states, surplus = self.states, len(self.keys) - shared
+        self.clear()
+        if states is None or shared == 0:
+            return DynamicCache()
+        if surplus:
+            states.crop(-surplus)
+        return states
+
+    def put(self, keys: Sequence[Hashable], states: Cache) -> None:
+        """Keep the states of `keys`; only as many as were really processed."""
+        self.keys = list(keys[: states.get_seq_length()])
+        self.states = states
+
+    def clear(self) -> None:
+        """Forget everything and free its memory."""
+        self.keys, self.states = [], None
+
+
+def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """`text` up to the first stop string, without surrounding white space."""
+    ends = [text.find(stop) for stop in stop_strings]
+    return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
+
+
+class StopSignal(StoppingCriteria):
+    """Ends generation after the current token when somebody no longer wants the answer."""
+
+    def __init__(self) -> None:
+        self.requested = threading.Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.requested.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+class TextStream(BaseStreamer):
+    """Hands over the text of one growing answer, holding back what may still change or turn out to be a stop string.
+
+    Every item of `pieces` is a piece of text; None marks the end.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> None:
+        self.pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._tokenizer, self._stop_strings = tokenizer, list(stop_strings)
+        self._ids: list[int] = []
+        self._sent = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self._ids += value.flatten().tolist()
+        self._send(self._settled(self._text()))
+
+    def end(self) -> None:
+        self._send(self._text())
+        self.pieces.put(None)
+
+    def _text(self) -> str:
+        return cut_at_stop(self._tokenizer.decode(self._ids, skip_special_tokens=True), self._stop_strings)
+
+    def _settled(self, text: str) -> str:
+        """`text` without the tail that later tokens may turn into something else."""
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the bytes of one character come in several tokens
+        starts = (n for stop in self._stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        return text[: len(text) - max(starts, default=0)].rstrip()
+
+    def _send(self, text: str) -> None:
+        if len(text) > self._sent:
+            self.pieces.put(text[self._sent :])
+            self._sent = len(text)
+
+
+def stream_text(stream: TextStream, run: Callable[[StoppingCriteriaList], None]) -> Iterator[str]:
+    """Run a generation in a thread and yield its text as it grows.
+
+    Closing the iterator early stops the generation after its current token and waits for it.
+
+    Args:
+        stream: the streamer that `run` passes to `generate`.
+        run: does the generation with the given stopping criteria; its exceptions are raised here.
+    """
+    signal, failure = StopSignal(), []
+
+    def work() -> None:
+        try:
+            run(StoppingCriteriaList([signal]))
+        except BaseException as error:  # carried to the reader's thread, raised there
+            failure.append(error)
+        finally:
+            stream.pieces.put(None)
+
+    thread = threading.Thread(target=work, name="video-llama-generate", daemon=True)
+    thread.start()
+    try:
+        while (piece := stream.pieces.get()) is not None:
+            yield piece
+    finally:
+        signal.requested.set()
+        thread.join()
+    if failure:
+        raise failure[0]

@@ -1,0 +1,204 @@
+"""The loaded model with its processor: ask it about media, get text."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.generation import StoppingCriteriaList
+
+from video_llama.conversation import Conversation, Placeholder, Text, conv_templates, introduce_media
+from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.processor.media import AudioSegments, VideoFrames
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.processor.prompt import encode_prompt
+
+__all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
+
+Piece = Text | Placeholder
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedMedia:
+    """One media item as the language model sees it.
+
+    Args:
+        kind: "image" for frames (a video or a still image), "audio" for sound.
+        features: (tokens, language_width).
+    """
+
+    kind: Literal["image", "audio"]
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt ready to be continued.
+
+    Args:
+        keys: what stands at each position: a token id, or a media item and which of its tokens.
+        inputs_embeds: (1, length, language_width).
+        stop_strings: texts that end the answer.
+    """
+
+    keys: list[Hashable]
+    inputs_embeds: Tensor
+    stop_strings: list[str]
+
+
+class VideoLlama:
+    """A thin wrapper that holds a Video-LLaMA and its processor.
+
+    Args:
+        model: the transformers model; it is put in evaluation mode.
+        processor: its processor, which knows the conversation template the weights were trained with.
+    """
+
+    def __init__(self, model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the token embeddings."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether the model can hear."""
+        return self.model.audio_branch is not None
+
+    @property
+    def max_length(self) -> int:
+        """Positions the language model was trained for; prompt and answer together should not exceed them."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def new_conversation(self) -> Conversation:
+        """An empty conversation in the template that belongs to the weights."""
+        return conv_templates[self.processor.conv_template].copy()
+
+    @torch.inference_mode()
+    def encode(self, media: VideoFrames | AudioSegments | Tensor) -> EncodedMedia:
+        """Run one media item through its branch; do it once and ask as often as you like.
+
+        Args:
+            media: what `process_video`, `process_images` or `process_audio` return, or a tensor:
+                (frames, 3, height, width) for frames, (segments, 1, mel_bins, mel_frames) for sound.
+
+        Raises:
+            ValueError: a sound, and the model was built without its audio branch.
+        """
+        if isinstance(media, AudioSegments) or (isinstance(media, Tensor) and media.shape[-3] == 1):
+            values = media.values if isinstance(media, AudioSegments) else media
+            return EncodedMedia("audio", self.model.get_audio_features(values[None].to(self.device))[0])
+        values = media.pixel_values if isinstance(media, VideoFrames) else media
+        return EncodedMedia("image", self.model.get_video_features(values[None].to(self.device))[0])
+
+    def generate(
+        self,
+        imgs: VideoFrames | Tensor | Sequence[VideoFrames] | None = None,
+        audio: AudioSegments | Tensor | None = None,
+        conv: Conversation | None = None,
+        **options: Any,
+    ) -> str:
+        """Answer the last question of a conversation about a video, images or a sound.
+
+        Args:
+            imgs: a video or an image as `process_video` / `process_images` return it, several images, or None.
+            audio: the sound that goes with it, or a sound alone, or None.
+            conv: the conversation. A last assistant message stands for the answer to come and is not read. The
+                media are introduced in the first user message, unless the messages hold placeholders already.
+            options: fields of `GenerationOptions`, e.g. `temperature=0.2`, `max_new_tokens=64`.
+
+        Returns:
+            the answer, without template text around it.
+        """
+        frames = [] if imgs is None else [imgs] if isinstance(imgs, (VideoFrames, Tensor)) else list(imgs)
+        items = [*frames] if audio is None else [audio, *frames]
+        conversation = (conv or self.new_conversation()).up_to_answer()
+        if not conversation.has_media():
+            conversation.introduce(introduce_media(frames, audio))
+        encoded = [self.encode(item) for item in items]
+        prompt = self.prepare(conversation, encoded)
+        return self.complete(prompt, GenerationOptions(**options))
+
+    @torch.inference_mode()
+    def prepare(self, conversation: Conversation, media: Sequence[EncodedMedia]) -> Prompt:
+        """Tokenise a conversation that ends with a question and splice the media in.
+
+        Args:
+            conversation: its placeholders, in order of appearance, are the media of their kind.
+            media: encoded items; the order between kinds is free.
+
+        Raises:
+            ValueError: the conversation's placeholders do not fit the media.
+        """
+        pieces = conversation.get_pieces(self.processor.tokenizer)
+        ids = encode_prompt(
+            pieces,
+            self.processor.tokenizer,
+            self.processor.placeholder_ids,
+            self.processor.placeholder_lengths,
+        )
+        of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
+        features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}
+        input_ids = torch.tensor([ids], device=self.device)
+        embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"))
+        return Prompt(self._keys(ids, of_kind), embeds, conversation.stop_strings)
+
+    def complete(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None) -> str:
+        """The answer to a prompt.
+
+        Args:
+            prompt: from `prepare`.
+            options: how to draw it.
+            cache: reuses and extends what an earlier prompt computed; not used with beams.
+        """
+        ids = self._run(prompt, options, cache)
+        return cut_at_stop(self.processor.tokenizer.decode(ids, skip_special_tokens=True), prompt.stop_strings)
+
+    def stream(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None) -> Iterator[str]:
+        """Like `complete`, in pieces as they are generated; closing the iterator stops the generation.
+
+        Beam search knows its answer only at the end and yields it whole.
+        """
+        if options.num_beams > 1:
+            yield self.complete(prompt, options, cache)
+            return
+        stream = TextStream(self.processor.tokenizer, prompt.stop_strings)
+
+        def run(stopping: StoppingCriteriaList) -> None:
+            self._run(prompt, options, cache, streamer=stream, stopping_criteria=stopping)
+
+        yield from stream_text(stream, run)
+
+    @torch.inference_mode()
+    def _run(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None, **extra: Any) -> list[int]:
+        """Ids of the answer, the tokens of a stop string included."""
+        kwargs = {**options.to_generate_kwargs(), **extra}
+        tokenizer = self.processor.tokenizer
+        if prompt.stop_strings:
+            kwargs |= {"stop_strings": prompt.stop_strings, "tokenizer": tokenizer}
+        reuse = cache is not None and options.num_beams == 1
+        if cache is not None and reuse:
+            kwargs["past_key_values"] = states = cache.take(prompt.keys)
+        output = self.model.generate(
+            inputs_embeds=prompt.inputs_embeds, pad_token_id=tokenizer.pad_token_id, **kwargs
+        )
+        ids = output[0].tolist()
+        if cache is not None and reuse:
+            cache.put([*prompt.keys, *ids], states)
+        return ids
+
+    def _keys(self, ids: list[int], of_kind: dict[str, list[EncodedMedia]]) -> list[Hashable]:
+        keys: list[Hashable] = list(ids)
+        for kind, items in of_kind.items():
+            tokens = ((item, number) for item in items for number in range(len(item.features)))
+            positions = (i for i, token in enumerate(ids) if token == self.processor.placeholder_ids[kind])
+            for position, token_of_item in zip(positions, tokens, strict=True):
+                keys[position] = token_of_item
+        return keys
