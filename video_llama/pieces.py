@@ -1,0 +1,127 @@
+"""What a prompt is made of: template text, typed text and placeholders; and the words that introduce media.
+
+Template text is trusted. Typed text is not: what looks like a special token or a placeholder in it stays
+plain text. Nothing here knows ids; `video_llama.processor.prompt` turns pieces into token ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from video_llama.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
+
+__all__ = [
+    "Content",
+    "Piece",
+    "Placeholder",
+    "Text",
+    "introduce_image",
+    "introduce_media",
+    "introduce_sound",
+    "introduce_video",
+    "introduce_video_with_sound",
+    "parse_placeholders",
+    "render_pieces",
+]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of a prompt that is text.
+
+    Args:
+        text: the characters.
+        trusted: written by the template, so that special tokens in it count as such.
+        answer: part of an answer or of what ends it: where training takes its loss.
+    """
+
+    text: str
+    trusted: bool = False
+    answer: bool = False
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Where the features of one media item go.
+
+    Args:
+        kind: "image" for frames (a video or a still image), "audio" for sound.
+    """
+
+    kind: Literal["image", "audio"]
+
+    @property
+    def token(self) -> str:
+        """How the placeholder is written in a prompt string."""
+        return AUDIO_PLACEHOLDER if self.kind == "audio" else IMAGE_PLACEHOLDER
+
+
+Piece = Text | Placeholder
+Content = str | Sequence[str | Placeholder] | None
+"""What a message says: text, text with media, or None for an answer that is still to come."""
+
+_HEAR = "Close your eyes, open your ears and you imagine only based on the sound that: "
+_SEE = "Close your ears, open your eyes and you see that "
+_ANSWER = "Now answer my question based on what you have just"
+_GAP = " " * 17  # the published weights were asked with these runs of spaces, which are tokens of their own
+
+
+def render_pieces(pieces: Iterable[Piece]) -> str:
+    """The pieces as one string, for people and for comparison; who wrote what is lost in it."""
+    return "".join(piece.text if isinstance(piece, Text) else piece.token for piece in pieces)
+
+
+def parse_placeholders(text: str) -> list[Piece]:
+    """A prompt string as pieces, all of it trusted: for prompts, never for what a user typed."""
+    placeholders = {item.token: item for item in (Placeholder("image"), Placeholder("audio"))}
+    parts = re.split(f"({'|'.join(map(re.escape, placeholders))})", text)
+    return [placeholders.get(part) or Text(part, trusted=True) for part in parts if part]
+
+
+def introduce_video(message: str = "") -> list[str | Placeholder]:
+    """The words before a question about a video.
+
+    Args:
+        message: which frames were sampled, as `VideoFrames.message` says it.
+    """
+    return ["<Video>", Placeholder("image"), f"</Video> {message}"]
+
+
+def introduce_image() -> list[str | Placeholder]:
+    """The words before a question about a still image."""
+    return ["<Image>", Placeholder("image"), "</Image> "]
+
+
+def introduce_sound() -> list[str | Placeholder]:
+    """The words before a question about a sound alone, after the pattern of `introduce_video_with_sound`."""
+    return [_HEAR, Placeholder("audio"), f".{_GAP}{_ANSWER} heard."]
+
+
+def introduce_video_with_sound() -> list[str | Placeholder]:
+    """The words before a question about a video and its sound; the sound comes first."""
+    between, after = f".{_GAP}{_SEE}<Video>", f"</Video>.{_GAP} {_ANSWER} seen and heard."
+    return [_HEAR, Placeholder("audio"), between, Placeholder("image"), after]
+
+
+def introduce_media(frames: Sequence[Any], audio: Any | None = None) -> list[str | Placeholder]:
+    """The words before a question about any media, up to and with the space that joins the question.
+
+    Args:
+        frames: videos and images in order: `VideoFrames`, or tensors (frames, 3, height, width), where one
+            frame without a message is a still image. A sound belongs to the first of them.
+        audio: a sound (only whether there is one matters), or None.
+
+    Returns:
+        items of a message's content; empty if there is nothing to introduce.
+    """
+    introductions: list[list[str | Placeholder]] = []
+    if audio is not None:
+        introductions.append(introduce_video_with_sound() if frames else introduce_sound())
+    for item in frames[len(introductions) :]:
+        message = getattr(item, "message", "")
+        is_image = not message and len(getattr(item, "pixel_values", item)) == 1
+        introductions.append(introduce_image() if is_image else introduce_video(message))
+    return [part for introduction in introductions for part in (*introduction, " ")]
