@@ -1,0 +1,225 @@
+"""Captions and instruction dialogues as token ids with labels.
+
+Stage 1 learns captions, stage 2 dialogues (Zhang, Li and Bing 2023, section 2.3). Labels stand on what the
+model is to say and on what ends it, and nowhere else. The original's mask drifts over the turns of a Vicuna
+dialogue and finds nothing to learn where a LLaMA-2 dialogue quotes its own template; here every token knows
+from its place in the text whether it belongs to an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from video_llama.constants import IGNORE_INDEX
+from video_llama.conversation import Conversation, conv_templates
+from video_llama.errors import ConfigError, DatasetError
+from video_llama.pieces import Content, Piece, Placeholder, Text, introduce_video, parse_placeholders
+from video_llama.processor.prompt import EncodedPrompt, encode_pieces
+
+__all__ = [
+    "Turn",
+    "build_caption_sample",
+    "build_dialogue_sample",
+    "collate_text",
+    "dialogue_template",
+    "llava_instruct_turns",
+    "video_instruct_turns",
+]
+
+Turn = tuple[Content, str]
+"""A question, which may hold the media position, and its answer."""
+
+_KINDS = ("image", "audio")
+_LLAVA_MARK = "<image>"
+_DIALOGUE_TEMPLATES = {"vicuna": "instruct_vicuna", "llama_v2": "video_llama_2"}
+
+
+def build_caption_sample(
+    caption: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    placeholder: tuple[int, int],
+    prompt: str | None = None,
+    end_sym: str,
+    max_txt_len: int,
+) -> dict[str, list[int]]:
+    """A caption of stage 1: BOS, the prompt around the media, the caption, `end_sym`.
+
+    Args:
+        caption: what to say; special tokens in it are plain text.
+        placeholder: id that marks media features, and how many of them.
+        prompt: text around one media position, e.g. `###Human: <Image><ImageHere></Image> … ###Assistant: `;
+            None puts the media alone in front.
+        end_sym: what ends the caption, e.g. "###", "</s>" or a line break.
+        max_txt_len: most tokens of caption and `end_sym` together; what is longer is cut off at its end.
+
+    Returns:
+        input_ids and labels of equal length; labels are IGNORE_INDEX but on caption and `end_sym`.
+
+    Raises:
+        ConfigError: the prompt does not hold exactly one media position.
+        DatasetError: nothing is left to learn: caption and `end_sym` are empty.
+    """
+    wrapping = [Placeholder("image")] if prompt is None else parse_placeholders(prompt)
+    if sum(isinstance(piece, Placeholder) for piece in wrapping) != 1:
+        raise ConfigError(f"the prompt {prompt!r} must hold one media position, e.g. <ImageHere>")
+    sample = _encode(wrapping, tokenizer, placeholder)
+    # The original tokenises the caption apart from the prompt: its first token carries a space of its own.
+    answer = [Text(caption, answer=True), Text(end_sym, trusted=True, answer=True)]
+    spoken = _encode(answer, tokenizer, placeholder, add_bos=False)
+    sample.extend(spoken.input_ids[:max_txt_len], spoken.is_answer[:max_txt_len])
+    return _with_labels(sample)
+
+
+def build_dialogue_sample(
+    turns: Sequence[Turn],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: Conversation,
+    placeholder: tuple[int, int],
+    max_txt_len: int,
+) -> dict[str, list[int]]:
+    """A dialogue of stage 2 in a conversation template.
+
+    Args:
+        turns: from `video_instruct_turns` or `llava_instruct_turns`.
+        template: see `dialogue_template`; messages it already holds are left out.
+        placeholder: id that marks media features, and how many of them.
+        max_txt_len: most tokens of text, BOS and media not counted; what is longer is cut off at its end.
+
+    Returns:
+        input_ids and labels of equal length; labels are IGNORE_INDEX but on answers and what ends them.
+
+    Raises:
+        DatasetError: the cut leaves no answer, or takes a media position away.
+    """
+    conversation = template.copy()
+    conversation.messages = [
+        [role, content] for turn in turns for role, content in zip(conversation.roles, turn, strict=True)
+    ]
+    sample = _encode(conversation.get_pieces(tokenizer), tokenizer, placeholder)
+    has_bos = sample.input_ids[:1] == [tokenizer.bos_token_id]
+    num_media_ids = sample.input_ids.count(placeholder[0])
+    length = max_txt_len + num_media_ids + int(has_bos)
+    cut = EncodedPrompt(sample.input_ids[:length], sample.is_answer[:length])
+    if cut.input_ids.count(placeholder[0]) < num_media_ids:
+        raise DatasetError(f"a media position lies beyond the first {max_txt_len} text tokens (max_txt_len)")
+    return _with_labels(cut)
+
+
+def dialogue_template(model_type: str) -> Conversation:
+    """The template that a family of language models is instruction-tuned with.
+
+    Args:
+        model_type: "vicuna", "llama_v2" or the name of a conversation template ("tokenizer" for the language
+            model's own chat template).
+
+    Raises:
+        ConfigError: no such name.
+    """
+    name = _DIALOGUE_TEMPLATES.get(model_type, model_type)
+    if name not in conv_templates:
+        known = ", ".join(sorted({*_DIALOGUE_TEMPLATES, *conv_templates}))
+        raise ConfigError(f"unknown model_type {model_type!r} of an instruction dataset. Known: {known}")
+    return conv_templates[name]
+
+
+def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str) -> list[Turn]:
+    """The turns of a `{"QA": [{"q": …, "a": …}, …]}` annotation; the video stands before the first question.
+
+    Args:
+        qa: questions and answers.
+        message: which frames were sampled, as `VideoFrames.message` says it.
+
+    Raises:
+        DatasetError: no questions, or one that is not a pair of texts.
+    """
+    if not qa:
+        raise DatasetError("the annotation holds no questions")
+    turns: list[Turn] = []
+    for number, pair in enumerate(qa):
+        question, answer = pair.get("q"), pair.get("a")
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise DatasetError(f"question {number} must be a text 'q' and a text 'a', but is {dict(pair)}")
+        turns.append((question if turns else [*introduce_video(message), question], answer))
+    return turns
+
+
+def llava_instruct_turns(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:
+    """The turns of LLaVA's `[{"from": "human", "value": …}, {"from": "gpt", …}, …]`.
+
+    The first `<image>` of a human text is the media position; any later one is text, as it is in answers. An
+    answer in front of the first question is left out.
+
+    Raises:
+        DatasetError: the speakers do not alternate, or no human text holds `<image>`.
+    """
+    spoken = [(entry.get("from"), entry.get("value")) for entry in conversations]
+    spoken = spoken[1:] if spoken and spoken[0][0] != "human" else spoken
+    speakers = [speaker for speaker, _ in spoken]
+    if speakers != ["human", "gpt"] * (len(spoken) // 2):
+        raise DatasetError(f"speakers must be human and gpt in turn, but are {speakers}")
+    turns: list[Turn] = []
+    is_placed = False
+    for (_, question), (_, answer) in zip(spoken[::2], spoken[1::2], strict=True):
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise DatasetError(f"a value is no text: {question!r}, {answer!r}")
+        content: Content = question
+        if not is_placed and _LLAVA_MARK in question:
+            before, _, after = question.partition(_LLAVA_MARK)
+            content, is_placed = [f"{before}<Image>", Placeholder("image"), f"</Image>{after}"], True
+        turns.append((content, answer))
+    if not is_placed:
+        raise DatasetError(f"no human text holds {_LLAVA_MARK}, the place of the image")
+    return turns
+
+
+def _encode(
+    pieces: Sequence[Piece],
+    tokenizer: PreTrainedTokenizerBase,
+    placeholder: tuple[int, int],
+    add_bos: bool = True,
+) -> EncodedPrompt:
+    """`encode_pieces` where frames and sound alike take the one placeholder that is being trained."""
+    token_id, length = placeholder
+    ids, lengths = dict.fromkeys(_KINDS, token_id), dict.fromkeys(_KINDS, length)
+    return encode_pieces(pieces, tokenizer, ids, lengths, add_bos)
+
+
+def _with_labels(sample: EncodedPrompt) -> dict[str, list[int]]:
+    if not any(sample.is_answer):
+        raise DatasetError(
+            f"no token of an answer is left among the {len(sample.input_ids)} of the sample: there is none, "
+            "or questions fill max_txt_len"
+        )
+    marked = zip(sample.input_ids, sample.is_answer, strict=True)
+    labels = [token_id if is_answer else IGNORE_INDEX for token_id, is_answer in marked]
+    return {"input_ids": sample.input_ids, "labels": labels}
+
+
+def collate_text(samples: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, Tensor]:
+    """Samples of unequal length as one batch, padded on the right.
+
+    Args:
+        samples: mappings with input_ids and labels.
+        pad_id: fills input_ids; what it is does not matter, the attention mask hides it. (The original masks
+            by this id, and with it real `<unk>` tokens.)
+
+    Returns:
+        input_ids, attention_mask and labels, each (batch, length), int64.
+    """
+    length = max(len(sample["input_ids"]) for sample in samples)
+
+    def pad(name: str, value: int) -> Tensor:
+        return torch.tensor([[*sample[name], *[value] * (length - len(sample[name]))] for sample in samples])
+
+    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    return {
+        "input_ids": pad("input_ids", pad_id),
+        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
+        "labels": pad("labels", IGNORE_INDEX),
+    }
