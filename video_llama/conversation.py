@@ -205,7 +205,8 @@ def _chat_template_pieces(conv: Conversation, tokenizer: Any) -> list[Piece]:
         messages.pop()
     names = {conv.roles[0]: "user", conv.roles[1]: "assistant", "system": "system"}
     around = _template_text(tokenizer, [names[role] for role, _ in messages], to_come)
-    end_of_answer = re.compile("|".join(rf"\s*{re.escape(token)}" for token in tokenizer.all_special_tokens))
+    specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    end_of_answer = re.compile("|".join(rf"\s*{re.escape(token)}" for token in specials))
     pieces: list[Piece] = [Text(around[0], trusted=True)]
     for (role, content), after in zip(messages, around[1:], strict=True):
         answer = role == conv.roles[1]

@@ -293,7 +293,7 @@ def test_the_original_mask_of_vicuna_dialogues_drifts_and_ours_does_not(
         sample = build(reference_json, case, tokenizer)
         table = side_by_side(sample["labels"], case["labels"], case["input_ids"], tokenizer)
         first_answer = next(index for index, (_, ours, _) in enumerate(table) if ours)
-        # The original's begins with the user's name and moves on from turn to turn, off the answers' beginnings.
+        # The original's begins with the user's name and moves on from turn to turn, away from the answers.
         assert any(theirs for _, _, theirs in table[:first_answer]), table
 
 
