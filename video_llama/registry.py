@@ -80,6 +80,6 @@ class Registry(Generic[T]):
 
 
 MODELS: Registry[Any] = Registry("model", ["video_llama.model.builder"])
-PROCESSORS: Registry[Any] = Registry("processor", ["video_llama.processor.media", "video_llama.processor.captions"])
+PROCESSORS: Registry[Any] = Registry("processor", ["video_llama.processor.builders", "video_llama.processor.captions"])
 SCHEDULES: Registry[Any] = Registry("learning-rate schedule", ["video_llama.training.optim"])
-VIDEO_READERS: Registry[Any] = Registry("video reader", ["video_llama.processor.video"])
+VIDEO_READERS: Registry[Any] = Registry("video reader", ["video_llama.processor.pyav_reader", "video_llama.processor.decord_reader"])

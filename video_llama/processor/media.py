@@ -1,0 +1,237 @@
+"""From media files to the tensors that the model takes.
+
+A `MediaProcessor` is settings and nothing else: it can be shared, pickled into data loader workers and
+written to a config with `dataclasses.asdict`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_MEAN, IMAGE_STD
+from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
+from video_llama.processor.audio import Waveform, decode_audio, to_mono
+from video_llama.processor.audio_features import LogMelSettings, log_mel_segments, segment_ranges
+from video_llama.processor.image import ImageInput, load_image, resize_image
+from video_llama.processor.sampling import (
+    SegmentSpacing,
+    frame_times_message,
+    sample_headtail_indices,
+    sample_uniform_indices,
+)
+from video_llama.processor.transforms import (
+    normalize_frames,
+    random_crop_frames,
+    random_crop_image,
+    random_source,
+)
+from video_llama.processor.video import DEFAULT_VIDEO_READER, decode_video
+
+__all__ = ["AudioInput", "AudioSegments", "MediaProcessor", "VideoFrames"]
+
+logger = logging.getLogger(__name__)
+
+AudioInput = str | os.PathLike[str] | tuple[torch.Tensor | NDArray[np.generic], int]
+"""A file, or samples (samples,) or (channels, samples) with their rate in hertz."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoFrames:
+    """The frames of one video, or one still image.
+
+    Attributes:
+        pixel_values: (frames, 3, height, width), float32 unless moved to another type, normalised.
+        kind: whether it was a video or a still image.
+        times_seconds: when each frame is shown; empty for an image.
+        indices: which frames of the file these are; empty for an image.
+        source: the file, or "image" for one that was in memory.
+        frames: (frames, height, width, 3), uint8, RGB: what the model sees, for people.
+    """
+
+    pixel_values: torch.Tensor
+    kind: Literal["video", "image"]
+    times_seconds: list[float]
+    indices: list[int]
+    source: str
+    frames: NDArray[np.uint8]
+
+    @property
+    def message(self) -> str:
+        """The sentence that tells the model when the frames were taken; "" for an image."""
+        return frame_times_message(self.times_seconds)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoFrames:
+        """The same frames on another device, and in another type if one is given."""
+        return replace(self, pixel_values=self.pixel_values.to(device, dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class AudioSegments:
+    """The sound of one file as segments of equal length.
+
+    Attributes:
+        values: (segments, 1, mel_bins, mel_frames), float32 unless moved to another type, normalised log-mel.
+        start_seconds: where each segment begins.
+        duration_seconds: length of the whole sound.
+        source: the file, or "sound" for one that was in memory.
+    """
+
+    values: torch.Tensor
+    start_seconds: list[float]
+    duration_seconds: float
+    source: str
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> AudioSegments:
+        """The same segments on another device, and in another type if one is given."""
+        return replace(self, values=self.values.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class MediaProcessor:
+    """Reads videos, images and sounds as one model wants them.
+
+    Attributes:
+        image_size: height and width of frames and images.
+        num_frames: frames to sample from a video.
+        mean, std: per channel, for RGB values from 0 to 1.
+        sampling: frames at equal steps, or at random from each half of the video (for training).
+        crop_scale: for training, the smallest and largest share of a picture to keep at random; images are
+            then also mirrored at random. None keeps pictures whole.
+        num_audio_segments: segments to take from a sound.
+        segment_spacing: whether the segments reach to the end of the sound ("main") or stop short of it as
+            with pytorchvideo 0.1.5 ("pv015").
+        log_mel: what becomes of a segment.
+        video_reader: name in the registry `VIDEO_READERS`.
+
+    Raises:
+        ConfigError: a setting that makes no sense.
+    """
+
+    image_size: int = DEFAULT_IMAGE_SIZE
+    num_frames: int = DEFAULT_NUM_FRAMES
+    mean: tuple[float, float, float] = IMAGE_MEAN
+    std: tuple[float, float, float] = IMAGE_STD
+    sampling: Literal["uniform", "headtail"] = "uniform"
+    crop_scale: tuple[float, float] | None = None
+    num_audio_segments: int = 8
+    segment_spacing: SegmentSpacing = "main"
+    log_mel: LogMelSettings = field(default_factory=LogMelSettings)
+    video_reader: str = DEFAULT_VIDEO_READER
+
+    def __post_init__(self) -> None:
+        # Configs and JSON hold lists and mappings.
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if self.crop_scale is not None:
+            object.__setattr__(self, "crop_scale", tuple(float(value) for value in self.crop_scale))
+        if isinstance(self.log_mel, Mapping):
+            object.__setattr__(self, "log_mel", LogMelSettings(**self.log_mel))
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("image_size", "num_frames", "num_audio_segments"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(f"mean and std need three values, std above 0: not {self.mean} and {self.std}")
+        if self.sampling not in ("uniform", "headtail"):
+            raise ConfigError(f"sampling must be 'uniform' or 'headtail', not {self.sampling!r}")
+        if self.segment_spacing not in ("main", "pv015"):
+            raise ConfigError(f"segment_spacing must be 'main' or 'pv015', not {self.segment_spacing!r}")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ConfigError(f"the scale of crops must rise within 0 to 1, not {self.crop_scale}")
+
+    def process_video(
+        self, path: str | os.PathLike[str], *, num_frames: int | None = None, audio: bool = True
+    ) -> tuple[VideoFrames, AudioSegments | None]:
+        """Sample a video's frames and its sound.
+
+        Args:
+            path: a video file.
+            num_frames: instead of the processor's setting. A shorter video gives as many frames as it has.
+            audio: False leaves the sound unread.
+
+        Returns:
+            the frames, and the sound or None if the file has no sound track (or `audio` is False).
+
+        Raises:
+            MediaError: the video or its sound track cannot be decoded.
+        """
+        decoded = decode_video(
+            path,
+            self.num_frames if num_frames is None else num_frames,
+            self.image_size,
+            self.image_size,
+            reader=self.video_reader,
+            sample=self._frame_sampler(),
+        )
+        frames = decoded.frames
+        if self.crop_scale is not None:
+            frames = random_crop_frames(frames, self.image_size, self.crop_scale)
+        pixel_values = normalize_frames(frames, self.mean, self.std)
+        video = VideoFrames(
+            pixel_values, "video", decoded.times_seconds, decoded.indices, os.fspath(path), frames
+        )
+        return video, self._process_sound_track(path) if audio else None
+
+    def process_image(self, image: ImageInput) -> VideoFrames:
+        """Read a still image as a video of one frame.
+
+        Args:
+            image: a file, a PIL image, or an array (height, width[, channels]).
+
+        Raises:
+            MediaError: the file is no image or is damaged.
+        """
+        loaded = load_image(image)
+        if self.crop_scale is not None:
+            pixels = random_crop_image(loaded, self.image_size, self.crop_scale)
+        else:
+            pixels = resize_image(loaded, self.image_size)
+        frames = pixels[np.newaxis]
+        source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image"
+        return VideoFrames(normalize_frames(frames, self.mean, self.std), "image", [], [], source, frames)
+
+    def process_audio(self, sound: AudioInput) -> AudioSegments:
+        """Read a sound file, the sound track of a video, or samples.
+
+        Raises:
+            NoSoundTrackError: the file has no sound.
+            MediaError: the sound cannot be decoded or is empty.
+        """
+        rate = self.log_mel.sample_rate_hz
+        if isinstance(sound, tuple):
+            source, waveform = "sound", to_mono(*sound, rate)
+        else:
+            source, waveform = os.fspath(sound), decode_audio(sound, rate, mono=True)
+        return self._segment(waveform, source)
+
+    def _segment(self, waveform: Waveform, source: str) -> AudioSegments:
+        samples = waveform.samples[0]
+        ranges = segment_ranges(len(samples), self.num_audio_segments, self.segment_spacing, self.log_mel)
+        values = log_mel_segments(samples, ranges, self.log_mel)
+        rate = waveform.sample_rate_hz
+        return AudioSegments(values, [start / rate for start, _ in ranges], len(samples) / rate, source)
+
+    def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
+        try:
+            return self.process_audio(path)
+        except NoSoundTrackError as error:
+            logger.info("%s", error)
+            return None
+        except MediaError as error:
+            raise MediaError(error.path, error.reason, "audio=False ignores the sound") from error
+
+    def _frame_sampler(self) -> Callable[[int, int], list[int]]:
+        if self.sampling == "uniform":
+            return sample_uniform_indices
+        return partial(sample_headtail_indices, rng=random_source())

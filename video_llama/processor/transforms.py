@@ -1,0 +1,73 @@
+"""Pixels to what the vision encoder takes, and the random crops of training.
+
+All randomness comes from torch's global generator: whoever saves and restores its state gets the same crops
+again.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+
+from video_llama.processor.image import resize_image
+
+__all__ = ["normalize_frames", "random_crop_frames", "random_crop_image", "random_source"]
+
+_ASPECT_RATIOS = (3 / 4, 4 / 3)
+
+
+def normalize_frames(
+    frames: NDArray[np.uint8], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """Scale to 0…1, then subtract the mean and divide by the standard deviation of each channel.
+
+    Args:
+        frames: (frames, height, width, 3), uint8, RGB.
+
+    Returns:
+        (frames, 3, height, width), float32.
+    """
+    pixels = torch.tensor(frames).permute(0, 3, 1, 2).to(torch.float32) / 255  # (frames, 3, height, width)
+    return ((pixels - _per_channel(mean)) / _per_channel(std)).contiguous()
+
+
+def random_crop_frames(frames: NDArray[np.uint8], size: int, scale: tuple[float, float]) -> NDArray[np.uint8]:
+    """Cut one random part out of all frames alike and enlarge it, bicubic.
+
+    Args:
+        frames: (frames, height, width, 3), uint8.
+        size: height and width of the result.
+        scale: smallest and largest share of the area to keep.
+
+    Returns:
+        (frames, size, size, 3), uint8.
+    """
+    pixels = torch.tensor(frames).permute(0, 3, 1, 2)  # (frames, 3, height, width)
+    top, left, height, width = RandomResizedCrop.get_params(pixels, list(scale), list(_ASPECT_RATIOS))
+    part = pixels[..., top : top + height, left : left + width].to(torch.float32)
+    enlarged = torch.nn.functional.interpolate(part, (size, size), mode="bicubic", align_corners=False)
+    # Bicubic overshoots at edges: clamp, where the reference lets the bytes wrap around to the other end.
+    result: NDArray[np.uint8] = enlarged.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return result
+
+
+def random_crop_image(image: Image.Image, size: int, scale: tuple[float, float]) -> NDArray[np.uint8]:
+    """Resize a random part of an image and mirror it every other time: (size, size, 3), uint8."""
+    top, left, height, width = RandomResizedCrop.get_params(image, list(scale), list(_ASPECT_RATIOS))
+    pixels = resize_image(image.crop((left, top, left + width, top + height)), size)
+    is_mirrored = bool(torch.rand(()) < 0.5)
+    return pixels[:, ::-1].copy() if is_mirrored else pixels
+
+
+def random_source() -> random.Random:
+    """Python's random numbers, seeded from torch's generator."""
+    return random.Random(int(torch.randint(2**62, ())))
+
+
+def _per_channel(values: tuple[float, float, float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
