@@ -28,8 +28,8 @@ __all__ = [
     "is_stray",
     "original_to_ours",
     "part_of",
-    "to_our_name",
     "to_original_name",
+    "to_our_name",
 ]
 
 Row = tuple[str, str]
@@ -218,8 +218,7 @@ def _translate(name: str, source: int) -> str | None:
         for row in part.rows:
             match = _regex(row[source]).fullmatch(name)
             if match is not None:
-                found = iter(match.groups())
-                return re.sub(r"[#*]", lambda _: next(found), row[1 - source])
+                return re.sub(r"[#*]", "{}", row[1 - source]).format(*match.groups())
     return None
 
 
