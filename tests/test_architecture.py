@@ -1,0 +1,104 @@
+"""The rules of docs/architecture.md and the public names, checked on the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import video_llama
+from video_llama.registry import Registry
+from video_llama.errors import ConfigError, MediaError
+
+PACKAGE = Path(video_llama.__file__).parent
+# From the bottom up: a layer imports layers below it, never above.
+LAYERS = [
+    {"constants", "errors", "registry", "utils", "pieces"},
+    {"config"},
+    {"conversation"},
+    {"processor"},
+    {"model"},
+    {"data"},
+    {"training", "chat", "captioner"},
+    {"evaluation", "demo"},
+]
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
+
+
+def layer_of(name: str) -> int:
+    return next(level for level, names in enumerate(LAYERS) if name in names)
+
+
+def imported_parts(path: Path) -> set[str]:
+    """First names below `video_llama` of everything a file imports."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {parts[1] for module in modules if (parts := module.split("."))[0] == "video_llama" and len(parts) > 1}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    upwards = {part for part in imported_parts(path) if layer_of(part) > layer_of(own)}
+    assert not upwards, f"{path.name} ({own}) imports {upwards} from above"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_library_never_prints_swallows_or_hard_codes_a_device(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except in line {node.lineno}"
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            assert name != "cuda", f"hard-coded device in line {node.lineno}"
+            assert name != "print" or "demo" in path.parts, f"print in line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", [name for name in video_llama.__all__ if name != "__version__"])
+def test_every_public_name_can_be_imported(name: str) -> None:
+    assert getattr(video_llama, name).__doc__ or name == "conv_templates"
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Chatt'"):
+        _ = video_llama.Chatt
+
+
+def test_star_import_of_constants_gives_what_scripts_use() -> None:
+    names: dict[str, object] = {}
+    exec("from video_llama.constants import *", names)
+    assert {"DEFAULT_IMAGE_PATCH_TOKEN", "IGNORE_INDEX", "IMAGE_MEAN"} <= names.keys()
+
+
+def test_a_registry_builds_by_name_and_refuses_doubles_and_strangers() -> None:
+    table: Registry = Registry("colour")
+    table.register("red")(dict)
+    assert table.build("red", value=1) == {"value": 1}
+    assert table.names() == ["red"]
+    with pytest.raises(ValueError, match="registered twice"):
+        table.register("red")(list)
+    with pytest.raises(ConfigError, match=r"unknown colour 'rde'; did you mean 'red'\? Known: red"):
+        table.get("rde")
+
+
+def test_a_registry_imports_its_modules_at_the_first_look_up_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", imported.append)
+    table: Registry = Registry("colour", ["some.module"])
+    assert imported == []
+    table.names()
+    table.names()
+    assert imported == ["some.module"]
+
+
+def test_a_media_error_survives_a_process_boundary() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(MediaError("a.mp4", "damaged", "copy it again")))
+    assert (error.path, error.reason, str(error)) == ("a.mp4", "damaged", "a.mp4: damaged (copy it again)")

@@ -1,0 +1,130 @@
+"""YAML configurations: every shipped file parses, every mistake is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from video_llama.config import load_config, save_config
+from video_llama.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("eval_configs/*.yaml")])
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(path)
+    assert config.model.arch == "video_llama"
+    assert "no effect" not in caplog.text
+
+
+def test_the_four_stages_carry_the_published_values() -> None:
+    expected = {
+        # warm-up steps, iterations per epoch, epochs, batch size, first rate, last rate, longest text
+        "visionbranch_stage1_pretrain": (2500, 2500, 5, 32, 1e-4, 8e-5, 32),
+        "visionbranch_stage2_finetune": (1000, 1000, 3, 4, 3e-5, 1e-5, 320),
+        "audiobranch_stage1_pretrain": (5000, 5000, 5, 32, 1e-4, 8e-5, 32),
+        "audiobranch_stage2_finetune": (400, 1000, 3, 4, 3e-5, 1e-5, 512),
+    }
+    for name, values in expected.items():
+        config = load_config(ROOT / f"configs/train/{name}.yaml")
+        run, audio = config.run, name.startswith("audio")
+        rates = (run.init_lr, run.min_lr, config.model.max_txt_len)
+        steps = (run.warmup_steps, run.iters_per_epoch, run.max_epoch, run.batch_size_train)
+        assert (*steps, *rates) == values
+        frozen = (config.model.frozen_llama_proj, config.model.frozen_video_Qformer, config.model.frozen_audio_Qformer)
+        assert frozen == ((True, True, False) if audio else (False, False, True))
+        assert config.model.equip_audio_branch == audio
+
+
+def test_options_are_stronger_than_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "run: {batch_size_train: 4, init_lr: 1e-4}\ndatasets: {webvid: {data_type: video}}\n")
+    options = ["run.batch_size_train=8", "datasets.webvid.sample_ratio=2", "model.ckpt=/some/file", "run.valid_splits=[val]"]
+    config = load_config(path, options)
+    assert (config.run.batch_size_train, config.run.init_lr) == (8, 1e-4)
+    assert (config.datasets["webvid"].sample_ratio, config.model.ckpt) == (2.0, "/some/file")
+    assert config.run.valid_splits == ["val"]
+
+
+def test_all_mistakes_are_named_at_once_with_the_nearest_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "model: {llama_modle: x, dtype: fp8}\nrunn: {task: y}\nrun: {batch_size_train: four}\n"
+        "datasets: {webvid: {vis_procesor: {}, vis_processor: {train: {nfrms: 8}}, sample_ratio: much}}\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["run.max_epoch=1.5"])
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    for mistake in (
+        "unknown key model.llama_modle (did you mean 'llama_model'?)",
+        "model.dtype must be one of auto, float32, bfloat16, float16, but is 'fp8'",
+        "unknown key runn (did you mean 'run'?)",
+        "run.batch_size_train must be an integer, but is 'four'",
+        "run.max_epoch must be an integer, but is 1.5",
+        "unknown key datasets.webvid.vis_processor.train.nfrms (did you mean 'n_frms'?)",
+        "datasets.webvid.sample_ratio must be a number or null, but is 'much'",
+    ):
+        assert mistake in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "holds no settings"),
+        ("- a\n", "must hold sections"),
+        ("model: {ckpt: 'a\n", "not valid YAML.*line 1"),
+        ("model:\n  arch: a\n  arch: b\n", "duplicate key arch.*line 3"),
+        ("model: 3\n", "model must be a section"),
+        ("datasets: {webvid: 3}\n", "datasets.webvid must be a section"),
+        ("model: {ckpt: {a: 1}}\n", "model.ckpt is a value, it has no key 'a'"),
+        ("run: {train_splits: train}\n", "must be a list"),
+        ("model: {ckpt: '${oc.env:NOT_SET_ANYWHERE}'}\n", "NOT_SET_ANYWHERE"),
+    ],
+)
+def test_a_broken_file_says_what_is_wrong_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load_config(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_file_and_a_malformed_option_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "absent.yaml")
+    for option in ("run.seed", "=3"):
+        with pytest.raises(ConfigError, match=r"section\.key=value"):
+            load_config(write(tmp_path, "run: {seed: 1}\n"), [option])
+
+
+def test_environment_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTS", "/weights")
+    assert load_config(write(tmp_path, "model: {ckpt: '${oc.env:WEIGHTS}/a.pth'}\n")).model.ckpt == "/weights/a.pth"
+
+
+def test_keys_without_effect_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_config(write(tmp_path, "run: {dist_url: 'env://'}\nmodel: {vit_precision: fp16}\n"))
+    assert "run.dist_url has no effect here" in caplog.text
+    assert "model.vit_precision has no effect here" in caplog.text
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(SHIPPED[0], ["run.seed=7"])
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_importing_the_package_or_reading_help_loads_no_torch() -> None:
+    code = "import sys, json, video_llama, video_llama.demo.arguments, video_llama.errors; print(json.dumps(list(sys.modules)))"
+    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    assert not {"torch", "transformers", "decord", "av"} & set(modules)

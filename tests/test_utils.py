@@ -1,0 +1,68 @@
+"""Devices, precisions, seeds, and skipped initialisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from video_llama.utils import utils
+from video_llama.utils.utils import disable_torch_init, resolve_device, resolve_dtype, set_seed
+
+
+def test_the_bare_call_leaves_later_modules_initialised() -> None:
+    disable_torch_init()
+    torch.manual_seed(0)
+    assert nn.Linear(8, 8).weight.abs().sum() > 0
+
+
+def test_initialisation_is_skipped_inside_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = []
+    monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: filled.append(self))
+    with pytest.raises(KeyError), disable_torch_init():
+        nn.Linear(2, 2)
+        raise KeyError
+    assert filled == []
+    nn.Linear(2, 2)
+    assert len(filled) == 1
+
+
+def test_a_seed_repeats_every_generator() -> None:
+    import random
+
+    import numpy as np
+
+    def draw() -> tuple[float, float, float]:
+        set_seed(7)
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    assert draw() == draw()
+
+
+def test_a_device_is_taken_as_given_or_found() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device(torch.device("meta")).type == "meta"
+    assert resolve_device().type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(("capable", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)])
+def test_a_cpu_computes_in_half_precision_only_where_it_has_the_instructions(
+    monkeypatch: pytest.MonkeyPatch, capable: dict[str, bool], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
+    assert resolve_dtype("auto", "cpu") == dtype
+    assert resolve_dtype("auto", "cpu", half=False) == torch.float32
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_computes_in_the_half_precision_it_has(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported)
+    assert utils.resolve_dtype(None, "cuda:0") == dtype
+    assert utils.resolve_dtype(None, "mps") == torch.float16
+
+
+def test_a_named_precision_is_obeyed() -> None:
+    assert resolve_dtype("bfloat16", "cpu") == torch.bfloat16
+    assert resolve_dtype(torch.float64, "cpu") == torch.float64

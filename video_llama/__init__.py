@@ -1,0 +1,62 @@
+"""Train and run Video-LLaMA, the audio-visual language model.
+
+The public names are imported when they are first used: `import video_llama` itself loads neither torch nor
+anything else that is heavy, and touches no network.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from video_llama.chat import Chat
+    from video_llama.config import load_config
+    from video_llama.conversation import Conversation, conv_templates
+    from video_llama.model.builder import build_model, load_pretrained_model
+    from video_llama.model.configuration import VideoLlamaConfig
+    from video_llama.model.generation import GenerationOptions
+    from video_llama.model.inference import VideoLlama
+    from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+    from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+
+_HOME = {
+    "Chat": "video_llama.chat",
+    "Conversation": "video_llama.conversation",
+    "GenerationOptions": "video_llama.model.generation",
+    "VideoLlama": "video_llama.model.inference",
+    "VideoLlamaConfig": "video_llama.model",
+    "VideoLlamaForConditionalGeneration": "video_llama.model",
+    "VideoLlamaProcessor": "video_llama.model",
+    "build_model": "video_llama.model.builder",
+    "conv_templates": "video_llama.conversation",
+    "load_config": "video_llama.config",
+    "load_pretrained_model": "video_llama.model.builder",
+}
+
+__all__ = [
+    "Chat",
+    "Conversation",
+    "GenerationOptions",
+    "VideoLlama",
+    "VideoLlamaConfig",
+    "VideoLlamaForConditionalGeneration",
+    "VideoLlamaProcessor",
+    "__version__",
+    "build_model",
+    "conv_templates",
+    "load_config",
+    "load_pretrained_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

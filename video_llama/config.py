@@ -1,0 +1,363 @@
+"""The YAML configurations: a typed schema, command-line overrides, and errors that name every mistake at once.
+
+The sections and keys are those of the original's files; what is new here says so. A configuration is plain
+dataclasses, so editors and type checkers know every key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from video_llama.errors import ConfigError
+
+__all__ = [
+    "BuildInfo",
+    "Config",
+    "DatasetConfig",
+    "ModelConfig",
+    "ProcessorConfig",
+    "ProcessorSplits",
+    "RunConfig",
+    "load_config",
+    "save_config",
+]
+
+logger = logging.getLogger(__name__)
+
+EVA_VIT_G_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
+QFORMER_URL = (
+    "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xxl.pth"
+)
+
+
+@dataclass
+class ModelConfig:
+    """Which model to build, from which files, and what of it stays frozen.
+
+    Args:
+        llama_model: folder or hub id of the language model.
+        imagebind_ckpt_path: `imagebind_huge.pth`, or its folder.
+        llama_proj_model: MiniGPT-4 checkpoint whose projection starts stage 1.
+        ckpt: checkpoint of the vision branch (`VL_*.pth`), or a folder written by `save_pretrained`.
+        ckpt_2: checkpoint of the audio branch (`AL_*.pth`).
+        vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
+        q_former_model: BLIP-2 checkpoint, a path or an address.
+        max_txt_len: longest text of a training sample, in tokens.
+        end_sym: what ends an answer.
+        prompt_path: file of prompts, of which stage 1 takes the lines that contain `<ImageHere>`.
+        prompt_template: text around such a prompt; `{}` is the prompt.
+        low_resource: the language model in 8 bit, as `load_in_8bit`.
+        dtype: auto, float32, bfloat16 or float16 (new).
+        load_in_8bit, load_in_4bit: quantise the language model (new).
+        device_map: how accelerate spreads the language model over devices, e.g. "auto" (new).
+        attn_implementation: eager, sdpa or flash_attention_2 (new).
+    """
+
+    arch: str = "video_llama"
+    model_type: str = "pretrain_llama_v2"
+    llama_model: str | None = None
+    imagebind_ckpt_path: str | None = None
+    llama_proj_model: str | None = None
+    ckpt: str | None = None
+    ckpt_2: str | None = None
+    vit_ckpt: str | None = EVA_VIT_G_URL
+    q_former_model: str | None = QFORMER_URL
+
+    vit_model: str = "eva_clip_g"
+    image_size: int = 224
+    drop_path_rate: float = 0.0
+    use_grad_checkpoint: bool = False
+    vit_precision: str = "fp16"
+    freeze_vit: bool = True
+    freeze_qformer: bool = True
+    num_query_token: int = 32
+    fusion_header_type: str = "seqTransf"
+    fusion_head_layers: int = 2
+    max_frame_pos: int = 32
+    num_video_query_token: int = 32
+    num_audio_query_token: int = 8
+    equip_audio_branch: bool = True
+    frozen_llama_proj: bool = True
+    frozen_video_Qformer: bool = True
+    frozen_audio_Qformer: bool = True
+
+    max_txt_len: int = 32
+    end_sym: str = "\n"
+    prompt_path: str | None = None
+    prompt_template: str = ""
+
+    low_resource: bool = False
+    dtype: str = "auto"
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    device_map: str | None = None
+    attn_implementation: str | None = None
+
+
+@dataclass
+class ProcessorConfig:
+    """One processor by its registered name; null settings keep the processor's own defaults."""
+
+    name: str | None = None
+    n_frms: int | None = None
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    min_scale: float | None = None
+    max_scale: float | None = None
+    prompt: str | None = None
+    max_words: int | None = None
+
+
+@dataclass
+class ProcessorSplits:
+    """The processors of training and of evaluation."""
+
+    train: ProcessorConfig = field(default_factory=ProcessorConfig)
+    eval: ProcessorConfig = field(default_factory=ProcessorConfig)
+
+
+@dataclass
+class BuildInfo:
+    """Where a dataset lies.
+
+    Args:
+        anno_dir: annotation file, or folder of annotation files.
+        videos_dir: folder that the annotations' media paths are relative to.
+        storage: folder of an image dataset, or pattern of its shards.
+    """
+
+    anno_dir: str | None = None
+    videos_dir: str | None = None
+    storage: str | None = None
+
+
+@dataclass
+class DatasetConfig:
+    """One dataset of the mixture.
+
+    Args:
+        data_type: "video" or "images".
+        sample_ratio: share of the batches relative to the other datasets; their size by default.
+        num_video_query_token: placeholder tokens of one media item, for instruction data.
+        tokenizer_name: the tokenizer of instruction data; the language model's by default.
+        model_type: template of instruction data: "vicuna" or "llama_v2".
+    """
+
+    data_type: str = "video"
+    build_info: BuildInfo = field(default_factory=BuildInfo)
+    vis_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
+    text_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
+    sample_ratio: float | None = None
+    num_video_query_token: int | None = None
+    tokenizer_name: str | None = None
+    model_type: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """How to train; steps, epochs and rates mean what they mean in the original."""
+
+    task: str = "video_text_pretrain"
+    runner: str = "runner_base"
+    lr_sched: str = "linear_warmup_cosine_lr"
+    init_lr: float = 1e-4
+    min_lr: float = 8e-5
+    warmup_lr: float = -1.0
+    warmup_steps: int = 0
+    lr_decay_rate: float = 1.0
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    max_epoch: int = 1
+    iters_per_epoch: int = 1000
+    batch_size_train: int = 32
+    batch_size_eval: int = 32
+    num_workers: int = 4
+    accum_grad_iters: int = 1
+    log_freq: int = 50
+    seed: int = 42
+    output_dir: str = "output"
+    amp: bool = True
+    resume_ckpt_path: str | None = None
+    evaluate: bool = False
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    valid_splits: list[str] = field(default_factory=list)
+    test_splits: list[str] = field(default_factory=list)
+    device: str | None = None
+    world_size: int = 1
+    dist_url: str = "env://"
+    distributed: bool = True
+
+
+@dataclass
+class Config:
+    """A whole configuration file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+CHOICES = {
+    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "model.vit_precision": ("fp16", "bf16", "fp32"),
+    "model.vit_model": ("eva_clip_g",),
+    "model.fusion_header_type": ("seqTransf",),
+}
+# Keys of the original that are accepted, so that its files still load, and what to use in their place.
+WITHOUT_EFFECT = {
+    "run.dist_url": "torchrun or accelerate launch set the rendezvous",
+    "run.world_size": "torchrun or accelerate launch set the number of processes",
+    "run.distributed": "torchrun or accelerate launch make a run distributed",
+    "model.vit_precision": "model.dtype sets the precision of the frozen parts",
+}
+
+
+def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Config:
+    """Read a YAML configuration.
+
+    Args:
+        path: the file; paths inside it are relative to the current directory.
+        options: overrides such as `run.batch_size_train=8`, stronger than the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or keys are unknown or have the wrong type; all are named at once.
+    """
+    values = _read_yaml(Path(path))
+    _check_is_mapping(values, f"{path}")
+    config = OmegaConf.structured(Config)
+    leaves = dict(_leaves(values))
+    leaves.update(_parse_options(options))
+    mistakes = [mistake for key, value in leaves.items() if (mistake := _set(config, key, value))]
+    if mistakes:
+        raise ConfigError(f"{path}: " + "; ".join(mistakes))
+    for key in WITHOUT_EFFECT.keys() & leaves.keys():
+        logger.warning("%s: %s has no effect here: %s", path, key, WITHOUT_EFFECT[key])
+    return OmegaConf.to_object(config)  # type: ignore[no-any-return]
+
+
+def save_config(config: Config, path: str | os.PathLike[str]) -> None:
+    """Write the resolved configuration, every default included, as YAML that `load_config` reads back."""
+    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    if not values:
+        raise ConfigError(f"{path}: the file holds no settings")
+    return values
+
+
+def _check_is_mapping(values: Any, where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: must hold sections such as model: and run:, but is a {type(values).__name__}")
+
+
+def _parse_options(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"option {option!r} must have the form section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"option {option!r}: the value is not valid YAML") from error
+        yield from _leaves(value, key) if isinstance(value, Mapping) and value else [(key, value)]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings."""
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            yield from _leaves(value, name)
+        else:
+            yield name, value
+
+
+def _set(config: Any, key: str, value: Any) -> str:
+    """Put one value into the structured configuration; what is wrong with it, or ""."""
+    unknown = _unknown_part(key)
+    if unknown:
+        return unknown
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if section == "datasets" and name and name not in config.datasets:
+        config.datasets[name] = DatasetConfig()
+    expected = _expected_type(key)
+    if dataclasses.is_dataclass(expected) or get_origin(expected) is dict:  # a section; without keys it says nothing
+        return "" if value is None else f"{key} must be a section with keys of its own, but is {value!r}"
+    try:
+        OmegaConf.update(config, key, value)
+    except OmegaConfBaseException:
+        return f"{key} must be {_type_name(expected)}, but is {value!r}"
+    if key in CHOICES and value not in CHOICES[key]:
+        return f"{key} must be one of {', '.join(CHOICES[key])}, but is {value!r}"
+    return ""
+
+
+def _unknown_part(key: str) -> str:
+    """What is wrong with a dotted key that the schema does not have, or ""."""
+    schema: Any = Config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        schema = _section_of(schema)
+        if schema is None:
+            return f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}"
+        if get_origin(schema) is dict:
+            schema = get_args(schema)[1]
+            continue
+        known = get_type_hints(schema)
+        if part not in known:
+            near = difflib.get_close_matches(part, known, n=1)
+            suggestion = f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})"
+            return f"unknown key {'.'.join(parts[: depth + 1])}{suggestion}"
+        schema = known[part]
+    return ""
+
+
+def _section_of(schema: Any) -> Any:
+    """The dataclass or dict type behind a field's annotation, None for a plain value."""
+    for candidate in (schema, *get_args(schema)):
+        if dataclasses.is_dataclass(candidate) or get_origin(candidate) is dict:
+            return candidate
+        if get_origin(schema) is dict:
+            return schema
+    return None
+
+
+def _expected_type(key: str) -> Any:
+    schema: Any = Config
+    for part in key.split("."):
+        section = _section_of(schema)
+        schema = get_args(section)[1] if get_origin(section) is dict else get_type_hints(section)[part]
+    return _section_of(schema) or schema
+
+
+def _type_name(expected: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if expected in names:
+        return names[expected]
+    if get_origin(expected) is list:
+        return f"a list, each item {_type_name(get_args(expected)[0])}"
+    return " or ".join(_type_name(argument) for argument in get_args(expected)) or str(expected)

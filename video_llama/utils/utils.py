@@ -1,0 +1,82 @@
+"""Small things every part needs: devices, precisions, seeds, and building modules without filling them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["disable_torch_init", "resolve_device", "resolve_dtype", "set_seed"]
+
+_SKIPPED_LAYERS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Conv3d)
+
+
+class disable_torch_init(contextlib.AbstractContextManager[None]):
+    """Skip the default random initialisation of layers that a checkpoint fills anyway.
+
+    Works as `with disable_torch_init(): …` and only inside the block, so that no other module is ever left
+    uninitialised. The bare call `disable_torch_init()`, as scripts for the original write it, changes nothing:
+    the loaders of this package never initialise weights that they load.
+    """
+
+    def __enter__(self) -> None:
+        self._saved = {layer: layer.reset_parameters for layer in _SKIPPED_LAYERS}
+        for layer in _SKIPPED_LAYERS:
+            layer.reset_parameters = lambda self: None  # type: ignore[method-assign]
+
+    def __exit__(self, *exception: Any) -> None:
+        for layer, reset_parameters in self._saved.items():
+            layer.reset_parameters = reset_parameters  # type: ignore[method-assign]
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or by default the first GPU, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: str | torch.device, half: bool = True) -> torch.dtype:
+    """The precision to load weights in.
+
+    Args:
+        dtype: "float32", "bfloat16", "float16" or a torch dtype; "auto" or None chooses for the device.
+        device: where the weights will be.
+        half: with "auto", whether half precision is wanted where the device is good at it.
+
+    Returns:
+        with "auto" and `half`: bfloat16 on a GPU or CPU that computes in it, float16 on other GPUs (and on MPS),
+        float32 on other CPUs, which compute in float16 several times slower than in float32.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in (None, "auto"):
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[str(dtype)]
+    kind = torch.device(device).type
+    if not half:
+        return torch.float32
+    if kind == "cpu":
+        return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float16
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products: AVX512-BF16 or AMX on x86, BF16 on Arm."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
