@@ -110,8 +110,8 @@ def introduce_media(frames: Sequence[Any], audio: Any | None = None) -> list[str
     """The words before a question about any media, up to and with the space that joins the question.
 
     Args:
-        frames: videos and images in order: `VideoFrames`, or tensors (frames, 3, height, width), where one
-            frame without a message is a still image. A sound belongs to the first of them.
+        frames: videos and images in order: `VideoFrames`, or tensors (frames, 3, height, width), of which
+            those of one frame are still images. A sound belongs to the first of them.
         audio: a sound (only whether there is one matters), or None.
 
     Returns:
@@ -121,7 +121,7 @@ def introduce_media(frames: Sequence[Any], audio: Any | None = None) -> list[str
     if audio is not None:
         introductions.append(introduce_video_with_sound() if frames else introduce_sound())
     for item in frames[len(introductions) :]:
-        message = getattr(item, "message", "")
-        is_image = not message and len(getattr(item, "pixel_values", item)) == 1
-        introductions.append(introduce_image() if is_image else introduce_video(message))
+        kind = getattr(item, "kind", None) or ("image" if len(item) == 1 else "video")
+        is_image = kind == "image"
+        introductions.append(introduce_image() if is_image else introduce_video(getattr(item, "message", "")))
     return [part for introduction in introductions for part in (*introduction, " ")]

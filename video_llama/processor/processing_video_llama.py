@@ -1,0 +1,248 @@
+"""The transformers processor: text and media files to model inputs, ids to text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from video_llama.conversation import conv_templates
+from video_llama.errors import ConfigError
+from video_llama.pieces import Piece
+from video_llama.processor.batching import pad_ids, pad_items
+from video_llama.processor.chat_messages import MessageReader, Messages
+from video_llama.processor.image import ImageInput
+from video_llama.processor.media import AudioInput, AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.prompt import encode_prompt
+from video_llama.processor.rendered_prompt import (
+    Prompt,
+    RenderedPrompt,
+    as_prompts,
+    check_positions,
+    find_visual_kinds,
+)
+
+__all__ = ["VideoLlamaProcessor"]
+
+VideoItem = str | os.PathLike[str] | VideoFrames | Tensor
+ImageItem = ImageInput | VideoFrames | Tensor
+AudioItem = AudioInput | AudioSegments | Tensor
+
+
+class VideoLlamaProcessor(ProcessorMixin):
+    """Everything between people's text and files and the model's tensors.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        image_token_id, audio_token_id: ids that mark frames and sound; above the language model's vocabulary,
+            so that no text can produce them.
+        media_processor: how files are read; its settings, as a mapping, serve as well.
+        num_video_query_tokens: ids that one video or image takes.
+        num_audio_query_tokens: ids that one sound takes.
+        use_audio: the model can hear; without it `apply_chat_template` leaves the sound of videos unread.
+        conv_template: name of the conversation template that the weights were trained with.
+        chat_template: not used; transformers passes it.
+
+    Raises:
+        ConfigError: an unknown template, or a placeholder id that the tokenizer can produce.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token_id: int,
+        audio_token_id: int,
+        media_processor: MediaProcessor | dict[str, Any] | None = None,
+        num_video_query_tokens: int = 32,
+        num_audio_query_tokens: int = 8,
+        use_audio: bool = True,
+        conv_template: str = "llama_2",
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+        if conv_template not in conv_templates:
+            known = ", ".join(sorted(conv_templates))
+            raise ConfigError(f"unknown conversation template {conv_template!r}. Known: {known}")
+        if min(image_token_id, audio_token_id) < len(tokenizer) or image_token_id == audio_token_id:
+            raise ConfigError(
+                f"image_token_id ({image_token_id}) and audio_token_id ({audio_token_id}) must differ and "
+                f"lie above the {len(tokenizer)} ids of the tokenizer, or text could stand for media"
+            )
+        self.image_token_id = image_token_id
+        self.audio_token_id = audio_token_id
+        if not isinstance(media_processor, MediaProcessor):
+            media_processor = MediaProcessor(**(media_processor or {}))
+        self.media_processor = media_processor
+        self.num_video_query_tokens = num_video_query_tokens
+        self.num_audio_query_tokens = num_audio_query_tokens
+        self.use_audio = use_audio
+        self.conv_template = conv_template
+
+    @property
+    def placeholder_ids(self) -> dict[str, int]:
+        """The id that marks media features, by kind."""
+        return {"image": self.image_token_id, "audio": self.audio_token_id}
+
+    @property
+    def placeholder_lengths(self) -> dict[str, int]:
+        """How many ids one media item takes, by kind."""
+        return {"image": self.num_video_query_tokens, "audio": self.num_audio_query_tokens}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors the processor makes."""
+        text = ["input_ids", "attention_mask"]
+        return [*text, "pixel_values", "frame_mask", "audio_values", "segment_mask"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings but the tokenizer, as JSON can hold them."""
+        return {**super().to_dict(), "media_processor": asdict(self.media_processor)}
+
+    def __call__(
+        self,
+        text: Prompt | Sequence[Prompt],
+        videos: VideoItem | list[VideoItem] | None = None,
+        images: ImageItem | list[ImageItem] | None = None,
+        audios: AudioItem | list[AudioItem] | None = None,
+        padding: bool | Literal["longest"] = True,
+        padding_side: Literal["left", "right"] = "left",
+        return_tensors: Literal["pt"] = "pt",
+    ) -> BatchFeature:
+        """Prompts and their media as model inputs.
+
+        Args:
+            text: a prompt or a list of them. A prompt is what `apply_chat_template` returns, a list of
+                pieces, or a string in which every `<ImageHere>` and `<AudioHere>` is a media position (so a
+                string must not hold what strangers typed).
+            videos: files, `VideoFrames`, or tensors (frames, 3, height, width); the sound of files is not
+                read. A list holds those of all prompts, in order of appearance.
+            images: files, PIL images, arrays, or as for videos. With videos given too, `<Image>` or `<Video>`
+                before a position says which it is.
+            audios: files, (samples, rate in hertz), `AudioSegments`, or tensors (segments, 1, bins, frames).
+            padding: False wants prompts of equal length.
+            padding_side: left for generation, right for training.
+
+        Returns:
+            input_ids, attention_mask: (prompts, length), int64.
+            pixel_values: (items, frames, 3, height, width), with videos or images.
+            audio_values: (sounds, segments, 1, bins, frames), with sounds.
+            frame_mask, segment_mask: (items, frames) and (sounds, segments), bool; only where items are padded.
+
+        Raises:
+            ValueError: media and positions do not match, or prompts of unequal length without padding.
+            MediaError: a file cannot be read.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors can only be 'pt', not {return_tensors!r}")
+        prompts = as_prompts(text)
+        visuals = self._order_visuals(prompts, _as_list(videos), _as_list(images))
+        sounds = [self._read_sound(item) for item in _as_list(audios)]
+        return self._batch(prompts, visuals, sounds, bool(padding), padding_side)
+
+    def apply_chat_template(
+        self,
+        conversation: Messages | Sequence[Messages],
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        load_audio_from_video: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Messages with media items, in the conversation template that belongs to the weights.
+
+        Args:
+            conversation: messages, or a list of conversations. Items are `{"type": "text", "text": …}` and
+                `{"type": "image" | "video" | "audio", "path": …}`; typed text stays text.
+            add_generation_prompt: end with the beginning of an answer.
+            tokenize: True reads the files and gives model inputs. False gives strings, to be passed to
+                `__call__` with the media: nothing is read, so no sentence says which frames were sampled.
+            return_dict: with `tokenize`, False gives the input_ids alone.
+            load_audio_from_video: let videos be heard, if the model can hear.
+            kwargs: padding, padding_side and return_tensors of `__call__`.
+
+        Raises:
+            ValueError: an unknown role or item type, or a media item without its file.
+            MediaError: a file cannot be read.
+        """
+        is_single = not conversation or not isinstance(conversation[0], Sequence)
+        conversations: Any = [conversation] if is_single else conversation
+        reader = MessageReader(
+            self.media_processor if tokenize else None, listen=self.use_audio and load_audio_from_video
+        )
+        prompts = [self._pieces(messages, add_generation_prompt, reader) for messages in conversations]
+        if not tokenize:
+            rendered = [RenderedPrompt(pieces) for pieces in prompts]
+            return rendered[0] if is_single else rendered
+        batch = self(prompts, videos=[*reader.visuals], audios=[*reader.sounds], **kwargs)
+        return batch if return_dict else batch["input_ids"]
+
+    def _pieces(self, messages: Messages, add_generation_prompt: bool, reader: MessageReader) -> list[Piece]:
+        conversation = conv_templates[self.conv_template].copy()
+        reader.fill(conversation, messages)
+        if add_generation_prompt:
+            conversation.append_message(conversation.roles[1], None)
+        return conversation.get_pieces(self.tokenizer)
+
+    def _order_visuals(
+        self, prompts: Sequence[Sequence[Piece]], videos: list[Any], images: list[Any]
+    ) -> list[Tensor]:
+        """Frames of all videos and images in the order of their positions in the prompts."""
+        if not videos or not images:
+            return [self._read_frames(item, is_image=bool(images)) for item in videos or images]
+        ordered = []
+        for kind in find_visual_kinds(prompts):
+            given = images if kind == "image" else videos
+            if given:
+                ordered.append(self._read_frames(given.pop(0), is_image=kind == "image"))
+        if videos or images:
+            raise ValueError(f"{len(videos)} video(s) and {len(images)} image(s) have no place in the text")
+        return ordered
+
+    def _read_frames(self, item: Any, is_image: bool) -> Tensor:
+        if isinstance(item, Tensor):
+            return item
+        if not isinstance(item, VideoFrames):
+            media = self.media_processor
+            item = media.process_image(item) if is_image else media.process_video(item, audio=False)[0]
+        return item.pixel_values
+
+    def _read_sound(self, item: Any) -> Tensor:
+        if isinstance(item, Tensor):
+            return item
+        if not isinstance(item, AudioSegments):
+            item = self.media_processor.process_audio(item)
+        return item.values
+
+    def _batch(
+        self,
+        prompts: Sequence[Sequence[Piece]],
+        visuals: list[Tensor],
+        sounds: list[Tensor],
+        padding: bool,
+        padding_side: Literal["left", "right"],
+    ) -> BatchFeature:
+        check_positions(prompts, "image", len(visuals), "videos and images")
+        check_positions(prompts, "audio", len(sounds), "sounds")
+        ids = [
+            encode_prompt(prompt, self.tokenizer, self.placeholder_ids, self.placeholder_lengths)
+            for prompt in prompts
+        ]
+        if not padding and len({len(prompt) for prompt in ids}) > 1:
+            raise ValueError("prompts of unequal length cannot form a batch; pass padding=True")
+        batch: dict[str, Tensor | None] = {}
+        batch["input_ids"], batch["attention_mask"] = pad_ids(ids, self.tokenizer.pad_token_id, padding_side)
+        if visuals:
+            batch["pixel_values"], batch["frame_mask"] = pad_items(visuals)
+        if sounds:
+            batch["audio_values"], batch["segment_mask"] = pad_items(sounds)
+        return BatchFeature({name: tensor for name, tensor in batch.items() if tensor is not None})
+
+
+def _as_list(items: Any) -> list[Any]:
+    if items is None:
+        return []
+    return list(items) if isinstance(items, list) else [items]
