@@ -1,1 +1,18 @@
-"""Tensors to loss and text: the two media branches, the language model, and their checkpoints."""
+"""Tensors to loss and text: the two media branches, the language model, and their checkpoints.
+
+Importing this package makes `transformers`' Auto classes know Video-LLaMA folders.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+
+__all__ = ["VideoLlamaConfig", "VideoLlamaForConditionalGeneration", "VideoLlamaProcessor"]
+
+AutoConfig.register(VideoLlamaConfig.model_type, VideoLlamaConfig, exist_ok=True)
+AutoModelForImageTextToText.register(VideoLlamaConfig, VideoLlamaForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(VideoLlamaConfig, VideoLlamaProcessor, exist_ok=True)

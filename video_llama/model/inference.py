@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation import StoppingCriteriaList
 
-from video_llama.conversation import Conversation, Placeholder, Text, conv_templates, introduce_media
+from video_llama.conversation import Conversation, conv_templates, introduce_media
 from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.media import AudioSegments, VideoFrames
@@ -19,7 +19,7 @@ from video_llama.processor.prompt import encode_prompt
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
-Piece = Text | Placeholder
+
 
 
 @dataclass(frozen=True, eq=False)
