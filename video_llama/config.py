@@ -244,7 +244,9 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
         raise ConfigError(f"{path}: " + "; ".join(mistakes))
     for key in WITHOUT_EFFECT.keys() & leaves.keys():
         logger.warning("%s: %s has no effect here: %s", path, key, WITHOUT_EFFECT[key])
-    return OmegaConf.to_object(config)  # type: ignore[no-any-return]
+    resolved = OmegaConf.to_object(config)
+    assert isinstance(resolved, Config)
+    return resolved
 
 
 def save_config(config: Config, path: str | os.PathLike[str]) -> None:

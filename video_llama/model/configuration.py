@@ -108,13 +108,14 @@ class VideoLlamaConfig(PreTrainedConfig):
         "text_config": AutoConfig,
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    qformer_config: dict[str, Any] | PreTrainedConfig | None = None
-    video_qformer_config: dict[str, Any] | PreTrainedConfig | None = None
-    audio_config: dict[str, Any] | PreTrainedConfig | None = None
-    imagebind_vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    audio_qformer_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    # Each is given as a configuration, a dict of its keys or None, and is a configuration from then on.
+    vision_config: Any = None
+    qformer_config: Any = None
+    video_qformer_config: Any = None
+    audio_config: Any = None
+    imagebind_vision_config: Any = None
+    audio_qformer_config: Any = None
+    text_config: Any = None
 
     use_audio: bool = True
     num_query_tokens: int = 32

@@ -105,11 +105,9 @@ class Attention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        if config.modality == "audio":
-            self.bias_k = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-            self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        else:
-            self.bias_k = self.bias_v = None
+        has_bias = config.modality == "audio"
+        self.bias_k = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if has_bias else None
+        self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if has_bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)  # each (pictures, tokens, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ def _num_values(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _language_model_bytes(model: nn.Module, bytes_per_value: int, bits: int | None) -> int:
+def _language_model_bytes(model: Any, bytes_per_value: int, bits: int | None) -> int:
     """Quantisation reaches the linear layers only; embeddings, norms and the output layer stay as they are."""
     total = _num_values(model)
     if bits is None:

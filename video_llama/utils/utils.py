@@ -78,5 +78,5 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: str | torch.device, h
 
 def _cpu_computes_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16 products: AVX512-BF16 or AMX on x86, BF16 on Arm."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
