@@ -105,12 +105,12 @@ class VideoLlamaProcessor(ProcessorMixin):
     def __call__(
         self,
         text: Prompt | Sequence[Prompt],
-        videos: VideoItem | list[VideoItem] | None = None,
-        images: ImageItem | list[ImageItem] | None = None,
-        audios: AudioItem | list[AudioItem] | None = None,
+        videos: VideoItem | Sequence[VideoItem] | None = None,
+        images: ImageItem | Sequence[ImageItem] | None = None,
+        audios: AudioItem | Sequence[AudioItem] | None = None,
         padding: bool | Literal["longest"] = True,
         padding_side: Literal["left", "right"] = "left",
-        return_tensors: Literal["pt"] = "pt",
+        return_tensors: str = "pt",
     ) -> BatchFeature:
         """Prompts and their media as model inputs.
 
@@ -130,7 +130,7 @@ class VideoLlamaProcessor(ProcessorMixin):
             input_ids, attention_mask: (prompts, length), int64.
             pixel_values: (items, frames, 3, height, width), with videos or images.
             audio_values: (sounds, segments, 1, bins, frames), with sounds.
-            frame_mask, segment_mask: (items, frames) and (sounds, segments), bool; only where items are padded.
+            frame_mask, segment_mask: (items, frames), (sounds, segments), bool; only where items are padded.
 
         Raises:
             ValueError: media and positions do not match, or prompts of unequal length without padding.
