@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import threading
 import zipfile
 from abc import abstractmethod
 from collections import defaultdict
@@ -73,8 +74,8 @@ class Weights(Mapping[str, Tensor]):
         """The file that holds a tensor."""
 
     @abstractmethod
-    def read(self, name: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """A copy of one tensor, converted on the way if asked."""
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A copy of one tensor, converted on the way if asked; several threads may read at a time."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name)
@@ -90,6 +91,7 @@ class _File(Weights):
         self._headers = {name: tensor.to("meta") for name, tensor in self._mapped.items()}
         self._can_release = path.suffix == ".safetensors" or zipfile.is_zipfile(path)
         self._bytes_read = 0
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._headers)
@@ -103,14 +105,19 @@ class _File(Weights):
     def file_of(self, name: str) -> Path:
         return self.path
 
-    def read(self, name: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
-        if self._mapped is None:
-            self._mapped = _map(self.path)
-        tensor = self._mapped[name].to(device=device, dtype=dtype, copy=True)
-        self._bytes_read += self._headers[name].nbytes
-        if self._can_release and self._bytes_read > RELEASE_AFTER_BYTES:
-            self._mapped, self._bytes_read = None, 0
-        return tensor
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        return self._view(name).to(dtype=dtype, copy=True)
+
+    def _view(self, name: str) -> Tensor:
+        """The mapped tensor; it keeps its mapping alive for as long as it is used."""
+        with self._lock:
+            if self._mapped is None:
+                self._mapped = _map(self.path)
+            view = self._mapped[name]
+            self._bytes_read += view.nbytes
+            if self._can_release and self._bytes_read > RELEASE_AFTER_BYTES:
+                self._mapped, self._bytes_read = None, 0
+        return view
 
 
 class _Shards(Weights):
@@ -120,6 +127,7 @@ class _Shards(Weights):
         super().__init__(index.parent)
         self._file_names = _read_index(index)
         self._files: dict[str, _File] = {}
+        self._lock = threading.Lock()
         absent = sorted({name for name in self._file_names.values() if not (self.path / name).exists()})
         if absent:
             total = len(set(self._file_names.values()))
@@ -140,13 +148,14 @@ class _Shards(Weights):
     def file_of(self, name: str) -> Path:
         return self.path / self._file_names[name]
 
-    def read(self, name: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
-        return self._file(name).read(name, dtype, device)
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        return self._file(name).read(name, dtype)
 
     def _file(self, name: str) -> _File:
         file_name = self._file_names[name]
-        if file_name not in self._files:
-            self._files[file_name] = _File(self.path / file_name)
+        with self._lock:
+            if file_name not in self._files:
+                self._files[file_name] = _File(self.path / file_name)
         file = self._files[file_name]
         if name not in file:
             raise CheckpointError(f"{file.path}: {name} is not in it, though the index says so; download it again")

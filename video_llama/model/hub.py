@@ -1,0 +1,101 @@
+"""Where weights come from: a path, a hub id or a web address becomes a local path, downloaded if need be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError
+
+from video_llama.errors import CheckpointError
+
+__all__ = ["CHECKPOINT_PATTERNS", "LANGUAGE_MODEL_PATTERNS", "WITHOUT_SOUND_PATTERNS", "resolve_source"]
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors", "*.bin", "*.pth")
+"""Files of a hub repository that a checkpoint may consist of."""
+
+WITHOUT_SOUND_PATTERNS = (*CHECKPOINT_PATTERNS[:-1], "VL*.pth", "eva_vit_g.pth", "blip2*.pth")
+"""The same without the large files that only sound needs."""
+
+LANGUAGE_MODEL_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors")
+"""Files of a language model that is stored in safetensors."""
+
+_WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".json"}
+
+
+def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequence[str] = CHECKPOINT_PATTERNS) -> Path:
+    """The local path of a file or folder.
+
+    A path is taken as it is. A hub id (`owner/name`) is downloaded through huggingface_hub, with progress bars;
+    an interrupted download goes on where it stopped, and a finished one is found in the cache. A web address is
+    downloaded to torch's hub cache, where the original code keeps the same files.
+
+    Args:
+        source: path, hub id or web address.
+        wanted: what it should be, for the error message: "eva_vit_g.pth (vit_ckpt)".
+        patterns: files to take of a hub repository.
+
+    Raises:
+        CheckpointError: no such file, or it cannot be downloaded; the message says what to put where.
+    """
+    text = os.fspath(source)
+    if urlparse(text).scheme in ("http", "https"):
+        return _download_file(text, wanted)
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    if not _is_hub_id(text):
+        raise CheckpointError(f"{path}: no such file or folder; it should be {wanted}")
+    return _download_repository(text, wanted, patterns)
+
+
+def _is_hub_id(text: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text)) and Path(text).suffix not in _WEIGHT_SUFFIXES
+
+
+def _download_repository(hub_id: str, wanted: str, patterns: Sequence[str]) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{hub_id}: its owners ask you to accept their terms first; do so on its page at the hub, "
+            f"then log in here with `hf auth login`"
+        ) from error
+    except (OSError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{hub_id}: no such folder here, and not to be had from the hub ({_first_line(error)}). Download it on a "
+            f"machine with a network, put its files into one folder and give the path of that folder; "
+            f"it should be {wanted}"
+        ) from error
+
+
+def _download_file(address: str, wanted: str) -> Path:
+    name = Path(urlparse(address).path).name
+    if not name:
+        raise CheckpointError(f"{address}: this address names no file; it should be {wanted}")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / name
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    logger.info("downloading %s to %s", address, path)
+    try:
+        torch.hub.download_url_to_file(address, str(path))
+    except OSError as error:  # urllib's errors are OSErrors
+        raise CheckpointError(
+            f"{address}: cannot be downloaded ({_first_line(error)}). Download {name} on a machine with a network and "
+            f"put it beside the other files, or into {folder}, or give its path; it should be {wanted}"
+        ) from error
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,246 @@
+"""From files to a model: one way for every layout and every option of transformers' `from_pretrained`.
+
+The original's files are matched against the model by name and shape first, so that every gap is known before
+anything is read. Then transformers builds the model without memory and asks for the tensors one by one; each is
+copied from its file straight to where it stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from video_llama.errors import CheckpointError
+from video_llama.model.checkpoint import (
+    AUDIO_BRANCH,
+    AUDIO_ENCODER,
+    IMAGEBIND_VISION,
+    LANGUAGE_MODEL,
+    PROJECTION,
+    QFORMER,
+    VIDEO_BRANCH,
+    VISION_ENCODER,
+    Part,
+    is_stray,
+    part_of,
+)
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.eva_vit import interpolate_position_table
+from video_llama.model.hub import resolve_source
+from video_llama.model.language_model import check_language_model, read_language_config
+from video_llama.model.load_report import POSITION_TABLE, Found, LoadReport, Source, match_weights
+from video_llama.model.original_files import OriginalFiles
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_files import Weights, open_weights
+
+__all__ = ["load_original", "load_trainable", "match_original", "original_config"]
+
+logger = logging.getLogger(__name__)
+
+TRAINABLE_PARTS = (VIDEO_BRANCH, PROJECTION, AUDIO_BRANCH)
+MEDIA_MODULES = ("video_branch", "audio_branch")
+
+
+def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
+    """Sizes of the model that the files hold: those of the `config.json` beside them, else the published ones.
+
+    The language model's part always comes from its own folder. The model hears if there are files for it.
+
+    Args:
+        files: where everything is.
+        changes: fields of `VideoLlamaConfig` that shall differ.
+
+    Raises:
+        CheckpointError: a configuration file is missing or damaged.
+    """
+    sizes = VideoLlamaConfig.get_config_dict(files.config)[0] if files.config else {}
+    text_config = read_language_config(files.language_model)
+    of_other_vocabulary = {"image_token_id": None, "audio_token_id": None}
+    hears = {"use_audio": files.imagebind is not None}
+    return VideoLlamaConfig(**{**sizes, **of_other_vocabulary, **hears, "text_config": text_config, **changes})
+
+
+def load_original(
+    files: OriginalFiles,
+    *,
+    config: VideoLlamaConfig | None = None,
+    dtype: torch.dtype | None = None,
+    trainable_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> VideoLlamaForConditionalGeneration:
+    """Load a checkpoint in the original layout.
+
+    Args:
+        files: where everything is.
+        config: the model to build; `original_config(files)` by default. Its image size may differ from the
+            checkpoint's: the position table is interpolated.
+        dtype: of all parameters; that of the language model's files by default.
+        trainable_dtype: of the parts that train, if it shall differ; their weights are not rounded on the way.
+        options: `device_map`, `attn_implementation`, `quantization_config` and whatever else transformers'
+            `from_pretrained` takes. Quantisation leaves the branches alone.
+
+    Returns:
+        the model, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+    """
+    config = config or original_config(files)
+    dtype = dtype or config.text_config.dtype or torch.float32
+    report = match_original(files, config)
+    rows = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    model, info = VideoLlamaForConditionalGeneration.from_pretrained(
+        None,
+        config=config,
+        state_dict={name: _StoredTensor(found, dtype, name, rows) for name, found in report.found.items()},
+        dtype=dtype,
+        ignore_mismatched_sizes=True,  # they are reported below, with the others
+        output_loading_info=True,
+        **_spare_branches(options),
+    )
+    _check_language_model_is_whole(files, info)
+    if trainable_dtype is not None:
+        _reload_trainable(model, report, trainable_dtype)
+    return model
+
+
+def load_trainable(model: VideoLlamaForConditionalGeneration, source: str | os.PathLike[str]) -> LoadReport:
+    """Load a `VL_*.pth`, `AL_*.pth` or MiniGPT-4 projection into a model, in place.
+
+    Args:
+        model: keeps its dtype and device.
+        source: path, address or hub id of the file.
+
+    Returns:
+        what was loaded, by part.
+
+    Raises:
+        CheckpointError: the file is damaged, has nothing for this model, has a part only in parts, or does not fit.
+    """
+    path = resolve_source(source, f"{VIDEO_BRANCH.file} or {AUDIO_BRANCH.file}")
+    own = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) in TRAINABLE_PARTS}
+    report = match_weights(own, [Source(open_weights(path))])
+    report.raise_for_problems(str(path))
+    with torch.no_grad():
+        for name, found in report.found.items():
+            own[name].copy_(found.weights[found.name])
+    _log(report)
+    return report
+
+
+def match_original(files: OriginalFiles, config: VideoLlamaConfig) -> LoadReport:
+    """Find every weight of a model in the files; nothing is read but names and shapes.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+    """
+    language_model = open_weights(files.language_model)
+    check_language_model(language_model, config.text_config)
+    with torch.device("meta"):
+        model = VideoLlamaForConditionalGeneration(config)
+    expected = model.state_dict()
+    for tied in model.all_tied_weights_keys:
+        expected.pop(tied, None)
+    sources = _open_sources(files)
+    renamed = config.text_config.model_type != "llama"
+    if renamed:  # transformers renames and merges stored weights of some language models: leave the matching to it
+        expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
+    else:
+        sources.append(Source(language_model, LANGUAGE_MODEL.file_prefix))
+    report = match_weights(expected, sources, _required_parts(files, config))
+    report.raise_for_problems("the checkpoint")
+    if renamed:
+        report.found |= _as_stored(language_model)
+    _log(report)
+    return report
+
+
+def _open_sources(files: OriginalFiles) -> list[Source]:
+    """In the original's order: what comes later goes before what comes earlier."""
+    in_order = (
+        (files.vision_encoder, VISION_ENCODER.file_prefix),
+        (files.qformer, ""),
+        (files.imagebind, AUDIO_ENCODER.file_prefix),
+        (files.projection, ""),
+        (files.video_branch, ""),
+        (files.audio_branch, ""),
+    )
+    return [Source(open_weights(path), prefix) for path, prefix in in_order if path is not None]
+
+
+def _required_parts(files: OriginalFiles, config: VideoLlamaConfig) -> set[Part]:
+    """All that is built, but for the trainable parts that no file is given for: those start untrained."""
+    required = {VISION_ENCODER, QFORMER, LANGUAGE_MODEL}
+    if files.video_branch is not None:
+        required |= {VIDEO_BRANCH, PROJECTION}
+    if files.projection is not None:
+        required |= {PROJECTION}
+    if config.use_audio:
+        required |= {AUDIO_ENCODER} | ({AUDIO_BRANCH} if files.audio_branch is not None else set())
+    if config.imagebind_vision_config is not None:
+        required |= {IMAGEBIND_VISION}
+    return required
+
+
+def _as_stored(language_model: Weights) -> dict[str, Found]:
+    stored = (name for name in language_model if not is_stray(LANGUAGE_MODEL.file_prefix + name))
+    return {f"language_model.{name}": Found(language_model, name) for name in stored}
+
+
+@dataclass(frozen=True)
+class _StoredTensor:
+    """A weight that is read when transformers slices it (`tensor[...]`), as it does with safetensors' own slices."""
+
+    found: Found
+    dtype: torch.dtype
+    name: str
+    num_patches: int
+
+    def __getitem__(self, index: Any) -> Tensor:
+        stored = self.found.weights.header(self.found.name).dtype
+        tensor = self.found.weights.read(self.found.name, self.dtype if stored.is_floating_point else stored)
+        if self.name == POSITION_TABLE:
+            tensor = interpolate_position_table(tensor, self.num_patches)
+        return tensor[index]
+
+
+def _spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Have quantisation leave out the branches, where it costs accuracy and saves little, and the output layer."""
+    quantization = options.get("quantization_config")
+    for attribute in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(quantization, attribute) and not getattr(quantization, attribute):
+            setattr(quantization, attribute, [*MEDIA_MODULES, "language_model.lm_head"])
+    return dict(options)
+
+
+def _check_language_model_is_whole(files: OriginalFiles, info: Mapping[str, Any]) -> None:
+    """What transformers could not place or fill, for the models it renames the weights of."""
+    prefix = "language_model."
+    missing = sorted(name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix))
+    misfits = sorted(str(entry[0]).removeprefix(prefix) for entry in info["mismatched_keys"])
+    if missing or misfits:
+        lacks = f"{len(missing)} weights are missing" if missing else f"{len(misfits)} weights have another shape"
+        first = ", ".join((missing or misfits)[:3])
+        raise CheckpointError(
+            f"{files.language_model}: {lacks} ({first}, …); config.json and weights may be of different models. "
+            f"If transformers alone can load this folder, save it anew with its save_pretrained"
+        )
+
+
+def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadReport, dtype: torch.dtype) -> None:
+    """Give the parts that train their own dtype, with values read anew so that none was rounded."""
+    for name, parameter in model.named_parameters():
+        if part_of(name) in TRAINABLE_PARTS:
+            found = report.found.get(name)
+            value = parameter.data if found is None else found.weights[found.name]
+            parameter.data = value.to(device=parameter.device, dtype=dtype)
+
+
+def _log(report: LoadReport) -> None:
+    logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
