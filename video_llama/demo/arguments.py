@@ -22,7 +22,10 @@ scripts/convert_checkpoint.py, or a hub id such as DAMO-NLP-SG/Video-LLaMA-2-7B-
 def build_parser() -> argparse.ArgumentParser:
     """All options of the demo, in the groups that `--help` shows."""
     parser = argparse.ArgumentParser(
-        prog="demo_video.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="demo_video.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_model_options(parser.add_argument_group("the model"))
     _add_input_options(parser.add_argument_group("what to look at and ask"))
@@ -35,7 +38,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     source.add_argument("--model", metavar="PATH", help="checkpoint folder, file or hub id")
     source.add_argument("--cfg-path", metavar="YAML", help="configuration with a model section (eval_configs/)")
     group.add_argument(
-        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of --cfg-path, e.g. model.ckpt=…"
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of --cfg-path: model.ckpt=…"
     )
     group.add_argument(
         "--model-type",

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from video_llama.demo.arguments import build_parser
@@ -77,7 +78,12 @@ def _load_model(arguments: argparse.Namespace) -> VideoLlama:
     if arguments.cfg_path:
         from video_llama.config import load_config
 
-        return build_model(load_config(arguments.cfg_path, arguments.options).model, device=device)
+        config = load_config(arguments.cfg_path, arguments.options)
+        model = build_model(config.model, device=device)
+        num_frames = next((data.vis_processor.train.n_frms for data in config.datasets.values()), None)
+        if num_frames is not None:
+            model.processor.media_processor = replace(model.processor.media_processor, num_frames=num_frames)
+        return model
     return load_pretrained_model(
         arguments.model,
         device=device,
@@ -88,7 +94,7 @@ def _load_model(arguments: argparse.Namespace) -> VideoLlama:
 
 
 def _upload(chat: Chat, path: str, arguments: argparse.Namespace) -> Upload:
-    from video_llama.processor.files import media_kind
+    from video_llama.processor.kind import media_kind
 
     kind = media_kind(path)
     if kind == "image":

@@ -59,7 +59,7 @@ class AudioBranch(nn.Module):
             ValueError: the model was built without ImageBind's vision trunk.
         """
         if self.vision_encoder is None:
-            raise ValueError("this model has no ImageBind vision trunk; set imagebind_vision_config in its configuration")
+            raise ValueError("this model has no ImageBind vision trunk; its config needs imagebind_vision_config")
         return self._encode(self.vision_encoder, pixel_values)
 
     @staticmethod

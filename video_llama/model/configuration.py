@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
 
-__all__ = ["VideoLlamaConfig", "VideoLlamaVisionConfig", "ImageBindTrunkConfig"]
+__all__ = ["ImageBindTrunkConfig", "VideoLlamaConfig", "VideoLlamaVisionConfig"]
 
 
 class VideoLlamaVisionConfig(PreTrainedConfig):
@@ -123,8 +123,8 @@ class VideoLlamaConfig(PreTrainedConfig):
     num_audio_query_tokens: int = 8
     max_frame_positions: int = 32
     max_segment_positions: int = 8
-    image_token_id: int | None = None
-    audio_token_id: int | None = None
+    image_token_id: Any = None
+    audio_token_id: Any = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from video_llama.config import EVA_VIT_G_URL, QFORMER_URL
+from video_llama.config import EVA_VIT_G_URL, QFORMER_URL, ModelConfig
 from video_llama.errors import CheckpointError
 from video_llama.model.checkpoint import (
     AUDIO_BRANCH,
@@ -125,6 +125,36 @@ def find_original_files(
     )
 
 
+def configured_files(config: ModelConfig) -> OriginalFiles:
+    """The files that a configuration's model section names.
+
+    What it does not name is looked for beside the checkpoints: the language model, and files of the usual names.
+
+    Raises:
+        CheckpointError: a file is missing, or there are several and none was chosen.
+    """
+    video = None if config.ckpt is None else _branch_file(config.ckpt, "VL", "model.ckpt")
+    hears = config.equip_audio_branch
+    audio = _branch_file(config.ckpt_2, "AL", "model.ckpt_2") if hears and config.ckpt_2 is not None else None
+    beside = next((file.parent for file in (video, audio) if file is not None), Path.cwd())
+    language_model = resolve_language_model(config.llama_model or _find_language_model(beside))
+    vision = None if config.vit_ckpt == EVA_VIT_G_URL else config.vit_ckpt
+    qformer = None if config.q_former_model == QFORMER_URL else config.q_former_model
+    projection = config.llama_proj_model
+    return OriginalFiles(
+        language_model=language_model,
+        vision_encoder=_resolve_file(vision, beside, VISION_FILE, EVA_VIT_G_URL, VISION_ENCODER.file),
+        qformer=_resolve_file(qformer, beside, QFORMER_FILE, QFORMER_URL, QFORMER.file),
+        video_branch=video,
+        audio_branch=audio,
+        imagebind=_resolve_file(config.imagebind_ckpt_path, beside, IMAGEBIND_FILE, None, AUDIO_ENCODER.file)
+        if hears
+        else None,
+        projection=None if projection is None else resolve_source(projection, "model.llama_proj_model"),
+        config=beside / "config.json" if _is_our_config(beside / "config.json") else None,
+    )
+
+
 def resolve_language_model(source: Source) -> Path:
     """The local folder of a language model, given as a path or hub id.
 
@@ -170,6 +200,16 @@ def _find_language_model(folder: Path) -> Path:
         f"{folder}: no language model; put its folder here (llama-2-7b-chat-hf/ with config.json, weights and "
         f"tokenizer.model), or say where it is with llama_model"
     )
+
+
+def _branch_file(source: Source, prefix: str, key: str) -> Path:
+    """A branch's checkpoint, given as a file of any name or as the folder of its `VL_*.pth` or `AL_*.pth`."""
+    path = resolve_source(source, key)
+    if path.is_file():
+        return path
+    file = _chosen_or_only(path, path, prefix, required=True)
+    assert file is not None
+    return file
 
 
 def _chosen_or_only(path: Path, folder: Path, prefix: str, required: bool) -> Path | None:

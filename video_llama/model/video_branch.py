@@ -71,7 +71,7 @@ class VideoBranch(nn.Module):
         return self.project_states(states, mask)
 
     def number_frames(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Add its frame's position to every token: (videos, frames, queries, width) to (videos, frames * queries, width)."""
+        """Tokens (videos, frames, queries, width) with their frame's position, as (videos, frames * queries, width)."""
         positions = position_rows(self.frame_position_embedding.weight, frame_tokens.shape[1], frame_mask)
         return (frame_tokens.to(positions.dtype) + positions[:, :, None]).flatten(1, 2)
 

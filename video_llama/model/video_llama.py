@@ -38,6 +38,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch"]
+    # A folder may hold more than is wanted of it: sound for a model that only looks, ImageBind's vision trunk.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^audio_branch\."]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(self, config: VideoLlamaConfig, language_model: PreTrainedModel | None = None) -> None:
@@ -74,7 +76,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.video_branch(pixel_values, frame_mask)
 
     def get_audio_features(self, audio_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
-        """Log-mel (sounds, segments, 1, mel_bins, mel_frames) to language-model tokens (sounds, audio_queries, width)."""
+        """Log-mel (sounds, segments, 1, bins, mel_frames) to language-model tokens (sounds, audio_queries, width)."""
         return self._require_audio_branch()(audio_values, segment_mask)
 
     def get_audio_features_from_images(self, pixel_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:

@@ -1,0 +1,231 @@
+"""Load a whole model, from a path or from a configuration: both ways end in the same loader."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from video_llama.config import ModelConfig
+from video_llama.errors import CheckpointError, ConfigError
+from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.hub import resolve_source
+from video_llama.model.inference import VideoLlama
+from video_llama.model.loading import load_original, load_original_processor, original_config
+from video_llama.model.original_files import (
+    OriginalFiles,
+    configured_files,
+    find_original_files,
+    is_transformers_folder,
+)
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.registry import MODELS
+from video_llama.utils.utils import resolve_device, resolve_dtype
+
+__all__ = ["build_model", "load_pretrained_model"]
+
+
+def load_pretrained_model(
+    model_path: str | os.PathLike[str],
+    model_base: str | os.PathLike[str] | None = None,
+    model_name: str | None = None,
+    device: str | torch.device | None = None,
+    half: bool = True,
+    verbose: bool = True,
+    *,
+    audio: bool | None = None,
+    dtype: str | torch.dtype = "auto",
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+) -> VideoLlama:
+    """Load a model ready to answer.
+
+    Args:
+        model_path: a folder with the published files (or its `VL_*.pth`), a folder written by `save_pretrained`,
+            or a hub id of either.
+        model_base: the language model's folder or hub id, if it is not in the checkpoint's folder.
+        model_name: name of a conversation template; by default the one that belongs to the weights.
+        device: where to; by default a GPU if there is one.
+        half: half precision where the device is good at it (see `resolve_dtype`); never float16 on a CPU.
+        verbose: show progress bars and log what was loaded, part by part (logger `video_llama.model`, level INFO).
+        audio: whether to build the audio branch; by default if the checkpoint has one.
+        dtype: a precision by name, stronger than `half`.
+        load_in_8bit, load_in_4bit: quantise the language model with bitsandbytes; branches stay as they are.
+        device_map: how accelerate spreads the model over devices; `device` is then not used.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2" (the language model's; encoders use sdpa).
+
+    Raises:
+        CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
+        ConfigError: settings that contradict each other, or an unknown template.
+    """
+    target = resolve_device(device)
+    options = _loading_options(load_in_8bit, load_in_4bit, device_map, attn_implementation, target)
+    precision = resolve_dtype(dtype, target, half)
+    with contextlib.nullcontext() if verbose else _quiet():
+        path = resolve_source(model_path, "a folder with VL_*.pth and the files beside it, or one of save_pretrained")
+        folder = path.parent if path.suffix in (".safetensors", ".json") else path
+        if is_transformers_folder(folder):
+            return _load_transformers(folder, model_name, precision, audio, options)
+        files = find_original_files(path, audio=audio, language_model=model_base)
+        return _load_original(files, model_name, precision, options)
+
+
+@MODELS.register("video_llama")
+def build_model(
+    config: ModelConfig,
+    *,
+    device: str | torch.device | None = None,
+    for_training: bool = False,
+    audio_from_images: bool = False,
+    **options: Any,
+) -> VideoLlama:
+    """Build the model of a configuration's model section.
+
+    Args:
+        config: the section.
+        device: where to; by default a GPU if there is one.
+        for_training: branches that no checkpoint is named for start untrained; otherwise that is an error.
+        audio_from_images: build ImageBind's vision trunk too, to train the audio branch on images.
+        options: further arguments of `load_original`, e.g. `trainable_dtype`.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_pretrained_model`.
+    """
+    target = resolve_device(device)
+    precision = resolve_dtype(config.dtype, target)
+    in_8bit = config.load_in_8bit or config.low_resource
+    options |= _loading_options(in_8bit, config.load_in_4bit, config.device_map, config.attn_implementation, target)
+    path = None if config.ckpt is None else resolve_source(config.ckpt, "model.ckpt")
+    if path is not None and is_transformers_folder(path):
+        return _load_transformers(path, None, precision, config.equip_audio_branch, options, audio_from_images)
+    if not for_training:
+        _check_is_trained(config)
+    files = configured_files(config)
+    sizes = {} if files.config else _configured_sizes(config)
+    template = _template_name(config.model_type)
+    return _load_original(files, template, precision, options, sizes, audio_from_images)
+
+
+def _load_transformers(
+    folder: Path,
+    template: str | None,
+    precision: torch.dtype,
+    audio: bool | None,
+    options: dict[str, Any],
+    audio_from_images: bool = False,
+) -> VideoLlama:
+    config = VideoLlamaConfig.from_pretrained(folder)
+    if audio and not config.use_audio:
+        raise CheckpointError(f"{folder}: the model was saved without its audio branch, so it cannot hear")
+    config.use_audio = config.use_audio if audio is None else audio
+    if not audio_from_images:
+        config.imagebind_vision_config = None
+    overrides: dict[str, Any] = {"use_audio": config.use_audio}
+    if template is not None:
+        overrides["conv_template"] = template
+    processor = VideoLlamaProcessor.from_pretrained(folder, **overrides)
+    model = VideoLlamaForConditionalGeneration.from_pretrained(folder, config=config, dtype=precision, **options)
+    return VideoLlama(model, processor)
+
+
+def _load_original(
+    files: OriginalFiles,
+    template: str | None,
+    precision: torch.dtype,
+    options: dict[str, Any],
+    sizes: dict[str, Any] | None = None,
+    audio_from_images: bool = False,
+) -> VideoLlama:
+    config = original_config(files, **(sizes or {}))
+    if not audio_from_images:
+        config.imagebind_vision_config = None
+    elif config.imagebind_vision_config is None:
+        config.imagebind_vision_config = ImageBindTrunkConfig.vision_huge()
+    processor = load_original_processor(files, config, template)
+    return VideoLlama(load_original(files, config=config, dtype=precision, **options), processor)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Only errors, no progress bars."""
+    package_logger = logging.getLogger("video_llama.model")
+    level, had_bars = package_logger.level, transformers_logging.is_progress_bar_enabled()
+    package_logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        package_logger.setLevel(level)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_is_trained(config: ModelConfig) -> None:
+    """A branch that no file is named for would answer at random."""
+    if config.ckpt is None:
+        raise ConfigError("model.ckpt must name the checkpoint of the vision branch (VL_*.pth) or a converted folder")
+    if config.equip_audio_branch and config.ckpt_2 is None:
+        raise ConfigError(
+            "model.ckpt_2 must name the checkpoint of the audio branch (AL_*.pth), or set equip_audio_branch: False"
+        )
+
+
+def _configured_sizes(config: ModelConfig) -> dict[str, Any]:
+    """The sizes that a model section sets; all others are those of the published model."""
+    head = {"num_hidden_layers": config.fusion_head_layers, "cross_attention_frequency": 1}
+    return {
+        "vision_config": {"image_size": config.image_size, "drop_path_rate": config.drop_path_rate},
+        "video_qformer_config": head,
+        "audio_qformer_config": head,
+        "num_query_tokens": config.num_query_token,
+        "num_video_query_tokens": config.num_video_query_token,
+        "num_audio_query_tokens": config.num_audio_query_token,
+        "max_frame_positions": config.max_frame_pos,
+    }
+
+
+def _template_name(model_type: str) -> str | None:
+    """The template a `model_type` of the original asks for; None leaves it to the language model."""
+    return {"pretrain_vicuna": "v1", "vicuna": "v1", "pretrain_llama_v2": "llama_2", "llama_v2": "llama_2"}.get(
+        model_type
+    )
+
+
+def _loading_options(
+    load_in_8bit: bool, load_in_4bit: bool, device_map: Any, attn_implementation: str | None, device: torch.device
+) -> dict[str, Any]:
+    """Keyword arguments of transformers' `from_pretrained`."""
+    options: dict[str, Any] = {"device_map": device_map if device_map is not None else {"": device}}
+    if load_in_8bit or load_in_4bit:
+        options["quantization_config"] = _quantization(load_in_8bit, load_in_4bit, device)
+    if attn_implementation is not None:
+        # Flash attention has no padding masks as the Q-Formers use them: it is the language model's alone.
+        is_flash = attn_implementation.startswith("flash")
+        options["attn_implementation"] = {"text_config": attn_implementation} if is_flash else attn_implementation
+    return options
+
+
+def _quantization(load_in_8bit: bool, load_in_4bit: bool, device: torch.device) -> BitsAndBytesConfig:
+    if load_in_8bit and load_in_4bit:
+        raise ConfigError("choose one of load_in_8bit (low_resource) and load_in_4bit")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("8 and 4 bit need bitsandbytes: pip install 'video_llama[quantization]'")
+    if load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=resolve_dtype("auto", device),
+    )
