@@ -125,9 +125,10 @@ def test_a_question_joins_media_that_wait_for_it_and_no_other_message() -> None:
     conversation = talk("v1")
     conversation.introduce([*introduce_video("N frames. "), " "])
     conversation.ask("one")
-    conversation.append_message("Assistant", "yes")
+    conversation.append_message("Assistant", ["yes", Placeholder("image")])
     conversation.ask("two")
     conversation.ask("three")
+    conversation.messages[1][1] = "yes"
     assert [len(message[1]) for message in conversation.messages] == [5, 3, 3, 5]
     assert conversation.get_prompt() == (
         "###Human: <Video><ImageHere></Video> N frames.  one###Assistant: yes###Human: two###Human: three###"

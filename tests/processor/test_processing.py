@@ -154,7 +154,7 @@ def test_pieces_keep_typed_placeholders_as_text(processor: VideoLlamaProcessor) 
 
 def test_only_torch_tensors_are_made(processor: VideoLlamaProcessor) -> None:
     with pytest.raises(ValueError, match="'pt'"):
-        processor(text="a", **{"return_tensors": "np"})
+        processor(text="a", return_tensors="np")
 
 
 def test_a_missing_file_is_a_media_error(processor: VideoLlamaProcessor) -> None:

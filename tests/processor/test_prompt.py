@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase
 
 from tests.tiny_tokenizers import build_chat_tokenizer
@@ -124,3 +124,12 @@ def test_the_space_that_sentencepiece_puts_in_front_goes_with_the_text_after_it(
     prompt = encode_pieces(pieces, llama, IDS, LENGTHS, add_bos=False)
     assert llama.convert_ids_to_tokens(prompt.input_ids)[1] == "▁"
     assert prompt.is_answer == [False] + [True] * (len(prompt.input_ids) - 1)
+
+
+@pytest.mark.parametrize("trim_offsets", [False, True])
+def test_spaces_belong_to_the_text_they_stand_in(trim_offsets: bool) -> None:
+    tokenizer = build_chat_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    pieces: list[Piece] = [Text("x "), Text(" a ", answer=True), Text("y"), Text(" ", answer=True)]
+    prompt = encode_pieces(pieces, tokenizer, IDS, LENGTHS)
+    assert prompt.is_answer == [False, False, True, True, True, False, True]

@@ -107,8 +107,9 @@ def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tupl
         )
         ids += encoding.input_ids
         for start, end in encoding.offset_mapping:
-            # SentencePiece's "▁" in front has no character of its own: it goes with the one after it.
-            is_answer.append(any(answer_chars[offset + start : offset + max(end, start + 1)]))
+            # Byte-level tokenizers may say that a space has no width and lies at its own end.
+            first = max(0, min(start, end - 1))
+            is_answer.append(any(answer_chars[offset + first : offset + max(end, first + 1)]))
     return ids, is_answer
 
 

@@ -4,6 +4,7 @@ The original tokenises with SentencePiece through transformers 4.28. The LLaMA c
 other ids for text that begins with a space, and after saving and loading also for text behind a special
 token. Here the SentencePiece rule (put "▁" in front, write spaces as "▁") is the normaliser of a plain fast
 tokenizer, so `tokenizer.json` carries it through `save_pretrained` and `AutoTokenizer.from_pretrained`.
+(User-defined symbols, which no LLaMA vocabulary has, would be split off before that rule.)
 """
 
 from __future__ import annotations
