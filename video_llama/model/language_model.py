@@ -10,10 +10,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from video_llama.errors import CheckpointError
 from video_llama.model.weight_files import Weights
 
-__all__ = ["check_language_model", "read_language_config"]
+__all__ = ["check_language_model", "guess_conv_template", "read_language_config"]
 
 FINAL_NORM = "model.norm.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
+
+LLAMA_2_CONTEXT = 4096
 
 # LLaMA's final norm scales by 1 and more on average; in the difference of two LLaMAs it is around 0.
 SMALLEST_FINAL_NORM = 0.1
@@ -29,6 +31,17 @@ def read_language_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: config.json is no configuration of a language model ({error})") from error
+
+
+def guess_conv_template(folder: Path, config: PreTrainedConfig) -> str:
+    """The conversation template that belongs to a published language model: LLaMA-2's, or that of 2023's Vicunas.
+
+    The models of 2023 are known by name, or by their context of 2048 tokens (LLaMA-2 has 4096).
+    """
+    name = f"{folder.name} {config.name_or_path}".lower()
+    is_vicuna_like = any(family in name for family in ("vicuna", "billa", "ziya"))
+    short_context = getattr(config.get_text_config(), "max_position_embeddings", 0) < LLAMA_2_CONTEXT
+    return "v1" if is_vicuna_like or short_context else "llama_2"
 
 
 def check_language_model(weights: Weights, config: PreTrainedConfig) -> None:
@@ -47,9 +60,9 @@ def check_language_model(weights: Weights, config: PreTrainedConfig) -> None:
         size = weights[FINAL_NORM].float().abs().mean().item()
         if size < SMALLEST_FINAL_NORM:
             raise CheckpointError(
-                f"{weights.path}: delta weights, not a language model ({FINAL_NORM} is {size:.4f} on average, a model's "
-                f"is around 1). Vicuna's first releases are differences to LLaMA: add them to LLaMA's weights "
-                f"(FastChat's apply_delta does) and give the folder of the sum"
+                f"{weights.path}: delta weights, not a language model ({FINAL_NORM} is {size:.4f} on average, "
+                f"a model's is around 1). Vicuna's first releases are differences to LLaMA: add them to LLaMA's "
+                f"weights (FastChat's apply_delta does) and give the folder of the sum"
             )
     if EMBEDDINGS in weights:
         _check_added_tokens(weights.path, rows=weights.header(EMBEDDINGS).shape[0])
@@ -67,6 +80,7 @@ def _check_added_tokens(folder: Path, rows: int) -> None:
     beyond = [token for token, number in added.items() if number >= rows]
     if beyond:
         raise CheckpointError(
-            f"{folder}: the tokenizer adds {', '.join(beyond)}, but the weights have only {rows} tokens. Vicuna's first "
-            f"release has 32001 tokens, LLaMA and later Vicunas have 32000: take tokenizer and weights of one release"
+            f"{folder}: the tokenizer adds {', '.join(beyond)}, but the weights have only {rows} tokens. Vicuna's "
+            f"first release has 32001 tokens, LLaMA and later Vicunas have 32000: take tokenizer and weights of one "
+            f"release"
         )

@@ -150,6 +150,13 @@ def match_weights(
     return report
 
 
+def _part_of(name: str) -> Part:
+    part = part_of(name)
+    if part is None:
+        raise ValueError(f"{name} is not in the name table")
+    return part
+
+
 def _parts_of(names: Collection[str]) -> list[Part]:
     present = {part_of(name) for name in names}
     return [part for part in MODEL_PARTS if part in present]
@@ -161,23 +168,24 @@ def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Sour
     for name in source.weights:
         original = source.prefix + name
         ours = name if part_of(name) else to_our_name(original)
-        part = part_of(ours) if ours else None
-        held |= {part} if part else set()
-        if ours in expected:
+        if ours is not None and ours in expected:
             report.found[ours] = Found(source.weights, name)
             useful = True
-        elif part is None and not is_stray(original):
+        elif is_stray(original):
+            continue
+        elif ours is None:
             report.unknown.setdefault(source.weights.path, []).append(name)
-        elif part in report.parts and not is_stray(original):
-            report.parts[part].unexpected.append((name, source.weights.file_of(name)))
+        else:
+            part = _part_of(ours)
+            held.add(part)
+            if part in report.parts:
+                report.parts[part].unexpected.append((name, source.weights.file_of(name)))
     if not useful:
         report.useless[source.weights.path] = [part for part in MODEL_PARTS if part in held]
 
 
 def _judge(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:
-    part = part_of(name)
-    if part is None:
-        raise ValueError(f"{name} is not in the name table")
+    part = _part_of(name)
     outcome, found = report.parts[part], report.found.get(name)
     if found is None:
         outcome.missing.append(_name_in_file(part, name))

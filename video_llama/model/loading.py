@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,13 +34,17 @@ from video_llama.model.checkpoint import (
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
 from video_llama.model.hub import resolve_source
-from video_llama.model.language_model import check_language_model, read_language_config
+from video_llama.model.language_model import check_language_model, guess_conv_template, read_language_config
 from video_llama.model.load_report import POSITION_TABLE, Found, LoadReport, Source, match_weights
 from video_llama.model.original_files import OriginalFiles
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_files import Weights, open_weights
+from video_llama.processor.audio_features import LogMelSettings
+from video_llama.processor.media import MediaProcessor
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.processor.tokenizer import load_tokenizer
 
-__all__ = ["load_original", "load_trainable", "match_original", "original_config"]
+__all__ = ["build_processor", "load_original", "load_trainable", "match_original", "original_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +113,34 @@ def load_original(
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype)
     return model
+
+
+def build_processor(
+    config: VideoLlamaConfig, language_model: Path, conv_template: str | None = None
+) -> VideoLlamaProcessor:
+    """The processor of a model that has none saved with it.
+
+    Args:
+        config: the model's, for the sizes of pictures, sound and placeholders.
+        language_model: folder with the tokenizer.
+        conv_template: the conversation template; by default the one that belongs to the language model.
+
+    Raises:
+        CheckpointError: the tokenizer is missing or damaged.
+        ConfigError: no such template, or a tokenizer with more ids than the language model.
+    """
+    mel_bins, mel_frames = config.audio_config.input_size
+    log_mel = LogMelSettings(num_mel_bins=mel_bins, num_mel_frames=mel_frames)
+    return VideoLlamaProcessor(
+        load_tokenizer(language_model),
+        config.image_token_id,
+        config.audio_token_id,
+        media_processor=MediaProcessor(image_size=config.vision_config.image_size, log_mel=log_mel),
+        num_video_query_tokens=config.num_video_query_tokens,
+        num_audio_query_tokens=config.num_audio_query_tokens,
+        use_audio=config.use_audio,
+        conv_template=conv_template or guess_conv_template(language_model, config.text_config),
+    )
 
 
 def load_trainable(model: VideoLlamaForConditionalGeneration, source: str | os.PathLike[str]) -> LoadReport:

@@ -251,7 +251,7 @@ def _unpickle(path: Path) -> Any:
     refused = sorted(unsafe - _HARMLESS_GLOBALS.keys())
     if refused:
         raise CheckpointError(_wants_code(path, ", ".join(refused)))
-    harmless = [(_HARMLESS_GLOBALS[name], name) for name in unsafe]
+    harmless: list[Any] = [(_HARMLESS_GLOBALS[name], name) for name in unsafe]
     try:
         with torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)

@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Turn the published files into one folder for transformers, or such a folder back into the original's files.
+
+    python scripts/convert_checkpoint.py CHECKPOINTS OUTPUT
+    python scripts/convert_checkpoint.py --to original MODEL OUTPUT
+
+CHECKPOINTS is the folder (or hub id) with VL_*.pth, AL_*.pth, imagebind_huge.pth and the language model. The
+result loads faster, needs no other file and no network, and runs no pickle. Memory stays near one shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from video_llama.errors import CheckpointError, VideoLlamaError
+from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.converting import (
+    language_model_files,
+    open_original,
+    open_transformers_folder,
+    write_original_folder,
+    write_transformers_folder,
+)
+from video_llama.model.loading import build_processor, original_config
+from video_llama.model.original_files import find_original_files, is_transformers_folder, resolve_checkpoint
+from video_llama.model.saving import prepare_output_folder
+from video_llama.model.weight_files import Weights
+
+DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="folder, hub id, or path of a VL_*.pth")
+    parser.add_argument("output", type=Path, help="a new or empty folder")
+    parser.add_argument("--to", choices=["transformers", "original"], default="transformers")
+    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="convert the weights (keep)")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, and memory (5GB)")
+    parser.add_argument("--name", help="with --to original: VL_NAME.pth, AL_NAME.pth (the output folder's name)")
+    files = parser.add_argument_group("files that lie elsewhere")
+    files.add_argument("--llama-model", metavar="FOLDER", help="language model: folder or hub id")
+    files.add_argument("--vit-ckpt", metavar="FILE", help="eva_vit_g.pth: path or address")
+    files.add_argument("--q-former-model", metavar="FILE", help="blip2_pretrained_flant5xxl.pth: path or address")
+    files.add_argument("--imagebind-ckpt-path", metavar="FILE", help="imagebind_huge.pth, or its folder")
+    parts = parser.add_argument_group("what to convert")
+    parts.add_argument("--no-audio", action="store_true", help="leave the audio branch out")
+    parts.add_argument(
+        "--imagebind-vision",
+        action="store_true",
+        help="ImageBind's vision trunk too (to train the audio branch on images)",
+    )
+    parts.add_argument("--conv-template", metavar="NAME", help="conversation template; by default the model's own")
+    return parser
+
+
+def to_transformers(arguments: argparse.Namespace) -> None:
+    """Published files to a folder for transformers."""
+    files = find_original_files(
+        arguments.source,
+        audio=False if arguments.no_audio else None,
+        language_model=arguments.llama_model,
+        vision_encoder=arguments.vit_ckpt,
+        qformer=arguments.q_former_model,
+        imagebind=arguments.imagebind_ckpt_path,
+    )
+    config = original_config(files)
+    if arguments.imagebind_vision and config.imagebind_vision_config is None:
+        config = original_config(files, imagebind_vision_config=ImageBindTrunkConfig.vision_huge())
+    processor = build_processor(config, files.language_model, arguments.conv_template)
+    weights = open_original(files, config)
+    folder, dtype = prepare_output_folder(arguments.output), DTYPES[arguments.dtype]
+    with _progress(weights, dtype) as bar:
+        write_transformers_folder(
+            weights,
+            config,
+            processor,
+            folder,
+            language_model_files=files.language_model,
+            dtype=dtype,
+            max_shard_size=arguments.max_shard_size,
+            advance=bar.update,
+        )
+
+
+def to_original(arguments: argparse.Namespace) -> None:
+    """A folder for transformers to the original's files."""
+    source = resolve_checkpoint(arguments.source)
+    if not is_transformers_folder(source):
+        raise CheckpointError(f"{source}: not a Video-LLaMA written by save_pretrained or by this script")
+    config, weights = VideoLlamaConfig.from_pretrained(source), open_transformers_folder(source)
+    folder, dtype = prepare_output_folder(arguments.output), DTYPES[arguments.dtype]
+    with _progress(weights, dtype) as bar, tempfile.TemporaryDirectory() as scratch:
+        write_original_folder(
+            weights,
+            config,
+            folder,
+            language_model_files=language_model_files(source, config, Path(scratch)),
+            name=arguments.name or folder.resolve().name,
+            dtype=dtype,
+            max_shard_size=arguments.max_shard_size,
+            advance=bar.update,
+        )
+
+
+def _progress(weights: Weights, dtype: torch.dtype | None) -> tqdm:
+    headers = (weights.header(name) for name in weights)
+    size = sum(h.numel() * (dtype.itemsize if dtype and h.is_floating_point() else h.itemsize) for h in headers)
+    return tqdm(total=size, unit="B", unit_scale=True, desc="writing")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    convert: Callable[[argparse.Namespace], None] = to_original if arguments.to == "original" else to_transformers
+    try:
+        convert(arguments)
+    except VideoLlamaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"written to {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
