@@ -8,7 +8,7 @@ import sys
 # A waiting OpenMP thread that spins makes token-by-token decoding several times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from video_llama.demo.terminal import main  # noqa: E402
+from video_llama.demo.terminal import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Print what each precision of a configuration needs, counted from its parameters; nothing is loaded.
 
-    python scripts/estimate_memory.py 7b
-    python scripts/estimate_memory.py path/to/folder --num-frames 32
+python scripts/estimate_memory.py 7b
+python scripts/estimate_memory.py path/to/folder --num-frames 32
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draw the clip that `scripts/demo.sh` asks about when it is given no file: a ball crosses the picture and beeps.
 
-    python scripts/make_sample_clip.py video_llama/demo/samples/ball.mp4
+python scripts/make_sample_clip.py video_llama/demo/samples/ball.mp4
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import video_llama
-from video_llama.registry import Registry
 from video_llama.errors import ConfigError, MediaError
+from video_llama.registry import Registry
 
 PACKAGE = Path(video_llama.__file__).parent
 # From the bottom up: a layer imports layers below it, never above.

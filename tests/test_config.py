@@ -50,7 +50,12 @@ def test_the_four_stages_carry_the_published_values() -> None:
 
 def test_options_are_stronger_than_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "run: {batch_size_train: 4, init_lr: 1e-4}\ndatasets: {webvid: {data_type: video}}\n")
-    options = ["run.batch_size_train=8", "datasets.webvid.sample_ratio=2", "model.ckpt=/some/file", "run.valid_splits=[val]"]
+    options = [
+        "run.batch_size_train=8",
+        "datasets.webvid.sample_ratio=2",
+        "model.ckpt=/some/file",
+        "run.valid_splits=[val]",
+    ]
     config = load_config(path, options)
     assert (config.run.batch_size_train, config.run.init_lr) == (8, 1e-4)
     assert (config.datasets["webvid"].sample_ratio, config.model.ckpt) == (2.0, "/some/file")
@@ -125,6 +130,9 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_or_reading_help_loads_no_torch() -> None:
-    code = "import sys, json, video_llama, video_llama.demo.arguments, video_llama.errors; print(json.dumps(list(sys.modules)))"
-    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    imports = "import sys, json, video_llama, video_llama.demo.arguments, video_llama.errors"
+    code = f"{imports}; print(json.dumps(list(sys.modules)))"
+    modules = json.loads(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    )
     assert not {"torch", "transformers", "decord", "av"} & set(modules)

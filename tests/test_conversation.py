@@ -178,9 +178,7 @@ def test_media_go_into_the_tokenizers_own_chat_template() -> None:
     conversation = talk("tokenizer", "what?")
     conversation.introduce([*introduce_image(), " "])
     prompt = conversation.up_to_answer().get_prompt(build_chat_tokenizer())
-    assert prompt == (
-        "<|im_start|>user\n<Image><ImageHere></Image>  what?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert prompt == ("<|im_start|>user\n<Image><ImageHere></Image>  what?<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("template", [None, "hello", "{% for m in messages %}{{ m }}{{ m }}{% endfor %}"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["VideoLlamaError", "MediaError", "NoSoundTrackError", "CheckpointError", "ConfigError", "DatasetError"]
+__all__ = ["CheckpointError", "ConfigError", "DatasetError", "MediaError", "NoSoundTrackError", "VideoLlamaError"]
 
 
 class VideoLlamaError(Exception):

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from video_llama.errors import ConfigError
 
-__all__ = ["Registry", "MODELS", "PROCESSORS", "SCHEDULES", "VIDEO_READERS"]
+__all__ = ["MODELS", "PROCESSORS", "SCHEDULES", "VIDEO_READERS", "Registry"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -82,4 +82,6 @@ class Registry(Generic[T]):
 MODELS: Registry[Any] = Registry("model", ["video_llama.model.builder"])
 PROCESSORS: Registry[Any] = Registry("processor", ["video_llama.processor.builders", "video_llama.processor.captions"])
 SCHEDULES: Registry[Any] = Registry("learning-rate schedule", ["video_llama.training.optim"])
-VIDEO_READERS: Registry[Any] = Registry("video reader", ["video_llama.processor.pyav_reader", "video_llama.processor.decord_reader"])
+VIDEO_READERS: Registry[Any] = Registry(
+    "video reader", ["video_llama.processor.pyav_reader", "video_llama.processor.decord_reader"]
+)

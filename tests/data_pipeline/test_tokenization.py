@@ -88,9 +88,7 @@ def test_the_end_of_a_caption_may_be_a_special_token_but_not_its_text(llama: Pre
 
 
 @pytest.mark.parametrize("prompt", ["Describe it.", "<ImageHere><ImageHere>", ""])
-def test_a_prompt_without_one_media_position_is_a_config_error(
-    prompt: str, llama: PreTrainedTokenizerBase
-) -> None:
+def test_a_prompt_without_one_media_position_is_a_config_error(prompt: str, llama: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match="one media position"):
         caption("two dogs", llama, prompt=prompt)
 
@@ -144,9 +142,7 @@ def test_a_greeting_before_the_first_llava_question_is_left_out() -> None:
         ([{"from": "human", "value": "<image>"}, {"from": "gpt"}], "no text"),
     ],
 )
-def test_llava_annotations_of_another_form_are_dataset_errors(
-    entries: list[dict[str, str]], cause: str
-) -> None:
+def test_llava_annotations_of_another_form_are_dataset_errors(entries: list[dict[str, str]], cause: str) -> None:
     with pytest.raises(DatasetError, match=cause):
         llava_instruct_turns(entries)
 
@@ -158,9 +154,7 @@ def test_video_annotations_of_another_form_are_dataset_errors(qa: list[dict[str,
 
 
 @pytest.mark.parametrize("model_type", ["vicuna", "llama_v2"])
-def test_a_long_dialogue_is_cut_after_the_allowed_text_tokens(
-    model_type: str, llama: PreTrainedTokenizerBase
-) -> None:
+def test_a_long_dialogue_is_cut_after_the_allowed_text_tokens(model_type: str, llama: PreTrainedTokenizerBase) -> None:
     turns = video_instruct_turns([{"q": "What?", "a": "A dog jumps over the fence. " * 20}], "2 frames. ")
     whole, cut = dialogue(turns, llama, model_type), dialogue(turns, llama, model_type, max_txt_len=70)
     assert len(cut["input_ids"]) == 1 + 4 + 70

@@ -69,7 +69,15 @@ def streamed(text: str, stops: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     "text",
-    ["A cat.###Human: x", " A # b ## c\n##", "çok güzel 🎬 film \n ###", "###", "", "tail of spaces   ", "a ### b ### c"],
+    [
+        "A cat.###Human: x",
+        " A # b ## c\n##",
+        "çok güzel 🎬 film \n ###",
+        "###",
+        "",
+        "tail of spaces   ",
+        "a ### b ### c",
+    ],
 )
 def test_streamed_pieces_join_to_exactly_the_answer(text: str) -> None:
     pieces = streamed(text, ["###"])

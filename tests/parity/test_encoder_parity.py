@@ -50,9 +50,7 @@ def test_eva_vit_gives_the_recorded_tokens_after_every_block(
     assert len(after_block) == config["num_hidden_layers"]
 
 
-def test_the_position_table_is_interpolated_as_recorded(
-    reference: Path, reference_json: Callable[[str], Any]
-) -> None:
+def test_the_position_table_is_interpolated_as_recorded(reference: Path, reference_json: Callable[[str], Any]) -> None:
     tensors, cases = load_file(reference / "eva_vit.safetensors"), reference_json("eva_vit.json")["interp"]
     assert cases
     for old, new in cases:
@@ -104,6 +102,4 @@ def test_an_imagebind_trunk_gives_the_recorded_states_and_vectors(
         torch.testing.assert_close(vector, tensors[f"out.{modality}_final"], **TOLERANCE)
         torch.testing.assert_close(vector.mean(dim=1), tensors[f"out.forward_{modality}_mean"], **TOLERANCE)
         if modality == "vision":  # a batch of single pictures, without a segment axis
-            torch.testing.assert_close(
-                trunk(tensors["in.vision"][:, 0]), tensors["out.vision4d_final"], **TOLERANCE
-            )
+            torch.testing.assert_close(trunk(tensors["in.vision"][:, 0]), tensors["out.vision4d_final"], **TOLERANCE)

@@ -149,7 +149,9 @@ def test_losses_and_gradient_norms_of_both_stages_and_both_branches_are_as_recor
 
 def recorded_prompt(case: dict[str, Any]) -> list[Text | Placeholder]:
     """The recorded prompt string as pieces; its placeholders are filled in the order of `images`."""
-    kinds = ["audio" if "Audio" in source or "audio" in source.partition("(")[0] else "image" for source in case["images"]]
+    kinds = [
+        "audio" if "Audio" in source or "audio" in source.partition("(")[0] else "image" for source in case["images"]
+    ]
     texts = case["prompt"].split("<ImageHere>")
     pieces: list[Text | Placeholder] = [Text(texts[0], trusted=True)]
     for kind, text in zip(kinds, texts[1:], strict=True):

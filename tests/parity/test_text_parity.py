@@ -137,10 +137,8 @@ def test_generation_prompts_have_the_recorded_ids(
     lengths = {"image": queries["num_video_query_token"], "audio": queries["num_audio_query_token"]}
     ids = {"image": len(table), "audio": len(table) + 1}
     for case in reference_json("full/cases.json")["generation"]:
-        if "question" in case:
-            pieces = generation_prompt(case).get_pieces()
-        else:
-            pieces = parse_placeholders(case["prompt"])
+        asked = "question" in case
+        pieces = generation_prompt(case).get_pieces() if asked else parse_placeholders(case["prompt"])
         input_ids = torch.tensor(encode_prompt(pieces, tokenizer, ids, lengths))
         recorded = outputs[f"gen_{case['name']}_context_emb"][0]
         assert len(input_ids) == len(recorded), case["name"]
@@ -221,9 +219,7 @@ def holds_special_text(case: dict[str, Any], tokenizer: PreTrainedTokenizerBase)
     return any(token in texts_of(case) for token in (*tokenizer.all_special_tokens, IMAGE_PLACEHOLDER))
 
 
-def build(
-    reference_json: ReadJson, case: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, list[int]]:
+def build(reference_json: ReadJson, case: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     length = case["num_video_query_token"]
     return build_dialogue_sample(
         turns_of(case),
@@ -246,9 +242,7 @@ def has_no_answer_within_the_cut(case: dict[str, Any]) -> bool:
     return case["n"] == ORIGINAL_MAX_TOKENS and num_question_chars > case["n"]
 
 
-def test_dialogues_have_the_recorded_ids(
-    reference_json: ReadJson, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_dialogues_have_the_recorded_ids(reference_json: ReadJson, tokenizer: PreTrainedTokenizerBase) -> None:
     compared = 0
     for case in dialogues(reference_json):
         if holds_special_text(case, tokenizer) or has_no_answer_within_the_cut(case):
@@ -363,9 +357,7 @@ def test_the_recorded_training_batches_are_built_from_their_annotations(
         assert same_labels == (case["model_type"] == "llama_v2")  # the Vicuna mask drifts
 
 
-def test_batches_are_collated_as_recorded(
-    reference_json: ReadJson, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_batches_are_collated_as_recorded(reference_json: ReadJson, tokenizer: PreTrainedTokenizerBase) -> None:
     collater = reference_json("text_preprocess.json")["collater"]
     samples, masks = [], []
     columns = (collater[name] for name in ("input_ids", "labels", "attention_mask"))

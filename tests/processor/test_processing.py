@@ -187,9 +187,7 @@ def test_chat_messages_are_read_introduced_and_templated(processor: VideoLlamaPr
         "".join(item if isinstance(item, str) else item.token for item in introduction)
         for introduction in (introduce_video(sampled.message), introduce_image())
     )
-    prompt = (
-        f"Be brief.###Human: {first} What is it?###Assistant: A dog.###Human: {second} And this?###Assistant:"
-    )
+    prompt = f"Be brief.###Human: {first} What is it?###Assistant: A dog.###Human: {second} And this?###Assistant:"
     expected = processor(text=prompt, images=[sampled, picture()])
     assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])

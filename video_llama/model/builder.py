@@ -19,7 +19,7 @@ from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.hub import resolve_source
 from video_llama.model.inference import VideoLlama
-from video_llama.model.loading import load_original, load_original_processor, original_config
+from video_llama.model.loading import build_processor, load_original, original_config
 from video_llama.model.original_files import (
     OriginalFiles,
     configured_files,
@@ -152,7 +152,7 @@ def _load_original(
         config.imagebind_vision_config = None
     elif config.imagebind_vision_config is None:
         config.imagebind_vision_config = ImageBindTrunkConfig.vision_huge()
-    processor = load_original_processor(files, config, template)
+    processor = build_processor(config, files.language_model, template)
     return VideoLlama(load_original(files, config=config, dtype=precision, **options), processor)
 
 

@@ -166,4 +166,3 @@ def _text_config(given: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedC
         return given
     values = {"model_type": "llama", **(given or {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5})}
     return AutoConfig.for_model(values.pop("model_type"), **values)
-

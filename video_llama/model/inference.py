@@ -20,8 +20,6 @@ from video_llama.processor.prompt import encode_prompt
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
 
-
-
 @dataclass(frozen=True, eq=False)
 class EncodedMedia:
     """One media item as the language model sees it.
@@ -186,9 +184,7 @@ class VideoLlama:
         reuse = cache is not None and options.num_beams == 1
         if cache is not None and reuse:
             kwargs["past_key_values"] = states = cache.take(prompt.keys)
-        output = self.model.generate(
-            inputs_embeds=prompt.inputs_embeds, pad_token_id=tokenizer.pad_token_id, **kwargs
-        )
+        output = self.model.generate(inputs_embeds=prompt.inputs_embeds, pad_token_id=tokenizer.pad_token_id, **kwargs)
         ids = output[0].tolist()
         if cache is not None and reuse:
             cache.put([*prompt.keys, *ids], states)

@@ -41,9 +41,7 @@ class Waveform:
     sample_rate_hz: int
 
 
-def decode_audio(
-    path: str | os.PathLike[str], sample_rate_hz: int | None = None, *, mono: bool = False
-) -> Waveform:
+def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None, *, mono: bool = False) -> Waveform:
     """Decode the sound track of a video, or a sound file.
 
     Args:
@@ -75,9 +73,7 @@ def decode_audio(
     return Waveform(samples, sample_rate_hz or source_rate_hz)
 
 
-def to_mono(
-    samples: torch.Tensor | NDArray[np.generic], sample_rate_hz: int, target_rate_hz: int
-) -> Waveform:
+def to_mono(samples: torch.Tensor | NDArray[np.generic], sample_rate_hz: int, target_rate_hz: int) -> Waveform:
     """Average the channels of samples in memory and resample them.
 
     Args:
@@ -100,9 +96,7 @@ def to_mono(
     return Waveform(mono, target_rate_hz)
 
 
-def resample_blocks(
-    blocks: Iterable[torch.Tensor], source_rate_hz: int, target_rate_hz: int
-) -> Iterator[torch.Tensor]:
+def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_rate_hz: int) -> Iterator[torch.Tensor]:
     """Resample a sound that comes in pieces, as if it were in one piece.
 
     The windowed-sinc filter looks a few samples around each position, so each piece is filtered together
@@ -164,10 +158,12 @@ def _decode_frames(
                 assert isinstance(frame, AudioFrame)
                 frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if converter is None or frame_format != converts_from:  # broadcasts change it midway
-                    converter = AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+                    # "flt" interleaves the channels: PyAV crashes on planes from the eighth channel on.
+                    converter = AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
                     converts_from = frame_format
                 for converted in converter.resample(frame):
-                    yield torch.from_numpy(converted.to_ndarray())  # (channels, samples)
+                    interleaved = torch.from_numpy(converted.to_ndarray())  # (1, samples * channels)
+                    yield interleaved.view(-1, stream.layout.nb_channels).T  # (channels, samples)
 
 
 def _check_length(

@@ -32,9 +32,7 @@ def pad_items(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return stacked, None if bool(mask.all()) else mask
 
 
-def pad_ids(
-    prompts: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"]
-) -> tuple[Tensor, Tensor]:
+def pad_ids(prompts: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
     """Stack prompts as input_ids and attention_mask, (prompts, longest), int64 each."""
     length = max(len(prompt) for prompt in prompts)
 

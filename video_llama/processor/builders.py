@@ -43,9 +43,7 @@ def build_image_eval_processor(**settings: Any) -> MediaProcessor:
 
 
 @PROCESSORS.register("blip2_image_train")
-def build_image_train_processor(
-    min_scale: float = 0.5, max_scale: float = 1.0, **settings: Any
-) -> MediaProcessor:
+def build_image_train_processor(min_scale: float = 0.5, max_scale: float = 1.0, **settings: Any) -> MediaProcessor:
     """Images cut to a random part and mirrored at random: for training."""
     return _build(crop_scale=(min_scale, max_scale), **settings)
 
@@ -86,9 +84,7 @@ def process_images(
     return processor.process_image(images).to(device)
 
 
-def process_audio(
-    sound: AudioInput, processor: MediaProcessor, device: torch.device | str = "cpu"
-) -> AudioSegments:
+def process_audio(sound: AudioInput, processor: MediaProcessor, device: torch.device | str = "cpu") -> AudioSegments:
     """`MediaProcessor.process_audio` with the result on a device."""
     return processor.process_audio(sound).to(device)
 

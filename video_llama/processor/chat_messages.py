@@ -1,6 +1,6 @@
 """Messages in the form of transformers' chat templates, with media items, as a conversation.
 
-    {"role": "user", "content": [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "What?"}]}
+{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "What?"}]}
 """
 
 from __future__ import annotations

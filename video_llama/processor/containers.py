@@ -62,9 +62,7 @@ def translate_errors(path: str | os.PathLike[str], reason: str) -> Iterator[None
         raise MediaError(path, f"{reason}: {detail}") from error
 
 
-def select_stream(
-    container: InputContainer, path: str | os.PathLike[str], kind: Literal["video", "audio"]
-) -> Stream:
+def select_stream(container: InputContainer, path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> Stream:
     """The stream a player would choose: the default one, then the largest picture or the most channels.
 
     Raises:
@@ -73,6 +71,8 @@ def select_stream(
     """
     stream = container.streams.best(kind)
     if stream is not None and not stream.disposition & Disposition.attached_pic:
+        if stream.codec_context is None:
+            raise MediaError(path, f"its {kind} codec is unknown", "convert it to H.264 and AAC in an .mp4 file")
         return stream
     if kind == "audio":
         raise NoSoundTrackError(path, "no sound track")
@@ -81,9 +81,7 @@ def select_stream(
     raise MediaError(path, "no video stream in it")
 
 
-def demux_packets(
-    container: InputContainer, stream: Stream, path: str | os.PathLike[str]
-) -> Iterator[Packet]:
+def demux_packets(container: InputContainer, stream: Stream, path: str | os.PathLike[str]) -> Iterator[Packet]:
     """The packets of a stream from the current position on; the last, empty one flushes its decoder.
 
     Raises:
@@ -91,8 +89,11 @@ def demux_packets(
     """
     packets = container.demux(stream)
     while True:
-        with translate_errors(path, f"the {stream.type} stream is damaged"):
-            packet = next(packets, None)
+        try:
+            with translate_errors(path, f"the {stream.type} stream is damaged"):
+                packet = next(packets, None)
+        except IndexError:  # after all packets, PyAV stumbles over streams that appeared midway
+            return
         if packet is None:
             return
         if packet.is_corrupt and container.format.name not in _FORMATS_FLAGGED_WITHOUT_DAMAGE:

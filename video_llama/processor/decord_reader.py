@@ -32,9 +32,7 @@ def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterat
     Raises:
         MediaError: the file is no video or is damaged.
     """
-    with open_container(
-        path
-    ) as container:  # says what is wrong with a file; decord prints it to stderr at best
+    with open_container(path) as container:  # says what is wrong with a file; decord prints it to stderr at best
         select_stream(container, path, "video")
     yield DecordReader(path, height, width)
 

@@ -80,7 +80,7 @@ def find_truncation(path: str) -> str:
         if head[4:8] in _FIRST_BOXES:
             declared = _declared_end_of_boxes(file, size)
         elif head[:4] == b"\x1aE\xdf\xa3":
-            declared = _declared_end_of_matroska(file)
+            declared = _declared_end_of_matroska(file, size)
         elif head[:4] in (b"RIFF", b"FORM"):
             declared = _declared_end_of_chunk(head) - _CHUNK_SLACK_BYTES
         else:
@@ -114,11 +114,11 @@ def _declared_end_of_boxes(file: BinaryIO, size: int) -> int:
     return start
 
 
-def _declared_end_of_matroska(file: BinaryIO) -> int:
+def _declared_end_of_matroska(file: BinaryIO, size: int) -> int:
     """Where the segment of a Matroska or WebM file (RFC 9559) says it ends; 0 if it does not say."""
     file.seek(4)
     header_size = _read_ebml_size(file)
-    if header_size is None:
+    if header_size is None or header_size > size:
         return 0
     file.seek(header_size, os.SEEK_CUR)
     if file.read(4) != b"\x18\x53\x80\x67":

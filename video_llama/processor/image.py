@@ -36,9 +36,7 @@ def load_image(source: ImageInput) -> Image.Image:
     try:
         with Image.open(name) as image:
             if image.width * image.height > _MAX_PIXELS:
-                raise MediaError(
-                    source, f"{image.width}x{image.height} pixels are too many", "make it smaller"
-                )
+                raise MediaError(source, f"{image.width}x{image.height} pixels are too many", "make it smaller")
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         content = describe_content(name)

@@ -178,9 +178,7 @@ class MediaProcessor:
         if self.crop_scale is not None:
             frames = random_crop_frames(frames, self.image_size, self.crop_scale)
         pixel_values = normalize_frames(frames, self.mean, self.std)
-        video = VideoFrames(
-            pixel_values, "video", decoded.times_seconds, decoded.indices, os.fspath(path), frames
-        )
+        video = VideoFrames(pixel_values, "video", decoded.times_seconds, decoded.indices, os.fspath(path), frames)
         return video, self._process_sound_track(path) if audio else None
 
     def process_image(self, image: ImageInput) -> VideoFrames:

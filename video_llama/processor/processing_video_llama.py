@@ -187,9 +187,7 @@ class VideoLlamaProcessor(ProcessorMixin):
             conversation.append_message(conversation.roles[1], None)
         return conversation.get_pieces(self.tokenizer)
 
-    def _order_visuals(
-        self, prompts: Sequence[Sequence[Piece]], videos: list[Any], images: list[Any]
-    ) -> list[Tensor]:
+    def _order_visuals(self, prompts: Sequence[Sequence[Piece]], videos: list[Any], images: list[Any]) -> list[Tensor]:
         """Frames of all videos and images in the order of their positions in the prompts."""
         if not videos or not images:
             return [self._read_frames(item, is_image=bool(images)) for item in videos or images]
@@ -228,8 +226,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         check_positions(prompts, "image", len(visuals), "videos and images")
         check_positions(prompts, "audio", len(sounds), "sounds")
         ids = [
-            encode_prompt(prompt, self.tokenizer, self.placeholder_ids, self.placeholder_lengths)
-            for prompt in prompts
+            encode_prompt(prompt, self.tokenizer, self.placeholder_ids, self.placeholder_lengths) for prompt in prompts
         ]
         if not padding and len({len(prompt) for prompt in ids}) > 1:
             raise ValueError("prompts of unequal length cannot form a batch; pass padding=True")

@@ -113,9 +113,7 @@ def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tupl
     return ids, is_answer
 
 
-def _split_special_tokens(
-    run: Sequence[Text], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[int, str | int]]:
+def _split_special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, str | int]]:
     """(offset, plain text or id of a special token) of the stretches of a run, in order."""
     whole, plain_start = "".join(text.text for text in run), 0
     for start, end, token_id in _special_tokens(run, tokenizer):
@@ -127,9 +125,7 @@ def _split_special_tokens(
         yield plain_start, whole[plain_start:]
 
 
-def _special_tokens(
-    run: Sequence[Text], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[int, int, int]]:
+def _special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int, int]]:
     """(start, end, id) of the special tokens that stand in trusted text."""
     specials = {t.content: (id_, t) for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
     # Of several that match the longest is meant; some also take in the white space around them.

@@ -73,9 +73,7 @@ class PyAVReader:
         MediaError: no video stream, no frames, or a damaged one.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], container: InputContainer, height: int, width: int
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], container: InputContainer, height: int, width: int) -> None:
         self._path = path
         self._container = container
         self._stream = cast(VideoStream, select_stream(container, path, "video"))

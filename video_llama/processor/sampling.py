@@ -68,9 +68,7 @@ def frame_window(
         raise ValueError(f"no time between {start} and {end} seconds")
     first = int(start * fps)
     if first >= num_source_frames:
-        raise ValueError(
-            f"the video ends after {num_source_frames / fps:.2f} seconds, before {start} seconds"
-        )
+        raise ValueError(f"the video ends after {num_source_frames / fps:.2f} seconds, before {start} seconds")
     return first, max(first + 1, min(num_source_frames, round(end * fps)))
 
 
