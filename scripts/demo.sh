@@ -2,7 +2,7 @@
 # Ask about a file: bash scripts/demo.sh [FILE [QUESTION]] [options of demo_video.py]
 # VIDEO_LLAMA_MODEL names the checkpoint folder or hub id; without it a tiny model with random weights answers.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" ""
 
 file=$root/video_llama/demo/samples/ball.mp4
 question="What do you see and hear?"

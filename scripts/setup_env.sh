@@ -1,8 +1,9 @@
 # Sourced by the other scripts: enter a virtual environment and install the package there if it changed.
-#   source scripts/setup_env.sh [EXTRA]      EXTRA is one of setup.py's, e.g. dev
+#   source scripts/setup_env.sh EXTRA      EXTRA is one of setup.py's, e.g. dev, or "" for none. Always give it:
+#                                          a sourced file without arguments sees those of the script.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-extra=${1:-}
+extra=$1
 
 fail() {
     echo "error: $1" >&2
