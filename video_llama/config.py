@@ -25,6 +25,7 @@ __all__ = [
     "BuildInfo",
     "Config",
     "DatasetConfig",
+    "FeaturesConfig",
     "ModelConfig",
     "ProcessorConfig",
     "ProcessorSplits",
@@ -148,7 +149,9 @@ class DatasetConfig:
     """One dataset of the mixture.
 
     Args:
-        data_type: "video" or "images".
+        data_type: "video", "images", or "audio" for the sound of the files (new).
+        build_info: where the training split lies.
+        valid_build_info: where a validation split lies (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
         tokenizer_name: the tokenizer of instruction data; the language model's by default.
@@ -157,6 +160,7 @@ class DatasetConfig:
 
     data_type: str = "video"
     build_info: BuildInfo = field(default_factory=BuildInfo)
+    valid_build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
     text_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
     sample_ratio: float | None = None
@@ -167,7 +171,28 @@ class DatasetConfig:
 
 @dataclass
 class RunConfig:
-    """How to train; steps, epochs and rates mean what they mean in the original."""
+    """How to train; steps, epochs and rates mean what they mean in the original.
+
+    Args:
+        task: `video_text_pretrain` or `image_text_pretrain`; they train alike.
+        max_epoch, iters_per_epoch: how long; an iteration is one batch of each process.
+        batch_size_train, batch_size_eval: of each process.
+        accum_grad_iters: iterations whose gradients are summed for one step of the optimizer.
+        log_freq: iterations between two lines of the log.
+        output_dir: where the log, checkpoints and the resolved configuration go.
+        amp: mixed precision: bfloat16 where the device computes in it, float16 on other GPUs, else none.
+        resume_ckpt_path: a checkpoint folder to go on from; "auto" takes the newest of `output_dir`, if any.
+        evaluate: only validate.
+        world_size: if more than 1, the number of processes there must be.
+        max_grad_norm: clip the gradient to this norm; null does not (new).
+        save_freq: iterations between two checkpoints within an epoch; 0 saves at the end of epochs only (new).
+        keep_checkpoints: how many of them to keep (new).
+        on_nan: "stop" at a loss that is not finite, or "skip" its step (new).
+        max_bad_samples: share of unreadable samples past which training stops (new).
+        max_valid_batches: batches of each dataset to validate on after an epoch (new).
+        num_generations: answers to generate and log at each validation (new).
+        trackers: of accelerate: "tensorboard", "wandb" (new).
+    """
 
     task: str = "video_text_pretrain"
     runner: str = "runner_base"
@@ -198,6 +223,28 @@ class RunConfig:
     world_size: int = 1
     dist_url: str = "env://"
     distributed: bool = True
+    max_grad_norm: float | None = None
+    save_freq: int = 0
+    keep_checkpoints: int = 3
+    on_nan: str = "stop"
+    max_bad_samples: float = 0.01
+    max_valid_batches: int = 50
+    num_generations: int = 4
+    trackers: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FeaturesConfig:
+    """Outputs of the frozen encoders kept on disk, so that each file is encoded once (new).
+
+    Args:
+        dir: folder of the cache; null encodes every file each time it is seen. With it, media are read without
+            random crops, since features of a crop serve only once.
+        encoding: how features are stored: "float32", "bfloat16", or "int8" with a scale for each token.
+    """
+
+    dir: str | None = None
+    encoding: str = "bfloat16"
 
 
 @dataclass
@@ -207,6 +254,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
 
 CHOICES = {
@@ -214,11 +262,15 @@ CHOICES = {
     "model.vit_precision": ("fp16", "bf16", "fp32"),
     "model.vit_model": ("eva_clip_g",),
     "model.fusion_header_type": ("seqTransf",),
+    "run.task": ("video_text_pretrain", "image_text_pretrain"),
+    "run.runner": ("runner_base",),
+    "run.on_nan": ("stop", "skip"),
+    "features.encoding": ("float32", "bfloat16", "int8"),
 }
+DATA_TYPES = ("video", "images", "audio")
 # Keys of the original that are accepted, so that its files still load, and what to use in their place.
 WITHOUT_EFFECT = {
     "run.dist_url": "torchrun or accelerate launch set the rendezvous",
-    "run.world_size": "torchrun or accelerate launch set the number of processes",
     "run.distributed": "torchrun or accelerate launch make a run distributed",
     "model.vit_precision": "model.dtype sets the precision of the frozen parts",
 }
@@ -313,8 +365,9 @@ def _set(config: Any, key: str, value: Any) -> str:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException:
         return f"{key} must be {_type_name(expected)}, but is {value!r}"
-    if key in CHOICES and value not in CHOICES[key]:
-        return f"{key} must be one of {', '.join(CHOICES[key])}, but is {value!r}"
+    choices = CHOICES.get(key) or (DATA_TYPES if key.endswith(".data_type") else None)
+    if choices and value not in choices:
+        return f"{key} must be one of {', '.join(choices)}, but is {value!r}"
     return ""
 
 

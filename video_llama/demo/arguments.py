@@ -33,6 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="PATH", help="checkpoint folder, file or hub id")
@@ -45,9 +52,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         choices=["vicuna", "llama_v2"],
         help="conversation template; by default the one that belongs to the weights",
     )
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default a GPU if there is one")
+    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default a GPU if there is one")
     group.add_argument("--gpu-id", type=int, metavar="N", help="the same as --device cuda:N")
-    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)")
     group.add_argument("--load-in-8bit", action="store_true", help="language model in 8 bit (needs bitsandbytes)")
     group.add_argument("--load-in-4bit", action="store_true", help="language model in 4 bit (needs bitsandbytes)")
 
@@ -57,7 +64,7 @@ def _add_input_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--question", nargs="+", metavar="TEXT", help="questions, answered in order; without one, a conversation starts"
     )
-    group.add_argument("--num-frames", type=int, metavar="N", help="frames to look at in a video (8)")
+    group.add_argument("--num-frames", type=_positive, metavar="N", help="frames to look at in a video (8)")
     group.add_argument("--no-audio", action="store_true", help="do not listen to videos")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-USAGE_ERROR, INPUT_ERROR = 2, 1
+INPUT_ERROR, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INPUT_ERROR
     except KeyboardInterrupt:
         print(file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
 def _talk(arguments: argparse.Namespace) -> None:
+    from video_llama.processor.kind import media_kind
+
+    kinds = [media_kind(path) for path in arguments.input]  # before the model, which takes a while to load
     chat = _open_chat(arguments)
-    for path in arguments.input:
-        print(describe_upload(_upload(chat, path, arguments)), flush=True)
+    for path, kind in zip(arguments.input, kinds, strict=True):
+        print(describe_upload(_upload(chat, path, kind, arguments)), flush=True)
     for question in arguments.question if arguments.question is not None else _typed_questions():
         chat.ask(question)
         if arguments.question is not None:
@@ -78,7 +82,7 @@ def _load_model(arguments: argparse.Namespace) -> VideoLlama:
     if arguments.cfg_path:
         from video_llama.config import load_config
 
-        config = load_config(arguments.cfg_path, arguments.options)
+        config = load_config(arguments.cfg_path, [*_model_settings(arguments), *arguments.options])
         model = build_model(config.model, device=device)
         num_frames = next((data.vis_processor.train.n_frms for data in config.datasets.values()), None)
         if num_frames is not None:
@@ -93,10 +97,18 @@ def _load_model(arguments: argparse.Namespace) -> VideoLlama:
     )
 
 
-def _upload(chat: Chat, path: str, arguments: argparse.Namespace) -> Upload:
-    from video_llama.processor.kind import media_kind
+def _model_settings(arguments: argparse.Namespace) -> list[str]:
+    """What the command line says about the model, as settings of a configuration."""
+    given = {
+        "dtype": None if arguments.dtype == "auto" else arguments.dtype,
+        "load_in_8bit": arguments.load_in_8bit or None,
+        "load_in_4bit": arguments.load_in_4bit or None,
+        "model_type": arguments.model_type,
+    }
+    return [f"model.{name}={value}" for name, value in given.items() if value is not None]
 
-    kind = media_kind(path)
+
+def _upload(chat: Chat, path: str, kind: str, arguments: argparse.Namespace) -> Upload:
     if kind == "image":
         return chat.upload_img(path)
     if kind == "audio":
@@ -111,11 +123,15 @@ def describe_upload(upload: Upload) -> str:
     if upload.frames is not None and upload.frames.kind == "image":
         return f"{upload.source}: an image"
     if upload.frames is not None:
-        times = ", ".join(f"{seconds:.1f}" for seconds in upload.frames.times_seconds)
-        seen = f"{len(upload.frames.times_seconds)} frames at {times} seconds; sound: "
+        times = [f"{seconds:.1f}" for seconds in upload.frames.times_seconds]
+        seen = f"{len(times)} frame{'s' * (len(times) > 1)} at {_shortened(times)} seconds; sound: "
     if upload.audio is not None:
-        heard = f"{len(upload.audio.start_seconds)} segments of {upload.audio.duration_seconds:.1f} seconds heard"
+        heard = f"{len(upload.audio.start_seconds)} pieces of its {upload.audio.duration_seconds:.1f} seconds heard"
     return f"{upload.source}: {seen}{heard or upload.sound}"
+
+
+def _shortened(texts: list[str], longest: int = 16) -> str:
+    return ", ".join(texts if len(texts) <= longest else [*texts[: longest - 2], "…", texts[-1]])
 
 
 def _typed_questions() -> Iterable[str]:

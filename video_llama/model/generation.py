@@ -40,6 +40,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ValueError("max_new_tokens and num_beams must be at least 1")
+        if self.repetition_penalty <= 0:
+            raise ValueError("repetition_penalty must lie above 0")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError("temperature must not be negative and top_p must lie above 0 and up to 1")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from video_llama.errors import CheckpointError
 from video_llama.model.weight_files import Weights
@@ -33,11 +33,14 @@ def read_language_config(folder: Path) -> PreTrainedConfig:
         raise CheckpointError(f"{folder}: config.json is no configuration of a language model ({error})") from error
 
 
-def guess_conv_template(folder: Path, config: PreTrainedConfig) -> str:
-    """The conversation template that belongs to a published language model: LLaMA-2's, or that of 2023's Vicunas.
+def guess_conv_template(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The conversation template that belongs to a language model: LLaMA-2's, that of 2023's Vicunas, or its own.
 
-    The models of 2023 are known by name, or by their context of 2048 tokens (LLaMA-2 has 4096).
+    The models of 2023 are known by name, or by their context of 2048 tokens (LLaMA-2 has 4096). A model that is
+    no LLaMA is spoken to in its tokenizer's chat template, if there is one.
     """
+    if config.model_type != "llama" and tokenizer.chat_template:
+        return "tokenizer"
     name = f"{folder.name} {config.name_or_path}".lower()
     is_vicuna_like = any(family in name for family in ("vicuna", "billa", "ziya"))
     short_context = getattr(config.get_text_config(), "max_position_embeddings", 0) < LLAMA_2_CONTEXT

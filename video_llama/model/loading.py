@@ -131,15 +131,16 @@ def build_processor(
     """
     mel_bins, mel_frames = config.audio_config.input_size
     log_mel = LogMelSettings(num_mel_bins=mel_bins, num_mel_frames=mel_frames)
+    tokenizer = load_tokenizer(language_model)
     return VideoLlamaProcessor(
-        load_tokenizer(language_model),
+        tokenizer,
         config.image_token_id,
         config.audio_token_id,
         media_processor=MediaProcessor(image_size=config.vision_config.image_size, log_mel=log_mel),
         num_video_query_tokens=config.num_video_query_tokens,
         num_audio_query_tokens=config.num_audio_query_tokens,
         use_audio=config.use_audio,
-        conv_template=conv_template or guess_conv_template(language_model, config.text_config),
+        conv_template=conv_template or guess_conv_template(language_model, config.text_config, tokenizer),
     )
 
 

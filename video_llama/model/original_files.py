@@ -47,6 +47,8 @@ IMAGEBIND_FILE = "imagebind_huge.pth"
 VISION_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
 
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
 Source = str | os.PathLike[str]
 
 
@@ -111,14 +113,17 @@ def find_original_files(
         CheckpointError: a file is missing, or there are several and none was chosen.
     """
     path = resolve_checkpoint(source, audio)
+    if path.is_file() and path.suffix not in _CHECKPOINT_SUFFIXES:
+        raise CheckpointError(f"{path}: not a checkpoint; give a folder, or a file VL_*.pth in it")
     folder = path if path.is_dir() else path.parent
+    video_branch = _chosen_or_only(path, folder, "VL", required=True)
     audio_branch = None if audio is False else _chosen_or_only(path, folder, "AL", required=bool(audio))
     hears = audio_branch is not None
     return OriginalFiles(
         language_model=resolve_language_model(language_model or _find_language_model(folder)),
         vision_encoder=_resolve_file(vision_encoder, folder, VISION_FILE, EVA_VIT_G_URL, VISION_ENCODER.file),
         qformer=_resolve_file(qformer, folder, QFORMER_FILE, QFORMER_URL, QFORMER.file),
-        video_branch=_chosen_or_only(path, folder, "VL", required=True),
+        video_branch=video_branch,
         audio_branch=audio_branch,
         imagebind=_resolve_file(imagebind, folder, IMAGEBIND_FILE, None, AUDIO_ENCODER.file) if hears else None,
         config=folder / "config.json" if _is_our_config(folder / "config.json") else None,
@@ -180,7 +185,7 @@ def resolve_language_model(source: Source) -> Path:
 def _is_our_config(path: Path) -> bool:
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("model_type") == VideoLlamaConfig.model_type
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a configuration ({error}); download it again") from error

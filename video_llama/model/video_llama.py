@@ -136,6 +136,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_values: Tensor | None = None,
         segment_mask: Tensor | None = None,
         audio_pixel_values: Tensor | None = None,
+        frame_tokens: Tensor | None = None,
+        segment_vectors: Tensor | None = None,
         video_features: Tensor | None = None,
         audio_features: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -154,6 +156,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio_values: (sounds, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
             segment_mask: (sounds, segments), bool, False on padding segments.
             audio_pixel_values: (sounds, frames, 3, 224, 224); images that stand in for sound (branch training).
+            frame_tokens, segment_vectors: what the frozen encoders returned earlier (`VideoBranch.encode_frames`,
+                `AudioBranch.encode_segments`), instead of the media.
             video_features, audio_features: what the branches returned earlier, instead of the media.
             inputs_embeds: (batch, length, width), instead of everything above.
             attention_mask: (batch, length), int64, 0 on padding (either side).
@@ -167,9 +171,10 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: placeholders and media do not match, or a sound is given to a model without audio branch.
         """
         if inputs_embeds is None:
-            video_features, audio_features = self._encode_media(
-                pixel_values, frame_mask, audio_values, segment_mask, audio_pixel_values, video_features, audio_features
-            )
+            if video_features is None:
+                video_features = self._encode_frames(pixel_values, frame_tokens, frame_mask)
+            if audio_features is None:
+                audio_features = self._encode_sounds(audio_values, audio_pixel_values, segment_vectors, segment_mask)
             inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
         if position_ids is None and past_key_values is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # left padding must not shift positions
@@ -190,6 +195,9 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frame_mask: Tensor | None = None,
         audio_values: Tensor | None = None,
         segment_mask: Tensor | None = None,
+        audio_pixel_values: Tensor | None = None,
+        frame_tokens: Tensor | None = None,
+        segment_vectors: Tensor | None = None,
         video_features: Tensor | None = None,
         audio_features: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -205,32 +213,36 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             (batch, new_tokens), int64: the new tokens only, or `transformers`' generation output if asked for.
         """
         if inputs_embeds is None:
-            video_features, audio_features = self._encode_media(
-                pixel_values, frame_mask, audio_values, segment_mask, None, video_features, audio_features
-            )
+            if video_features is None:
+                video_features = self._encode_frames(pixel_values, frame_tokens, frame_mask)
+            if audio_features is None:
+                audio_features = self._encode_sounds(audio_values, audio_pixel_values, segment_vectors, segment_mask)
             inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
         if attention_mask is None:
             attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
-    def _encode_media(
+    def _encode_frames(
+        self, pixel_values: Tensor | None, frame_tokens: Tensor | None, frame_mask: Tensor | None
+    ) -> Tensor | None:
+        """Video features of what is given, None if nothing is."""
+        if frame_tokens is not None:
+            return self.video_branch.summarise(frame_tokens, frame_mask)
+        return None if pixel_values is None else self.get_video_features(pixel_values, frame_mask)
+
+    def _encode_sounds(
         self,
-        pixel_values: Tensor | None,
-        frame_mask: Tensor | None,
         audio_values: Tensor | None,
-        segment_mask: Tensor | None,
         audio_pixel_values: Tensor | None,
-        video_features: Tensor | None,
-        audio_features: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Video and audio features: those given, else those of the media given, else None."""
-        if video_features is None and pixel_values is not None:
-            video_features = self.get_video_features(pixel_values, frame_mask)
-        if audio_features is None and audio_values is not None:
-            audio_features = self.get_audio_features(audio_values, segment_mask)
-        if audio_features is None and audio_pixel_values is not None:
-            audio_features = self.get_audio_features_from_images(audio_pixel_values, segment_mask)
-        return video_features, audio_features
+        segment_vectors: Tensor | None,
+        segment_mask: Tensor | None,
+    ) -> Tensor | None:
+        """Audio features of what is given, None if nothing is."""
+        if segment_vectors is not None:
+            return self._require_audio_branch().summarise(segment_vectors, segment_mask)
+        if audio_pixel_values is not None:
+            return self.get_audio_features_from_images(audio_pixel_values, segment_mask)
+        return None if audio_values is None else self.get_audio_features(audio_values, segment_mask)
 
     def _require_audio_branch(self) -> AudioBranch:
         if self.audio_branch is None:

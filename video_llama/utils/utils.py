@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from video_llama.errors import ConfigError
+
 __all__ = ["disable_torch_init", "resolve_device", "resolve_dtype", "set_seed"]
 
 _SKIPPED_LAYERS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Conv3d)
@@ -41,12 +43,29 @@ def set_seed(seed: int) -> None:
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or by default the first GPU, else the CPU."""
+    """The device asked for, or by default the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     if device is not None:
-        return torch.device(device)
+        return _check_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {str(device)!r}; it should be cpu, cuda, cuda:1 (…) or mps") from error
+    gpus = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
+        raise ConfigError(f"no device {chosen} here: torch sees {gpus or 'no'} GPU{'' if gpus == 1 else 's'}")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("no device mps here: torch sees no GPU of Apple's")
+    return chosen
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: str | torch.device, half: bool = True) -> torch.dtype:
