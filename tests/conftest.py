@@ -1,8 +1,10 @@
-"""Fixtures shared by all tests: small media files, drawn on the spot."""
+"""Fixtures shared by all tests: small media files, drawn on the spot, and small checkpoints with random weights."""
 
 from __future__ import annotations
 
 import math
+import runpy
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -133,3 +135,35 @@ def make_sound(tmp_path: Path) -> MakeSound:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same random weights in both layouts, "original" and "hf"; only to be read."""
+    from scripts.make_random_checkpoint import make_checkpoint  # it imports the whole model
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for layout in ("original", "hf"):
+        make_checkpoint("tiny", layout, folder / layout)
+    return {layout: folder / layout for layout in ("original", "hf")}
+
+
+@pytest.fixture
+def original_folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    """A checkpoint in the original layout, to be broken."""
+    return shutil.copytree(checkpoints["original"], tmp_path / "original")
+
+
+@pytest.fixture
+def hf_folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    """A folder that `save_pretrained` could have written, to be broken."""
+    return shutil.copytree(checkpoints["hf"], tmp_path / "hf")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a whole tiny model of random weights in the transformers layout; not to be written to."""
+    script = Path(__file__).parents[1] / "scripts" / "make_random_checkpoint.py"
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    runpy.run_path(str(script))["make_checkpoint"]("tiny", "hf", folder)
+    return folder

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from scripts.estimate_memory import read_config
+from tests.checkpoints import HeldWeights
 from video_llama.config import load_config
 from video_llama.model.checkpoint import (
     AUDIO_BRANCH,
@@ -33,7 +33,6 @@ from video_llama.model.configuration import ImageBindTrunkConfig
 from video_llama.model.load_report import Source, match_weights
 from video_llama.model.loading import TRAINABLE_PARTS
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.model.weight_files import Weights
 from video_llama.training.stages import freeze_for_training
 
 STAGES = [
@@ -128,29 +127,6 @@ def test_the_parameters_of_the_record_train_and_no_others(
     assert sum(parameter.numel() for parameter in trains.values()) == inventory[stage]["n_trainable"]
 
 
-class Headers(Weights):
-    """A file of which only names and shapes are known."""
-
-    def __init__(self, path: str, shapes: Mapping[str, Any]) -> None:
-        super().__init__(Path(path))
-        self._headers = {name: torch.empty(values[0], device="meta") for name, values in shapes.items()}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._headers)
-
-    def __len__(self) -> int:
-        return len(self._headers)
-
-    def header(self, name: str) -> Tensor:
-        return self._headers[name]
-
-    def file_of(self, name: str) -> Path:
-        return self.path
-
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        raise AssertionError("only names and shapes are matched")
-
-
 def assert_fills(
     model: VideoLlamaForConditionalGeneration, sources: list[Source], parts: Collection[Part], among: Collection[Part]
 ) -> None:
@@ -170,14 +146,19 @@ EXTERNAL_FILES = {
 }
 
 
+def headers(path: str, shapes: Mapping[str, Any]) -> HeldWeights:
+    """A file of which only names and shapes are recorded."""
+    return HeldWeights(path, {name: torch.empty(values[0], device="meta") for name, values in shapes.items()})
+
+
 def external_source(file: str, reference_json: ReadJson) -> Source:
     records = reference_json("common/external_files.json")
     [keys] = [record["keys"] for name, record in records.items() if name.startswith(file)]
-    return Source(Headers(file, keys), EXTERNAL_FILES[file][0].file_prefix)
+    return Source(headers(file, keys), EXTERNAL_FILES[file][0].file_prefix)
 
 
 def checkpoint_source(stage: str, reference_json: ReadJson) -> Source:
-    return Source(Headers(stage, reference_json("common/checkpoint_keys.json")["configs"][stage]["model"]))
+    return Source(headers(stage, reference_json("common/checkpoint_keys.json")["configs"][stage]["model"]))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
 from video_llama.errors import CheckpointError
 
@@ -27,6 +27,9 @@ WITHOUT_SOUND_PATTERNS = (*CHECKPOINT_PATTERNS[:-1], "VL*.pth", "eva_vit_g.pth",
 
 LANGUAGE_MODEL_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors")
 """Files of a language model that is stored in safetensors."""
+
+# A broken connection raises an error of the hub's HTTP library, which differs between its releases.
+_HTTP_ERROR = HfHubHTTPError.__bases__[0]
 
 _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".json"}
 
@@ -69,7 +72,7 @@ def _download_repository(hub_id: str, wanted: str, patterns: Sequence[str]) -> P
             f"{hub_id}: its owners ask you to accept their terms first; do so on its page at the hub, "
             f"then log in here with `hf auth login`"
         ) from error
-    except (OSError, HFValidationError) as error:
+    except (OSError, HFValidationError, _HTTP_ERROR) as error:
         raise CheckpointError(
             f"{hub_id}: no such folder here, and not to be had from the hub ({_first_line(error)}). Download it on a "
             f"machine with a network, put its files into one folder and give the path of that folder; "
