@@ -74,8 +74,12 @@ def _gray(values: NDArray[np.float64]) -> Image.Image:
 
 
 def _array_to_image(array: NDArray[np.generic]) -> Image.Image:
+    error = MediaError(
+        "array", f"no image has shape {array.shape} and type {array.dtype}", "give (height, width, 3) of uint8"
+    )
+    if array.ndim < 2 or not array.size:  # PIL takes one dimension for a column
+        raise error
     try:
         return Image.fromarray(array)
-    except (TypeError, KeyError) as error:
-        reason = f"no image has shape {array.shape} and type {array.dtype}"
-        raise MediaError("array", reason, "give (height, width, 3) of uint8") from error
+    except (TypeError, KeyError) as cause:
+        raise error from cause
