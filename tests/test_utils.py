@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from video_llama.errors import ConfigError
 from video_llama.utils import utils
 from video_llama.utils.utils import disable_torch_init, resolve_device, resolve_dtype, set_seed
 
@@ -48,6 +49,21 @@ def test_a_device_is_taken_as_given_or_found() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device(torch.device("meta")).type == "meta"
     assert resolve_device().type in ("cpu", "cuda", "mps")
+
+
+def test_a_device_that_is_not_there_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ConfigError, match="no device cuda:1 here: torch sees 1 GPU$"):
+        resolve_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="no device cuda here: torch sees no GPUs"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no device mps here"):
+        resolve_device("mps")
+    with pytest.raises(ConfigError, match="unknown device 'toaster'"):
+        resolve_device("toaster")
 
 
 @pytest.mark.parametrize(("capable", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)])

@@ -54,7 +54,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default a GPU if there is one")
     group.add_argument("--gpu-id", type=int, metavar="N", help="the same as --device cuda:N")
-    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)")
+    group.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)"
+    )
     group.add_argument("--load-in-8bit", action="store_true", help="language model in 8 bit (needs bitsandbytes)")
     group.add_argument("--load-in-4bit", action="store_true", help="language model in 4 bit (needs bitsandbytes)")
 

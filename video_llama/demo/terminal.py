@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give --question TEXT, or run on a terminal to have a conversation")
     if arguments.options and not arguments.cfg_path:
         parser.error("--options overrides settings of a YAML file; give --cfg-path too")
+    warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")  # as intended
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         _talk(arguments)
@@ -103,7 +105,6 @@ def _model_settings(arguments: argparse.Namespace) -> list[str]:
         "dtype": None if arguments.dtype == "auto" else arguments.dtype,
         "load_in_8bit": arguments.load_in_8bit or None,
         "load_in_4bit": arguments.load_in_4bit or None,
-        "model_type": arguments.model_type,
     }
     return [f"model.{name}={value}" for name, value in given.items() if value is not None]
 
@@ -126,7 +127,7 @@ def describe_upload(upload: Upload) -> str:
         times = [f"{seconds:.1f}" for seconds in upload.frames.times_seconds]
         seen = f"{len(times)} frame{'s' * (len(times) > 1)} at {_shortened(times)} seconds; sound: "
     if upload.audio is not None:
-        heard = f"{len(upload.audio.start_seconds)} pieces of its {upload.audio.duration_seconds:.1f} seconds heard"
+        heard = f"heard {len(upload.audio.start_seconds)} segments of its {upload.audio.duration_seconds:.1f} seconds"
     return f"{upload.source}: {seen}{heard or upload.sound}"
 
 
@@ -148,9 +149,6 @@ def _read_line() -> str:
 
 
 def _print_answer(chat: Chat, output: TextIO) -> None:
-    dropped = chat.dropped_turns
     for piece in chat.stream_answer():
         print(piece, end="", flush=True, file=output)
     print(file=output)
-    if chat.dropped_turns > dropped:
-        print(f"(the first {chat.dropped_turns} turn(s) no longer fit and were not read)", file=sys.stderr)

@@ -106,7 +106,9 @@ def build_model(
     precision = resolve_dtype(config.dtype, target)
     in_8bit = config.load_in_8bit or config.low_resource
     options |= _loading_options(in_8bit, config.load_in_4bit, config.device_map, config.attn_implementation, target)
-    path = None if config.ckpt is None else resolve_source(config.ckpt, "the checkpoint of the vision branch (model.ckpt)")
+    path = (
+        None if config.ckpt is None else resolve_source(config.ckpt, "the checkpoint of the vision branch (model.ckpt)")
+    )
     if path is not None and is_transformers_folder(path):
         return _load_transformers(path, None, precision, config.equip_audio_branch, options, audio_from_images)
     if not for_training:
