@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from video_llama.errors import ConfigError
 
-__all__ = ["MODELS", "PROCESSORS", "SCHEDULES", "VIDEO_READERS", "Registry"]
+__all__ = ["DATASETS", "MODELS", "PROCESSORS", "SCHEDULES", "VIDEO_READERS", "Registry"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ class Registry(Generic[T]):
         self._import_modules()
         if name not in self._entries:
             near = difflib.get_close_matches(str(name), self._entries, n=1)
-            suggestion = f"; did you mean {near[0]!r}?" if near else ""
+            suggestion = f"; did you mean {near[0]!r}?" if near else "."
             known = ", ".join(self.names()) or "none"
             raise ConfigError(f"unknown {self.kind} {name!r}{suggestion} Known: {known}")
         return self._entries[name]
@@ -79,6 +79,7 @@ class Registry(Generic[T]):
             raise
 
 
+DATASETS: Registry[Any] = Registry("dataset", ["video_llama.data.datasets"])
 MODELS: Registry[Any] = Registry("model", ["video_llama.model.builder"])
 PROCESSORS: Registry[Any] = Registry("processor", ["video_llama.processor.builders", "video_llama.processor.captions"])
 SCHEDULES: Registry[Any] = Registry("learning-rate schedule", ["video_llama.training.optim"])

@@ -23,6 +23,7 @@ from video_llama.processor.prompt import EncodedPrompt, encode_pieces
 __all__ = [
     "Turn",
     "build_caption_sample",
+    "build_conversation_sample",
     "build_dialogue_sample",
     "collate_text",
     "dialogue_template",
@@ -101,12 +102,44 @@ def build_dialogue_sample(
     conversation.messages = [
         [role, content] for turn in turns for role, content in zip(conversation.roles, turn, strict=True)
     ]
-    sample = _encode(conversation.get_pieces(tokenizer), tokenizer, placeholder)
+    token_id, length = placeholder
+    return build_conversation_sample(
+        conversation,
+        tokenizer,
+        placeholder_ids=dict.fromkeys(_KINDS, token_id),
+        placeholder_lengths=dict.fromkeys(_KINDS, length),
+        max_txt_len=max_txt_len,
+    )
+
+
+def build_conversation_sample(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    placeholder_ids: Mapping[str, int],
+    placeholder_lengths: Mapping[str, int],
+    max_txt_len: int,
+) -> dict[str, list[int]]:
+    """A finished conversation, with media of any kind, as a sample of stage 2.
+
+    Args:
+        conversation: its answers are what is learnt.
+        placeholder_ids, placeholder_lengths: the id that marks media features, and how many, by kind.
+        max_txt_len: most tokens of text, BOS and media not counted; what is longer is cut off at its end.
+
+    Returns:
+        as `build_dialogue_sample`.
+
+    Raises:
+        DatasetError: the cut leaves no answer, or takes a media position away.
+    """
+    sample = encode_pieces(conversation.get_pieces(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
     has_bos = sample.input_ids[:1] == [tokenizer.bos_token_id]
-    num_media_ids = sample.input_ids.count(placeholder[0])
+    media_ids = set(placeholder_ids.values())
+    num_media_ids = sum(token_id in media_ids for token_id in sample.input_ids)
     length = max_txt_len + num_media_ids + int(has_bos)
     cut = EncodedPrompt(sample.input_ids[:length], sample.is_answer[:length])
-    if cut.input_ids.count(placeholder[0]) < num_media_ids:
+    if sum(token_id in media_ids for token_id in cut.input_ids) < num_media_ids:
         raise DatasetError(f"a media position lies beyond the first {max_txt_len} text tokens (max_txt_len)")
     return _with_labels(cut)
 

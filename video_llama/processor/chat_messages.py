@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from video_llama.conversation import Conversation
 from video_llama.pieces import (
@@ -17,11 +17,19 @@ from video_llama.pieces import (
     introduce_sound,
     introduce_video,
 )
-from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.media import AudioSegments, VideoFrames
 
 __all__ = ["MessageReader", "Messages"]
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+class MediaReader(Protocol):
+    """What reads the files: a `MediaProcessor`, or whatever returns items with a `kind` and a `message` as it does."""
+
+    def process_video(self, path: Any, *, audio: bool = True) -> tuple[Any, Any]: ...
+    def process_image(self, image: Any) -> Any: ...
+    def process_audio(self, sound: Any) -> Any: ...
 
 
 @dataclass
@@ -34,10 +42,10 @@ class MessageReader:
         visuals, sounds: what was read, in order of appearance.
     """
 
-    media_processor: MediaProcessor | None
+    media_processor: MediaReader | None
     listen: bool
-    visuals: list[VideoFrames] = field(default_factory=list)
-    sounds: list[AudioSegments] = field(default_factory=list)
+    visuals: list[Any] = field(default_factory=list)
+    sounds: list[Any] = field(default_factory=list)
 
     def fill(self, conversation: Conversation, messages: Messages) -> None:
         """Append the messages to a conversation; one in the role "system" replaces its system text.
@@ -79,9 +87,9 @@ class MessageReader:
             raise ValueError(f"the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
         return self._read(kind, source, self.media_processor)
 
-    def _read(self, kind: str, source: Any, media: MediaProcessor) -> list[str | Placeholder]:
-        frames: list[VideoFrames] = []
-        sound: AudioSegments | None = None
+    def _read(self, kind: str, source: Any, media: MediaReader) -> list[str | Placeholder]:
+        frames: list[Any] = []
+        sound: Any = None
         if isinstance(source, VideoFrames):
             frames = [source]
         elif isinstance(source, AudioSegments):

@@ -1,0 +1,117 @@
+"""Read annotation files; whatever is wrong with one is a `DatasetError` that names file and place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from video_llama.errors import DatasetError
+
+__all__ = ["find_files", "read_json", "read_json_lines", "read_table", "required_text"]
+
+# Captions can be long; the csv module's own limit of 128 KiB is not.
+csv.field_size_limit(1 << 24)
+
+
+def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The file itself, or all files of a folder with one of the suffixes, sorted.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DatasetError(f"{path}: no such file or folder")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+    if not files:
+        raise DatasetError(f"{path}: no annotation file in it (one that ends in {' or '.join(suffixes)})")
+    return files
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a `.csv` or `.tsv` with a header line.
+
+    Args:
+        columns: those that must be there; others are left out.
+
+    Raises:
+        DatasetError: a column is missing, a row is short, there are no rows, or the file is not UTF-8 text.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                has = ", ".join(reader.fieldnames or ()) or "nothing; the file is empty"
+                raise DatasetError(f"{path}: no column {', '.join(missing)} (its header has {has})")
+            number = 0
+            for number, row in enumerate(reader, start=1):  # noqa: B007
+                if any(row[name] is None for name in columns):
+                    raise DatasetError(f"{path}, line {reader.line_num}: fewer fields than the header")
+                yield reader.line_num, {name: row[name] for name in columns}
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except csv.Error as error:
+        raise DatasetError(f"{path}: not a table ({error})") from error
+    if number == 0:
+        raise DatasetError(f"{path}: a header and no rows")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DatasetError: absent, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not JSON ({error})") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line, object) of a JSONL file; empty lines are left out.
+
+    Raises:
+        DatasetError: absent, a line that is no JSON object, or no lines at all.
+    """
+    is_empty = True
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                is_empty = False
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DatasetError(f"{path}, line {number}: not JSON ({error})") from error
+                if not isinstance(entry, Mapping):
+                    raise DatasetError(f"{path}, line {number}: a {type(entry).__name__}, not an object")
+                yield number, entry
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text ({error.reason})") from error
+    if is_empty:
+        raise DatasetError(f"{path}: the file is empty")
+
+
+def required_text(entry: Any, key: str, where: str) -> str:
+    """A text (or a number, as some files have for ids) that an annotation must have.
+
+    Raises:
+        DatasetError: the entry is no object, or the key is absent or of another type.
+    """
+    if not isinstance(entry, Mapping):
+        raise DatasetError(f"{where}: a {type(entry).__name__}, not an object")
+    value = entry.get(key)
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        raise DatasetError(f"{where}: {key!r} is {'missing' if key not in entry else f'{value!r}, not text'}")
+    return str(value)

@@ -1,0 +1,150 @@
+"""Batches for training: samples read and encoded, bad ones replaced and reported, the rest padded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from video_llama.data.encoding import EncodedSample, MediaInput, SampleEncoder
+from video_llama.data.examples import Example
+from video_llama.data.mixture import BatchPlan, Slot
+from video_llama.data.tokenization import collate_text
+from video_llama.errors import DatasetError, MediaError
+from video_llama.processor.batching import pad_items
+
+__all__ = ["Batch", "BatchReader", "Failure", "collate", "gather_media", "load_batches"]
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLACEMENTS = 20
+PREFETCHED_BATCHES = 2  # of each worker
+
+# The model input for encoder outputs, and the mask over frames or segments, by the input for media.
+_ENCODED = {
+    "pixel_values": "frame_tokens",
+    "audio_values": "segment_vectors",
+    "audio_pixel_values": "segment_vectors",
+}
+_MASKS = {"pixel_values": "frame_mask", "audio_values": "segment_mask", "audio_pixel_values": "segment_mask"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be used.
+
+    Args:
+        id: of the example.
+        reason: the error's words.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass
+class Batch:
+    """One batch of one process.
+
+    Args:
+        number: of the batch in the run.
+        text: input_ids, attention_mask, labels: (samples, length), int64.
+        media: all media of the batch, in order of appearance.
+        ids: of the samples.
+        failures: what was replaced on the way.
+    """
+
+    number: int
+    text: dict[str, Tensor]
+    media: list[MediaInput]
+    ids: list[str]
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def num_label_tokens(self) -> int:
+        """Tokens the loss is taken on: the first of a sequence is never predicted."""
+        return int((self.text["labels"][:, 1:] >= 0).sum())
+
+    def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
+        """All tensors, by the names of the model's arguments, on a device."""
+        return {name: tensor.to(device) for name, tensor in {**self.text, **gather_media(self.media)}.items()}
+
+
+def gather_media(media: Sequence[MediaInput]) -> dict[str, Tensor]:
+    """Media of one or more kinds as padded model inputs; all of one kind must be encoded, or none."""
+    inputs: dict[str, Tensor] = {}
+    for name in dict.fromkeys(item.name for item in media):
+        items = [item for item in media if item.name == name]
+        values, mask = pad_items([item.values for item in items])
+        inputs[_ENCODED[name] if items[0].is_encoded else name] = values
+        if mask is not None:
+            inputs[_MASKS[name]] = mask
+    return inputs
+
+
+def collate(number: int, samples: Sequence[EncodedSample], pad_id: int, failures: Sequence[Failure] = ()) -> Batch:
+    """Encoded samples as a batch, padded on the right."""
+    text = collate_text([{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples], pad_id)
+    media = [item for sample in samples for item in sample.media]
+    return Batch(number, text, media, [sample.id for sample in samples], list(failures))
+
+
+class BatchReader(Dataset[Batch]):
+    """The batches of a run by number; any process can read any of them.
+
+    Args:
+        tables: the examples of each dataset.
+        encoders: how each dataset is encoded.
+        plan: what each batch is made of.
+        pad_id: fills input_ids.
+    """
+
+    def __init__(
+        self, tables: Sequence[Sequence[Example]], encoders: Sequence[SampleEncoder], plan: BatchPlan, pad_id: int
+    ) -> None:
+        self._tables, self._encoders = tables, encoders
+        self._plan, self._pad_id = plan, pad_id
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Read a batch; samples that cannot be read are replaced by others, drawn from the seed.
+
+        Raises:
+            DatasetError: so many replacements in a row failed that the dataset cannot be meant to be used.
+        """
+        failures: list[Failure] = []
+        with torch.random.fork_rng(devices=()):
+            samples = [self._read(slot, failures) for slot in self._plan[number]]
+        return collate(number, samples, self._pad_id, failures)
+
+    def _read(self, slot: Slot, failures: list[Failure]) -> EncodedSample:
+        index = slot.index
+        for attempt in range(MAX_REPLACEMENTS):
+            torch.manual_seed(self._plan.sample_seed(slot))
+            example = self._tables[slot.dataset][index]
+            try:
+                return self._encoders[slot.dataset](example)
+            except (MediaError, DatasetError) as error:  # anything else is a mistake in a program: it stops the run
+                failures.append(Failure(example.id, str(error)))
+                index = self._plan.replacement(slot, attempt)
+        last = failures[-1]
+        raise DatasetError(f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}")
+
+
+def load_batches(reader: BatchReader, numbers: range, num_workers: int) -> Iterator[Batch]:
+    """Batches in order, read ahead by worker processes.
+
+    Args:
+        numbers: which; the first is where a resumed run goes on.
+        num_workers: processes; 0 reads in this one.
+    """
+    options: Mapping[str, Any] = {"prefetch_factor": PREFETCHED_BATCHES} if num_workers else {}
+    # Batches are whole already: the loader must neither collate nor draw.
+    return iter(DataLoader(reader, batch_size=None, sampler=numbers, num_workers=num_workers, **options))

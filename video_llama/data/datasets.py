@@ -1,0 +1,181 @@
+"""The datasets that configurations name: from files on disk to a table of examples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from video_llama.config import BuildInfo, DatasetConfig
+from video_llama.data.annotations import find_files, read_json, read_json_lines, read_table, required_text
+from video_llama.data.examples import Example, ExampleTable, MediaKind, MediaSource
+from video_llama.data.shards import find_shards, read_shard
+from video_llama.errors import ConfigError, DatasetError
+from video_llama.registry import DATASETS
+
+__all__ = ["build_examples"]
+
+Reader = Callable[["_Place"], Iterator[Example]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a reader needs to know."""
+
+    name: str
+    kind: MediaKind
+    info: BuildInfo
+
+    def folder(self, key: str) -> Path:
+        """One of the paths of `build_info`.
+
+        Raises:
+            ConfigError: it is not set.
+        """
+        value = getattr(self.info, key)
+        if value is None:
+            raise ConfigError(f"datasets.{self.name}.build_info.{key} must be set: where the dataset lies")
+        return Path(value).expanduser()
+
+
+def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = None) -> ExampleTable:
+    """All examples of one dataset of a configuration.
+
+    Args:
+        name: its name in the registry `DATASETS`. Several of one kind are told apart by what follows a colon:
+            `messages:cooking`.
+        config: its section.
+        info: where it lies; the section's training split by default.
+
+    Raises:
+        ConfigError: unknown name, or a path that is not set.
+        DatasetError: annotations are absent, empty or of another form.
+    """
+    reader: Reader = DATASETS.get(name.partition(":")[0])
+    kinds: dict[str, MediaKind] = {"video": "video", "images": "image", "audio": "audio"}
+    place = _Place(name, kinds[config.data_type], info or config.build_info)
+    table = ExampleTable(reader(place))
+    if not len(table):
+        raise DatasetError(f"datasets.{name}: no examples in its files")
+    return table
+
+
+@DATASETS.register("webvid")
+def read_webvid(place: _Place) -> Iterator[Example]:
+    """WebVid: tables `videoid, page_dir, name` and `videos_dir/page_dir/videoid.mp4`."""
+    videos = place.folder("videos_dir")
+    for file in find_files(place.folder("anno_dir"), (".csv", ".tsv")):
+        for line, row in read_table(file, ("videoid", "page_dir", "name")):
+            path = videos / row["page_dir"] / f"{row['videoid']}.mp4"
+            if not row["videoid"]:
+                raise DatasetError(f"{file}, line {line}: no videoid")
+            yield _captioned(place, row["videoid"], path, row["name"])
+
+
+@DATASETS.register("audio_caption")
+def read_audio_caption(place: _Place) -> Iterator[Example]:
+    """Captions of sounds: tables `audio, caption`, with file names relative to `videos_dir`."""
+    folder = place.folder("videos_dir")
+    for file in find_files(place.folder("anno_dir"), (".csv", ".tsv")):
+        for _, row in read_table(file, ("audio", "caption")):
+            yield _captioned(place, row["audio"], folder / row["audio"], row["caption"])
+
+
+@DATASETS.register("cc_sbu_align")
+def read_cc_sbu_align(place: _Place) -> Iterator[Example]:
+    """MiniGPT-4's stage 2 set: `filter_cap.json` and `image/IMAGE_ID.jpg` in one folder."""
+    folder = place.folder("storage")
+    file = folder / "filter_cap.json"
+    content = read_json(file)
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    for number, entry in enumerate(_entries(entries, file, "'annotations'")):
+        where = f"{file}, annotation {number}"
+        image_id = required_text(entry, "image_id", where)
+        yield _captioned(place, image_id, folder / "image" / f"{image_id}.jpg", required_text(entry, "caption", where))
+
+
+@DATASETS.register("cc_sbu")
+@DATASETS.register("laion")
+@DATASETS.register("shards")
+def read_shards(place: _Place) -> Iterator[Example]:
+    """Webdataset shards, of images or (data_type: video, audio) of others; `scripts/make_shards.py` packs them."""
+    for path in find_shards(str(place.folder("storage"))):
+        yield from read_shard(path, place.kind, place.name)
+
+
+@DATASETS.register("llava_instruct")
+def read_llava_instruct(place: _Place) -> Iterator[Example]:
+    """LLaVA-Instruct-150K: a list of `{"id", "image", "conversations"}`."""
+    folder, file = place.folder("videos_dir"), place.folder("anno_dir")
+    for number, entry in enumerate(_entries(read_json(file), file)):
+        where = f"{file}, entry {number}"
+        image = required_text(entry, "image", where)
+        text = {"conversations": _listed(entry, "conversations", where)}
+        yield Example(f"{place.name}/{entry.get('id', number)}", place.kind, _file(folder / image), text)
+
+
+@DATASETS.register("webvid_instruct")
+@DATASETS.register("webvid_instruct_zh")
+def read_webvid_instruct(place: _Place) -> Iterator[Example]:
+    """VideoChat's instructions: a list of `{"video", "QA": [{"q", "a"}, …]}`."""
+    folder, file = place.folder("videos_dir"), place.folder("anno_dir")
+    for number, entry in enumerate(_entries(read_json(file), file)):
+        where = f"{file}, entry {number}"
+        video = required_text(entry, "video", where)
+        text = {"QA": _listed(entry, "QA", where)}
+        yield Example(f"{place.name}/{number}:{video}", place.kind, _file(folder / video), text)
+
+
+@DATASETS.register("messages")
+def read_messages(place: _Place) -> Iterator[Example]:
+    """One's own data: JSONL of `{"messages": […]}` with image, video and audio items (see docs/own_data.md).
+
+    Paths are relative to `videos_dir`, or to the file itself.
+    """
+    for file in find_files(place.folder("anno_dir"), (".jsonl",)):
+        folder = file.parent if place.info.videos_dir is None else place.folder("videos_dir")
+        for line, entry in read_json_lines(file):
+            where = f"{file}, line {line}"
+            messages = [_with_absolute_paths(m, folder, where) for m in _listed(entry, "messages", where)]
+            yield Example(
+                f"{place.name}/{entry.get('id', f'{file.stem}:{line}')}", place.kind, None, {"messages": messages}
+            )
+
+
+def _with_absolute_paths(message: Any, folder: Path, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise DatasetError(f"{where}: a message is a {type(message).__name__}, not an object")
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    items = []
+    for item in content:
+        if not isinstance(item, dict):
+            raise DatasetError(f"{where}: a content item is a {type(item).__name__}, not an object")
+        key = next((key for key in (item.get("type"), "path") if isinstance(item.get(key), str)), None)
+        is_media = item.get("type") in ("image", "video", "audio")
+        items.append({**item, key: os.path.join(folder, item[key])} if is_media and key else item)
+    return {**message, "content": items}
+
+
+def _captioned(place: _Place, id_: str, path: Path, caption: str) -> Example:
+    return Example(f"{place.name}/{id_}", place.kind, _file(path), {"caption": caption})
+
+
+def _file(path: Path) -> MediaSource:
+    return MediaSource(str(path))
+
+
+def _entries(content: Any, file: Path, what: str = "the file") -> list[Any]:
+    if not isinstance(content, list):
+        raise DatasetError(f"{file}: {what} must be a list, but is {type(content).__name__}")
+    return content
+
+
+def _listed(entry: Any, key: str, where: str) -> list[Any]:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, list) or not value:
+        raise DatasetError(f"{where}: {key!r} must be a list that is not empty")
+    return value

@@ -1,0 +1,230 @@
+"""From an example to what the model learns from: media decoded, text tokenised, labels set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from video_llama.data.examples import Example, MediaKind, open_media
+from video_llama.data.features import FeatureStore
+from video_llama.data.tokenization import (
+    build_caption_sample,
+    build_conversation_sample,
+    build_dialogue_sample,
+    dialogue_template,
+    llava_instruct_turns,
+    video_instruct_turns,
+)
+from video_llama.errors import DatasetError
+from video_llama.processor.chat_messages import MessageReader
+from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
+
+__all__ = ["EncodedSample", "MediaInput", "SampleEncoder", "TextSettings"]
+
+InputName = Literal["pixel_values", "audio_values", "audio_pixel_values"]
+
+
+@dataclass
+class MediaInput:
+    """One media item on its way to the model.
+
+    Args:
+        name: the model input it is meant for.
+        values: (frames, 3, height, width) or (segments, 1, mel_bins, mel_frames); if `is_encoded`, what the frozen
+            encoder makes of it: (frames, queries, width) or (segments, joint_width).
+        key: where the feature cache keeps it; None without a cache.
+        message: the sentence on sampled frames, which the cache keeps with the features.
+        is_encoded: the values come from the cache.
+    """
+
+    name: InputName
+    values: Tensor
+    key: str | None = None
+    message: str = ""
+    is_encoded: bool = False
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One file that was read.
+
+    Args:
+        kind: how it was read.
+        message: which frames were sampled; "" for images and sounds.
+        input: for the model.
+    """
+
+    kind: MediaKind
+    message: str
+    input: MediaInput
+
+
+@dataclass
+class EncodedSample:
+    """A sample ready for a batch.
+
+    Args:
+        id: of the example.
+        input_ids, labels: of equal length.
+        media: in order of appearance.
+    """
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
+    media: list[MediaInput]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How text becomes tokens.
+
+    Args:
+        tokenizer: of the language model.
+        placeholder_ids, placeholder_lengths: by kind, "image" and "audio".
+        max_txt_len: longest text, in tokens.
+        end_sym: what ends a caption.
+        prompts: of captions; one is drawn for each. Empty puts the media alone in front.
+        template: of dialogues: "vicuna", "llama_v2" or the name of a conversation template.
+        caption_processor: cleans captions; None leaves them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    placeholder_ids: Mapping[str, int]
+    placeholder_lengths: Mapping[str, int]
+    max_txt_len: int
+    end_sym: str
+    prompts: Sequence[str] = ()
+    template: str = "llama_v2"
+    caption_processor: Any = None
+
+
+@dataclass(frozen=True)
+class SampleEncoder:
+    """Encodes the examples of one dataset.
+
+    All randomness comes from torch's global generator.
+
+    Args:
+        text: how text becomes tokens.
+        media: how files are read.
+        images_as_sound: pictures go to the audio branch, as the original trains it.
+        features: encoder outputs kept on disk; files found there are not decoded.
+    """
+
+    text: TextSettings
+    media: MediaProcessor
+    images_as_sound: bool = False
+    features: FeatureStore | None = None
+
+    def __call__(self, example: Example) -> EncodedSample:
+        """Read the media and tokenise the text.
+
+        Raises:
+            MediaError: a file cannot be read.
+            DatasetError: the annotation has another form than it should, or nothing is left to learn.
+        """
+        if "messages" in example.text:
+            return self._encode_messages(example)
+        assert example.source is not None, "only messages name their own media"
+        with open_media(example.source) as path:
+            item = self.read(example.kind, path)
+        kind = "audio" if item.input.name != "pixel_values" else "image"
+        placeholder = (self.text.placeholder_ids[kind], self.text.placeholder_lengths[kind])
+        tokens = self._tokenise(example.text, placeholder, item.message)
+        return EncodedSample(example.id, **tokens, media=[item.input])
+
+    def _tokenise(self, text: Mapping[str, Any], placeholder: tuple[int, int], message: str) -> dict[str, list[int]]:
+        settings = self.text
+        if "caption" in text:
+            if not isinstance(text["caption"], str):
+                raise DatasetError(f"the caption is no text: {text['caption']!r}")
+            clean = settings.caption_processor
+            return build_caption_sample(
+                text["caption"] if clean is None else clean(text["caption"]),
+                settings.tokenizer,
+                placeholder=placeholder,
+                prompt=self._draw_prompt(),
+                end_sym=settings.end_sym,
+                max_txt_len=settings.max_txt_len,
+            )
+        turns = (
+            video_instruct_turns(text["QA"], message) if "QA" in text else llava_instruct_turns(text["conversations"])
+        )
+        return build_dialogue_sample(
+            turns,
+            settings.tokenizer,
+            template=dialogue_template(settings.template),
+            placeholder=placeholder,
+            max_txt_len=settings.max_txt_len,
+        )
+
+    def _draw_prompt(self) -> str | None:
+        prompts = self.text.prompts
+        return prompts[int(torch.randint(len(prompts), ()))] if prompts else None
+
+    def _encode_messages(self, example: Example) -> EncodedSample:
+        conversation = dialogue_template(self.text.template).copy()
+        reader = MessageReader(_InputReader(self), listen=False)
+        try:
+            reader.fill(conversation, example.text["messages"])
+        except ValueError as error:  # of messages that are no messages
+            raise DatasetError(f"{example.id}: {error}") from error
+        tokens = build_conversation_sample(
+            conversation,
+            self.text.tokenizer,
+            placeholder_ids=self.text.placeholder_ids,
+            placeholder_lengths=self.text.placeholder_lengths,
+            max_txt_len=self.text.max_txt_len,
+        )
+        return EncodedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.sounds)])
+
+    def read(self, kind: MediaKind, path: str | os.PathLike[str]) -> MediaItem:
+        """One file as model input, from the feature cache if it is there."""
+        name: InputName = "audio_values"
+        if kind != "audio":
+            name = "audio_pixel_values" if self.images_as_sound else "pixel_values"
+        if self.features is None:
+            item = self._decode(kind, path)
+            return MediaItem(kind, _message(item), MediaInput(name, _values(item)))
+        key = self.features.key(path, kind, name, self.media)
+        found = self.features.load(key)
+        if found is not None:
+            return MediaItem(kind, found.message, MediaInput(name, found.values, key, found.message, is_encoded=True))
+        item = self._decode(kind, path)
+        return MediaItem(kind, _message(item), MediaInput(name, _values(item), key, _message(item)))
+
+    def _decode(self, kind: MediaKind, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
+        if kind == "video":
+            return self.media.process_video(path, audio=False)[0]
+        return self.media.process_image(path) if kind == "image" else self.media.process_audio(path)
+
+
+@dataclass(frozen=True)
+class _InputReader:
+    """Reads the files of messages as `MediaProcessor` does, but through the encoder and its cache."""
+
+    encoder: SampleEncoder
+
+    def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaItem, None]:
+        return self.encoder.read("video", path), None
+
+    def process_image(self, image: Any) -> MediaItem:
+        return self.encoder.read("image", image)
+
+    def process_audio(self, sound: Any) -> MediaItem:
+        return self.encoder.read("audio", sound)
+
+
+def _values(item: VideoFrames | AudioSegments) -> Tensor:
+    return item.pixel_values if isinstance(item, VideoFrames) else item.values
+
+
+def _message(item: VideoFrames | AudioSegments) -> str:
+    return item.message if isinstance(item, VideoFrames) else ""

@@ -1,0 +1,110 @@
+"""Annotated examples before their media are read, and a compact table of millions of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from video_llama.errors import DatasetError
+
+__all__ = ["Example", "ExampleTable", "MediaKind", "MediaSource", "open_media"]
+
+MediaKind = Literal["video", "image", "audio"]
+"""How a file is read: its frames, as a still, or its sound."""
+
+
+@dataclass(frozen=True)
+class MediaSource:
+    """Where the bytes of one media file are.
+
+    Args:
+        path: the file, or the tar shard it lies in.
+        name: its name within the shard; None for a file of its own.
+        offset, size: its bytes within the shard.
+    """
+
+    path: str
+    name: str | None = None
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One annotated example.
+
+    Args:
+        id: names it in logs: dataset and the annotation's own id.
+        kind: how its media file is read.
+        source: the media file; None if the text names its media itself (`messages`).
+        text: one of `{"caption": …}`, `{"QA": […]}`, `{"conversations": […]}`, `{"messages": […]}`.
+    """
+
+    id: str
+    kind: MediaKind
+    source: MediaSource | None
+    text: Mapping[str, Any]
+
+
+class ExampleTable(Sequence[Example]):
+    """Examples as one block of bytes.
+
+    Millions of Python objects would be copied into every data loader worker, little by little, as their reference
+    counts change; two arrays are shared for good.
+    """
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        rows = bytearray()
+        ends = [0]
+        for example in examples:
+            source = None if example.source is None else list(vars(example.source).values())
+            row = [example.id, example.kind, source, example.text]
+            rows += json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+            ends.append(len(rows))
+        self._rows = np.frombuffer(bytes(rows), dtype=np.uint8)
+        self._ends = np.array(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        position = index % len(self)
+        row = self._rows[self._ends[position] : self._ends[position + 1]].tobytes()
+        id_, kind, source, text = json.loads(row)
+        return Example(id_, kind, None if source is None else MediaSource(*source), text)
+
+
+@contextlib.contextmanager
+def open_media(source: MediaSource) -> Iterator[str]:
+    """A path under which decoders can open the file; out of a shard it is copied to a temporary file.
+
+    Raises:
+        DatasetError: the shard is shorter than its index says.
+    """
+    if source.name is None:
+        yield source.path
+        return
+    with open(source.path, "rb") as shard:
+        shard.seek(source.offset)
+        content = shard.read(source.size)
+    if len(content) != source.size:
+        raise DatasetError(f"{source.path}: {source.name} is cut off; the shard has changed or is truncated")
+    handle, path = tempfile.mkstemp(suffix=Path(source.name).suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        yield path
+    finally:
+        os.unlink(path)

@@ -1,0 +1,161 @@
+"""Outputs of the frozen encoders on disk: one small file for each media file, found by what it depends on.
+
+An entry's key is a digest of the file's content, of how the file is read, and of the encoder's weights, so an
+entry can never be stale: what changes gets another key. Files appear under their final name when they are whole,
+and carry a checksum, so any number of processes may fill one cache and be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from video_llama.processor.media import MediaProcessor
+
+__all__ = ["FeatureStore", "Features", "decode_features", "encode_features", "fingerprint"]
+
+logger = logging.getLogger(__name__)
+
+Encoding = Literal["float32", "bfloat16", "int8"]
+
+_READ_BYTES = 1 << 20
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Features:
+    """One cached entry.
+
+    Args:
+        values: (frames, queries, width) or (segments, joint_width), float32.
+        message: the sentence on the sampled frames, "" for images and sounds.
+    """
+
+    values: Tensor
+    message: str
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A folder of cached encoder outputs.
+
+    Args:
+        folder: where; made if need be.
+        encoding: how values are stored.
+        fingerprints: digest of the weights of the encoder that each model input goes to.
+    """
+
+    folder: Path
+    encoding: Encoding
+    fingerprints: dict[str, str]
+
+    def key(self, path: str | os.PathLike[str], kind: str, name: str, media: MediaProcessor) -> str:
+        """The key of a media file's features.
+
+        Args:
+            path: the file.
+            kind: how it is read: video, image or audio.
+            name: the model input it is meant for.
+            media: how it is read.
+        """
+        settings = {"media": asdict(media), "kind": kind, "input": name, "encoder": self.fingerprints[name]}
+        parts = [self._content_digest(path), json.dumps(settings, sort_keys=True), self.encoding]
+        return _digest("\n".join(parts).encode())
+
+    def load(self, key: str) -> Features | None:
+        """The entry, or None if there is none that is whole."""
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        checksum, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != checksum:
+            logger.warning("%s: damaged, will be computed again", path)
+            return None
+        try:
+            tensors = load(body)
+        except SafetensorError:
+            logger.warning("%s: damaged, will be computed again", path)
+            return None
+        return Features(decode_features(tensors), bytes(tensors["message"].tolist()).decode())
+
+    def save(self, key: str, features: Features) -> None:
+        """Write an entry; an existing one is replaced."""
+        tensors = encode_features(features.values, self.encoding)
+        tensors["message"] = torch.tensor(list(features.message.encode()), dtype=torch.uint8)
+        body = save(tensors)
+        _write_whole(self._path(key), hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / "features" / key[:2] / key
+
+    def _content_digest(self, path: str | os.PathLike[str]) -> str:
+        """Digest of a file's content, remembered as long as its size and time of change stay the same."""
+        stat = os.stat(path)
+        identity = _digest(f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}".encode())
+        memo = self.folder / "digests" / identity[:2] / identity
+        try:
+            remembered = memo.read_text()
+        except FileNotFoundError:
+            remembered = ""
+        if len(remembered) == 2 * _DIGEST_BYTES:
+            return remembered
+        content = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        with open(path, "rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                content.update(chunk)
+        _write_whole(memo, content.hexdigest().encode())
+        return content.hexdigest()
+
+
+def encode_features(values: Tensor, encoding: Encoding) -> dict[str, Tensor]:
+    """Values as stored: in 8 bit, each token (last dimension) has a scale of its own."""
+    if encoding != "int8":
+        return {"values": values.to(getattr(torch, encoding)).contiguous()}
+    scale = values.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
+    return {"values": (values.float() / scale).round().to(torch.int8), "scale": scale}
+
+
+def decode_features(tensors: dict[str, Tensor]) -> Tensor:
+    """What `encode_features` stored, as float32."""
+    values = tensors["values"].float()
+    return values * tensors["scale"] if "scale" in tensors else values
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Digest of the bytes of an encoder's weights, in order."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside and rename: readers and other writers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

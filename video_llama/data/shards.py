@@ -1,0 +1,117 @@
+"""Webdataset shards: plain tar files whose members belong together by the name up to the first dot.
+
+A shard is indexed once and then read at random places, so that order, resuming and splitting over processes are
+those of any other dataset. Annotations are JSON or text and nothing else: no pickles, no commands as addresses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from webdataset.shardlists import expand_urls
+
+from video_llama.data.examples import Example, MediaKind, MediaSource
+from video_llama.errors import DatasetError
+
+__all__ = ["find_shards", "read_shard"]
+
+SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
+    "image": (".jpg", ".jpeg", ".png", ".webp"),
+    "video": (".mp4", ".webm", ".mkv", ".mov", ".avi"),
+    "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".mp4", ".webm", ".mkv", ".mov"),
+}
+
+
+def find_shards(storage: str) -> list[Path]:
+    """The tar files of a folder, or of a pattern such as `data/{00000..00099}.tar`.
+
+    Raises:
+        DatasetError: there is none, one is absent, or the pattern is an address or a command.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]*:", storage):
+        raise DatasetError(f"{storage}: shards must be local files; copy them here or mount where they are")
+    folder = Path(storage)
+    paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(path) for path in expand_urls(storage)]
+    if not paths:
+        raise DatasetError(f"{storage}: no shards (*.tar) in it")
+    absent = [str(path) for path in paths if not path.is_file()]
+    if absent:
+        raise DatasetError(f"{storage}: {len(absent)} of {len(paths)} shards are absent, the first is {absent[0]}")
+    return paths
+
+
+def read_shard(path: Path, kind: MediaKind, name: str) -> Iterator[Example]:
+    """The examples of one shard.
+
+    Args:
+        path: the tar file.
+        kind: which of a sample's files is its media.
+        name: of the dataset, for ids.
+
+    Raises:
+        DatasetError: not a tar file, truncated, or a sample without media or annotation.
+    """
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for key, members in _group(shard):
+                yield _example(shard, path, key, members, kind, name)
+    except (tarfile.TarError, EOFError) as error:
+        raise DatasetError(f"{path}: not a whole tar file ({error}); copy it again") from error
+
+
+def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """(key, members by suffix) of the samples, in order."""
+    key = ""
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in shard:
+        if not member.isfile():
+            continue
+        folder, _, file_name = member.name.rpartition("/")
+        stem, _, suffix = file_name.partition(".")
+        member_key = f"{folder}/{stem}" if folder else stem
+        if member_key != key and members:
+            yield key, members
+            members = {}
+        key = member_key
+        members["." + suffix.lower()] = member
+    if members:
+        yield key, members
+
+
+def _example(
+    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: MediaKind, name: str
+) -> Example:
+    text = _read_text(shard, members, f"{path}: {key}")
+    media = next((members[suffix] for suffix in SUFFIXES[kind] if suffix in members), None)
+    if media is None:
+        has = ", ".join(members)
+        raise DatasetError(f"{path}: {key} has no {kind} ({', '.join(SUFFIXES[kind])}) but only {has}")
+    source = MediaSource(str(path), media.name, media.offset_data, media.size)
+    return Example(f"{name}/{path.stem}/{key}", kind, source, text)
+
+
+def _read_text(shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], where: str) -> Mapping[str, Any]:
+    if ".json" in members:
+        try:
+            entry = json.loads(_read(shard, members[".json"]))
+        except ValueError as error:
+            raise DatasetError(f"{where}.json: not JSON ({error})") from error
+        forms: Sequence[str] = ("messages", "conversations", "QA", "caption")
+        form = next((form for form in forms if isinstance(entry, Mapping) and form in entry), None)
+        if form is None:
+            raise DatasetError(f"{where}.json: has none of {', '.join(forms)}")
+        return {form: entry[form]}
+    if ".txt" in members:
+        return {"caption": _read(shard, members[".txt"]).decode("utf-8", errors="replace").strip()}
+    raise DatasetError(f"{where}: no annotation (.json or .txt) beside {', '.join(members)}")
+
+
+def _read(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = shard.extractfile(member)
+    assert file is not None, "only files are grouped"
+    return file.read()
