@@ -19,14 +19,13 @@ from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.hub import resolve_source
 from video_llama.model.inference import VideoLlama
-from video_llama.model.loading import build_processor, load_original, original_config
+from video_llama.model.loading import build_processor, load_original, load_transformers, original_config
 from video_llama.model.original_files import (
     OriginalFiles,
     configured_files,
     find_original_files,
     is_transformers_folder,
 )
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
 from video_llama.utils.utils import resolve_device, resolve_dtype
@@ -137,8 +136,7 @@ def _load_transformers(
     if template is not None:
         overrides["conv_template"] = template
     processor = VideoLlamaProcessor.from_pretrained(folder, **overrides)
-    model = VideoLlamaForConditionalGeneration.from_pretrained(folder, config=config, dtype=precision, **options)
-    return VideoLlama(model, processor)
+    return VideoLlama(load_transformers(folder, config=config, dtype=precision, **options), processor)
 
 
 def _load_original(

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from video_llama.errors import CheckpointError
 from video_llama.model.checkpoint import part_of
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.loading import match_original
+from video_llama.model.matching import match_original
 from video_llama.model.original_files import OriginalFiles
 from video_llama.model.saving import (
     LANGUAGE_MODEL_FOLDER,

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -29,7 +30,7 @@ LANGUAGE_MODEL_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors")
 """Files of a language model that is stored in safetensors."""
 
 # A broken connection raises an error of the hub's HTTP library, which differs between its releases.
-_HTTP_ERROR = HfHubHTTPError.__bases__[0]
+_HTTP_ERROR: Any = HfHubHTTPError.__bases__[0]
 
 _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".json"}
 

@@ -64,7 +64,7 @@ class PartReport:
 
     Args:
         loaded: names that are there and fit.
-        missing: names that no file has.
+        missing: names that no file has (ours, where one folder should hold all).
         unexpected: names of this part that the model does not have, with their file: another depth, say.
         wrong_shape: name, where it was found, and the shape the model has.
     """
@@ -84,12 +84,14 @@ class LoadReport:
         parts: by part, in the order of `MODEL_PARTS`; parts the model was built without are absent.
         unknown: names that mean nothing to us, by file.
         useless: files that have nothing for this model, with the parts they do hold.
+        folder: the one folder that should hold all parts under our names; None if each part has its own file.
     """
 
     found: dict[str, Found] = field(default_factory=dict)
     parts: dict[Part, PartReport] = field(default_factory=dict)
     unknown: dict[Path, list[str]] = field(default_factory=dict)
     useless: dict[Path, list[Part]] = field(default_factory=dict)
+    folder: Path | None = None
 
     def problems(self) -> list[str]:
         """One sentence for each real gap; empty if the model can be loaded."""
@@ -100,7 +102,7 @@ class LoadReport:
             if report.unexpected:
                 sentences.append(_unexpected_sentence(part, report))
             if report.missing and not self.useless:  # the useless file explains what is missing
-                sentences.append(_missing_sentence(part, report))
+                sentences.append(_missing_sentence(part, report, self.folder))
         return sentences
 
     def raise_for_problems(self, what: str) -> None:
@@ -126,7 +128,10 @@ class LoadReport:
 
 
 def match_weights(
-    expected: Mapping[str, Tensor], sources: Sequence[Source], required: Collection[Part] = ()
+    expected: Mapping[str, Tensor],
+    sources: Sequence[Source],
+    required: Collection[Part] = (),
+    folder: Path | None = None,
 ) -> LoadReport:
     """Find every weight of a model in files.
 
@@ -137,8 +142,9 @@ def match_weights(
         expected: the model's own names and tensors (on any device; only shapes are looked at).
         sources: opened files, under the original's names or ours.
         required: parts that must be found.
+        folder: for the messages: where all parts should be, under our names; by default each has a file of its own.
     """
-    report = LoadReport(parts={part: PartReport() for part in _parts_of(expected)})
+    report = LoadReport(parts={part: PartReport() for part in _parts_of(expected)}, folder=folder)
     for source in sources:
         _match_file(report, expected, source)
     for name, tensor in expected.items():
@@ -188,7 +194,7 @@ def _judge(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:
     part = _part_of(name)
     outcome, found = report.parts[part], report.found.get(name)
     if found is None:
-        outcome.missing.append(_name_in_file(part, name))
+        outcome.missing.append(name if report.folder else _name_in_file(part, name))
     elif found.shape == shape or (name == POSITION_TABLE and found.shape[-1] == shape[-1]):
         outcome.loaded.append(found.name)
     else:
@@ -211,11 +217,11 @@ def _useless_sentence(path: Path, parts: Sequence[Part]) -> str:
     return f"{path} has only weights of the {held}, which this model is built without; wanted is another file"
 
 
-def _missing_sentence(part: Part, report: PartReport) -> str:
+def _missing_sentence(part: Part, report: PartReport, folder: Path | None) -> str:
     total = len(report.loaded) + len(report.missing) + len(report.wrong_shape)
     return (
         f"{part.name}: {len(report.missing)} of {total} weights are missing ({_some(report.missing)}); "
-        f"they belong in {part.file}"
+        f"they belong in {folder or part.file}"
     )
 
 

@@ -1,13 +1,11 @@
 """From files to a model: one way for every layout and every option of transformers' `from_pretrained`.
 
-The original's files are matched against the model by name and shape first, so that every gap is known before
-anything is read. Then transformers builds the model without memory and asks for the tensors one by one; each is
-copied from its file straight to where it stays.
+The files are matched against the model by name and shape first (`matching.py`). Then transformers builds the
+model without memory and asks for the tensors one by one; each is copied from its file straight to where it stays.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,33 +18,31 @@ from torch import Tensor
 from video_llama.errors import CheckpointError
 from video_llama.model.checkpoint import (
     AUDIO_BRANCH,
-    AUDIO_ENCODER,
-    IMAGEBIND_VISION,
-    LANGUAGE_MODEL,
     PROJECTION,
-    QFORMER,
     VIDEO_BRANCH,
-    VISION_ENCODER,
-    Part,
-    is_stray,
     part_of,
 )
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
 from video_llama.model.hub import resolve_source
-from video_llama.model.language_model import check_language_model, guess_conv_template, read_language_config
+from video_llama.model.language_model import guess_conv_template, read_language_config
 from video_llama.model.load_report import POSITION_TABLE, Found, LoadReport, Source, match_weights
+from video_llama.model.matching import log_report, match_original, match_transformers
 from video_llama.model.original_files import OriginalFiles
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.model.weight_files import Weights, open_weights
+from video_llama.model.weight_files import open_weights
 from video_llama.processor.audio_features import LogMelSettings
 from video_llama.processor.media import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
 
-__all__ = ["build_processor", "load_original", "load_trainable", "match_original", "original_config"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "build_processor",
+    "load_original",
+    "load_trainable",
+    "load_transformers",
+    "original_config",
+]
 
 TRAINABLE_PARTS = (VIDEO_BRANCH, PROJECTION, AUDIO_BRANCH)
 MEDIA_MODULES = ("video_branch", "audio_branch")
@@ -109,7 +105,42 @@ def load_original(
         output_loading_info=True,
         **_spare_branches(options),
     )
-    _check_language_model_is_whole(files, info)
+    _check_language_model_is_whole(files.language_model, info)
+    if trainable_dtype is not None:
+        _reload_trainable(model, report, trainable_dtype)
+    return model
+
+
+def load_transformers(
+    folder: Path,
+    *,
+    config: VideoLlamaConfig,
+    dtype: torch.dtype,
+    trainable_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> VideoLlamaForConditionalGeneration:
+    """Load a folder that `save_pretrained` wrote, and be as strict about it as about the original's files.
+
+    Args:
+        folder: where `config.json` and the weights are.
+        config: the model to build; it may leave out parts that the folder has.
+        dtype: of all parameters.
+        trainable_dtype, options: as for `load_original`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights do not fit the model.
+    """
+    is_quantised = getattr(config, "quantization_config", None) is not None  # such weights have names of their own
+    report = LoadReport() if is_quantised else match_transformers(folder, config)
+    model, info = VideoLlamaForConditionalGeneration.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        ignore_mismatched_sizes=True,  # they are reported by name and part, before or below
+        output_loading_info=True,
+        **_spare_branches(options),
+    )
+    _check_language_model_is_whole(folder, info)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype)
     return model
@@ -164,67 +195,8 @@ def load_trainable(model: VideoLlamaForConditionalGeneration, source: str | os.P
     with torch.no_grad():
         for name, found in report.found.items():
             own[name].copy_(found.weights[found.name])
-    _log(report)
+    log_report(report)
     return report
-
-
-def match_original(files: OriginalFiles, config: VideoLlamaConfig) -> LoadReport:
-    """Find every weight of a model in the files; nothing is read but names and shapes.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
-    """
-    language_model = open_weights(files.language_model)
-    check_language_model(language_model, config.text_config)
-    with torch.device("meta"):
-        model = VideoLlamaForConditionalGeneration(config)
-    expected = model.state_dict()
-    for tied in model.all_tied_weights_keys:
-        expected.pop(tied, None)
-    sources = _open_sources(files)
-    renamed = config.text_config.model_type != "llama"
-    if renamed:  # transformers renames and merges stored weights of some language models: leave the matching to it
-        expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
-    else:
-        sources.append(Source(language_model, LANGUAGE_MODEL.file_prefix))
-    report = match_weights(expected, sources, _required_parts(files, config))
-    report.raise_for_problems("the checkpoint")
-    if renamed:
-        report.found |= _as_stored(language_model)
-    _log(report)
-    return report
-
-
-def _open_sources(files: OriginalFiles) -> list[Source]:
-    """In the original's order: what comes later goes before what comes earlier."""
-    in_order = (
-        (files.vision_encoder, VISION_ENCODER.file_prefix),
-        (files.qformer, ""),
-        (files.imagebind, AUDIO_ENCODER.file_prefix),
-        (files.projection, ""),
-        (files.video_branch, ""),
-        (files.audio_branch, ""),
-    )
-    return [Source(open_weights(path), prefix) for path, prefix in in_order if path is not None]
-
-
-def _required_parts(files: OriginalFiles, config: VideoLlamaConfig) -> set[Part]:
-    """All that is built, but for the trainable parts that no file is given for: those start untrained."""
-    required = {VISION_ENCODER, QFORMER, LANGUAGE_MODEL}
-    if files.video_branch is not None:
-        required |= {VIDEO_BRANCH, PROJECTION}
-    if files.projection is not None:
-        required |= {PROJECTION}
-    if config.use_audio:
-        required |= {AUDIO_ENCODER} | ({AUDIO_BRANCH} if files.audio_branch is not None else set())
-    if config.imagebind_vision_config is not None:
-        required |= {IMAGEBIND_VISION}
-    return required
-
-
-def _as_stored(language_model: Weights) -> dict[str, Found]:
-    stored = (name for name in language_model if not is_stray(LANGUAGE_MODEL.file_prefix + name))
-    return {f"language_model.{name}": Found(language_model, name) for name in stored}
 
 
 @dataclass(frozen=True)
@@ -253,7 +225,7 @@ def _spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def _check_language_model_is_whole(files: OriginalFiles, info: Mapping[str, Any]) -> None:
+def _check_language_model_is_whole(folder: Path, info: Mapping[str, Any]) -> None:
     """What transformers could not place or fill, for the models it renames the weights of."""
     prefix = "language_model."
     missing = sorted(name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix))
@@ -262,7 +234,7 @@ def _check_language_model_is_whole(files: OriginalFiles, info: Mapping[str, Any]
         lacks = f"{len(missing)} weights are missing" if missing else f"{len(misfits)} weights have another shape"
         first = ", ".join((missing or misfits)[:3])
         raise CheckpointError(
-            f"{files.language_model}: {lacks} ({first}, …); config.json and weights may be of different models. "
+            f"{folder}: {lacks} ({first}, …); config.json and weights may be of different models. "
             f"If transformers alone can load this folder, save it anew with its save_pretrained"
         )
 
@@ -274,7 +246,3 @@ def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadRep
             found = report.found.get(name)
             value = parameter.data if found is None else found.weights[found.name]
             parameter.data = value.to(device=parameter.device, dtype=dtype)
-
-
-def _log(report: LoadReport) -> None:
-    logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
