@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import runpy
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -161,9 +160,6 @@ def hf_folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a whole tiny model of random weights in the transformers layout; not to be written to."""
-    script = Path(__file__).parents[1] / "scripts" / "make_random_checkpoint.py"
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    runpy.run_path(str(script))["make_checkpoint"]("tiny", "hf", folder)
-    return folder
+def tiny_checkpoint(checkpoints: dict[str, Path]) -> Path:
+    """A folder that `save_pretrained` could have written; only to be read."""
+    return checkpoints["hf"]

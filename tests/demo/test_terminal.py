@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import builtins
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
+from tests.demo.conftest import Run
 from video_llama.chat import Chat
 from video_llama.conversation import conv_templates
 from video_llama.demo import terminal
@@ -23,52 +22,6 @@ from video_llama.demo.arguments import build_parser
 from video_llama.model.inference import VideoLlama
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    level = logging.root.level
-    yield
-    logging.root.setLevel(level)
-
-
-@pytest.fixture
-def run(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command with the tiny checkpoint: its exit code, output and messages."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def run(*arguments: str | Path, model: str | Path | None = tiny_checkpoint) -> SimpleNamespace:
-        source = [] if model is None else ["--model", str(model)]
-        capfd.readouterr()
-        code = terminal.main([*source, "--device", "cpu", "--max-new-tokens", "6", *map(str, arguments)])
-        output = capfd.readouterr()
-        messages = [line for line in output.err.splitlines() if line and "Loading weights" not in line]
-        return SimpleNamespace(code=code, lines=output.out.splitlines(), messages=messages)
-
-    return run
-
-
-@pytest.fixture
-def chats(monkeypatch: pytest.MonkeyPatch) -> list[Chat]:
-    """Every chat that the command opens."""
-    opened: list[Chat] = []
-    initialise = Chat.__init__
-
-    def remember(self: Chat, *arguments: object, **settings: object) -> None:
-        initialise(self, *arguments, **settings)
-        opened.append(self)
-
-    monkeypatch.setattr(Chat, "__init__", remember)
-    return opened
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "still.png"
-    Image.linear_gradient("L").convert("RGB").save(path)
-    return path
-
 
 # The command as a whole
 
