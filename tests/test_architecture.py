@@ -20,7 +20,7 @@ LAYERS = [
     {"conversation"},
     {"processor"},
     {"model"},
-    {"data"},
+    {"data", "clipworld"},
     {"training", "chat", "captioner"},
     {"evaluation", "demo"},
 ]
