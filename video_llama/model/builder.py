@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from video_llama.config import ModelConfig
+from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.hub import resolve_source
@@ -54,7 +55,8 @@ def load_pretrained_model(
         model_path: a folder with the published files (or its `VL_*.pth`), a folder written by `save_pretrained`,
             or a hub id of either.
         model_base: the language model's folder or hub id, if it is not in the checkpoint's folder.
-        model_name: name of a conversation template; by default the one that belongs to the weights.
+        model_name: name of a conversation template; with any other name (scripts for the original pass the
+            model's), the one that belongs to the weights.
         device: where to; by default a GPU if there is one.
         half: half precision where the device is good at it (see `resolve_dtype`); never float16 on a CPU.
         verbose: show progress bars and log what was loaded, part by part (logger `video_llama.model`, level INFO).
@@ -66,18 +68,21 @@ def load_pretrained_model(
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
-        ConfigError: settings that contradict each other, or an unknown template.
+        ConfigError: settings that contradict each other.
     """
     target = resolve_device(device)
     options = _loading_options(load_in_8bit, load_in_4bit, device_map, attn_implementation, target)
     precision = resolve_dtype(dtype, target, half)
+    template = model_name if model_name in conv_templates else None
     with contextlib.nullcontext() if verbose else _quiet():
+        if model_name is not None and template is None:
+            logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
         path = resolve_source(model_path, "a folder with VL_*.pth and the files beside it, or one of save_pretrained")
         folder = path.parent if path.suffix in (".safetensors", ".json") else path
         if is_transformers_folder(folder):
-            return _load_transformers(folder, model_name, precision, audio, options)
+            return _load_transformers(folder, template, precision, audio, options)
         files = find_original_files(path, audio=audio, language_model=model_base)
-        return _load_original(files, model_name, precision, options)
+        return _load_original(files, template, precision, options)
 
 
 @MODELS.register("video_llama")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from transformers.generation import StoppingCriteriaList
 
 from video_llama.conversation import Conversation, conv_templates, introduce_media
@@ -85,7 +86,8 @@ class VideoLlama:
 
         Args:
             media: what `process_video`, `process_images` or `process_audio` return, or a tensor:
-                (frames, 3, height, width) for frames, (segments, 1, mel_bins, mel_frames) for sound.
+                (frames, 3, height, width) for frames, (segments, 1, mel_bins, mel_frames) for sound. Frames of
+                another size than the model's (`load_processor()` knows no model) are resized.
 
         Raises:
             ValueError: a sound, and the model was built without its audio branch.
@@ -94,7 +96,7 @@ class VideoLlama:
             values = media.values if isinstance(media, AudioSegments) else media
             return EncodedMedia("audio", self.model.get_audio_features(values[None].to(self.device))[0])
         values = media.pixel_values if isinstance(media, VideoFrames) else media
-        return EncodedMedia("image", self.model.get_video_features(values[None].to(self.device))[0])
+        return EncodedMedia("image", self.model.get_video_features(self._fit(values)[None].to(self.device))[0])
 
     def generate(
         self,
@@ -173,6 +175,12 @@ class VideoLlama:
             self._run(prompt, options, cache, streamer=stream, stopping_criteria=stopping)
 
         yield from stream_text(stream, run)
+
+    def _fit(self, pixel_values: Tensor) -> Tensor:
+        size = self.model.config.vision_config.image_size
+        if pixel_values.shape[-2:] == (size, size):
+            return pixel_values
+        return interpolate(pixel_values.float(), (size, size), mode="bicubic", antialias=True)
 
     @torch.inference_mode()
     def _run(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None, **extra: Any) -> list[int]:
