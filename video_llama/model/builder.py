@@ -33,6 +33,8 @@ from video_llama.utils.utils import resolve_device, resolve_dtype
 
 __all__ = ["build_model", "load_pretrained_model"]
 
+logger = logging.getLogger(__name__)
+
 
 def load_pretrained_model(
     model_path: str | os.PathLike[str],
