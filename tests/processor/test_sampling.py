@@ -78,6 +78,7 @@ def test_counts_below_one_are_errors(counts: tuple[int, int]) -> None:
         (2.0, 99.0, (20, 100)),
         (2.05, 2.06, (20, 21)),
         (9.99, None, (99, 100)),
+        (0.0, 0.01, (0, 1)),
     ],
 )
 def test_a_window_holds_the_frames_on_the_screen_in_it(
@@ -88,9 +89,15 @@ def test_a_window_holds_the_frames_on_the_screen_in_it(
 
 @pytest.mark.parametrize(
     ("start", "end", "message"),
-    [(3.0, 2.0, "no time between 3.0 and 2.0"), (-1.0, 2.0, "no time"), (10.0, 12.0, "ends after 10.00 seconds")],
+    [
+        (3.0, 2.0, "no time between 3.0 and 2.0"),
+        (3.0, 3.0, "no time"),
+        (-1.0, None, "no time"),
+        (10.0, 12.0, "ends after 10.00 seconds, before 10.0"),
+        (10.0, None, "ends after 10.00 seconds, before 10.0"),
+    ],
 )
-def test_a_window_outside_the_video_is_an_error(start: float, end: float, message: str) -> None:
+def test_a_window_outside_the_video_is_an_error(start: float, end: float | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         frame_window(100, 10.0, start, end)
 

@@ -23,6 +23,9 @@ from video_llama.registry import VIDEO_READERS
 
 __all__ = ["DecordReader", "open_decord"]
 
+_FORMATS_WITH_LOST_FRAMES = {"mpeg", "mpegts"}  # where decord gives other frames than it is asked for
+_HINT = "the video reader 'pyav' may be able to"  # among others at small widths as 48, where decord fails
+
 
 @VIDEO_READERS.register("decord")
 @contextmanager
@@ -30,10 +33,12 @@ def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterat
     """Open a video with decord; an `OpenVideoReader`.
 
     Raises:
-        MediaError: the file is no video or is damaged.
+        MediaError: the file is no video, is damaged, or is an MPEG stream, which decord reads wrongly.
     """
     with open_container(path) as container:  # says what is wrong with a file; decord prints it to stderr at best
         select_stream(container, path, "video")
+        if container.format.name in _FORMATS_WITH_LOST_FRAMES:
+            raise MediaError(path, "decord loses frames of MPEG streams", "use the video reader 'pyav'")
     yield DecordReader(path, height, width)
 
 
@@ -57,7 +62,7 @@ class DecordReader:
             )
         # What decord raises for a file it cannot open and for a frame count of 0.
         except (self._decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise MediaError(path, f"decord cannot open it: {_last_line(error)}") from error
+            raise MediaError(path, f"decord cannot open it: {_last_line(error)}", _HINT) from error
         self.num_frames = len(self._video)
         self.fps = float(self._video.get_avg_fps())
 
@@ -66,7 +71,7 @@ class DecordReader:
         try:
             frames: NDArray[np.uint8] = self._video.get_batch(list(indices)).asnumpy()
         except self._decord.DECORDError as error:
-            raise MediaError(self._path, f"decord cannot decode it: {_last_line(error)}") from error
+            raise MediaError(self._path, f"decord cannot decode it: {_last_line(error)}", _HINT) from error
         return frames
 
 

@@ -63,13 +63,13 @@ def frame_window(
         ValueError: the window is empty, or begins before the video or after its end.
     """
     start = 0.0 if start_seconds is None else start_seconds
-    end = num_source_frames / fps if end_seconds is None else end_seconds
-    if start < 0 or end <= start:
-        raise ValueError(f"no time between {start} and {end} seconds")
+    if start < 0 or (end_seconds is not None and end_seconds <= start):
+        raise ValueError(f"no time between {start} and {end_seconds} seconds")
     first = int(start * fps)
     if first >= num_source_frames:
         raise ValueError(f"the video ends after {num_source_frames / fps:.2f} seconds, before {start} seconds")
-    return first, max(first + 1, min(num_source_frames, round(end * fps)))
+    stop = num_source_frames if end_seconds is None else min(num_source_frames, round(end_seconds * fps))
+    return first, max(first + 1, stop)
 
 
 def frame_times_message(times_seconds: Sequence[float]) -> str:
