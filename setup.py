@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "omegaconf>=2.3",  # YAML configurations with a schema
     "pyyaml>=6",  # YAML errors and values on the command line
     "accelerate>=1.15,<2",  # training on several devices, device_map
+    "psutil>=5.9",  # how a run was launched
     "safetensors>=0.6",  # weights
     "huggingface_hub>=1,<3",  # downloads with resume
     "sentencepiece>=0.2.1",  # LLaMA's tokenizer

@@ -33,7 +33,7 @@ from video_llama.model.configuration import ImageBindTrunkConfig
 from video_llama.model.load_report import Source, match_weights
 from video_llama.model.loading import TRAINABLE_PARTS
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.stages import freeze_for_training
+from video_llama.training.stages import freeze_for_training, trained_branches
 
 STAGES = [
     "visionbranch_stage1_pretrain",
@@ -115,12 +115,7 @@ def test_the_parameters_of_the_record_train_and_no_others(
 ) -> None:
     settings = load_config(STAGE_CONFIGS / f"{stage}.yaml").model
     model = models_7b[settings.equip_audio_branch]
-    freeze_for_training(
-        model,
-        video_branch=not settings.frozen_video_Qformer,
-        video_projection=not settings.frozen_llama_proj,
-        audio_branch=not settings.frozen_audio_Qformer,
-    )
+    freeze_for_training(model, trained_branches(settings))
     trains = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     recorded = {name for name, value in inventory[stage]["parameters"].items() if value["requires_grad"]}
     assert {to_original_name(name) for name in trains} == recorded

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
@@ -151,7 +152,7 @@ def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augmen
     split = section.vis_processor.train if augment else section.vis_processor.eval
     name = split.name if split.name is not None else _PROCESSOR_NAMES[section.data_type, augment]
     sized = section.vis_processor.train if split == ProcessorConfig() else split  # of the clip: no matter of the split
-    settings = {
+    settings: dict[str, Any] = {
         "image_size": sized.image_size or model_media.image_size,
         "mean": sized.mean or model_media.mean,
         "std": sized.std or model_media.std,

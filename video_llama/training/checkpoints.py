@@ -1,0 +1,206 @@
+"""Training checkpoints: written whole or not at all, found again, and read back exactly.
+
+OUTPUT_DIR/checkpoints/step_00001000/
+  trainable.safetensors     what trains, under our names
+  optimizer.pt              the optimizer's state, by the same names
+  state.json                where the run stood
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from video_llama.errors import CheckpointError
+
+__all__ = [
+    "TrainingState",
+    "find_checkpoint",
+    "gather_trainable",
+    "list_checkpoints",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_file",
+]
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step_(\d{8})")
+_IN_PROGRESS = ".incomplete"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands; everything random follows from the seed and this.
+
+    Args:
+        iteration: batches of each process that were learnt from.
+        samples_seen, samples_bad: of all processes, the unreadable ones included in both.
+        seed, batch_size, world_size, accum_grad_iters: what the order of samples depends on.
+    """
+
+    iteration: int = 0
+    samples_seen: int = 0
+    samples_bad: int = 0
+    seed: int = 0
+    batch_size: int = 0
+    world_size: int = 1
+    accum_grad_iters: int = 1
+
+
+def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that trains, whole and on the CPU, under the model's own names; call it on every process."""
+    states: dict[str, Any] = get_model_state_dict(model, options=_gathered())
+    return states
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, *, keep: int, writes: bool
+) -> None:
+    """Write a checkpoint and remove the oldest ones.
+
+    Args:
+        folder: OUTPUT_DIR/checkpoints.
+        model, optimizer: wrapped or not; call this on every process.
+        keep: how many checkpoints to keep.
+        writes: this is the process that writes.
+
+    Raises:
+        CheckpointError: it could not be written; those before it are whole.
+    """
+    trainable = gather_trainable(model)
+    optimizer_state = get_optimizer_state_dict(model, optimizer, options=_gathered())
+    if not writes:
+        return
+    final = folder / f"step_{state.iteration:08d}"
+    in_progress = final.with_name(final.name + _IN_PROGRESS)
+    try:
+        shutil.rmtree(in_progress, ignore_errors=True)
+        in_progress.mkdir(parents=True)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in trainable.items()}, in_progress / "trainable.safetensors"
+        )
+        torch.save(optimizer_state, in_progress / "optimizer.pt")
+        (in_progress / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        for file in in_progress.iterdir():
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(in_progress, final)
+        _sync(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap the system's errors
+        shutil.rmtree(in_progress, ignore_errors=True)
+        raise CheckpointError(
+            f"{final}: cannot be written ({error}); earlier checkpoints are whole. Make room, then go on with "
+            f"run.resume_ckpt_path=auto"
+        ) from error
+    for old in list_checkpoints(folder)[: -max(keep, 1)]:
+        shutil.rmtree(old)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").exists())
+
+
+def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
+    """The checkpoint that `run.resume_ckpt_path` means.
+
+    Args:
+        resume: "auto" for the newest of the folder, a path, or None.
+        folder: OUTPUT_DIR/checkpoints.
+
+    Raises:
+        CheckpointError: no checkpoint at that path, or None although the folder holds some.
+    """
+    known = list_checkpoints(folder)
+    if resume is None:
+        if known:
+            raise CheckpointError(
+                f"{folder.parent}: holds a run already, up to {known[-1].name}. Go on with it by "
+                f"--options run.resume_ckpt_path=auto, or choose another run.output_dir"
+            )
+        return None
+    if resume == "auto":
+        return known[-1] if known else None
+    path = Path(resume).expanduser()
+    if (path / "state.json").exists():
+        return path
+    newest = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
+    if not newest:
+        raise CheckpointError(f"run.resume_ckpt_path: {path} is no training checkpoint (a folder with state.json)")
+    return newest[-1]
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Put a checkpoint back in place; call it on every process.
+
+    Raises:
+        CheckpointError: it is damaged, or of a run with other trainable parts.
+    """
+    try:
+        state = TrainingState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+        trainable: dict[str, Any] = load_file(path / "trainable.safetensors")
+        optimizer_state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: damaged or not a training checkpoint ({error})") from error
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wanted = {name.removeprefix("module.") for name in wanted}
+    if wanted != trainable.keys():
+        differing = sorted(wanted ^ trainable.keys())
+        raise CheckpointError(
+            f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
+            f"the first is {differing[0]})"
+        )
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, trainable, options=options)
+    set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
+    return state
+
+
+def write_file(path: Path, content: Any) -> None:
+    """`torch.save` under a name in progress, then renamed.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    in_progress = path.with_name(path.name + _IN_PROGRESS)
+    try:
+        torch.save(content, in_progress)
+        _sync(in_progress)
+        os.replace(in_progress, path)
+    except (OSError, RuntimeError) as error:
+        in_progress.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+
+
+def _gathered() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+def _sync(path: Path) -> None:
+    """To the disk, so that a rename never comes before the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

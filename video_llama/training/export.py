@@ -1,0 +1,41 @@
+"""What was trained, in the layout of the original's checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from video_llama.config import Config
+from video_llama.model.checkpoint import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of, to_original_name
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.training.stages import trained_branches
+
+__all__ = ["original_checkpoint"]
+
+
+def original_checkpoint(
+    model: VideoLlamaForConditionalGeneration, trained: Mapping[str, Tensor], config: Config, epoch: int
+) -> dict[str, Any]:
+    """`{"model", "config", "epoch"}` as `ckpt` and `ckpt_2` read it.
+
+    Args:
+        model: supplies the frozen tensors of a branch of which only some train.
+        trained: what trains, under our names, whole and on the CPU.
+        config: kept with the weights, as plain values.
+        epoch: counted from 0.
+
+    Returns:
+        the trained branches, all of each, under the original's names; no optimizer and no stray buffers.
+    """
+    trains = trained_branches(config.model)
+    parts = {VIDEO_BRANCH, PROJECTION} if trains.video or trains.projection else set()
+    parts |= {AUDIO_BRANCH} if trains.audio else set()
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if part_of(name) in parts:
+            value = trained[name] if name in trained else parameter.detach().cpu()
+            weights[to_original_name(name)] = value.contiguous()
+    return {"model": weights, "config": OmegaConf.to_container(OmegaConf.structured(config)), "epoch": epoch}

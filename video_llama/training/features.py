@@ -1,0 +1,75 @@
+"""Fill the feature cache: run the frozen encoders on what the data loader did not find there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from video_llama.config import FeaturesConfig
+from video_llama.data.batches import Batch
+from video_llama.data.encoding import MediaInput
+from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
+from video_llama.model.qformer import trains
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+
+__all__ = ["FeatureFiller", "open_feature_store"]
+
+
+def open_feature_store(
+    config: FeaturesConfig, model: VideoLlamaForConditionalGeneration, *, images_as_sound: bool
+) -> FeatureStore | None:
+    """The cache that a configuration asks for.
+
+    Raises:
+        ValueError: an encoder whose outputs would be kept is not frozen.
+    """
+    if config.dir is None:
+        return None
+    video, audio = model.video_branch, model.audio_branch
+    encoders = {"pixel_values": [video.vision_encoder, video.vision_norm, video.qformer]}
+    weights = {"pixel_values": [video.query_tokens]}
+    if audio is not None:
+        encoders["audio_values"] = [audio.audio_encoder]
+    if audio is not None and audio.vision_encoder is not None and images_as_sound:
+        encoders["audio_pixel_values"] = [audio.vision_encoder]
+    if any(trains(*modules) for modules in encoders.values()):
+        raise ValueError("features can only be cached of frozen encoders")
+    fingerprints = {
+        name: fingerprint([*(p for module in modules for p in module.parameters()), *weights.get(name, [])])
+        for name, modules in encoders.items()
+    }
+    return FeatureStore(Path(config.dir).expanduser(), config.encoding, fingerprints)  # type: ignore[arg-type]
+
+
+class FeatureFiller:
+    """Turns the media of a batch into features, and keeps them.
+
+    Each item is encoded by itself, so that its features do not depend on what stood beside it, and is used as
+    it is stored: the first epoch and the later ones learn from the same numbers.
+    """
+
+    def __init__(self, model: VideoLlamaForConditionalGeneration, store: FeatureStore, device: torch.device) -> None:
+        self._model = model
+        self._store = store
+        self._device = device
+
+    def __call__(self, batch: Batch) -> None:
+        """Encode in place what is not encoded yet."""
+        for item in batch.media:
+            if item.key is None or item.is_encoded:
+                continue
+            values = self._encode(item).float().cpu()
+            self._store.save(item.key, Features(values, item.message))
+            item.values = decode_features(encode_features(values, self._store.encoding))
+            item.is_encoded = True
+
+    @torch.no_grad()
+    def _encode(self, item: MediaInput) -> Tensor:
+        values = item.values[None].to(self._device)
+        if item.name == "pixel_values":
+            return self._model.video_branch.encode_frames(values)[0]
+        audio = self._model.audio_branch
+        assert audio is not None, "the store has no fingerprint for sound without an audio branch"
+        return (audio.encode_images(values) if item.name == "audio_pixel_values" else audio.encode_segments(values))[0]

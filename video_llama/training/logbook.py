@@ -1,0 +1,84 @@
+"""What a run leaves to read: a JSONL log, the bad samples, generated answers, and accelerate's trackers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from video_llama.config import Config, save_config
+from video_llama.data.batches import Failure
+
+__all__ = ["Logbook"]
+
+logger = logging.getLogger(__name__)
+
+
+class Logbook:
+    """Files of one run; only the main process writes those that all share.
+
+    Args:
+        accelerator: of the run; its trackers get the numbers, too.
+        folder: where the files go: `log.jsonl`, `quarantine.jsonl`, `answers.jsonl`, `config.yaml`.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self._accelerator = accelerator
+        self._folder = folder
+        self._writes = accelerator.is_main_process
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def open(self, config: Config) -> None:
+        """Write the resolved configuration and start the trackers."""
+        if self._writes:
+            save_config(config, self._folder / "config.yaml")
+        if config.run.trackers:
+            self._accelerator.init_trackers("video_llama", config={"run": vars(config.run)})
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        self._accelerator.end_training()
+
+    def write(self, event: str, iteration: int, **values: Any) -> None:
+        """One line of the log.
+
+        Args:
+            event: "train", "valid", "start", "resume", "save", "stop".
+            iteration: where the run stands.
+        """
+        if not self._writes:
+            return
+        line = {"event": event, "iteration": iteration, "time": round(time.time(), 3), **values}
+        self._append("log.jsonl", line)
+        numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
+        if numbers and self._accelerator.trackers:
+            self._accelerator.log(numbers, step=iteration)
+
+    def quarantine(self, failures: Sequence[Failure], iteration: int) -> None:
+        """Note samples that could not be used, with the reason; every process notes its own."""
+        for failure in failures:
+            logger.warning("sample %s cannot be used: %s", failure.id, failure.reason)
+            self._append("quarantine.jsonl", {"id": failure.id, "reason": failure.reason, "iteration": iteration})
+
+    def quarantined(self) -> list[str]:
+        """The bad samples so far, as lines for people, each once."""
+        path = self._folder / "quarantine.jsonl"
+        if not path.exists():
+            return []
+        entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+        return list(dict.fromkeys(f"{entry['id']}: {entry['reason']}" for entry in entries))
+
+    def answers(self, iteration: int, lines: Sequence[dict[str, str]]) -> None:
+        """Generated answers beside the expected ones."""
+        if self._writes:
+            for line in lines:
+                self._append("answers.jsonl", {"iteration": iteration, **line})
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

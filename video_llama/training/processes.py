@@ -1,0 +1,117 @@
+"""Several processes as one run, through accelerate: set up, checked against what was asked for, and agreed on sums."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor
+
+from video_llama.config import RunConfig
+from video_llama.errors import ConfigError
+from video_llama.utils.utils import resolve_device, resolve_dtype
+
+__all__ = ["build_accelerator", "check_processes", "describe_processes", "sum_over_processes"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_accelerator(run: RunConfig, *, find_unused_parameters: bool = False) -> Accelerator:
+    """Accelerate's view of this run, as torchrun, accelerate launch or plain Python started it.
+
+    Args:
+        run: device, precision and trackers.
+        find_unused_parameters: some batches may leave trainable parameters out.
+
+    Raises:
+        ConfigError: fewer processes, or another way of sharing the work, than was asked for.
+    """
+    on_cpu = run.device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu and not _asks_for("FSDP"),
+        mixed_precision=_mixed_precision(run),
+        log_with=list(run.trackers) or None,
+        project_dir=run.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        step_scheduler_with_optimizer=False,
+    )
+    if _asks_for("FSDP") and accelerator.distributed_type is DistributedType.MULTI_CPU:
+        _shard_on_cpu(accelerator)
+    check_processes(accelerator, run)
+    return accelerator
+
+
+def check_processes(accelerator: Accelerator, run: RunConfig) -> None:
+    """Compare what there is with what was asked for: some launch paths fall back to one process in silence.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    asked = max(run.world_size, int(os.environ.get("WORLD_SIZE", 1)), _processes_of_launcher())
+    if accelerator.num_processes != asked:
+        raise ConfigError(
+            f"{asked} processes were asked for, but this run has {accelerator.num_processes}; start it with "
+            f"torchrun --nproc_per_node={asked} train.py …"
+        )
+    for name in ("FSDP", "DEEPSPEED"):
+        if _asks_for(name) and accelerator.distributed_type is not DistributedType[name]:
+            raise ConfigError(f"{name} was asked for, but accelerate set up {accelerator.distributed_type.value}")
+
+
+def describe_processes(accelerator: Accelerator) -> str:
+    """How many processes there really are, and how they share the work."""
+    backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
+    return (
+        f"{accelerator.num_processes} process(es), {accelerator.distributed_type.value}, {backend}, "
+        f"device {accelerator.device}, mixed precision {accelerator.mixed_precision}"
+    )
+
+
+def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[float]:
+    """Element by element, over all processes."""
+    if accelerator.num_processes == 1:
+        return values
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    total = accelerator.reduce(torch.tensor(values, dtype=dtype, device=accelerator.device), "sum")
+    assert isinstance(total, Tensor)
+    return [float(value) for value in total]
+
+
+def _mixed_precision(run: RunConfig) -> str:
+    if not run.amp:
+        return "no"
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+    return names[resolve_dtype("auto", resolve_device(run.device))]
+
+
+def _asks_for(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+
+
+def _processes_of_launcher() -> int:
+    """`--num_processes` of an `accelerate launch` that started this process; 1 if there is none."""
+    parent = psutil.Process().parent()
+    try:
+        words = parent.cmdline() if parent is not None else []
+    except psutil.Error:
+        return 1
+    if not any(Path(word).name == "accelerate" or word == "accelerate.commands.launch" for word in words[:3]):
+        return 1
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            return int(value or following)
+    return 1
+
+
+def _shard_on_cpu(accelerator: Any) -> None:
+    """FSDP2 over gloo: accelerate's own code can do it, but only turns it on for accelerators."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin

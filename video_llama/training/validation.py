@@ -1,0 +1,172 @@
+"""How good the model is on a validation split: loss, token accuracy, generated answers against the expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from video_llama.constants import IGNORE_INDEX
+from video_llama.data.batches import Batch, collate, gather_media
+from video_llama.data.build import EncodedDataset
+from video_llama.data.encoding import EncodedSample
+from video_llama.errors import DatasetError, MediaError
+from video_llama.training.features import FeatureFiller
+from video_llama.training.processes import sum_over_processes
+
+__all__ = ["ValidationReport", "first_answer", "rouge_l", "validate"]
+
+MAX_ANSWER_TOKENS = 64
+
+
+@dataclass
+class ValidationReport:
+    """Figures of one dataset's validation split.
+
+    Args:
+        loss: mean cross-entropy of answer tokens.
+        token_accuracy: share of answer tokens that are the most likely ones, given those before them.
+        num_samples, num_bad: used, and left out because they cannot be read.
+        answers: `id`, `answer` and `expected` of generated first answers.
+        exact_match, rouge_l: of those, means from 0 to 1; None if none was generated.
+    """
+
+    loss: float
+    token_accuracy: float
+    num_samples: int
+    num_bad: int
+    answers: list[dict[str, str]] = field(default_factory=list)
+    exact_match: float | None = None
+    rouge_l: float | None = None
+
+
+@torch.no_grad()
+def validate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    dataset: EncodedDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    max_batches: int,
+    num_generations: int,
+    filler: FeatureFiller | None = None,
+) -> ValidationReport:
+    """Measure the model on one dataset, shared by all processes; the model is left in evaluation mode.
+
+    Raises:
+        DatasetError: no sample can be read.
+    """
+    model.eval()
+    sums = [0.0, 0.0, 0.0, 0.0, 0.0]  # loss, tokens, right tokens, samples, bad samples
+    answers: list[dict[str, str]] = []
+    for batch, samples, num_unreadable in _batches(accelerator, dataset, tokenizer, batch_size, max_batches):
+        sums[4] += num_unreadable
+        if batch is None:
+            continue
+        if filler is not None:
+            filler(batch)
+        output = model(**batch.model_inputs(accelerator.device))
+        labels = batch.text["labels"][:, 1:].to(accelerator.device)
+        is_answer = labels != IGNORE_INDEX
+        is_right = (output.logits[:, :-1].argmax(dim=-1) == labels) & is_answer
+        tokens = float(is_answer.sum())
+        sums = [
+            a + b
+            for a, b in zip(
+                sums, [float(output.loss) * tokens, tokens, float(is_right.sum()), len(samples), 0], strict=True
+            )
+        ]
+        if accelerator.is_main_process and _can_generate(accelerator):
+            wanted = samples[: max(num_generations - len(answers), 0)]
+            bare = accelerator.unwrap_model(model)
+            answers += [_answer(bare, sample, tokenizer, accelerator.device) for sample in wanted]
+    loss, tokens, right, num_samples, num_bad = sum_over_processes(accelerator, sums)
+    if not tokens:
+        raise DatasetError(f"datasets.{dataset.name}: no sample of its validation split can be used")
+    pairs = [(line["answer"], line["expected"]) for line in answers]
+    return ValidationReport(
+        loss / tokens,
+        right / tokens,
+        int(num_samples),
+        int(num_bad),
+        answers,
+        exact_match=sum(a == b for a, b in pairs) / len(pairs) if pairs else None,
+        rouge_l=sum(rouge_l(a, b) for a, b in pairs) / len(pairs) if pairs else None,
+    )
+
+
+def first_answer(sample: EncodedSample) -> tuple[list[int], list[int]]:
+    """(ids up to the first answer, ids of that answer)."""
+    start = next(i for i, label in enumerate(sample.labels) if label != IGNORE_INDEX)
+    rest = sample.labels[start:]
+    end = next((i for i, label in enumerate(rest) if label == IGNORE_INDEX), len(rest))
+    return sample.input_ids[:start], rest[:end]
+
+
+def rouge_l(answer: str, expected: str) -> float:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, without regard to case."""
+    a, b = answer.lower().split(), expected.lower().split()
+    if not a or not b:
+        return float(a == b)
+    lengths = [0] * (len(b) + 1)
+    for word in a:
+        diagonal = 0
+        for column, other in enumerate(b, start=1):
+            above = lengths[column]
+            lengths[column] = diagonal + 1 if word == other else max(above, lengths[column - 1])
+            diagonal = above
+    return 2 * lengths[-1] / (len(a) + len(b))
+
+
+def _batches(
+    accelerator: Accelerator,
+    dataset: EncodedDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    max_batches: int,
+) -> Iterator[tuple[Batch | None, Sequence[EncodedSample], int]]:
+    """This process's share of the examples, in order; as many batches on every process."""
+    step = batch_size * accelerator.num_processes
+    total = len(dataset.examples)
+    for number in range(min(max_batches, -(-total // step))):
+        first = number * step + accelerator.process_index * batch_size
+        samples: list[EncodedSample] = []
+        num_bad = 0
+        for index in range(first, min(first + batch_size, total)):
+            try:
+                samples.append(dataset.encoder(dataset.examples[index]))
+            except (MediaError, DatasetError):
+                num_bad += 1
+        batch = collate(number, samples, tokenizer.pad_token_id) if samples else None
+        yield batch, samples, num_bad
+
+
+def _can_generate(accelerator: Accelerator) -> bool:
+    """Whether one process can run the model alone: not if its weights are shared out."""
+    return accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def _answer(
+    model: Any, sample: EncodedSample, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> dict[str, str]:
+    prompt, expected = first_answer(sample)
+    inputs: dict[str, Tensor] = {"input_ids": torch.tensor([prompt]), **gather_media(sample.media)}
+    # A prompt asks about the media in front of it only.
+    ids = model.generate(
+        **{name: tensor.to(device) for name, tensor in inputs.items()},
+        do_sample=False,
+        max_new_tokens=min(2 * len(expected) + 8, MAX_ANSWER_TOKENS),
+        pad_token_id=tokenizer.pad_token_id,
+    )[0].tolist()
+
+    def decode(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    return {"id": sample.id, "answer": decode(ids), "expected": decode(expected)}
