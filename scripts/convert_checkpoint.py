@@ -73,8 +73,8 @@ def to_transformers(arguments: argparse.Namespace) -> None:
     config = original_config(files)
     if arguments.imagebind_vision and config.imagebind_vision_config is None:
         config = original_config(files, imagebind_vision_config=ImageBindTrunkConfig.vision_huge())
-    processor = build_processor(config, files.language_model, arguments.conv_template)
     weights = open_original(files, config)
+    processor = build_processor(config, files.language_model, arguments.conv_template)
     folder, dtype = prepare_output_folder(arguments.output), DTYPES[arguments.dtype]
     with _progress(weights, dtype) as bar:
         write_transformers_folder(

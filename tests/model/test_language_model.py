@@ -72,11 +72,12 @@ def test_delta_weights_are_recognised(tmp_path: Path, norm: float) -> None:
         check_language_model(llama_weights(tmp_path, norm=norm), LLAMA)
 
 
-def test_a_tokenizer_with_more_tokens_than_the_weights_is_vicunas_on_llama(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "model.safetensors"])  # shards are known by their folder, one file by its own
+def test_a_tokenizer_with_more_tokens_than_the_weights_is_vicunas_on_llama(tmp_path: Path, name: str) -> None:
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<unk>": 0, "[PAD]": 32000}))
     sentence = r"the tokenizer adds \[PAD\], but the weights have only 32000 tokens. Vicuna's first release has 32001"
     with pytest.raises(CheckpointError, match=sentence):
-        check_language_model(llama_weights(tmp_path), LLAMA)
+        check_language_model(llama_weights(tmp_path / name), LLAMA)
 
 
 def test_a_damaged_table_of_added_tokens_is_named(tmp_path: Path) -> None:

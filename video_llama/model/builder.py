@@ -20,6 +20,7 @@ from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.hub import resolve_source
 from video_llama.model.inference import VideoLlama
+from video_llama.model.language_model import check_language_model
 from video_llama.model.loading import build_processor, load_original, load_transformers, original_config
 from video_llama.model.original_files import (
     OriginalFiles,
@@ -27,6 +28,7 @@ from video_llama.model.original_files import (
     find_original_files,
     is_transformers_folder,
 )
+from video_llama.model.weight_files import open_weights
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
 from video_llama.utils.utils import resolve_device, resolve_dtype
@@ -159,6 +161,8 @@ def _load_original(
         config.imagebind_vision_config = None
     elif config.imagebind_vision_config is None:
         config.imagebind_vision_config = ImageBindTrunkConfig.vision_huge()
+    # First, because a tokenizer that does not fit the weights fails with less to say about why.
+    check_language_model(open_weights(files.language_model), config.text_config)
     processor = build_processor(config, files.language_model, template)
     return VideoLlama(load_original(files, config=config, dtype=precision, **options), processor)
 

@@ -68,7 +68,8 @@ def check_language_model(weights: Weights, config: PreTrainedConfig) -> None:
                 f"weights (FastChat's apply_delta does) and give the folder of the sum"
             )
     if EMBEDDINGS in weights:
-        _check_added_tokens(weights.path, rows=weights.header(EMBEDDINGS).shape[0])
+        folder = weights.path if weights.path.is_dir() else weights.path.parent  # of shards, or of one file
+        _check_added_tokens(folder, rows=weights.header(EMBEDDINGS).shape[0])
 
 
 def _check_added_tokens(folder: Path, rows: int) -> None:
