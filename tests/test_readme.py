@@ -1,0 +1,205 @@
+"""What the README promises: its code runs as it stands, its commands and links exist, its figures are counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import token
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from video_llama.chat import Chat
+from video_llama.config import ModelConfig
+from video_llama.model.generation import GenerationOptions
+
+ROOT = Path(__file__).parents[1]
+README, TURKISH = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.tr.md"))
+SHORT = GenerationOptions(max_new_tokens=8)
+BOTH = pytest.mark.parametrize("readme", [README, TURKISH], ids=["English", "Turkish"])
+
+USER_SCRIPT = """\
+import sys
+
+path, model_path, prompt, device = sys.argv[1:]
+
+from video_llama.constants import *
+from video_llama.conversation import conv_templates, SeparatorStyle
+from video_llama.model.builder import load_pretrained_model
+from video_llama.utils.utils import disable_torch_init
+from video_llama.processor import load_processor, process_images, process_video, process_audio
+
+disable_torch_init()
+model = load_pretrained_model(
+    model_path=model_path, model_base=None, model_name="Video-LLaMA-2-7B-Finetuned", device=device, half=True,
+    verbose=True,
+)
+vis_processor = load_processor()
+conv = conv_templates["v1"].copy(); conv.messages = []
+"""
+ABOUT_A_VIDEO = "imgs, audio = process_video(path, vis_processor, device)\n"
+ABOUT_AN_IMAGE = "imgs, audio = process_images(path, vis_processor, device), None\n"
+QUESTION = """\
+conv.append_message(conv.roles[0], prompt); conv.append_message(conv.roles[1], "…thinking…")
+output = model.generate(imgs, audio, conv, temperature=0.2)
+conv.messages[-1][-1] = output
+"""
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def table(text: str, columns: int, header: str) -> list[list[str]]:
+    """Rows of the table whose header begins like this."""
+    lines = text[text.index(f"| {header} |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    assert all(len(row) == columns for row in rows)
+    return rows
+
+
+@pytest.fixture
+def workplace(tiny_checkpoint: Path, tmp_path: Path, make_video: Callable[..., Path], monkeypatch: Any) -> Path:
+    """A current folder with the files that the examples name."""
+    folder = tmp_path / "workplace"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("Video-LLaMA-2-7B-Finetuned", "video-llama-2-7b-hf"):
+        (folder / "checkpoints" / name).symlink_to(tiny_checkpoint, target_is_directory=True)
+    shutil.copy(make_video("clip.mp4", audio=True), folder / "clip.mp4")
+    shutil.copy(folder / "clip.mp4", folder / "klip.mp4")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# Scripts
+
+
+@pytest.mark.parametrize("kind", ["video with sound", "video without sound", "image"])
+def test_a_script_for_the_original_runs_as_it_is(
+    kind: str, tiny_checkpoint: Path, make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, path = tmp_path / "ask.py", tmp_path / "still.jpg"
+    if kind == "image":
+        Image.new("RGB", (320, 200), "orange").save(path)
+    else:
+        path = make_video("clip.mp4", audio=kind == "video with sound")
+    script.write_text(USER_SCRIPT + (ABOUT_AN_IMAGE if kind == "image" else ABOUT_A_VIDEO) + QUESTION, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["ask.py", str(path), str(tiny_checkpoint), "What is happening?", "cpu"])
+    result = runpy.run_path(str(script))
+    assert isinstance(result["output"], str)
+    assert (result["audio"] is not None) == (kind == "video with sound")
+    assert result["conv"].messages == [["Human", "What is happening?"], ["Assistant", result["output"]]]
+    assert {"disable_torch_init", "SeparatorStyle", "process_audio", "IGNORE_INDEX"} <= result.keys()
+
+
+@BOTH
+def test_the_python_examples_run_as_they_are(
+    readme: str, workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = code_blocks(readme, "python")
+    assert len(blocks) >= 3
+    initialise = Chat.__init__
+    monkeypatch.setattr(Chat, "__init__", lambda self, model: initialise(self, model, options=SHORT))
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"README example {number + 1}", "exec"), names)
+        assert capsys.readouterr().out.strip(), f"example {number + 1} answered nothing"
+    assert len(names["chat"].turns) == 2
+    assert names["sound"] is not None
+
+
+def words_of(block: str, language: str) -> list[str]:
+    """The code without its comments, with every string the same: what a translation leaves as it is."""
+    if language == "bash":
+        return re.sub(r'"[^"]*"', "TEXT", re.sub(r" *#.*", "", block)).replace("klip.mp4", "clip.mp4").splitlines()
+    tokens = tokenize.generate_tokens(io.StringIO(block).readline)
+    kept = [t for t in tokens if t.type not in (token.NL, tokenize.COMMENT)]
+    return ["TEXT" if t.type == token.STRING and "checkpoints" not in t.string else t.string for t in kept]
+
+
+@pytest.mark.parametrize("language", ["bash", "python"])
+def test_the_turkish_examples_are_the_english_ones(language: str) -> None:
+    english, turkish = code_blocks(README, language), code_blocks(TURKISH, language)
+    assert [words_of(block, language) for block in turkish] == [words_of(block, language) for block in english]
+
+
+def test_the_turkish_text_has_the_same_parts() -> None:
+    for pattern in (r"^#+ ", r"^\|", r"^- ", r"^```"):
+        counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in (README, TURKISH)]
+        assert counts[0] == counts[1] > 0, pattern
+    names = [{word for word in re.findall(r"`([\w./*-]+)`", text) if "." in word} for text in (README, TURKISH)]
+    assert names[0] == names[1]
+
+
+# Commands, links, names
+
+
+def commands(text: str) -> set[str]:
+    """Files that the text runs with Python or bash."""
+    return set(re.findall(r"(?:python|bash) ((?:scripts/)?\w+\.(?:py|sh))", text))
+
+
+@BOTH
+def test_every_command_exists_and_the_python_ones_explain_themselves(
+    readme: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = commands(readme)
+    assert {"demo_video.py", "scripts/demo.sh", "scripts/test.sh", "scripts/convert_checkpoint.py"} <= found
+    for name in sorted(found):
+        if name.endswith(".sh"):
+            assert subprocess.run(["bash", "-n", ROOT / name], check=False).returncode == 0, name
+            continue
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        assert end.value.code == 0, name
+        assert "usage: " in capsys.readouterr().out, name
+
+
+@pytest.mark.parametrize("path", ["README.md", "README.tr.md", "docs/architecture.md"])
+def test_every_file_that_is_linked_or_named_exists(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not link.startswith("http")]
+    named = re.findall(r"\b((?:scripts|tests|docs|configs|eval_configs)/[\w./]*\w)", text)
+    for name in links:
+        assert ((ROOT / path).parent / name).exists(), name
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+@BOTH
+def test_what_replaces_the_original_exists(readme: str) -> None:
+    rows = table(readme, 2, {README: "there | here", TURKISH: "orada | burada"}[readme])
+    assert len(rows) > 10
+    for _, here in rows:
+        for statement in re.findall(r"`(from video_llama[^`]*)`", here):
+            exec(statement, {})
+        for method in re.findall(r"`chat\.(\w+)", here):
+            assert callable(getattr(Chat, method))
+    keys = set(re.findall(r"`(?:--options )?model\.(\w+)[`=]", readme)) - {"generate"}
+    assert {"ckpt", "llama_model", "vit_ckpt"} <= keys <= {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+# Figures
+
+
+@BOTH
+def test_the_memory_table_is_what_the_script_counts(readme: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = table(readme, 3, {README: "precision | 7B | 13B", TURKISH: "duyarlık | 7B | 13B"}[readme])
+    script = runpy.run_path(str(ROOT / "scripts" / "estimate_memory.py"))
+    for column, size in ((1, "7b"), (2, "13b")):
+        config = script["read_config"](size, use_audio=True)
+        counted = [
+            f"{script['estimate_memory'](config, num_frames=8, context_length=1024, **precision).total / 2**30:.1f} GiB"
+            for precision in script["PRECISIONS"].values()
+        ]
+        assert [row[column].replace(",", ".") for row in rows] == counted
