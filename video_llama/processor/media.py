@@ -134,7 +134,10 @@ class MediaProcessor:
         if self.crop_scale is not None:
             object.__setattr__(self, "crop_scale", tuple(float(value) for value in self.crop_scale))
         if isinstance(self.log_mel, Mapping):
-            object.__setattr__(self, "log_mel", LogMelSettings(**self.log_mel))
+            try:
+                object.__setattr__(self, "log_mel", LogMelSettings(**self.log_mel))
+            except TypeError as error:
+                raise ConfigError(f"log_mel: {error}") from error
         self._check()
 
     def _check(self) -> None:
