@@ -16,6 +16,7 @@ __all__ = [
     "SIZES",
     "SOUNDS",
     "is_held_out",
+    "plural_of",
 ]
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -94,3 +95,8 @@ HELD_OUT_MOTIONS = frozenset({("circle", "up"), ("square", "left"), ("triangle",
 def is_held_out(shape: str, colour: str, motion: str | None = None) -> bool:
     """Whether training never shows this shape in this colour, or moving in this way."""
     return (shape, colour) in HELD_OUT_COLOURS or (shape, motion) in HELD_OUT_MOTIONS
+
+
+def plural_of(noun: str) -> str:
+    """A shape's plural: "circles", "crosses"."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
