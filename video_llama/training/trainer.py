@@ -40,7 +40,7 @@ from video_llama.training.processes import build_accelerator, describe_processes
 from video_llama.training.stages import freeze_for_training, trained_branches
 from video_llama.training.validation import validate
 
-__all__ = ["Trainer", "TrainingStopped"]
+__all__ = ["Step", "Trainer", "TrainingStopped"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,26 @@ _FIRST_WINDOW = 1000
 
 class TrainingStopped(VideoLlamaError):
     """A loss that is not a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What became of one step of the optimizer.
+
+    Args:
+        loss: mean cross-entropy over all answer tokens of all processes.
+        norm: of the gradient, before it was clipped.
+        lr: the learning rate.
+        tokens, samples: answer tokens and samples of all processes.
+        is_last: a process was told to stop.
+    """
+
+    loss: float
+    norm: float
+    lr: float
+    tokens: float
+    samples: float
+    is_last: bool
 
 
 @dataclasses.dataclass
@@ -109,14 +129,12 @@ class Trainer:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         store = open_feature_store(config.features, self.model, images_as_sound=as_sound)
         self._filler = None if store is None else FeatureFiller(self.model, store, self.accelerator.device)
-        self.datasets = datasets or build_datasets(
-            config, self.processor, training=True, images_as_sound=as_sound, features=store
-        )
-        self.valid_datasets = (
-            build_datasets(config, self.processor, training=False, images_as_sound=as_sound, features=store)
-            if datasets is None
-            else []
-        )
+        self.datasets, self.valid_datasets = datasets or [], []
+        if datasets is None:
+            self.datasets, self.valid_datasets = (
+                build_datasets(config, self.processor, training=training, images_as_sound=as_sound, features=store)
+                for training in (True, False)
+            )
         optimizer = build_optimizer(self.model, lr=run.init_lr, weight_decay=run.weight_decay, beta2=run.beta2)
         self._schedule = SCHEDULES.build(
             run.lr_sched,
@@ -231,16 +249,15 @@ class Trainer:
                 waited = time.perf_counter()
                 group = list(itertools.islice(batches, run.accum_grad_iters))
                 log.data_seconds += time.perf_counter() - waited
-                totals = self._agree(group)
-                loss, norm = self._step(group, totals)
-                self.state.iteration += len(group)
-                log.add(loss, norm, totals)
+                step = self.step(group)
+                log.steps.append(step)
+                log.num_iterations += len(group)
                 bar.update(len(group))
-                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{self._lr():.2e}")
+                bar.set_postfix(loss=f"{step.loss:.4f}", lr=f"{step.lr:.2e}")
                 if self.state.iteration % run.log_freq < len(group):
                     self._log(log)
                     log = _Window()
-                if totals.stops:
+                if step.is_last:
                     self._save()
                     self.logbook.write("stop", self.state.iteration, reason="SIGTERM")
                     logger.info("stopped by SIGTERM at iteration %d; the checkpoint is written", self.state.iteration)
@@ -255,6 +272,24 @@ class Trainer:
         if epoch_ends:
             self._export(iteration // run.iters_per_epoch - 1)
             self.evaluate()
+
+    def step(self, group: list[Batch]) -> Step:
+        """Learn from one batch, or from the `accum_grad_iters` batches whose gradients are summed.
+
+        Returns:
+            what became of it.
+
+        Raises:
+            DatasetError, TrainingStopped: as `train`.
+        """
+        totals = self._agree(group)
+        # The rate of the group's last iteration, as where every iteration sets it and the last one steps.
+        lr = self._schedule.lr(self.state.iteration + len(group) - 1)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = lr
+        loss, norm = self._learn(group, totals)
+        self.state.iteration += len(group)
+        return Step(loss, norm, lr, totals.tokens, totals.samples, is_last=totals.stops > 0)
 
     def _agree(self, group: list[Batch]) -> _Totals:
         """Sum up over all processes, and stop if too many samples were bad."""
@@ -284,12 +319,10 @@ class Trainer:
                 f"run.max_bad_samples ({limit:.2%}) allows:{shown}{more}"
             )
 
-    def _step(self, group: list[Batch], totals: _Totals) -> tuple[float, float]:
+    def _learn(self, group: list[Batch], totals: _Totals) -> tuple[float, float]:
         """One step of the optimizer: mean loss over all answer tokens of all processes, and the gradient's norm."""
         self._wrapped.train()
         self._seed_step()
-        # The rate of the group's last iteration, as where every iteration sets it and the last one steps.
-        self._set_lr(self._schedule.lr(self.state.iteration + len(group) - 1))
         loss_sum = 0.0
         for number, batch in enumerate(group):
             is_last = number == len(group) - 1
@@ -341,13 +374,6 @@ class Trainer:
         entropy = np.random.SeedSequence([run.seed, self.state.iteration, rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
 
-    def _set_lr(self, lr: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-
-    def _lr(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"])
-
     def _log(self, window: _Window) -> None:
         run, iteration = self.config.run, self.state.iteration
         values = window.summary()
@@ -355,9 +381,8 @@ class Trainer:
             "train",
             iteration,
             epoch=(iteration - 1) // run.iters_per_epoch,
-            lr=self._lr(),
             samples_bad=self.state.samples_bad,
-            eta_seconds=round((self.num_iterations - iteration) * values.pop("seconds_per_iteration")),
+            eta_seconds=round((self.num_iterations - iteration) * values["seconds"] / window.num_iterations),
             **values,
         )
 
@@ -401,30 +426,21 @@ class Trainer:
 class _Window:
     """What happened since the last line of the log."""
 
-    loss: float = 0.0
-    norm: float = 0.0
-    tokens: float = 0.0
-    samples: float = 0.0
-    steps: int = 0
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    num_iterations: int = 0
     data_seconds: float = 0.0
     started: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def add(self, loss: float, norm: float, totals: _Totals) -> None:
-        self.loss += loss
-        self.norm += norm
-        self.tokens += totals.tokens
-        self.samples += totals.samples
-        self.steps += 1
 
     def summary(self) -> dict[str, float]:
         """Means over the window, and speeds."""
         seconds = time.perf_counter() - self.started
+        count = len(self.steps)
         return {
-            "loss": self.loss / self.steps,
-            "grad_norm": self.norm / self.steps,
-            "samples_per_second": round(self.samples / seconds, 3),
-            "answer_tokens_per_second": round(self.tokens / seconds, 1),
+            "loss": sum(step.loss for step in self.steps) / count,
+            "grad_norm": sum(step.norm for step in self.steps) / count,
+            "lr": self.steps[-1].lr,
+            "samples_per_second": round(sum(step.samples for step in self.steps) / seconds, 3),
+            "answer_tokens_per_second": round(sum(step.tokens for step in self.steps) / seconds, 1),
             "data_seconds": round(self.data_seconds, 3),
             "seconds": round(seconds, 3),
-            "seconds_per_iteration": seconds / self.steps,
         }
