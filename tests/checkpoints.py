@@ -5,14 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from video_llama.config import ModelConfig
+from video_llama.model.builder import load_pretrained_model
+from video_llama.model.inference import VideoLlama
 from video_llama.model.weight_files import Weights
+from video_llama.registry import MODELS
+
+VL, AL = "VL_random_tiny.pth", "AL_random_tiny.pth"
 
 Edit = Callable[[dict[str, Tensor]], object]
+
+
+def load_checkpoint(path: Path | str, **options: Any) -> VideoLlama:
+    """`load_pretrained_model` in float32 on the CPU, unless told otherwise."""
+    return load_pretrained_model(path, **{"device": "cpu", "half": False, **options})
+
+
+def build_checkpoint(
+    folder: Path, *, device: str = "cpu", for_training: bool = False, options: Any = None, **settings: Any
+) -> VideoLlama:
+    """What a YAML with these settings in its model section builds of a folder in the original layout."""
+    config = ModelConfig(**{"ckpt": str(folder / VL), "ckpt_2": str(folder / AL), "dtype": "float32", **settings})
+    return MODELS.build(config.arch, config, device=device, for_training=for_training, **(options or {}))
 
 
 class HeldWeights(Weights):

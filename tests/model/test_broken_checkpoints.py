@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.checkpoints import Edit, RunsCode, edit_tensors, read_tensors
+from tests.checkpoints import AL, VL, Edit, RunsCode, edit_tensors, read_tensors
 from video_llama.errors import CheckpointError
 from video_llama.model.builder import load_pretrained_model
 
 Change = Callable[[Path], Any]
 
-VL, AL, LLAMA = "VL_random_tiny.pth", "AL_random_tiny.pth", "language_model/model.safetensors"
+LLAMA = "language_model/model.safetensors"
 EVA, BLIP2, IMAGEBIND = "eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "imagebind_huge.pth"
 FILES = [VL, AL, EVA, BLIP2, IMAGEBIND, LLAMA]
 SAVED = "model.safetensors"

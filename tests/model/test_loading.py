@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.checkpoints import assert_equal_tensors, edit_tensors, read_tensors
+from tests.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, read_tensors
 from tests.tiny_tokenizers import build_chat_tokenizer
 from video_llama.errors import CheckpointError
 from video_llama.model.checkpoint import part_of, to_our_name
@@ -26,8 +26,6 @@ from video_llama.model.loading import (
 )
 from video_llama.model.original_files import OriginalFiles, find_original_files
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-
-VL, AL = "VL_random_tiny.pth", "AL_random_tiny.pth"
 
 
 @pytest.fixture

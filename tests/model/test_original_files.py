@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoints import AL, VL
 from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError
 from video_llama.model import hub
@@ -23,7 +24,6 @@ from video_llama.model.original_files import (
     resolve_language_model,
 )
 
-VL, AL = "VL_random_tiny.pth", "AL_random_tiny.pth"
 EVA, BLIP2, IMAGEBIND = "eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "imagebind_huge.pth"
 
 

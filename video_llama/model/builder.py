@@ -18,7 +18,6 @@ from video_llama.config import ModelConfig
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
-from video_llama.model.hub import resolve_source
 from video_llama.model.inference import VideoLlama
 from video_llama.model.language_model import check_language_model
 from video_llama.model.loading import build_processor, load_original, load_transformers, original_config
@@ -27,6 +26,7 @@ from video_llama.model.original_files import (
     configured_files,
     find_original_files,
     is_transformers_folder,
+    resolve_checkpoint,
 )
 from video_llama.model.weight_files import open_weights
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -81,7 +81,7 @@ def load_pretrained_model(
     with contextlib.nullcontext() if verbose else _quiet():
         if model_name is not None and template is None:
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
-        path = resolve_source(model_path, "a folder with VL_*.pth and the files beside it, or one of save_pretrained")
+        path = resolve_checkpoint(model_path, audio)
         folder = path.parent if path.suffix in (".safetensors", ".json") else path
         if is_transformers_folder(folder):
             return _load_transformers(folder, template, precision, audio, options)
@@ -114,11 +114,10 @@ def build_model(
     precision = resolve_dtype(config.dtype, target)
     in_8bit = config.load_in_8bit or config.low_resource
     options |= _loading_options(in_8bit, config.load_in_4bit, config.device_map, config.attn_implementation, target)
-    path = (
-        None if config.ckpt is None else resolve_source(config.ckpt, "the checkpoint of the vision branch (model.ckpt)")
-    )
+    hears, wanted = config.equip_audio_branch, "the checkpoint of the vision branch (model.ckpt)"
+    path = None if config.ckpt is None else resolve_checkpoint(config.ckpt, hears, wanted)
     if path is not None and is_transformers_folder(path):
-        return _load_transformers(path, None, precision, config.equip_audio_branch, options, audio_from_images)
+        return _load_transformers(path, None, precision, hears, options, audio_from_images)
     if not for_training:
         _check_is_trained(config)
     files = configured_files(config)

@@ -82,13 +82,21 @@ def is_transformers_folder(folder: Path) -> bool:
     return _is_our_config(folder / "config.json") and any((folder / name).exists() for name in FOLDER_FILES)
 
 
-def resolve_checkpoint(source: Source, audio: bool | None = None) -> Path:
+def resolve_checkpoint(
+    source: Source,
+    audio: bool | None = None,
+    wanted: str = "a folder with VL_*.pth and the files beside it, or one of save_pretrained",
+) -> Path:
     """The local folder or file of a checkpoint in either layout, downloaded if need be.
+
+    Args:
+        source: path, hub id or address.
+        audio: False leaves out of the download what only sound needs.
+        wanted: what it should be, for the error message.
 
     Raises:
         CheckpointError: there is none.
     """
-    wanted = "a folder with VL_*.pth, AL_*.pth, imagebind_huge.pth and the language model's folder"
     return resolve_source(source, wanted, WITHOUT_SOUND_PATTERNS if audio is False else CHECKPOINT_PATTERNS)
 
 
@@ -138,9 +146,9 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
     Raises:
         CheckpointError: a file is missing, or there are several and none was chosen.
     """
-    video = None if config.ckpt is None else _branch_file(config.ckpt, "VL", "model.ckpt")
     hears = config.equip_audio_branch
-    audio = _branch_file(config.ckpt_2, "AL", "model.ckpt_2") if hears and config.ckpt_2 is not None else None
+    video = None if config.ckpt is None else _branch_file(config.ckpt, "VL", "model.ckpt", hears)
+    audio = _branch_file(config.ckpt_2, "AL", "model.ckpt_2", hears) if hears and config.ckpt_2 is not None else None
     beside = next((file.parent for file in (video, audio) if file is not None), Path.cwd())
     language_model = resolve_language_model(config.llama_model or _find_language_model(beside))
     vision = None if config.vit_ckpt == EVA_VIT_G_URL else config.vit_ckpt
@@ -207,9 +215,9 @@ def _find_language_model(folder: Path) -> Path:
     )
 
 
-def _branch_file(source: Source, prefix: str, key: str) -> Path:
+def _branch_file(source: Source, prefix: str, key: str, audio: bool) -> Path:
     """A branch's checkpoint, given as a file of any name or as the folder of its `VL_*.pth` or `AL_*.pth`."""
-    path = resolve_source(source, key)
+    path = resolve_checkpoint(source, audio, wanted=key)
     if path.is_file():
         return path
     file = _chosen_or_only(path, path, prefix, required=True)
