@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="folder, hub id, or path of a VL_*.pth")
     parser.add_argument("output", type=Path, help="a new or empty folder")
-    parser.add_argument("--to", choices=["transformers", "original"], default="transformers")
+    parser.add_argument("--to", choices=["transformers", "original"], default="transformers", help="layout to write")
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help="convert the weights (keep)")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, and memory (5GB)")
     parser.add_argument("--name", help="with --to original: VL_NAME.pth, AL_NAME.pth (the output folder's name)")
@@ -62,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def to_transformers(arguments: argparse.Namespace) -> None:
     """Published files to a folder for transformers."""
+    if is_transformers_folder(Path(arguments.source)):
+        raise CheckpointError(f"{arguments.source}: a folder for transformers already; --to original turns it back")
     files = find_original_files(
         arguments.source,
         audio=False if arguments.no_audio else None,

@@ -7,6 +7,7 @@ python scripts/estimate_memory.py path/to/folder --num-frames 32
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,14 @@ def read_config(source: str, use_audio: bool) -> VideoLlamaConfig:
     """A published size by name, or the configuration of a saved folder."""
     if source.lower() in SIZES:
         return VideoLlamaConfig(text_config=SIZES[source.lower()] or None, use_audio=use_audio)
-    if not Path(source).exists():
-        raise SystemExit(f"error: {source} is neither one of {', '.join(SIZES)} nor a folder with a config.json")
+    try:
+        model_type = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError):
+        model_type = None
+    if model_type != VideoLlamaConfig.model_type:
+        raise SystemExit(
+            f"error: {source}: neither one of {', '.join(SIZES)} nor a folder with a Video-LLaMA's config.json"
+        )
     config = VideoLlamaConfig.from_pretrained(source)
     config.use_audio = config.use_audio and use_audio
     return config

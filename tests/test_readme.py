@@ -203,3 +203,21 @@ def test_the_memory_table_is_what_the_script_counts(readme: str, capsys: pytest.
             for precision in script["PRECISIONS"].values()
         ]
         assert [row[column].replace(",", ".") for row in rows] == counted
+
+
+def test_memory_is_counted_of_saved_models_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    read_config = runpy.run_path(str(ROOT / "scripts" / "estimate_memory.py"))["read_config"]
+    assert read_config(str(tiny_checkpoint), use_audio=False).vision_config.hidden_size == 64
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for wrong in (tmp_path, tmp_path / "absent", ROOT / "README.md"):
+        with pytest.raises(SystemExit, match="neither one of 7b, 13b nor a folder"):
+            read_config(str(wrong), use_audio=True)
+
+
+def test_a_folder_that_needs_no_conversion_is_said_to_need_none(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"))["main"]
+    assert convert([str(tiny_checkpoint), str(tmp_path / "new")]) == 1
+    assert "--to original turns it back" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
