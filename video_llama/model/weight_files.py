@@ -37,8 +37,10 @@ FOLDER_FILES = (
 )
 """What a folder of weights holds one of, the preferred first."""
 
-# Pages of a mapped file count as this process's memory once read; past this many the file is mapped afresh.
-RELEASE_AFTER_BYTES = 256 * 2**20
+# Pages of a mapped file count as this process's memory once read; past this many, or past this part of a large
+# file (mapping takes time too), the file is mapped afresh.
+RELEASE_AFTER_BYTES = 32 * 2**20
+RELEASES_OF_A_FILE = 64
 
 # Training code stores its OmegaConf configuration beside the weights. These classes hold data and nothing else.
 _HARMLESS_GLOBALS: dict[str, Any] = {
@@ -82,7 +84,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 class _File(Weights):
-    """One file. Its mapping is dropped and made again every `RELEASE_AFTER_BYTES` that were read through it."""
+    """One file. Its mapping is dropped and made again when much has been read through it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -90,6 +92,7 @@ class _File(Weights):
         self._mapped: dict[str, Tensor] | None = _map(path)
         self._headers = {name: tensor.to("meta") for name, tensor in self._mapped.items()}
         self._can_release = path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+        self._release_after = max(RELEASE_AFTER_BYTES, path.stat().st_size // RELEASES_OF_A_FILE)
         self._bytes_read = 0
         self._lock = threading.Lock()
 
@@ -115,7 +118,7 @@ class _File(Weights):
                 self._mapped = _map(self.path)
             view = self._mapped[name]
             self._bytes_read += view.nbytes
-            if self._can_release and self._bytes_read > RELEASE_AFTER_BYTES:
+            if self._can_release and self._bytes_read > self._release_after:
                 self._mapped, self._bytes_read = None, 0
         return view
 
