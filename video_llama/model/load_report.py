@@ -124,7 +124,9 @@ class LoadReport:
         unknown = [
             f"{len(names)} unknown names in {path.name} ({_some(names)})" for path, names in self.unknown.items()
         ]
-        return "; ".join(["weights loaded: " + ", ".join(parts), *unknown])
+        untrained = [part.name for part, report in self.parts.items() if not report.loaded]
+        starts = [f"no weights, starts untrained: {', '.join(untrained)}"] if untrained else []
+        return "; ".join(["weights loaded: " + ", ".join(parts), *starts, *unknown])
 
 
 def match_weights(

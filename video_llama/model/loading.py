@@ -6,8 +6,10 @@ model without memory and asks for the tensors one by one; each is copied from it
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,15 +98,16 @@ def load_original(
     dtype = dtype or config.text_config.dtype or torch.float32
     report = match_original(files, config)
     rows = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    model, info = VideoLlamaForConditionalGeneration.from_pretrained(
-        None,
-        config=config,
-        state_dict={name: _StoredTensor(found, dtype, name, rows) for name, found in report.found.items()},
-        dtype=dtype,
-        ignore_mismatched_sizes=True,  # they are reported below, with the others
-        output_loading_info=True,
-        **_spare_branches(options),
-    )
+    with _without_second_report():
+        model, info = VideoLlamaForConditionalGeneration.from_pretrained(
+            None,
+            config=config,
+            state_dict={name: _StoredTensor(found, dtype, name, rows) for name, found in report.found.items()},
+            dtype=dtype,
+            ignore_mismatched_sizes=True,  # they are reported below, with the others
+            output_loading_info=True,
+            **_spare_branches(options),
+        )
     _check_language_model_is_whole(files.language_model, info)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype)
@@ -223,6 +226,18 @@ def _spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:
         if hasattr(quantization, attribute) and not getattr(quantization, attribute):
             setattr(quantization, attribute, [*MEDIA_MODULES, "language_model.lm_head"])
     return dict(options)
+
+
+@contextlib.contextmanager
+def _without_second_report() -> Iterator[None]:
+    """Ours has said what is untrained; transformers' warning lists the same by single parameters."""
+    theirs = logging.getLogger("transformers.modeling_utils")
+    level = theirs.level
+    theirs.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.setLevel(level)
 
 
 def _check_language_model_is_whole(folder: Path, info: Mapping[str, Any]) -> None:

@@ -154,9 +154,11 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
     vision = None if config.vit_ckpt == EVA_VIT_G_URL else config.vit_ckpt
     qformer = None if config.q_former_model == QFORMER_URL else config.q_former_model
     projection = config.llama_proj_model
+    vision_encoder = _resolve_file(vision, beside, VISION_FILE, EVA_VIT_G_URL, VISION_ENCODER.file)
+    sizes = [folder / "config.json" for folder in (beside, vision_encoder.parent)]
     return OriginalFiles(
         language_model=language_model,
-        vision_encoder=_resolve_file(vision, beside, VISION_FILE, EVA_VIT_G_URL, VISION_ENCODER.file),
+        vision_encoder=vision_encoder,
         qformer=_resolve_file(qformer, beside, QFORMER_FILE, QFORMER_URL, QFORMER.file),
         video_branch=video,
         audio_branch=audio,
@@ -164,7 +166,7 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
         if hears
         else None,
         projection=None if projection is None else resolve_source(projection, "model.llama_proj_model"),
-        config=beside / "config.json" if _is_our_config(beside / "config.json") else None,
+        config=next((path for path in sizes if _is_our_config(path)), None),
     )
 
 

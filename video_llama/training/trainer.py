@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from video_llama.config import Config
-from video_llama.data.batches import Batch, load_batches
+from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets
 from video_llama.errors import ConfigError, DatasetError, VideoLlamaError
 from video_llama.model.inference import VideoLlama
@@ -39,6 +39,7 @@ from video_llama.training.optim import build_optimizer
 from video_llama.training.processes import build_accelerator, describe_processes, sum_over_processes
 from video_llama.training.stages import freeze_for_training, trained_branches
 from video_llama.training.validation import validate
+from video_llama.utils.utils import set_seed
 
 __all__ = ["Step", "Trainer", "TrainingStopped"]
 
@@ -113,6 +114,7 @@ class Trainer:
             section.data_type != "audio" and not name.startswith("messages")
             for name, section in config.datasets.items()
         )
+        set_seed(run.seed)  # what no checkpoint holds starts from random values
         if model is None:
             build = MODELS.get(config.model.arch)
             model = build(
@@ -195,6 +197,16 @@ class Trainer:
                 self.logbook.close()
         return self.state
 
+    def batches(self) -> BatchReader:
+        """The batches of the whole run, by number, as this process sees them."""
+        return build_batch_reader(
+            self.config,
+            self.datasets,
+            self.processor,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
     def evaluate(self) -> dict[str, Any]:
         """Validate on every dataset that has a validation split, and log the figures: {dataset: report}."""
         reports = {}
@@ -229,14 +241,7 @@ class Trainer:
 
     def _run(self) -> None:
         run = self.config.run
-        reader = build_batch_reader(
-            self.config,
-            self.datasets,
-            self.processor,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-        batches = load_batches(reader, range(self.state.iteration, self.num_iterations), run.num_workers)
+        batches = load_batches(self.batches(), range(self.state.iteration, self.num_iterations), run.num_workers)
         bar = tqdm(
             total=self.num_iterations,
             initial=self.state.iteration,
@@ -262,16 +267,21 @@ class Trainer:
                     self.logbook.write("stop", self.state.iteration, reason="SIGTERM")
                     logger.info("stopped by SIGTERM at iteration %d; the checkpoint is written", self.state.iteration)
                     return
-                self._after_step()
+                if self._after_step():
+                    log.started = time.perf_counter()  # saving and validating are no part of the training's speed
 
-    def _after_step(self) -> None:
+    def _after_step(self) -> bool:
+        """Save, export and validate where it is due; whether it was."""
         run, iteration = self.config.run, self.state.iteration
         epoch_ends = iteration % run.iters_per_epoch == 0
-        if epoch_ends or (run.save_freq and iteration % run.save_freq == 0):
-            self._save()
+        is_due = epoch_ends or bool(run.save_freq and iteration % run.save_freq == 0)
         if epoch_ends:
             self._export(iteration // run.iters_per_epoch - 1)
+        if is_due:
+            self._save()
+        if epoch_ends:
             self.evaluate()
+        return is_due
 
     def step(self, group: list[Batch]) -> Step:
         """Learn from one batch, or from the `accum_grad_iters` batches whose gradients are summed.

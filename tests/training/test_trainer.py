@@ -1,0 +1,251 @@
+"""The training loop on real files: what is written, what is logged, what stops it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.conftest import MakeConfig
+from video_llama.config import load_config
+from video_llama.data.batches import Batch
+from video_llama.errors import CheckpointError, ConfigError, DatasetError
+from video_llama.model.builder import build_model
+from video_llama.training.checkpoints import list_checkpoints
+from video_llama.training.trainer import Trainer, TrainingStopped
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def events(folder: Path) -> list[str]:
+    return [line["event"] for line in read_log(folder)]
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(folder / "checkpoints")[-1] / "trainable.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_a_run_changes_what_trains_and_nothing_else_and_logs_its_course(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config())
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    state = trainer.train()
+    assert (state.iteration, state.samples_seen, state.samples_bad) == (8, 16, 0)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+    log = read_log(trainer.folder)
+    assert [line["event"] for line in log] == ["start", "train", "train", "save", "train", "train", "save"]
+    assert "1 process" in log[0]["processes"]
+    assert all(
+        math.isfinite(line["loss"]) and line["samples_per_second"] > 0 for line in log if line["event"] == "train"
+    )
+    assert load_config(trainer.folder / "config.yaml") == trainer.config
+
+
+def test_frozen_parts_stay_in_evaluation_mode_while_training(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.max_epoch=1", "run.iters_per_epoch=1"))
+    trainer.train()
+    branch = trainer.model.video_branch
+    assert branch.video_qformer.training
+    assert not any(module.training for module in (branch.vision_encoder, branch.qformer, trainer.model.language_model))
+
+
+def test_the_loss_falls_on_a_batch_seen_again_and_again(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.warmup_steps=0", "run.init_lr=1e-2", "run.iters_per_epoch=30"))
+    batch = trainer.batches()[0]
+    losses = [trainer.step([batch]).loss for _ in range(12)]
+    assert losses[-1] < min(losses[:4])
+
+
+def test_accumulated_batches_give_the_step_of_one_large_batch(make_config: MakeConfig, tmp_path: Path) -> None:
+    folders = [tmp_path / "accumulated", tmp_path / "large"]
+    settings = [
+        "model.drop_path_rate=0",
+        "run.iters_per_epoch=4",
+        "run.max_epoch=1",
+        "run.lr_sched=linear_warmup_step_lr",
+    ]
+    settings += ["run.warmup_steps=0"]
+    small = Trainer(make_config(*settings, f"run.output_dir={folders[0]}", "run.accum_grad_iters=2"))
+    large = Trainer(make_config(*settings, f"run.output_dir={folders[1]}"))
+    for trainer in (small, large):
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    batches = [small.batches()[number] for number in range(2)]
+    accumulated = small.step(batches)
+    at_once = large.step([join(batches)])
+    assert at_once.loss == pytest.approx(accumulated.loss, rel=1e-5)
+    assert at_once.norm == pytest.approx(accumulated.norm, rel=1e-4)
+    assert at_once.lr == accumulated.lr
+    assert (small.state.iteration, large.state.iteration) == (2, 1)
+
+
+def join(batches: list[Batch]) -> Batch:
+    """Batches of texts and media of any length as one."""
+    length = max(batch.text["input_ids"].shape[1] for batch in batches)
+    fill = {"labels": -100}
+    text = {
+        name: torch.cat(
+            [
+                torch.nn.functional.pad(
+                    batch.text[name], (0, length - batch.text[name].shape[1]), value=fill.get(name, 0)
+                )
+                for batch in batches
+            ]
+        )
+        for name in batches[0].text
+    }
+    return Batch(0, text, [item for batch in batches for item in batch.media], [i for b in batches for i in b.ids])
+
+
+def test_resuming_ends_with_the_bits_of_an_unbroken_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    unbroken = Trainer(make_config(f"run.output_dir={tmp_path / 'unbroken'}"))
+    unbroken.train()
+    folder = tmp_path / "broken"
+    first = Trainer(make_config(f"run.output_dir={folder}", "run.save_freq=1"))
+    for number in range(3):
+        first.step([first.batches()[number]])
+    first._save()
+    resumed = Trainer(make_config(f"run.output_dir={folder}", "run.resume_ckpt_path=auto"))
+    assert resumed.state.iteration == 3
+    resumed.train()
+    assert_same(trained(unbroken.folder), trained(folder))
+    assert "resume" in events(folder)
+
+
+def test_a_finished_run_resumes_to_nothing(make_config: MakeConfig) -> None:
+    Trainer(make_config()).train()
+    again = Trainer(make_config("run.resume_ckpt_path=auto"))
+    assert again.train().iteration == 8
+
+
+def test_a_run_is_never_written_over(make_config: MakeConfig) -> None:
+    Trainer(make_config()).train()
+    with pytest.raises(CheckpointError, match=r"holds a run already, up to step_00000008.*resume_ckpt_path=auto"):
+        Trainer(make_config())
+
+
+def test_only_the_newest_checkpoints_are_kept(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.save_freq=1", "run.keep_checkpoints=2"))
+    trainer.train()
+    names = [path.name for path in list_checkpoints(trainer.folder / "checkpoints")]
+    assert names == ["step_00000007", "step_00000008"]
+
+
+def test_a_sigterm_saves_and_ends_the_run_in_good_order(make_config: MakeConfig, tmp_path: Path) -> None:
+    trainer = Trainer(make_config())
+    learn = trainer._learn
+
+    def learn_and_be_told_to_stop(*args: Any) -> tuple[float, float]:
+        if trainer.state.iteration == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(*args)
+
+    trainer._learn = learn_and_be_told_to_stop  # type: ignore[method-assign]
+    state = trainer.train()
+    assert 2 < state.iteration < 8
+    assert events(trainer.folder)[-1] == "stop"
+    resumed = Trainer(make_config("run.resume_ckpt_path=auto"))
+    assert resumed.state.iteration == state.iteration
+    resumed.train()
+    unbroken = Trainer(make_config(f"run.output_dir={tmp_path / 'unbroken'}"))
+    unbroken.train()
+    assert_same(trained(resumed.folder), trained(unbroken.folder))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config())
+    with torch.no_grad():
+        trainer.model.video_branch.projection.bias.fill_(math.nan)
+    with pytest.raises(TrainingStopped, match=r"iteration 0: loss nan.*samples .*/.*run\.on_nan=skip"):
+        trainer.train()
+
+
+def test_a_loss_that_is_no_number_can_be_skipped(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.on_nan=skip"))
+    batch = trainer.batches()[0]
+    poisoned = trainer.batches()[0]
+    poisoned.media[0].values[:] = math.nan
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.step([poisoned])
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert events(trainer.folder) == ["skip"]
+    assert math.isfinite(trainer.step([batch]).loss)
+
+
+def test_too_many_unreadable_samples_stop_the_run_with_their_list(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("datasets.webvid.sample_ratio=1", "datasets.cc_sbu_align.sample_ratio=0")
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    config.datasets["webvid"].build_info.videos_dir = str(videos)  # all videos are absent
+    with pytest.raises(DatasetError, match="in a row cannot be used"):
+        Trainer(config).train()
+
+
+def test_a_few_unreadable_samples_are_replaced_counted_and_noted(
+    make_config: MakeConfig, corpus: Path, tmp_path: Path
+) -> None:
+    config = make_config("datasets.webvid.sample_ratio=0", "run.max_bad_samples=0.5")
+    copy = tmp_path / "align"
+    copy.mkdir()
+    source = corpus / "train" / "cc_sbu_align"
+    (copy / "image").mkdir()
+    (copy / "filter_cap.json").write_bytes((source / "filter_cap.json").read_bytes())
+    images = sorted((source / "image").iterdir())
+    for number, image in enumerate(images):
+        content = image.read_bytes()
+        (copy / "image" / image.name).write_bytes(content[: len(content) // 2] if number == 0 else content)
+    config.datasets["cc_sbu_align"].build_info.storage = str(copy)
+    trainer = Trainer(config)
+    state = trainer.train()
+    assert 0 < state.samples_bad <= 0.5 * state.samples_seen
+    noted = [json.loads(line) for line in (trainer.folder / "quarantine.jsonl").read_text().splitlines()]
+    assert len(noted) == state.samples_bad
+    assert all(images[0].stem in line["id"] and "truncated" in line["reason"] for line in noted)
+    strict = make_config("datasets.webvid.sample_ratio=0", f"run.output_dir={tmp_path / 'strict'}")
+    strict.datasets["cc_sbu_align"].build_info.storage = str(copy)
+    with pytest.raises(DatasetError, match=r"samples cannot be used, more than run\.max_bad_samples \(1\.00%\)"):
+        Trainer(strict).train()
+
+
+def test_the_original_layout_of_the_result_builds_the_trained_model(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config())
+    trainer.train()
+    settings = trainer.config.model
+    settings.ckpt = str(trainer.folder / "checkpoint_1.pth")
+    settings.equip_audio_branch = False
+    loaded = build_model(settings, device="cpu").model
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(loaded.get_parameter(name), parameter), name
+
+
+def test_settings_that_make_no_sense_are_refused(make_config: MakeConfig) -> None:
+    for option, message in {
+        "run.batch_size_train=0": "batch_size_train must be at least 1",
+        "run.accum_grad_iters=3": "multiples of run.accum_grad_iters",
+        "run.max_bad_samples=2": "a share from 0 to 1",
+        "model.frozen_audio_Qformer=False": "equip_audio_branch is False",
+        "model.freeze_vit=False": "encoders do not train",
+        "run.world_size=3": "3 processes were asked for, but this run has 1",
+        "run.resume_ckpt_path=/nowhere": "is no training checkpoint",
+        "run.lr_sched=linear": "unknown learning-rate schedule",
+        "datasets.webvid.sample_ratio=-1": "must be 0 or more",
+    }.items():
+        with pytest.raises((ConfigError, CheckpointError), match=message):
+            Trainer(make_config(option)).batches()
