@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     convert: Callable[[argparse.Namespace], None] = to_original if arguments.to == "original" else to_transformers
     try:
         convert(arguments)
-    except VideoLlamaError as error:
+    except (VideoLlamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"written to {arguments.output}")

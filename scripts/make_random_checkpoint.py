@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         make_checkpoint(arguments.size, arguments.layout, arguments.output, arguments.seed, arguments.tokenizer)
-    except VideoLlamaError as error:
+    except (VideoLlamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"written to {arguments.output}")

@@ -174,5 +174,9 @@ def _as_written(header: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write under a name in progress, so that an interrupted run leaves nothing that looks finished."""
     in_progress = path.with_name(path.name + _SUFFIX_IN_PROGRESS)
-    write(in_progress)
+    try:
+        write(in_progress)
+    except BaseException:
+        in_progress.unlink(missing_ok=True)  # the disk may be full
+        raise
     os.replace(in_progress, path)
