@@ -25,6 +25,7 @@ from tests.conftest import (
     encode_audio,
     encode_video,
 )
+from tests.processor.conftest import damage_sound
 from video_llama.errors import MediaError, NoSoundTrackError
 from video_llama.processor import audio as audio_module
 from video_llama.processor.audio import decode_audio, resample_blocks, to_mono
@@ -143,16 +144,6 @@ def test_a_sound_track_without_samples_is_none(tmp_path: Path) -> None:
         container.start_encoding()
     with pytest.raises(NoSoundTrackError, match=r"silent\.wav: the sound track is empty"):
         decode_audio(path)
-
-
-def damage_sound(path: Path) -> None:
-    """Overwrite every sound packet, and nothing else."""
-    with av.open(str(path)) as container:
-        packets = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
-    content = bytearray(path.read_bytes())
-    for position, size in packets:
-        content[position : position + size] = b"\xff" * size
-    path.write_bytes(content)
 
 
 def test_a_sound_track_that_cannot_be_decoded_is_not_the_same_as_none(make_video: MakeVideo) -> None:

@@ -6,12 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import MakeSound, MakeVideo, add_audio_stream, add_video_stream, draw_tone, encode_audio
+from tests.conftest import MakeSound, MakeVideo
 from video_llama.errors import MediaError
 from video_llama.processor.files import check_media_file, describe_content, find_truncation
 from video_llama.processor.kind import media_kind
@@ -160,19 +158,6 @@ def test_the_kind_comes_from_the_content_not_from_the_name(
         save_image(tmp_path / "still.webp"): "image",
     }
     assert {path: media_kind(path) for path in kinds} == kinds
-
-
-def test_a_sound_with_a_cover_picture_is_sound(tmp_path: Path) -> None:
-    path = tmp_path / "song.mp4"
-    with av.open(str(path), "w") as container:
-        cover = add_video_stream(container, (32, 32), 1, "mjpeg")
-        cover.pix_fmt = "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
-        sound = add_audio_stream(container, 1, 16_000, "aac")
-        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
-        container.mux([*cover.encode(frame), *cover.encode()])
-        encode_audio(container, sound, draw_tone(1.0, 16_000, 1))
-    assert media_kind(path) == "audio"
 
 
 @pytest.mark.parametrize("content", [b"only text\n", b"\x00\x01\x02\x03" * 300])

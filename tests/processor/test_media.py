@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import MakeSound, MakeVideo, draw_tone, frame_number
-from tests.processor.test_audio import damage_sound
+from tests.processor.conftest import damage_sound
 from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
 from video_llama.processor.audio_features import LogMelSettings, log_mel_segments
 from video_llama.processor.image import resize_image

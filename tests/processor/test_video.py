@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.conftest import MakeSound, MakeVideo, add_video_stream, draw_frame, encode_video, frame_number
 from video_llama.errors import ConfigError, MediaError
-from video_llama.processor.video import DEFAULT_VIDEO_READER, DecodedVideo, decode_video, num_decoder_threads
+from video_llama.processor.video import DecodedVideo, decode_video, num_decoder_threads
 from video_llama.registry import VIDEO_READERS
 
 READERS = ("pyav", "decord")
@@ -93,7 +93,6 @@ def test_a_video_of_one_frame_gives_it(make_video: MakeVideo, reader: str) -> No
         ("clip.mkv", "libx264", {"bf": "2"}),
         ("clip.mov", "libx265", {"x265-params": "log-level=none"}),
         ("clip.webm", "libvpx-vp9", {}),
-        ("clip.avi", "mpeg4", {}),
     ],
 )
 def test_frames_are_exact_in_every_container_and_codec(
@@ -102,19 +101,6 @@ def test_frames_are_exact_in_every_container_and_codec(
     path = make_video(name, num_frames=24, fps=25, codec=codec, options=options)
     decoded = decode(path, reader, 6)
     assert decoded.indices == numbers(decoded) == [0, 4, 8, 12, 16, 20]
-
-
-@pytest.mark.parametrize(
-    ("name", "codec"), [("clip.ts", "mpeg2video"), ("clip.ts", "libx264"), ("clip.mpg", "mpeg2video")]
-)
-def test_mpeg_streams_are_read_by_the_default_reader_and_refused_where_frames_would_be_lost(
-    make_video: MakeVideo, name: str, codec: str
-) -> None:
-    path = make_video(name, num_frames=24, codec=codec, fps=25)
-    decoded = decode(path, DEFAULT_VIDEO_READER, 6)
-    assert decoded.indices == numbers(decoded) == [0, 4, 8, 12, 16, 20]
-    with pytest.raises(MediaError, match=r"decord loses frames of MPEG streams \(use the video reader 'pyav'\)"):
-        decode(path, "decord", 6)
 
 
 def test_an_animation_is_a_video(make_video: MakeVideo, reader: str) -> None:

@@ -150,20 +150,22 @@ def _decode_blocks(
 def _decode_frames(
     container: InputContainer, stream: AudioStream, path: str | os.PathLike[str]
 ) -> Iterator[torch.Tensor]:
-    """Frame by frame, in the rate and with the channels that the stream as a whole is said to have."""
+    """Frame by frame, in the rate and with the channels that the stream has at its start."""
+    rate_hz, layout = stream.rate, None  # PyAV's stream follows the changes
     converter, converts_from = None, None
     for packet in demux_packets(container, stream, path):
         with translate_errors(path, "the sound track is damaged"):
             for frame in packet.decode():
                 assert isinstance(frame, AudioFrame)
+                layout = layout or stream.layout
                 frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if converter is None or frame_format != converts_from:  # broadcasts change it midway
                     # "flt" interleaves the channels: PyAV crashes on planes from the eighth channel on.
-                    converter = AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
+                    converter = AudioResampler(format="flt", layout=layout, rate=rate_hz)
                     converts_from = frame_format
                 for converted in converter.resample(frame):
                     interleaved = torch.from_numpy(converted.to_ndarray())  # (1, samples * channels)
-                    yield interleaved.view(-1, stream.layout.nb_channels).T  # (channels, samples)
+                    yield interleaved.view(-1, layout.nb_channels).T  # (channels, samples)
 
 
 def _check_length(

@@ -23,7 +23,7 @@ from video_llama.registry import VIDEO_READERS
 
 __all__ = ["DecordReader", "open_decord"]
 
-_FORMATS_WITH_LOST_FRAMES = {"mpeg", "mpegts"}  # where decord gives other frames than it is asked for
+_FORMATS_READ_WRONGLY = {"avi", "mpeg", "mpegts"}  # where decord gives other frames than it is asked for
 _HINT = "the video reader 'pyav' may be able to"  # among others at small widths as 48, where decord fails
 
 
@@ -33,12 +33,14 @@ def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterat
     """Open a video with decord; an `OpenVideoReader`.
 
     Raises:
-        MediaError: the file is no video, is damaged, or is an MPEG stream, which decord reads wrongly.
+        MediaError: the file is no video, is damaged, or is an AVI file or MPEG stream, which decord
+            reads wrongly.
     """
     with open_container(path) as container:  # says what is wrong with a file; decord prints it to stderr at best
         select_stream(container, path, "video")
-        if container.format.name in _FORMATS_WITH_LOST_FRAMES:
-            raise MediaError(path, "decord loses frames of MPEG streams", "use the video reader 'pyav'")
+        if container.format.name in _FORMATS_READ_WRONGLY:
+            reason = f"decord gives wrong frames of {container.format.name} files"
+            raise MediaError(path, reason, "use the video reader 'pyav'")
     yield DecordReader(path, height, width)
 
 
