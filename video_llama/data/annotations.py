@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from video_llama.errors import DatasetError
 
-__all__ = ["find_files", "read_json", "read_json_lines", "read_table", "required_text"]
+__all__ = [
+    "find_files",
+    "read_json",
+    "read_json_lines",
+    "read_table",
+    "required_list",
+    "required_text",
+    "resolve_messages",
+]
 
 # Captions can be long; the csv module's own limit of 128 KiB is not.
 csv.field_size_limit(1 << 24)
@@ -71,6 +79,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise DatasetError(f"{path}: a folder; name the JSON file in it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: not JSON ({error})") from error
 
@@ -115,3 +125,53 @@ def required_text(entry: Any, key: str, where: str) -> str:
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise DatasetError(f"{where}: {key!r} is {'missing' if key not in entry else f'{value!r}, not text'}")
     return str(value)
+
+
+def required_list(entry: Any, key: str, where: str) -> list[Any]:
+    """A list that an annotation must have, and that is not empty.
+
+    Raises:
+        DatasetError: the entry is no object, or the key is absent or something else.
+    """
+    value = entry.get(key) if isinstance(entry, Mapping) else None
+    if not isinstance(value, list) or not value:
+        raise DatasetError(f"{where}: {key!r} must be a list that is not empty")
+    return value
+
+
+def resolve_messages(messages: Sequence[Any], resolve: Callable[[str], Any], where: str) -> list[dict[str, Any]]:
+    """Messages whose media items say where their file is.
+
+    Args:
+        messages: `{"role": …, "content": text or items}`.
+        resolve: from the name that an item gives its file to where that is.
+
+    Raises:
+        DatasetError: a message or an item has another form, or a media item names no file.
+    """
+    return [_resolve_message(message, resolve, where) for message in messages]
+
+
+def _resolve_message(message: Any, resolve: Callable[[str], Any], where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise DatasetError(f"{where}: a message is a {type(message).__name__}, not an object")
+    content = message.get("content")
+    if isinstance(content, str):
+        return dict(message)
+    if not isinstance(content, list):
+        raise DatasetError(f"{where}: the content of a message must be text or a list of items, but is {content!r}")
+    return {**message, "content": [_resolve_item(item, resolve, where) for item in content]}
+
+
+def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str) -> dict[str, Any]:
+    if not isinstance(item, Mapping):
+        raise DatasetError(f"{where}: a content item is a {type(item).__name__}, not an object")
+    kind = item.get("type")
+    if kind == "text":
+        return {"type": kind, "text": required_text(item, "text", where)}
+    if kind not in ("image", "video", "audio"):
+        raise DatasetError(f"{where}: the type of a content item must be text, image, video or audio, not {kind!r}")
+    name = next((item[key] for key in (kind, "path", "url") if isinstance(item.get(key), str)), None)
+    if name is None:
+        raise DatasetError(f"{where}: the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
+    return {"type": kind, "path": resolve(name)}

@@ -127,7 +127,7 @@ class BatchReader(Dataset[Batch]):
     def _read(self, slot: Slot, failures: list[Failure]) -> EncodedSample:
         index = slot.index
         for attempt in range(MAX_REPLACEMENTS):
-            torch.manual_seed(self._plan.sample_seed(slot))
+            torch.default_generator.manual_seed(self._plan.sample_seed(slot))  # a GPU keeps its own numbers
             example = self._tables[slot.dataset][index]
             try:
                 return self._encoders[slot.dataset](example)

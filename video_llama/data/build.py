@@ -84,6 +84,8 @@ def build_datasets(
         examples = build_examples(name, section, info)
         logger.info("datasets.%s: %d examples", name, len(examples))
         media = _media_processor(section, processor.media_processor, augment=training and features is None)
+        if section.data_type == "audio" and not processor.use_audio:
+            raise ConfigError(f"datasets.{name} is of sounds, but the model is built without its audio branch")
         # Messages name their media one by one, so nothing has to stand in for sound there.
         as_sound = images_as_sound and section.data_type != "audio" and not name.startswith("messages")
         text = _text_settings(name, section, config.model, processor, hears=as_sound or section.data_type == "audio")
@@ -193,9 +195,10 @@ def _text_settings(
         **{key: getattr(caption, key) for key in ("prompt", "max_words") if getattr(caption, key) is not None},
     )
     family = "vicuna" if "vicuna" in model.model_type else "llama_v2"
+    kinds = processor.placeholder_ids
     return TextSettings(
         processor.tokenizer,
-        processor.placeholder_ids,
+        kinds if processor.use_audio else {"image": kinds["image"]},
         lengths,
         max_txt_len=model.max_txt_len,
         end_sym=model.end_sym,

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from video_llama.config import BuildInfo, DatasetConfig
-from video_llama.data.annotations import find_files, read_json, read_json_lines, read_table, required_text
+from video_llama.data.annotations import (
+    find_files,
+    read_json,
+    read_json_lines,
+    read_table,
+    required_list,
+    required_text,
+    resolve_messages,
+)
 from video_llama.data.examples import Example, ExampleTable, MediaKind, MediaSource
 from video_llama.data.shards import find_shards, read_shard
 from video_llama.errors import ConfigError, DatasetError
@@ -112,7 +121,7 @@ def read_llava_instruct(place: _Place) -> Iterator[Example]:
     for number, entry in enumerate(_entries(read_json(file), file)):
         where = f"{file}, entry {number}"
         image = required_text(entry, "image", where)
-        text = {"conversations": _listed(entry, "conversations", where)}
+        text = {"conversations": required_list(entry, "conversations", where)}
         yield Example(f"{place.name}/{entry.get('id', number)}", place.kind, _file(folder / image), text)
 
 
@@ -124,7 +133,7 @@ def read_webvid_instruct(place: _Place) -> Iterator[Example]:
     for number, entry in enumerate(_entries(read_json(file), file)):
         where = f"{file}, entry {number}"
         video = required_text(entry, "video", where)
-        text = {"QA": _listed(entry, "QA", where)}
+        text = {"QA": required_list(entry, "QA", where)}
         yield Example(f"{place.name}/{number}:{video}", place.kind, _file(folder / video), text)
 
 
@@ -138,26 +147,9 @@ def read_messages(place: _Place) -> Iterator[Example]:
         folder = file.parent if place.info.videos_dir is None else place.folder("videos_dir")
         for line, entry in read_json_lines(file):
             where = f"{file}, line {line}"
-            messages = [_with_absolute_paths(m, folder, where) for m in _listed(entry, "messages", where)]
-            yield Example(
-                f"{place.name}/{entry.get('id', f'{file.stem}:{line}')}", place.kind, None, {"messages": messages}
-            )
-
-
-def _with_absolute_paths(message: Any, folder: Path, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise DatasetError(f"{where}: a message is a {type(message).__name__}, not an object")
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    items = []
-    for item in content:
-        if not isinstance(item, dict):
-            raise DatasetError(f"{where}: a content item is a {type(item).__name__}, not an object")
-        key = next((key for key in (item.get("type"), "path") if isinstance(item.get(key), str)), None)
-        is_media = item.get("type") in ("image", "video", "audio")
-        items.append({**item, key: os.path.join(folder, item[key])} if is_media and key else item)
-    return {**message, "content": items}
+            messages = resolve_messages(required_list(entry, "messages", where), partial(os.path.join, folder), where)
+            id_ = entry.get("id", f"{file.stem}:{line}")
+            yield Example(f"{place.name}/{id_}", place.kind, None, {"messages": messages})
 
 
 def _captioned(place: _Place, id_: str, path: Path, caption: str) -> Example:
@@ -172,10 +164,3 @@ def _entries(content: Any, file: Path, what: str = "the file") -> list[Any]:
     if not isinstance(content, list):
         raise DatasetError(f"{file}: {what} must be a list, but is {type(content).__name__}")
     return content
-
-
-def _listed(entry: Any, key: str, where: str) -> list[Any]:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, list) or not value:
-        raise DatasetError(f"{where}: {key!r} must be a list that is not empty")
-    return value

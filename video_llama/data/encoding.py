@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from video_llama.data.examples import Example, MediaKind, open_media
+from video_llama.data.examples import Example, MediaKind, MediaSource, open_media
 from video_llama.data.features import FeatureStore
 from video_llama.data.tokenization import (
     build_caption_sample,
@@ -87,7 +88,7 @@ class TextSettings:
 
     Args:
         tokenizer: of the language model.
-        placeholder_ids, placeholder_lengths: by kind, "image" and "audio".
+        placeholder_ids, placeholder_lengths: by kind, "image" and, if the model can hear, "audio".
         max_txt_len: longest text, in tokens.
         end_sym: what ends a caption.
         prompts: of captions; one is drawn for each. Empty puts the media alone in front.
@@ -133,8 +134,7 @@ class SampleEncoder:
         if "messages" in example.text:
             return self._encode_messages(example)
         assert example.source is not None, "only messages name their own media"
-        with open_media(example.source) as path:
-            item = self.read(example.kind, path)
+        item = self.read(example.kind, example.source)
         kind = "audio" if item.input.name != "pixel_values" else "image"
         placeholder = (self.text.placeholder_ids[kind], self.text.placeholder_lengths[kind])
         tokens = self._tokenise(example.text, placeholder, item.message)
@@ -171,7 +171,8 @@ class SampleEncoder:
 
     def _encode_messages(self, example: Example) -> EncodedSample:
         conversation = dialogue_template(self.text.template).copy()
-        reader = MessageReader(_InputReader(self), listen=False)
+        # Messages name their media one by one, so no picture has to stand in for sound.
+        reader = MessageReader(_InputReader(dataclasses.replace(self, images_as_sound=False)), listen=False)
         try:
             reader.fill(conversation, example.text["messages"])
         except ValueError as error:  # of messages that are no messages
@@ -185,19 +186,17 @@ class SampleEncoder:
         )
         return EncodedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.sounds)])
 
-    def read(self, kind: MediaKind, path: str | os.PathLike[str]) -> MediaItem:
+    def read(self, kind: MediaKind, source: MediaSource) -> MediaItem:
         """One file as model input, from the feature cache if it is there."""
         name: InputName = "audio_values"
         if kind != "audio":
             name = "audio_pixel_values" if self.images_as_sound else "pixel_values"
-        if self.features is None:
-            item = self._decode(kind, path)
-            return MediaItem(kind, _message(item), MediaInput(name, _values(item)))
-        key = self.features.key(path, kind, name, self.media)
-        found = self.features.load(key)
+        key = None if self.features is None else self.features.key(source, kind, name, self.media)
+        found = None if self.features is None or key is None else self.features.load(key)
         if found is not None:
             return MediaItem(kind, found.message, MediaInput(name, found.values, key, found.message, is_encoded=True))
-        item = self._decode(kind, path)
+        with open_media(source) as path:
+            item = self._decode(kind, path)
         return MediaItem(kind, _message(item), MediaInput(name, _values(item), key, _message(item)))
 
     def _decode(self, kind: MediaKind, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
@@ -213,13 +212,20 @@ class _InputReader:
     encoder: SampleEncoder
 
     def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaItem, None]:
-        return self.encoder.read("video", path), None
+        return self.encoder.read("video", _source(path)), None
 
     def process_image(self, image: Any) -> MediaItem:
-        return self.encoder.read("image", image)
+        return self.encoder.read("image", _source(image))
 
     def process_audio(self, sound: Any) -> MediaItem:
-        return self.encoder.read("audio", sound)
+        if "audio" not in self.encoder.text.placeholder_ids:
+            raise DatasetError("the model has no audio branch (model.equip_audio_branch: False), so it hears no sound")
+        return self.encoder.read("audio", _source(sound))
+
+
+def _source(path: Any) -> MediaSource:
+    """The file that a message's item names, in a shard as the fields of a `MediaSource`."""
+    return MediaSource(**path) if isinstance(path, Mapping) else MediaSource(path)
 
 
 def _values(item: VideoFrames | AudioSegments) -> Tensor:

@@ -14,8 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from video_llama.errors import DatasetError
+from video_llama.processor.files import check_media_file
 
-__all__ = ["Example", "ExampleTable", "MediaKind", "MediaSource", "open_media"]
+__all__ = ["Example", "ExampleTable", "MediaKind", "MediaSource", "open_media", "read_media"]
+
+_READ_BYTES = 1 << 20
 
 MediaKind = Literal["video", "image", "audio"]
 """How a file is read: its frames, as a still, or its sound."""
@@ -67,7 +70,8 @@ class ExampleTable(Sequence[Example]):
         for example in examples:
             source = None if example.source is None else list(vars(example.source).values())
             row = [example.id, example.kind, source, example.text]
-            rows += json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+            # Half of a surrogate pair, which JSON can hold, is no text: it becomes a question mark.
+            rows += json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
             ends.append(len(rows))
         self._rows = np.frombuffer(bytes(rows), dtype=np.uint8)
         self._ends = np.array(ends, dtype=np.int64)
@@ -96,15 +100,28 @@ def open_media(source: MediaSource) -> Iterator[str]:
     if source.name is None:
         yield source.path
         return
-    with open(source.path, "rb") as shard:
-        shard.seek(source.offset)
-        content = shard.read(source.size)
-    if len(content) != source.size:
-        raise DatasetError(f"{source.path}: {source.name} is cut off; the shard has changed or is truncated")
     handle, path = tempfile.mkstemp(suffix=Path(source.name).suffix)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(read_media(source))
         yield path
     finally:
         os.unlink(path)
+
+
+def read_media(source: MediaSource) -> Iterator[bytes]:
+    """The bytes of a media file, piece by piece.
+
+    Raises:
+        MediaError: there is no such file.
+        DatasetError: the shard is shorter than its index says.
+    """
+    with open(check_media_file(source.path), "rb") as file:
+        file.seek(source.offset)
+        left = source.size if source.name is not None else os.fstat(file.fileno()).st_size
+        while left:
+            piece = file.read(min(left, _READ_BYTES))
+            if not piece:
+                raise DatasetError(f"{source.path}: {source.name} is cut off; the shard has changed or is truncated")
+            left -= len(piece)
+            yield piece

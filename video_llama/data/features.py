@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from video_llama.data.examples import MediaSource, read_media
+from video_llama.processor.files import check_media_file
 from video_llama.processor.media import MediaProcessor
 
 __all__ = ["FeatureStore", "Features", "decode_features", "encode_features", "fingerprint"]
@@ -30,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 Encoding = Literal["float32", "bfloat16", "int8"]
 
-_READ_BYTES = 1 << 20
 _DIGEST_BYTES = 16
 
 
@@ -61,17 +62,20 @@ class FeatureStore:
     encoding: Encoding
     fingerprints: dict[str, str]
 
-    def key(self, path: str | os.PathLike[str], kind: str, name: str, media: MediaProcessor) -> str:
+    def key(self, source: MediaSource, kind: str, name: str, media: MediaProcessor) -> str:
         """The key of a media file's features.
 
         Args:
-            path: the file.
+            source: the file.
             kind: how it is read: video, image or audio.
             name: the model input it is meant for.
             media: how it is read.
+
+        Raises:
+            MediaError, DatasetError: there is no such file, or it is cut off.
         """
         settings = {"media": asdict(media), "kind": kind, "input": name, "encoder": self.fingerprints[name]}
-        parts = [self._content_digest(path), json.dumps(settings, sort_keys=True), self.encoding]
+        parts = [self._content_digest(source), json.dumps(settings, sort_keys=True), self.encoding]
         return _digest("\n".join(parts).encode())
 
     def load(self, key: str) -> Features | None:
@@ -102,10 +106,12 @@ class FeatureStore:
     def _path(self, key: str) -> Path:
         return self.folder / "features" / key[:2] / key
 
-    def _content_digest(self, path: str | os.PathLike[str]) -> str:
+    def _content_digest(self, source: MediaSource) -> str:
         """Digest of a file's content, remembered as long as its size and time of change stay the same."""
+        path = check_media_file(source.path)
         stat = os.stat(path)
-        identity = _digest(f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}".encode())
+        place = f"\n{source.offset}\n{source.size}" if source.name is not None else ""
+        identity = _digest(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}{place}".encode())
         memo = self.folder / "digests" / identity[:2] / identity
         try:
             remembered = memo.read_text()
@@ -114,9 +120,8 @@ class FeatureStore:
         if len(remembered) == 2 * _DIGEST_BYTES:
             return remembered
         content = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        with open(path, "rb") as file:
-            while chunk := file.read(_READ_BYTES):
-                content.update(chunk)
+        for piece in read_media(source):
+            content.update(piece)
         _write_whole(memo, content.hexdigest().encode())
         return content.hexdigest()
 

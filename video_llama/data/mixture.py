@@ -6,9 +6,10 @@ number alone, and data loader workers can take batches in any order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,10 +96,18 @@ class BatchPlan:
         for dataset in range(len(self.sizes)):
             chosen = self._datasets == dataset
             self._turns[chosen] = np.arange(chosen.sum())
-        self._order = lru_cache(maxsize=2 * len(self.sizes))(self._draw_order)
+        self._order = self._remembered_order()
 
     def __len__(self) -> int:
         return len(self._datasets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Data loader workers that are not forked get a pickle, and the memory of orders cannot be one.
+        return {name: value for name, value in vars(self).items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._order = self._remembered_order()
 
     def __getitem__(self, number: int) -> list[Slot]:
         """The slots of this rank's batch of that number."""
@@ -118,6 +127,9 @@ class BatchPlan:
     def _slot(self, dataset: int, position: int) -> Slot:
         epoch, place = divmod(position, self.sizes[dataset])
         return Slot(dataset, int(self._order(dataset, epoch)[place]), position)
+
+    def _remembered_order(self) -> Callable[[int, int], NDArray[np.int64]]:
+        return lru_cache(maxsize=2 * len(self.sizes))(self._draw_order)
 
     def _draw_order(self, dataset: int, epoch: int) -> NDArray[np.int64]:
         size, block = self.sizes[dataset], self.block_sizes[dataset]

@@ -10,11 +10,13 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from webdataset.shardlists import expand_urls
 
+from video_llama.data.annotations import required_list, required_text, resolve_messages
 from video_llama.data.examples import Example, MediaKind, MediaSource
 from video_llama.errors import DatasetError
 
@@ -86,13 +88,26 @@ def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
 def _example(
     shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: MediaKind, name: str
 ) -> Example:
-    text = _read_text(shard, members, f"{path}: {key}")
+    where = f"{path}: {key}"
+    text = _read_text(shard, members, where)
+    if "messages" in text:
+        resolve = partial(_member_fields, path, members, where)
+        messages = resolve_messages(text["messages"], resolve, f"{where}.json")
+        return Example(f"{name}/{path.stem}/{key}", kind, None, {"messages": messages})
     media = next((members[suffix] for suffix in SUFFIXES[kind] if suffix in members), None)
     if media is None:
         has = ", ".join(members)
         raise DatasetError(f"{path}: {key} has no {kind} ({', '.join(SUFFIXES[kind])}) but only {has}")
     source = MediaSource(str(path), media.name, media.offset_data, media.size)
     return Example(f"{name}/{path.stem}/{key}", kind, source, text)
+
+
+def _member_fields(path: Path, members: Mapping[str, tarfile.TarInfo], where: str, suffix: str) -> dict[str, Any]:
+    """Fields of the `MediaSource` of the member that an item of messages names by its suffix, as "0.mp4"."""
+    member = members.get(f".{suffix.lower()}")
+    if member is None:
+        raise DatasetError(f"{where}.json names {suffix!r}, but the sample has only {', '.join(members)}")
+    return {"path": str(path), "name": member.name, "offset": member.offset_data, "size": member.size}
 
 
 def _read_text(shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], where: str) -> Mapping[str, Any]:
@@ -105,7 +120,8 @@ def _read_text(shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], w
         form = next((form for form in forms if isinstance(entry, Mapping) and form in entry), None)
         if form is None:
             raise DatasetError(f"{where}.json: has none of {', '.join(forms)}")
-        return {form: entry[form]}
+        required = required_text if form == "caption" else required_list
+        return {form: required(entry, form, f"{where}.json")}
     if ".txt" in members:
         return {"caption": _read(shard, members[".txt"]).decode("utf-8", errors="replace").strip()}
     raise DatasetError(f"{where}: no annotation (.json or .txt) beside {', '.join(members)}")

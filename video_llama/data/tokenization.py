@@ -175,9 +175,9 @@ def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str) -> list[
         raise DatasetError("the annotation holds no questions")
     turns: list[Turn] = []
     for number, pair in enumerate(qa):
-        question, answer = pair.get("q"), pair.get("a")
+        question, answer = (pair.get("q"), pair.get("a")) if isinstance(pair, Mapping) else (None, None)
         if not isinstance(question, str) or not isinstance(answer, str):
-            raise DatasetError(f"question {number} must be a text 'q' and a text 'a', but is {dict(pair)}")
+            raise DatasetError(f"question {number} must be a text 'q' and a text 'a', but is {pair}")
         turns.append((question if turns else [*introduce_video(message), question], answer))
     return turns
 
@@ -191,6 +191,8 @@ def llava_instruct_turns(conversations: Sequence[Mapping[str, str]]) -> list[Tur
     Raises:
         DatasetError: the speakers do not alternate, or no human text holds `<image>`.
     """
+    if not all(isinstance(entry, Mapping) for entry in conversations):
+        raise DatasetError("what is said must be objects with 'from' and 'value'")
     spoken = [(entry.get("from"), entry.get("value")) for entry in conversations]
     spoken = spoken[1:] if spoken and spoken[0][0] != "human" else spoken
     speakers = [speaker for speaker, _ in spoken]

@@ -76,6 +76,8 @@ class MessageReader:
     def _item(self, item: Mapping[str, Any]) -> list[str | Placeholder]:
         kind = item.get("type")
         if kind == "text":
+            if "text" not in item:
+                raise ValueError(f"the text item {dict(item)} has no text")
             return [str(item["text"])]
         if kind not in ("image", "video", "audio"):
             raise ValueError(f"the type of a content item must be text, image, video or audio, not {kind!r}")
