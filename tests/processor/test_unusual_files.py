@@ -108,6 +108,15 @@ def test_frame_sizes_may_change_midway(tmp_path: Path) -> None:
     assert indices == drawn == [0, 2, 4, 6, 8, 10]
 
 
+def test_a_file_without_declared_size_that_ends_in_the_middle_of_a_frame_is_cut_short(make_video: MakeVideo) -> None:
+    path = make_video("clip.flv", codec="flv1")
+    with av.open(str(path)) as container:
+        last_end = max(packet.pos + packet.size for packet in container.demux(video=0) if packet.size)
+    path.write_bytes(path.read_bytes()[: last_end - 10])
+    with pytest.raises(MediaError, match=r"clip\.flv: the video stream is damaged or cut short"):
+        sampled(path)
+
+
 def test_a_codec_that_nobody_knows_is_named_as_the_cause(make_video: MakeVideo) -> None:
     path = replace_bytes(make_video("clip.mkv"), b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/XYZ")
     with pytest.raises(MediaError, match=r"clip\.mkv: its video codec is unknown"):
