@@ -201,6 +201,17 @@ def test_a_gap_in_a_language_model_that_transformers_matches_is_an_error(
         load_original(dataclasses.replace(files, language_model=tmp_path))
 
 
+def test_such_a_gap_is_an_error_in_a_saved_folder_too(files: OriginalFiles, tmp_path: Path) -> None:
+    save_language_model(tmp_path / "qwen", "qwen2")
+    model = load_original(dataclasses.replace(files, language_model=tmp_path / "qwen"))
+    model.save_pretrained(tmp_path / "saved")
+    loaded = load_transformers(tmp_path / "saved", config=model.config, dtype=torch.float32)
+    assert_equal_tensors(loaded.state_dict(), model.state_dict())
+    edit_tensors(tmp_path / "saved/model.safetensors", lambda tensors: tensors.pop("language_model.model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"saved: 1 weights are missing \(model\.norm\.weight, …\)"):
+        load_transformers(tmp_path / "saved", config=model.config, dtype=torch.float32)
+
+
 def test_the_processor_has_the_sizes_of_the_model(files: OriginalFiles, tmp_path: Path) -> None:
     config = original_config(files, num_video_query_tokens=5, num_audio_query_tokens=3)
     processor = build_processor(config, files.language_model)
