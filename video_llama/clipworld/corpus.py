@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from video_llama.errors import ConfigError, DatasetError
 __all__ = ["CorpusSettings", "make_corpus", "num_samples"]
 
 FORMAT_VERSION = 1
+Map = Callable[[Callable[[int], Any], range], Iterator[Any]]
 _SHARES = {"clip": 1.0, "image": 1.0, "sound": 0.5, "cc_sbu": 0.25, "laion": 0.25}  # of the number of clips
 
 
@@ -96,8 +98,9 @@ def make_corpus(
         raise ConfigError(f"workers must be at least 1, not {workers}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out}: exists and is not an empty folder; name another, or remove it")
-    for split, num_clips in settings.split_sizes.items():
-        _make_split(out / split, split, num_clips, settings, workers, advance)
+    with _open_map(workers) as mapped:
+        for split, num_clips in settings.split_sizes.items():
+            _make_split(out / split, split, num_clips, settings, mapped, advance)
     content = {"format": FORMAT_VERSION, "seed": settings.seed, "image_size": settings.image_size}
     write_json(out / "corpus.json", {**content, "clips": settings.split_sizes})
 
@@ -107,7 +110,7 @@ def _make_split(
     split: str,
     num_clips: int,
     settings: CorpusSettings,
-    workers: int,
+    mapped: Map,
     advance: Callable[[int], object],
 ) -> None:
     for name in FOLDERS:
@@ -118,26 +121,27 @@ def _make_split(
     for stream in ("clip", "image", "sound"):
         samples[stream] = []
         make = partial(_make_file, folder, settings, split, stream)
-        for sample in _map(make, range(counts[stream]), workers):
+        for sample in mapped(make, range(counts[stream])):
             samples[stream].append(sample)
             truths.append(sample.truth(media_file(sample)))
             if stream == "clip":
                 advance(1)
     for stream in ("cc_sbu", "laion"):
         pack = partial(_make_shard, folder, settings, split, stream, counts[stream])
-        for shard_truths in _map(pack, range(math.ceil(counts[stream] / SHARD_SIZE)), workers):
+        for shard_truths in mapped(pack, range(math.ceil(counts[stream] / SHARD_SIZE))):
             truths += shard_truths
     write_annotations(folder, samples["clip"], samples["image"], samples["sound"], settings.seed)
     write_json_lines(folder / "ground_truth.jsonl", truths)
 
 
-def _map(function: Callable[[int], Any], numbers: Sequence[int], workers: int) -> Iterator[Any]:
-    """The results in order."""
-    if workers == 1 or len(numbers) == 1:
-        yield from map(function, numbers)
+@contextmanager
+def _open_map(workers: int) -> Iterator[Map]:
+    """A `map` over this many processes, which gives the results in order."""
+    if workers == 1:
+        yield map
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, numbers, chunksize=max(1, min(16, len(numbers) // (4 * workers))))
+        yield partial(pool.map, chunksize=4)
 
 
 def _make_file(folder: Path, settings: CorpusSettings, split: str, stream: str, index: int) -> Sample:
