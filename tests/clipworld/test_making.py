@@ -97,6 +97,12 @@ def test_an_empty_folder_is_filled_and_progress_is_counted(tmp_path: Path) -> No
             {"anno_dir": "webvid_instruct_zh/instruct.json", "videos_dir": "webvid/videos"},
             40,
         ),
+        (
+            "webvid_instruct:sound",
+            "audio",
+            {"anno_dir": "webvid_instruct/instruct_sound.json", "videos_dir": "webvid/videos"},
+            33,
+        ),
         ("cc_sbu_align", "images", {"storage": "cc_sbu_align"}, 40),
         ("cc_sbu", "images", {"storage": "cc_sbu"}, 10),
         ("laion", "images", {"storage": "laion"}, 10),
