@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from video_llama.data.examples import Example, MediaKind, MediaSource, open_media
+from video_llama.data.examples import Example, MediaKind, MediaSource, open_media, source_of
 from video_llama.data.features import FeatureStore
 from video_llama.data.tokenization import (
     build_caption_sample,
@@ -212,20 +212,15 @@ class _InputReader:
     encoder: SampleEncoder
 
     def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaItem, None]:
-        return self.encoder.read("video", _source(path)), None
+        return self.encoder.read("video", source_of(path)), None
 
     def process_image(self, image: Any) -> MediaItem:
-        return self.encoder.read("image", _source(image))
+        return self.encoder.read("image", source_of(image))
 
     def process_audio(self, sound: Any) -> MediaItem:
         if "audio" not in self.encoder.text.placeholder_ids:
             raise DatasetError("the model has no audio branch (model.equip_audio_branch: False), so it hears no sound")
-        return self.encoder.read("audio", _source(sound))
-
-
-def _source(path: Any) -> MediaSource:
-    """The file that a message's item names, in a shard as the fields of a `MediaSource`."""
-    return MediaSource(**path) if isinstance(path, Mapping) else MediaSource(path)
+        return self.encoder.read("audio", source_of(sound))
 
 
 def _values(item: VideoFrames | AudioSegments) -> Tensor:

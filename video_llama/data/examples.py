@@ -16,7 +16,16 @@ import numpy as np
 from video_llama.errors import DatasetError
 from video_llama.processor.files import check_media_file
 
-__all__ = ["Example", "ExampleTable", "MediaKind", "MediaSource", "open_media", "read_media"]
+__all__ = [
+    "Example",
+    "ExampleTable",
+    "MediaKind",
+    "MediaSource",
+    "media_sources",
+    "open_media",
+    "read_media",
+    "source_of",
+]
 
 _READ_BYTES = 1 << 20
 
@@ -55,6 +64,20 @@ class Example:
     kind: MediaKind
     source: MediaSource | None
     text: Mapping[str, Any]
+
+
+def source_of(path: str | Mapping[str, Any]) -> MediaSource:
+    """The file that an item of messages names: a path, or the fields of a `MediaSource` for one in a shard."""
+    return MediaSource(**path) if isinstance(path, Mapping) else MediaSource(path)
+
+
+def media_sources(example: Example) -> list[MediaSource]:
+    """All media files of an example, in order of appearance."""
+    if example.source is not None:
+        return [example.source]
+    contents = (message["content"] for message in example.text.get("messages", ()))
+    items = (item for content in contents if not isinstance(content, str) for item in content)
+    return [source_of(item["path"]) for item in items if item["type"] != "text"]
 
 
 class ExampleTable(Sequence[Example]):

@@ -20,12 +20,13 @@ from video_llama.data.annotations import required_list, required_text, resolve_m
 from video_llama.data.examples import Example, MediaKind, MediaSource
 from video_llama.errors import DatasetError
 
-__all__ = ["find_shards", "read_shard"]
+__all__ = ["SUFFIXES", "find_shards", "read_shard"]
 
+# Of the media in a shard, by how they are read.
 SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
-    "image": (".jpg", ".jpeg", ".png", ".webp"),
-    "video": (".mp4", ".webm", ".mkv", ".mov", ".avi"),
-    "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".mp4", ".webm", ".mkv", ".mov"),
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
+    "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".flv"),
+    "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".mp4", ".webm", ".mkv", ".mov", ".avi"),
 }
 
 
