@@ -18,7 +18,7 @@ __all__ = ["encode_jpeg", "write_clip", "write_sound"]
 
 # Without B-frames and looking ahead: on pictures of 64 pixels and fewer those give other bytes from run to run.
 _X264_OPTIONS = {"preset": "veryfast", "crf": "28", "bf": "0", "x264-params": "rc-lookahead=0:mbtree=0:scenecut=0"}
-_AAC_BIT_RATE = 32_000
+_AAC_BIT_RATE = 20_000
 _BITEXACT = {"fflags": "+bitexact"}  # leaves out the library's version
 _SAMPLES_PER_FRAME = 1024
 
