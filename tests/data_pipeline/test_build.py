@@ -186,7 +186,12 @@ def test_prompts_are_the_lines_with_a_place_for_media_in_their_template(make_con
 
 @pytest.mark.parametrize(
     ("content", "template", "cause"),
-    [("Describe it.", "{}", "no line of"), ("<ImageHere>", "Human:", "does not hold"), (None, "{}", "cannot be read")],
+    [
+        ("Describe it.", "{}", "no line of"),
+        ("<ImageHere>", "Human:", "does not hold"),
+        ("<ImageHere><ImageHere>", "{}", "once"),
+        (None, "{}", "cannot be read"),
+    ],
 )
 def test_prompts_that_are_none_are_config_errors(
     content: str | None, template: str, cause: str, make_config: Any, write: WriteText, tmp_path: Path

@@ -127,7 +127,7 @@ def load_prompts(config: ModelConfig) -> list[str]:
     """The prompts of stage 1: the lines of `prompt_path` that hold `<ImageHere>`, in `prompt_template`.
 
     Raises:
-        ConfigError: the file is absent, has no such line, or the template does not hold `{}`.
+        ConfigError: the file is absent, has no such line or one with several, or the template does not hold `{}`.
     """
     if not config.prompt_path:
         return []
@@ -142,7 +142,11 @@ def load_prompts(config: ModelConfig) -> list[str]:
     template = config.prompt_template or "{}"
     if "{}" not in template:
         raise ConfigError(f"model.prompt_template: {template!r} does not hold {{}}, the place of the prompt")
-    return [template.replace("{}", prompt) for prompt in prompts]
+    whole = [template.replace("{}", prompt) for prompt in prompts]
+    for prompt in whole:
+        if prompt.count("<ImageHere>") != 1:
+            raise ConfigError(f"model.prompt_path: {prompt!r} must hold <ImageHere> once, for there is one media file")
+    return whole
 
 
 def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augment: bool) -> MediaProcessor:

@@ -18,12 +18,14 @@ from video_llama.config import ModelConfig
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
 from video_llama.model.inference import VideoLlama
 from video_llama.model.language_model import check_language_model
 from video_llama.model.loading import build_processor, load_original, load_transformers, original_config
 from video_llama.model.original_files import (
     OriginalFiles,
     configured_files,
+    find_config,
     find_original_files,
     is_transformers_folder,
     resolve_checkpoint,
@@ -33,7 +35,7 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
 from video_llama.utils.utils import resolve_device, resolve_dtype
 
-__all__ = ["build_model", "load_pretrained_model"]
+__all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +126,28 @@ def build_model(
     sizes = {} if files.config else _configured_sizes(config)
     template = _template_name(config.model_type)
     return _load_original(files, template, precision, options, sizes, audio_from_images)
+
+
+def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
+    """The processor of the model that `build_model` would build, without any file of weights.
+
+    Raises:
+        CheckpointError, ConfigError: there is no tokenizer, or settings contradict each other.
+    """
+    hears = config.equip_audio_branch
+    sources = [Path(source).expanduser() for source in (config.ckpt, config.ckpt_2, config.vit_ckpt) if source]
+    folders = [path if path.is_dir() else path.parent for path in sources]
+    if config.ckpt is not None and is_transformers_folder(folders[0]):
+        return VideoLlamaProcessor.from_pretrained(folders[0], use_audio=hears)
+    if config.llama_model is None:
+        raise ConfigError("model.llama_model must name the language model's folder or hub id: its tokenizer is needed")
+    no_weights = [pattern for pattern in LANGUAGE_MODEL_PATTERNS if pattern != "*.safetensors"]
+    language_model = resolve_source(config.llama_model, "the language model (model.llama_model)", no_weights)
+    sizes = find_config(folders)
+    unread = Path()
+    files = OriginalFiles(language_model, unread, unread, imagebind=unread if hears else None, config=sizes)
+    whole = original_config(files, **({} if sizes else _configured_sizes(config)))
+    return build_processor(whole, language_model, _template_name(config.model_type))
 
 
 def _load_transformers(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from video_llama.model.weight_files import FOLDER_FILES
 
 __all__ = [
     "OriginalFiles",
+    "configured_files",
+    "find_config",
     "find_original_files",
     "is_transformers_folder",
     "resolve_checkpoint",
@@ -134,7 +137,7 @@ def find_original_files(
         video_branch=video_branch,
         audio_branch=audio_branch,
         imagebind=_resolve_file(imagebind, folder, IMAGEBIND_FILE, None, AUDIO_ENCODER.file) if hears else None,
-        config=folder / "config.json" if _is_our_config(folder / "config.json") else None,
+        config=find_config([folder]),
     )
 
 
@@ -155,7 +158,6 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
     qformer = None if config.q_former_model == QFORMER_URL else config.q_former_model
     projection = config.llama_proj_model
     vision_encoder = _resolve_file(vision, beside, VISION_FILE, EVA_VIT_G_URL, VISION_ENCODER.file)
-    sizes = [folder / "config.json" for folder in (beside, vision_encoder.parent)]
     return OriginalFiles(
         language_model=language_model,
         vision_encoder=vision_encoder,
@@ -166,8 +168,17 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
         if hears
         else None,
         projection=None if projection is None else resolve_source(projection, "model.llama_proj_model"),
-        config=next((path for path in sizes if _is_our_config(path)), None),
+        config=find_config([beside, vision_encoder.parent]),
     )
+
+
+def find_config(folders: Iterable[Path]) -> Path | None:
+    """The first `config.json` with the sizes of a Video-LLaMA; None if there is none.
+
+    Raises:
+        CheckpointError: one is damaged.
+    """
+    return next((folder / "config.json" for folder in folders if _is_our_config(folder / "config.json")), None)
 
 
 def resolve_language_model(source: Source) -> Path:

@@ -1,0 +1,135 @@
+#!/usr/bin/env python
+"""Look through the datasets of a training configuration: counts, missing files, media that cannot be decoded, texts
+that are too long, and what the model gets to see of a few samples.
+
+    python scripts/check_dataset.py configs/train/visionbranch_stage2_finetune.yaml
+    python scripts/check_dataset.py my.yaml --decode all --bad bad.jsonl --options model.max_txt_len=512
+
+Of the model only its tokenizer is read, no weights. The exit status is 1 if more samples are bad than
+run.max_bad_samples allows, so that the run would stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from video_llama.config import load_config
+from video_llama.data.checking import OUTCOMES, DatasetCheck, check_datasets, describe_tokens, share_of_bad_samples
+from video_llama.errors import ConfigError, VideoLlamaError
+from video_llama.model.builder import build_model_processor
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+
+NUM_NAMED = 5  # bad samples named for each dataset; --bad writes all
+
+
+def number_or_all(text: str) -> int | None:
+    """None for `all`."""
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", help="a training configuration (YAML)")
+    parser.add_argument(
+        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
+    )
+    parser.add_argument("--split", choices=["train", "validation"], default="train", help="which one (train)")
+    parser.add_argument(
+        "--decode", type=number_or_all, default=200, metavar="N|all", help="samples of each dataset to read (200)"
+    )
+    parser.add_argument("--show", type=int, default=3, metavar="N", help="samples of each dataset to print (3)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read (2)")
+    parser.add_argument("--bad", type=Path, metavar="FILE", help="write ids and reasons of all bad samples (JSONL)")
+    return parser
+
+
+class Bars:
+    """One progress bar at a time; each goes away when the next begins."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def start(self, task: str, total: int) -> Callable[[int], object]:
+        self.close()
+        self._bar = tqdm(total=total, desc=task, leave=False)
+        update: Callable[[int], object] = self._bar.update
+        return update
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int) -> str:
+    """What was found in a dataset, for people."""
+    lines = [f"datasets.{check.name}: {check.num_examples} examples, {check.num_decoded} of them read"]
+    lines += [f"  {check.count(outcome):8d} bad: {what}" for outcome, what in OUTCOMES.items()]
+    lines += [
+        f"  {check.num_cut:8d} cut at model.max_txt_len: {max_txt_len}; the longest text has {check.longest} tokens",
+        f"  {check.share_of_bad:8.2%} bad",
+    ]
+    lines += [f"    {bad.id}: {bad.reason}" for bad in check.bad[:NUM_NAMED]]
+    if len(check.bad) > NUM_NAMED:
+        lines.append(f"    and {len(check.bad) - NUM_NAMED} more (--bad FILE writes all)")
+    media = {processor.image_token_id: "frames", processor.audio_token_id: "sound"}
+    for sample in check.samples:
+        lines += ["", f"  {sample.id}"]
+        for item in sample.media:
+            lines.append(f"    {item.name} {tuple(item.values.shape)}  {item.message}".rstrip())
+        text = describe_tokens(sample, processor.tokenizer, media)
+        lines += [f"    | {line}" for line in text.replace("\n", "↵\n").splitlines()]
+    return "\n".join(lines)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and print; the exit status."""
+    config = load_config(arguments.config, arguments.options)
+    processor = build_model_processor(config.model)
+    bars = Bars()
+    checks = []
+    for check in check_datasets(
+        config,
+        processor,
+        training=arguments.split == "train",
+        num_decoded=arguments.decode,
+        num_shown=arguments.show,
+        num_workers=arguments.workers,
+        start=bars.start,
+    ):
+        bars.close()
+        print(report(check, processor, config.model.max_txt_len), end="\n\n")
+        checks.append(check)
+    if not checks:
+        raise ConfigError(f"{arguments.config}: no dataset has a {arguments.split} split")
+    if arguments.bad is not None:
+        failures = [dataclasses.asdict(failure) for check in checks for failure in check.failures()]
+        lines = [json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures]
+        arguments.bad.write_text("".join(lines), encoding="utf-8")
+    share, limit = share_of_bad_samples(config, checks), config.run.max_bad_samples
+    print(f"{share:.2%} of the samples of a run are bad; run.max_bad_samples allows {limit:.2%}")
+    return int(share > limit)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    try:
+        return run(arguments)
+    except VideoLlamaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
