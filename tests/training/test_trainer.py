@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import MakeConfig
+from tests.training.distributed_run import drop_nothing
 from video_llama.config import load_config
 from video_llama.data.batches import Batch
 from video_llama.errors import CheckpointError, ConfigError, DatasetError
@@ -82,10 +83,8 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(make_config: MakeC
     settings += ["run.warmup_steps=0"]
     small = Trainer(make_config(*settings, f"run.output_dir={folders[0]}", "run.accum_grad_iters=2"))
     large = Trainer(make_config(*settings, f"run.output_dir={folders[1]}"))
-    for trainer in (small, large):
-        for module in trainer.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+    drop_nothing(small.model)
+    drop_nothing(large.model)
     batches = [small.batches()[number] for number in range(2)]
     accumulated = small.step(batches)
     at_once = large.step([join(batches)])

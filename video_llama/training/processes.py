@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def build_accelerator(run: RunConfig, *, find_unused_parameters: bool = False) -
     """
     on_cpu = run.device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(
-        cpu=on_cpu and not _asks_for("FSDP"),
+        cpu=on_cpu,
         mixed_precision=_mixed_precision(run),
         log_with=list(run.trackers) or None,
         project_dir=run.output_dir,
@@ -113,5 +113,6 @@ def _processes_of_launcher() -> int:
 def _shard_on_cpu(accelerator: Any) -> None:
     """FSDP2 over gloo: accelerate's own code can do it, but only turns it on for accelerators."""
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
-    accelerator.state.distributed_type = DistributedType.FSDP
+    for state in (accelerator.state, PartialState()):  # one is refreshed from the other
+        state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin

@@ -1,0 +1,133 @@
+"""Two processes on gloo, as torchrun and accelerate launch start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.conftest import MakeConfig
+from tests.training.test_trainer import read_log, trained
+from video_llama.training.checkpoints import list_checkpoints
+from video_llama.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+RUN = "tests.training.distributed_run"
+
+
+def launch(
+    num_processes: int, config_file: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--standalone"]
+    command = command if num_processes > 1 else [sys.executable]
+    return subprocess.run(
+        [*command, "-m", RUN, str(config_file), *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        timeout=300,
+        text=True,
+    )
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_train_what_one_with_twice_the_batch_does(config_file: Path, tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    # Random prompts, crops and orders are those of the sample's place, whoever reads it.
+    options = ["run.init_lr=1e-8", "run.min_lr=1e-8"]
+    succeeded(launch(2, config_file, *options, "run.batch_size_train=2", f"run.output_dir={two}"))
+    succeeded(launch(1, config_file, *options, "run.batch_size_train=4", f"run.output_dir={one}"))
+    log_two, log_one = read_log(two), read_log(one)
+    assert "2 process(es), MULTI_CPU, gloo" in log_two[0]["processes"]
+    losses = [[line["loss"] for line in log if line["event"] == "train"] for log in (log_two, log_one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # AdamW makes whole steps of gradients that are rounding noise; its running means show the gradients themselves.
+    for name, moments in optimizer_state(one).items():
+        ours = optimizer_state(two)[name]["exp_avg"]
+        if not name.endswith("key.bias"):  # no gradient at all but noise
+            torch.testing.assert_close(
+                ours, moments["exp_avg"], rtol=1e-3, atol=1e-6 * float(moments["exp_avg"].norm())
+            )
+    ours, theirs = trained(two), trained(one)
+    assert all(torch.allclose(ours[name], tensor, rtol=1e-5, atol=1e-6) for name, tensor in theirs.items())
+
+
+def optimizer_state(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    return torch.load(newest / "optimizer.pt", weights_only=True)["state"]
+
+
+def test_sharded_training_on_two_processes_is_continued_by_one(
+    config_file: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    sharded, plain = tmp_path / "sharded", tmp_path / "plain"
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    succeeded(launch(2, config_file, f"run.output_dir={sharded}", **fsdp))
+    succeeded(launch(2, config_file, f"run.output_dir={plain}"))
+    log = read_log(sharded)
+    assert "2 process(es), FSDP, gloo" in log[0]["processes"]
+    losses = [[line["loss"] for line in read_log(folder) if line["event"] == "train"] for folder in (sharded, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    resumed = Trainer(make_config("run.max_epoch=3", f"run.output_dir={sharded}", "run.resume_ckpt_path=auto"))
+    saved = trained(sharded)
+    assert all(torch.equal(resumed.model.get_parameter(name), tensor) for name, tensor in saved.items())
+    assert resumed.train().iteration == 12
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_found_out(config_file: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", RUN, str(config_file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    if done.returncode == 0:  # a later accelerate may well start two
+        assert "2 process(es)" in read_log(tmp_path / "run")[0]["processes"]
+    else:
+        assert "2 processes were asked for, but this run has 1" in done.stderr
+
+
+def test_sharding_that_was_asked_for_and_is_not_there_is_found_out(config_file: Path) -> None:
+    done = launch(1, config_file, ACCELERATE_USE_FSDP="true")
+    assert done.returncode != 0
+    assert "FSDP was asked for, but accelerate set up NO" in done.stderr
+
+
+def test_each_process_notes_its_own_bad_samples(config_file: Path, corpus: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "align"
+    (storage / "image").mkdir(parents=True)
+    source = corpus / "train" / "cc_sbu_align"
+    entries: dict[str, Any] = json.loads((source / "filter_cap.json").read_text())
+    (storage / "filter_cap.json").write_text(json.dumps(entries))
+    images = sorted((source / "image").iterdir())
+    for image in images[1:]:
+        (storage / "image" / image.name).write_bytes(image.read_bytes())
+    done = launch(
+        2,
+        config_file,
+        f"datasets.cc_sbu_align.build_info.storage={storage}",
+        "datasets.webvid.sample_ratio=0",
+        "run.max_bad_samples=0.6",
+        "run.iters_per_epoch=8",
+        f"run.output_dir={tmp_path / 'two'}",
+    )
+    succeeded(done)
+    lines = (tmp_path / "two" / "quarantine.jsonl").read_text().splitlines()
+    state = json.loads((tmp_path / "two" / "checkpoints" / "step_00000016" / "state.json").read_text())
+    assert len(lines) == state["samples_bad"] > 0
+    assert all("no such file" in json.loads(line)["reason"] for line in lines)

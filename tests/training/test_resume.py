@@ -1,0 +1,70 @@
+"""A run that is killed again and again, and a disk that is full."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.conftest import MakeConfig
+from tests.training.test_trainer import assert_same, trained
+from video_llama.config import save_config
+from video_llama.errors import CheckpointError
+from video_llama.training import checkpoints
+from video_llama.training.checkpoints import list_checkpoints
+from video_llama.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_twenty_kills_at_random_moments_leave_no_trace_in_the_result(make_config: MakeConfig, tmp_path: Path) -> None:
+    options = ["run.save_freq=1", "run.iters_per_epoch=40", "run.max_epoch=3", "run.num_workers=1"]
+    unbroken = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'unbroken'}"))
+    unbroken.train()
+    config = make_config(*options, f"run.output_dir={tmp_path / 'killed'}")
+    save_config(config, tmp_path / "killed.yaml")
+    command = [sys.executable, "-m", "tests.training.kill_loop", str(tmp_path / "killed.yaml"), "20", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "kills 20" in done.stdout
+    assert_same(trained(unbroken.folder), trained(tmp_path / "killed"))
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it_whole(make_config: MakeConfig, monkeypatch: Any) -> None:
+    trainer = Trainer(make_config("run.save_freq=2"))
+    save = torch.save
+
+    def fail_the_second_time(content: Any, path: Path) -> None:
+        if path.name == "optimizer.pt" and list_checkpoints(path.parents[1]):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(checkpoints.torch, "save", fail_the_second_time)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(.*No space left.*resume_ckpt_path=auto"):
+        trainer.train()
+    monkeypatch.undo()
+    left = sorted(path.name for path in (trainer.folder / "checkpoints").iterdir())
+    assert left == ["step_00000002"]
+    assert list_checkpoints(trainer.folder / "checkpoints")[-1].name == "step_00000002"
+    assert Trainer(make_config("run.resume_ckpt_path=auto")).train().iteration == 8
+
+
+def test_a_damaged_checkpoint_is_named(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.keep_checkpoints=1"))
+    trainer.train()
+    newest = list_checkpoints(trainer.folder / "checkpoints")[-1]
+    content = (newest / "optimizer.pt").read_bytes()
+    (newest / "optimizer.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"step_00000008: damaged"):
+        Trainer(make_config("run.resume_ckpt_path=auto"))
+
+
+def test_a_checkpoint_of_other_trainable_parts_is_refused(make_config: MakeConfig) -> None:
+    Trainer(make_config()).train()
+    with pytest.raises(CheckpointError, match=r"other parts trained there.*video_branch\.projection"):
+        Trainer(make_config("run.resume_ckpt_path=auto", "model.frozen_llama_proj=True"))
