@@ -151,6 +151,19 @@ def test_the_sound_of_a_video_in_messages_is_heard_only_if_they_name_it(
     assert len(encoder(Example("1", "video", None, talk(*items))).media) == 2
 
 
+def test_a_clip_and_its_own_sound_are_introduced_as_a_chat_introduces_them(
+    make_video: MakeVideo, make_encoder: MakeEncoder, processor: VideoLlamaProcessor
+) -> None:
+    path = str(make_video(audio=True))
+    items = [{"type": "video", "path": path}, {"type": "audio", "path": path}]
+    sample = make_encoder(max_txt_len=200, template=processor.conv_template)(Example("1", "video", None, talk(*items)))
+    asked = [{"role": "user", "content": [items[0], {"type": "text", "text": "What is it?"}]}]
+    prompt = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)["input_ids"][0].tolist()
+    assert sample.input_ids[: len(prompt)] == prompt
+    assert processor.audio_token_id in prompt
+    assert [item.name for item in sample.media] == ["pixel_values", "audio_values"]
+
+
 def test_messages_need_no_media(make_encoder: MakeEncoder, text_of: Any) -> None:
     sample = make_encoder()(Example("set/1", "video", None, talk()))
     assert sample.media == []

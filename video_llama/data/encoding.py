@@ -174,7 +174,7 @@ class SampleEncoder:
         # Messages name their media one by one, so no picture has to stand in for sound.
         reader = MessageReader(_InputReader(dataclasses.replace(self, images_as_sound=False)), listen=False)
         try:
-            reader.fill(conversation, example.text["messages"])
+            reader.fill(conversation, [_with_heard_clips(message) for message in example.text["messages"]])
         except ValueError as error:  # of messages that are no messages
             raise DatasetError(f"{example.id}: {error}") from error
         tokens = build_conversation_sample(
@@ -206,12 +206,36 @@ class SampleEncoder:
 
 
 @dataclass(frozen=True)
+class _HeardClip:
+    """The path of a video whose sound is read, too."""
+
+    path: Any
+
+
+def _with_heard_clips(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message in which a video right before its own sound is one item: `Chat` has words of their own for both."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    items: list[Any] = []
+    for item in content:
+        before = items[-1] if items else {}
+        if item["type"] == "audio" and before.get("type") == "video" and item["path"] == before["path"]:
+            items[-1] = {"type": "video", "path": _HeardClip(item["path"])}
+        else:
+            items.append(item)
+    return {**message, "content": items}
+
+
+@dataclass(frozen=True)
 class _InputReader:
     """Reads the files of messages as `MediaProcessor` does, but through the encoder and its cache."""
 
     encoder: SampleEncoder
 
-    def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaItem, None]:
+    def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaItem, MediaItem | None]:
+        if isinstance(path, _HeardClip):
+            return self.encoder.read("video", source_of(path.path)), self.process_audio(path.path)
         return self.encoder.read("video", source_of(path)), None
 
     def process_image(self, image: Any) -> MediaItem:
