@@ -116,6 +116,18 @@ def test_questions_on_a_video_say_which_frames_were_sampled(
     assert text_of(sample, learnt=True) == "A dog.\n### On the grass.\n###"
 
 
+def test_questions_on_a_sound_are_asked_as_a_chat_asks_them(
+    make_sound: MakeSound, make_encoder: MakeEncoder, processor: VideoLlamaProcessor
+) -> None:
+    path = str(make_sound())
+    encoder = make_encoder(max_txt_len=200, template=processor.conv_template)
+    sample = encoder(Example("set/1", "audio", MediaSource(path), QA))
+    content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is it?"}]
+    asked = [{"role": "user", "content": content}]
+    prompt = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)["input_ids"][0].tolist()
+    assert sample.input_ids[: len(prompt)] == prompt
+
+
 def test_llava_dialogues_put_the_picture_where_their_mark_is(
     picture: Path, make_encoder: MakeEncoder, text_of: Any
 ) -> None:

@@ -137,10 +137,10 @@ class SampleEncoder:
         item = self.read(example.kind, example.source)
         kind = "audio" if item.input.name != "pixel_values" else "image"
         placeholder = (self.text.placeholder_ids[kind], self.text.placeholder_lengths[kind])
-        tokens = self._tokenise(example.text, placeholder, item.message)
+        tokens = self._tokenise(example.text, placeholder, item)
         return EncodedSample(example.id, **tokens, media=[item.input])
 
-    def _tokenise(self, text: Mapping[str, Any], placeholder: tuple[int, int], message: str) -> dict[str, list[int]]:
+    def _tokenise(self, text: Mapping[str, Any], placeholder: tuple[int, int], item: MediaItem) -> dict[str, list[int]]:
         settings = self.text
         if "caption" in text:
             if not isinstance(text["caption"], str):
@@ -154,9 +154,10 @@ class SampleEncoder:
                 end_sym=settings.end_sym,
                 max_txt_len=settings.max_txt_len,
             )
-        turns = (
-            video_instruct_turns(text["QA"], message) if "QA" in text else llava_instruct_turns(text["conversations"])
-        )
+        if "QA" in text:
+            turns = video_instruct_turns(text["QA"], item.message, is_sound=item.kind == "audio")
+        else:
+            turns = llava_instruct_turns(text["conversations"])
         return build_dialogue_sample(
             turns,
             settings.tokenizer,

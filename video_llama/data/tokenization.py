@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from video_llama.constants import IGNORE_INDEX
 from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import ConfigError, DatasetError
-from video_llama.pieces import Content, Piece, Placeholder, Text, introduce_video, parse_placeholders
+from video_llama.pieces import Content, Piece, Placeholder, Text, introduce_sound, introduce_video, parse_placeholders
 from video_llama.processor.prompt import EncodedPrompt, encode_pieces
 
 __all__ = [
@@ -161,24 +161,26 @@ def dialogue_template(model_type: str) -> Conversation:
     return conv_templates[name]
 
 
-def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str) -> list[Turn]:
-    """The turns of a `{"QA": [{"q": …, "a": …}, …]}` annotation; the video stands before the first question.
+def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str, is_sound: bool = False) -> list[Turn]:
+    """The turns of a `{"QA": [{"q": …, "a": …}, …]}` annotation; the media stand before the first question.
 
     Args:
         qa: questions and answers.
         message: which frames were sampled, as `VideoFrames.message` says it.
+        is_sound: introduce a sound, in the words that `Chat` uses, and not a video.
 
     Raises:
         DatasetError: no questions, or one that is not a pair of texts.
     """
     if not qa:
         raise DatasetError("the annotation holds no questions")
+    media = [*introduce_sound(), " "] if is_sound else introduce_video(message)
     turns: list[Turn] = []
     for number, pair in enumerate(qa):
         question, answer = (pair.get("q"), pair.get("a")) if isinstance(pair, Mapping) else (None, None)
         if not isinstance(question, str) or not isinstance(answer, str):
             raise DatasetError(f"question {number} must be a text 'q' and a text 'a', but is {pair}")
-        turns.append((question if turns else [*introduce_video(message), question], answer))
+        turns.append((question if turns else [*media, question], answer))
     return turns
 
 
