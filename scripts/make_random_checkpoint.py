@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from video_llama.errors import CheckpointError, VideoLlamaError
-from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.converting import write_original_folder, write_transformers_folder
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE
 from video_llama.model.loading import build_processor
@@ -78,6 +78,14 @@ SIZES: dict[str, dict[str, Any]] = {
         },
     },
     "7b": {"text_config": {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}},
+}
+# It serves to train the audio branch on images; the large sizes have the published one.
+TINY_IMAGEBIND_VISION = {
+    **SIZES["tiny"]["audio_config"],
+    "modality": "vision",
+    "input_size": (56, 56),
+    "patch_size": 14,
+    "stride": 14,
 }
 DTYPES = {"tiny": torch.float32, "small": torch.bfloat16, "7b": torch.bfloat16}
 
@@ -185,7 +193,14 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def make_checkpoint(size: str, layout: str, output: Path, seed: int = 0, tokenizer: Path | None = None) -> None:
+def make_checkpoint(
+    size: str,
+    layout: str,
+    output: Path,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    imagebind_vision: bool = False,
+) -> None:
     """Write a checkpoint.
 
     Args:
@@ -194,6 +209,7 @@ def make_checkpoint(size: str, layout: str, output: Path, seed: int = 0, tokeniz
         output: a new or empty folder.
         seed: of the weights.
         tokenizer: folder or file of the tokenizer; a small one is trained by default.
+        imagebind_vision: with ImageBind's vision trunk.
 
     Raises:
         CheckpointError: the output folder is not empty, or the tokenizer cannot be used.
@@ -202,6 +218,9 @@ def make_checkpoint(size: str, layout: str, output: Path, seed: int = 0, tokeniz
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch)
         config = write_language_model_files(files, size, tokenizer)
+        if imagebind_vision:
+            vision = ImageBindTrunkConfig(**TINY_IMAGEBIND_VISION)
+            config.imagebind_vision_config = vision if size == "tiny" else ImageBindTrunkConfig.vision_huge()
         weights = RandomWeights(config, DTYPES[size], seed)
         num_bytes = sum(weights.header(name).nbytes for name in weights)
         with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="writing", disable=size == "tiny") as bar:
@@ -220,9 +239,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="instead of a small one")
+    parser.add_argument(
+        "--imagebind-vision", action="store_true", help="add the part that trains the audio branch on images"
+    )
     arguments = parser.parse_args(argv)
     try:
-        make_checkpoint(arguments.size, arguments.layout, arguments.output, arguments.seed, arguments.tokenizer)
+        make_checkpoint(**vars(arguments))
     except (VideoLlamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

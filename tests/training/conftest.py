@@ -56,11 +56,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of all parts in the original layout, with what trains the audio branch on images."""
+    from scripts.make_random_checkpoint import make_checkpoint  # it imports the whole model
+
+    folder = tmp_path_factory.mktemp("base") / "original"
+    make_checkpoint("tiny", "original", folder, imagebind_vision=True)
+    return folder
+
+
 @pytest.fixture
-def config_file(checkpoints: dict[str, Path], corpus: Path, tmp_path: Path) -> Path:
+def config_file(base: Path, corpus: Path, tmp_path: Path) -> Path:
     """A YAML that trains the vision branch; its output goes to `run` beside it."""
     path = tmp_path / "train.yaml"
-    settings = {"checkpoint": checkpoints["original"], "data": corpus, "output": tmp_path / "run"}
+    settings = {"checkpoint": base, "data": corpus, "output": tmp_path / "run"}
     path.write_text(CONFIG.format(**settings))
     return path
 

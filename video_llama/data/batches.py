@@ -18,12 +18,22 @@ from video_llama.data.tokenization import collate_text
 from video_llama.errors import DatasetError, MediaError
 from video_llama.processor.batching import pad_items
 
-__all__ = ["Batch", "BatchReader", "Failure", "collate", "gather_media", "load_batches"]
+__all__ = [
+    "Batch",
+    "BatchReader",
+    "Failure",
+    "SampleReader",
+    "collate",
+    "gather_media",
+    "load_batches",
+    "load_samples",
+]
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 20
 PREFETCHED_BATCHES = 2  # of each worker
+PREFETCHED_SAMPLES = 8
 
 # The model input for encoder outputs, and the mask over frames or segments, by the input for media.
 _ENCODED = {
@@ -136,6 +146,29 @@ class BatchReader(Dataset[Batch]):
                 index = self._plan.replacement(slot, attempt)
         last = failures[-1]
         raise DatasetError(f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}")
+
+
+class SampleReader(Dataset[EncodedSample | Failure]):
+    """The samples of one dataset by index, each by itself; one that cannot be used is told, not replaced."""
+
+    def __init__(self, table: Sequence[Example], encoder: SampleEncoder) -> None:
+        self._table, self._encoder = table, encoder
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> EncodedSample | Failure:
+        example = self._table[index]
+        try:
+            return self._encoder(example)
+        except (MediaError, DatasetError) as error:
+            return Failure(example.id, str(error))
+
+
+def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[EncodedSample | Failure]:
+    """Samples in order, read ahead by worker processes."""
+    options: Mapping[str, Any] = {"prefetch_factor": PREFETCHED_SAMPLES} if num_workers else {}
+    return iter(DataLoader(reader, batch_size=None, sampler=indices, num_workers=num_workers, **options))
 
 
 def load_batches(reader: BatchReader, numbers: range, num_workers: int) -> Iterator[Batch]:

@@ -12,6 +12,8 @@ from video_llama.errors import VideoLlamaError
 
 __all__ = ["main"]
 
+logger = logging.getLogger(__name__)
+
 EXAMPLES = """
 examples:
   python train.py --cfg-path configs/train/visionbranch_stage1_pretrain.yaml
@@ -34,6 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
     )
     parser.add_argument("--resume", action="store_true", help="short for --options run.resume_ckpt_path=auto")
+    parser.add_argument(
+        "--cache-features", action="store_true", help="only fill the cache of features.dir, for the training to come"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what is loaded, part by part")
     return parser
 
@@ -53,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # after the configuration is known to be right: it takes seconds
 
         trainer = Trainer(config)
-        if config.run.evaluate:
+        if options.cache_features:
+            logger.info("features of %d items computed, %d samples cannot be used", *trainer.cache_features())
+        elif config.run.evaluate:
             trainer.evaluate()
         else:
             trainer.train()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from video_llama.config import FeaturesConfig
-from video_llama.data.batches import Batch
 from video_llama.data.encoding import MediaInput
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
+from video_llama.errors import ConfigError
 from video_llama.model.qformer import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
@@ -48,22 +49,47 @@ class FeatureFiller:
 
     Each item is encoded by itself, so that its features do not depend on what stood beside it, and is used as
     it is stored: the first epoch and the later ones learn from the same numbers.
+
+    Args:
+        model: with its frozen encoders.
+        store: where features are kept.
+        device: of the model.
+        is_sharded: the encoders' weights are shared out over processes, so that none of them can encode alone.
     """
 
-    def __init__(self, model: VideoLlamaForConditionalGeneration, store: FeatureStore, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: VideoLlamaForConditionalGeneration,
+        store: FeatureStore,
+        device: torch.device,
+        is_sharded: bool = False,
+    ) -> None:
         self._model = model
         self._store = store
         self._device = device
+        self._is_sharded = is_sharded
 
-    def __call__(self, batch: Batch) -> None:
-        """Encode in place what is not encoded yet."""
-        for item in batch.media:
+    def __call__(self, media: Iterable[MediaInput]) -> int:
+        """Encode in place what is not encoded yet; how many items that were.
+
+        Raises:
+            ConfigError: something is left to encode and the encoders are sharded.
+        """
+        num_encoded = 0
+        for item in media:
             if item.key is None or item.is_encoded:
                 continue
+            if self._is_sharded:
+                raise ConfigError(
+                    "the feature cache is not complete, and sharded encoders cannot fill it: first run "
+                    "train.py --cache-features without FSDP or DeepSpeed"
+                )
             values = self._encode(item).float().cpu()
             self._store.save(item.key, Features(values, item.message))
             item.values = decode_features(encode_features(values, self._store.encoding))
             item.is_encoded = True
+            num_encoded += 1
+        return num_encoded
 
     @torch.no_grad()
     def _encode(self, item: MediaInput) -> Tensor:

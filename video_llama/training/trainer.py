@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 from tqdm import tqdm
 
 from video_llama.config import Config
-from video_llama.data.batches import Batch, BatchReader, load_batches
+from video_llama.data.batches import Batch, BatchReader, Failure, SampleReader, load_batches, load_samples
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets
 from video_llama.errors import ConfigError, DatasetError, VideoLlamaError
 from video_llama.model.inference import VideoLlama
@@ -130,7 +131,10 @@ class Trainer:
         if config.model.use_grad_checkpoint:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         store = open_feature_store(config.features, self.model, images_as_sound=as_sound)
-        self._filler = None if store is None else FeatureFiller(self.model, store, self.accelerator.device)
+        self._filler = None
+        if store is not None:
+            is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+            self._filler = FeatureFiller(self.model, store, self.accelerator.device, is_sharded)
         self.datasets, self.valid_datasets = datasets or [], []
         if datasets is None:
             self.datasets, self.valid_datasets = (
@@ -283,6 +287,34 @@ class Trainer:
             self.evaluate()
         return is_due
 
+    def cache_features(self) -> tuple[int, int]:
+        """Fill the feature cache with every media file of every dataset, shared by all processes.
+
+        Returns:
+            (items encoded now, samples that cannot be used) of this process. What was there stays, so a run that was
+            stopped goes on.
+
+        Raises:
+            ConfigError: the configuration names no cache (`features.dir`).
+        """
+        if self._filler is None:
+            raise ConfigError("features.dir must be set to cache features")
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        num_encoded = num_bad = 0
+        for dataset in [*self.datasets, *self.valid_datasets]:
+            reader = SampleReader(dataset.examples, dataset.encoder)
+            indices = range(rank, len(reader), world_size)
+            samples = load_samples(reader, indices, self.config.run.num_workers)
+            is_quiet = not self.accelerator.is_main_process
+            for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=is_quiet):
+                if isinstance(sample, Failure):
+                    self.logbook.quarantine([sample], self.state.iteration)
+                    num_bad += 1
+                else:
+                    num_encoded += self._filler(sample.media)
+        self.accelerator.wait_for_everyone()
+        return num_encoded, num_bad
+
     def step(self, group: list[Batch]) -> Step:
         """Learn from one batch, or from the `accum_grad_iters` batches whose gradients are summed.
 
@@ -353,7 +385,7 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         if self._filler is not None:
-            self._filler(batch)
+            self._filler(batch.media)
         inputs = batch.model_inputs(self.accelerator.device)
         return self._wrapped(**inputs, use_cache=False).loss
 

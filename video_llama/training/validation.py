@@ -71,7 +71,7 @@ def validate(
         if batch is None:
             continue
         if filler is not None:
-            filler(batch)
+            filler(batch.media)
         output = model(**batch.model_inputs(accelerator.device))
         labels = batch.text["labels"][:, 1:].to(accelerator.device)
         is_answer = labels != IGNORE_INDEX
