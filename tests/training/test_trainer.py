@@ -18,7 +18,7 @@ from tests.training.distributed_run import drop_nothing
 from video_llama.config import load_config
 from video_llama.data.batches import Batch
 from video_llama.errors import CheckpointError, ConfigError, DatasetError
-from video_llama.model.builder import build_model
+from video_llama.model.builder import build_model, load_pretrained_model
 from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.trainer import Trainer, TrainingStopped
 
@@ -232,6 +232,29 @@ def test_the_original_layout_of_the_result_builds_the_trained_model(make_config:
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(loaded.get_parameter(name), parameter), name
+
+
+def test_the_output_folder_of_a_run_is_a_model(make_config: MakeConfig, corpus: Path) -> None:
+    trainer = Trainer(make_config())
+    trainer.train()
+    video = next((corpus / "train" / "webvid" / "videos").rglob("*.mp4"))
+    for path in (trainer.folder, trainer.folder / "checkpoint_1.pth"):
+        loaded = load_pretrained_model(path, device="cpu", half=False)
+        for name, parameter in trainer.model.named_parameters():
+            assert torch.equal(loaded.model.get_parameter(name), parameter), name
+        frames, _ = loaded.processor.media_processor.process_video(video, audio=False)
+        assert isinstance(loaded.generate(frames, max_new_tokens=4), str)
+    earlier = load_pretrained_model(trainer.folder / "checkpoint_0.pth", device="cpu", half=False)
+    weight = "video_branch.projection.weight"
+    assert not torch.equal(earlier.model.get_parameter(weight), trainer.model.get_parameter(weight))
+
+
+def test_the_output_folder_of_a_run_without_an_epoch_is_no_model_yet(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config())
+    trainer.logbook.open(trainer.config)
+    trainer.logbook.write("start", 0)
+    with pytest.raises(CheckpointError, match="has not finished an epoch"):
+        load_pretrained_model(trainer.folder)
 
 
 def test_settings_that_make_no_sense_are_refused(make_config: MakeConfig) -> None:

@@ -30,6 +30,7 @@ from video_llama.model.original_files import (
     is_transformers_folder,
     resolve_checkpoint,
 )
+from video_llama.model.trained_run import find_trained_run
 from video_llama.model.weight_files import open_weights
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
@@ -59,7 +60,7 @@ def load_pretrained_model(
 
     Args:
         model_path: a folder with the published files (or its `VL_*.pth`), a folder written by `save_pretrained`,
-            or a hub id of either.
+            a hub id of either, or the output folder of a training run (or a checkpoint in it).
         model_base: the language model's folder or hub id, if it is not in the checkpoint's folder.
         model_name: name of a conversation template; with any other name (scripts for the original pass the
             model's), the one that belongs to the weights.
@@ -83,6 +84,9 @@ def load_pretrained_model(
     with contextlib.nullcontext() if verbose else _quiet():
         if model_name is not None and template is None:
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
+        trained = find_trained_run(model_path)
+        if trained is not None:
+            return _load_trained_run(trained, model_base, template, precision, audio, options)
         path = resolve_checkpoint(model_path, audio)
         folder = path.parent if path.suffix in (".safetensors", ".json") else path
         if is_transformers_folder(folder):
@@ -148,6 +152,25 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     files = OriginalFiles(language_model, unread, unread, imagebind=unread if hears else None, config=sizes)
     whole = original_config(files, **({} if sizes else _configured_sizes(config)))
     return build_processor(whole, language_model, _template_name(config.model_type))
+
+
+def _load_trained_run(
+    config: ModelConfig,
+    model_base: str | os.PathLike[str] | None,
+    template: str | None,
+    precision: torch.dtype,
+    audio: bool | None,
+    options: dict[str, Any],
+) -> VideoLlama:
+    """What a training run wrote, with the other files that its configuration names."""
+    if audio is not None:
+        config.equip_audio_branch = audio
+    if model_base is not None:
+        config.llama_model = os.fspath(model_base)
+    _check_is_trained(config)
+    files = configured_files(config)
+    sizes = {} if files.config else _configured_sizes(config)
+    return _load_original(files, template or _template_name(config.model_type), precision, options, sizes)
 
 
 def _load_transformers(

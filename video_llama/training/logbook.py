@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from video_llama.config import Config, save_config
 from video_llama.data.batches import Failure
+from video_llama.model.trained_run import CONFIG_FILE
 
 __all__ = ["Logbook"]
 
@@ -36,7 +37,7 @@ class Logbook:
     def open(self, config: Config) -> None:
         """Write the resolved configuration and start the trackers."""
         if self._writes:
-            save_config(config, self._folder / "config.yaml")
+            save_config(config, self._folder / CONFIG_FILE)
         if config.run.trackers:
             self._accelerator.init_trackers("video_llama", config={"run": vars(config.run)})
 

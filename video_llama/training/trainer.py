@@ -24,6 +24,7 @@ from video_llama.data.batches import Batch, BatchReader, Failure, SampleReader, 
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets
 from video_llama.errors import ConfigError, DatasetError, VideoLlamaError
 from video_llama.model.inference import VideoLlama
+from video_llama.model.trained_run import checkpoint_name
 from video_llama.registry import MODELS, SCHEDULES
 from video_llama.training.checkpoints import (
     TrainingState,
@@ -445,7 +446,7 @@ class Trainer:
         trained = gather_trainable(self._wrapped)
         if self.accelerator.is_main_process:
             content = original_checkpoint(self.model, trained, self.config, epoch)
-            write_file(self.folder / f"checkpoint_{epoch}.pth", content)
+            write_file(self.folder / checkpoint_name(epoch), content)
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
