@@ -14,6 +14,7 @@ from video_llama.config import Config, load_config
 from video_llama.data.build import build_batch_reader, build_datasets, load_prompts
 from video_llama.data.encoding import SampleEncoder
 from video_llama.data.features import FeatureStore
+from video_llama.data.mixture import BatchPlan
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -74,12 +75,15 @@ def test_only_training_without_a_cache_is_augmented(
 
 
 def test_settings_of_the_section_go_before_those_of_the_model(make_config: Any, processor: VideoLlamaProcessor) -> None:
+    processor = copy.copy(processor)
+    processor.media_processor = dataclasses.replace(processor.media_processor, num_audio_segments=3)
     config = make_config("datasets.webvid.vis_processor.train={n_frms: 5, min_scale: 0.7, mean: [0.1, 0.2, 0.3]}")
     media = encoders(config, processor)["webvid"].media
     assert (media.num_frames, media.image_size, tuple(media.mean)) == (5, 28, (0.1, 0.2, 0.3))
     assert media.crop_scale is not None
     assert media.crop_scale[0] == 0.7
     assert media.log_mel == processor.media_processor.log_mel
+    assert media.num_audio_segments == 3
     plain = encoders(make_config(), processor)["webvid"].media
     assert plain.num_frames == processor.media_processor.num_frames
 
@@ -106,6 +110,11 @@ def test_the_text_follows_the_model_section(make_config: Any, processor: VideoLl
     assert text.template == "llama_v2"
     config = make_config("datasets.webvid.text_processor.train={name: blip_caption, max_words: 1, prompt: see }")
     assert encoders(config, processor)["webvid"].text.caption_processor("two dogs").startswith("see")
+
+
+def test_a_cleaner_of_captions_is_found_by_its_name(make_config: Any, processor: VideoLlamaProcessor) -> None:
+    with pytest.raises(ConfigError, match="unknown processor 'blip_captions'"):
+        encoders(make_config("datasets.webvid.text_processor.train.name=blip_captions"), processor)
 
 
 def test_pictures_stand_in_for_sound_but_sounds_and_messages_do_not(
@@ -164,7 +173,24 @@ def test_ranks_share_the_batches(make_config: Any, processor: VideoLlamaProcesso
     datasets = build_datasets(config, processor, training=True)
     whole = build_batch_reader(double, datasets, processor)
     ranks = [build_batch_reader(config, datasets, processor, rank=rank, world_size=2) for rank in (0, 1)]
-    assert [id_ for reader in ranks for id_ in reader[1].ids] == whole[1].ids
+    for number in range(4):
+        assert [id_ for reader in ranks for id_ in reader[number].ids] == whole[number].ids
+
+
+def test_shards_are_read_in_blocks_of_neighbours(
+    make_config: Any, processor: VideoLlamaProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[Any] = []
+
+    class Plan(BatchPlan):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            blocks.append(settings["block_sizes"])
+            super().__init__(*arguments, **settings)
+
+    monkeypatch.setattr("video_llama.data.build.BatchPlan", Plan)
+    config = make_config()
+    build_batch_reader(config, build_datasets(config, processor, training=True), processor)
+    assert blocks == [[0, 1000, 0]]
 
 
 def test_ratios_must_make_sense(make_config: Any, processor: VideoLlamaProcessor) -> None:

@@ -104,6 +104,7 @@ def test_a_shard_is_no_larger_than_it_may_be_unless_one_example_is(pictures: lis
     assert large.stat().st_size > limit
     packed = pack_examples([*pictures, captioned(large)], tmp_path / "shards", max_bytes=limit)
     end = 1024
+    assert len(packed.shards) > 3
     assert all(path.stat().st_size <= limit + end for path in packed.shards[:-1])
     assert all(path.stat().st_size > limit - 3000 for path in packed.shards[:-2])
     assert len(unpack(tmp_path / "shards")) == 8
