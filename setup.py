@@ -35,7 +35,9 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "quantization": ["bitsandbytes>=0.48"],
     "trackers": ["tensorboard>=2.18", "wandb>=0.19"],
+    "plots": ["matplotlib>=3.9"],  # scripts/plot_training.py
     "dev": [
+        "matplotlib>=3.9",
         "pytest>=9",
         "pytest-xdist>=3.6",
         "hypothesis>=6.120",

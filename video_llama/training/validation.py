@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.batches import Batch, collate, gather_media
 from video_llama.data.build import EncodedDataset
-from video_llama.data.encoding import EncodedSample
+from video_llama.data.encoding import EncodedSample, MediaInput
 from video_llama.errors import DatasetError, MediaError
+from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.training.features import FeatureFiller
 from video_llama.training.processes import sum_over_processes
 
-__all__ = ["ValidationReport", "first_answer", "rouge_l", "validate"]
+__all__ = ["ValidationReport", "first_answer", "media_of_prompt", "rouge_l", "validate"]
 
 MAX_ANSWER_TOKENS = 64
 
@@ -110,6 +111,15 @@ def first_answer(sample: EncodedSample) -> tuple[list[int], list[int]]:
     return sample.input_ids[:start], rest[:end]
 
 
+def media_of_prompt(prompt: Sequence[int], sample: EncodedSample, config: VideoLlamaConfig) -> list[MediaInput]:
+    """The media of a sample that its prompt has positions for; later ones belong to later questions."""
+    visuals = [item for item in sample.media if item.name == "pixel_values"]
+    sounds = [item for item in sample.media if item.name != "pixel_values"]
+    num_visuals = prompt.count(config.image_token_id) // config.num_video_query_tokens
+    num_sounds = prompt.count(config.audio_token_id) // config.num_audio_query_tokens
+    return [*visuals[:num_visuals], *sounds[:num_sounds]]
+
+
 def rouge_l(answer: str, expected: str) -> float:
     """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, without regard to case."""
     a, b = answer.lower().split(), expected.lower().split()
@@ -157,8 +167,8 @@ def _answer(
     model: Any, sample: EncodedSample, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> dict[str, str]:
     prompt, expected = first_answer(sample)
-    inputs: dict[str, Tensor] = {"input_ids": torch.tensor([prompt]), **gather_media(sample.media)}
-    # A prompt asks about the media in front of it only.
+    media = media_of_prompt(prompt, sample, model.config)
+    inputs: dict[str, Tensor] = {"input_ids": torch.tensor([prompt]), **gather_media(media)}
     ids = model.generate(
         **{name: tensor.to(device) for name, tensor in inputs.items()},
         do_sample=False,

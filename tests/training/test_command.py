@@ -1,0 +1,62 @@
+"""The command line of train.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from video_llama.training.checkpoints import list_checkpoints
+from video_llama.training.command import build_parser, main
+
+
+def test_a_run_is_started_overridden_and_continued(config_file: Path, tmp_path: Path) -> None:
+    command = ["--cfg-path", str(config_file), "--options", "run.max_epoch=1"]
+    assert main(command) == 0
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_00000004"
+    assert main(["--cfg-path", str(config_file), "--resume"]) == 0
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_00000008"
+
+
+def test_starting_over_a_run_is_refused_in_one_line(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cfg-path", str(config_file), "--options", "run.max_epoch=1"]) == 0
+    capsys.readouterr()
+    assert main(["--cfg-path", str(config_file)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "holds a run already" in error
+
+
+def test_mistakes_in_the_configuration_are_told_before_anything_loads(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("video_llama.training.trainer.Trainer.__init__", pytest.fail)
+    assert main(["--cfg-path", str(config_file), "--options", "run.batch_size=3", "run.init_lr=fast"]) == 1
+    error = capsys.readouterr().err
+    assert "unknown key run.batch_size" in error
+    assert "run.init_lr must be a number" in error
+
+
+def test_the_cache_alone_is_filled_on_request(config_file: Path, tmp_path: Path) -> None:
+    options = ["--options", f"features.dir={tmp_path / 'cache'}"]
+    assert main(["--cfg-path", str(config_file), "--cache-features", *options]) == 0
+    assert any((tmp_path / "cache" / "features").rglob("*"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_evaluation_alone_trains_nothing(config_file: Path, corpus: Path, tmp_path: Path) -> None:
+    split = corpus / "validation" / "webvid"
+    options = [
+        "run.evaluate=True",
+        f"datasets.webvid.valid_build_info.anno_dir={split / 'annotations'}",
+        f"datasets.webvid.valid_build_info.videos_dir={split / 'videos'}",
+    ]
+    assert main(["--cfg-path", str(config_file), "--options", *options]) == 0
+    events = [json.loads(line)["event"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert events == ["valid"]
+
+
+def test_options_may_be_given_in_several_groups() -> None:
+    parsed = build_parser().parse_args(["--cfg-path", "a", "--options", "x=1", "y=2", "--options", "z=3"])
+    assert parsed.options == ["x=1", "y=2", "z=3"]

@@ -1,0 +1,102 @@
+"""Figures on a validation split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.conftest import MakeConfig
+from tests.training.test_trainer import read_log
+from video_llama.constants import IGNORE_INDEX
+from video_llama.data.encoding import EncodedSample, MediaInput
+from video_llama.errors import DatasetError
+from video_llama.training.trainer import Trainer
+from video_llama.training.validation import first_answer, media_of_prompt, rouge_l
+
+
+@pytest.fixture
+def validated(make_config: MakeConfig, corpus: Path) -> Trainer:
+    split = corpus / "validation" / "webvid"
+    return Trainer(
+        make_config(
+            f"datasets.webvid.valid_build_info.anno_dir={split / 'annotations'}",
+            f"datasets.webvid.valid_build_info.videos_dir={split / 'videos'}",
+            "run.num_generations=3",
+        )
+    )
+
+
+def test_rouge_is_the_f1_of_the_longest_common_subsequence_of_words() -> None:
+    assert rouge_l("a b c", "a b c") == 1
+    assert rouge_l("A red ball", "a RED ball") == 1
+    assert rouge_l("x y", "a b") == 0
+    assert rouge_l("the ball moves left", "the red ball moves") == pytest.approx(2 * 3 / 8)
+    assert rouge_l("b a", "a b") == pytest.approx(0.5)
+    assert rouge_l("", "a") == 0
+    assert rouge_l("", "") == 1
+
+
+def test_the_first_answer_is_what_the_first_labels_say() -> None:
+    labels = [IGNORE_INDEX, IGNORE_INDEX, 5, 6, IGNORE_INDEX, 7]
+    assert first_answer(EncodedSample("a", [1, 2, 5, 6, 3, 7], labels, [])) == ([1, 2], [5, 6])
+    assert first_answer(EncodedSample("a", [1, 5, 6], [IGNORE_INDEX, 5, 6], [])) == ([1], [5, 6])
+
+
+def test_validation_measures_the_loss_that_training_has(validated: Trainer) -> None:
+    report = validated.evaluate()["webvid"]
+    table, encoder = validated.valid_datasets[0].examples, validated.valid_datasets[0].encoder
+    assert (report.num_samples, report.num_bad) == (len(table), 0)
+    losses, tokens, right = 0.0, 0, 0
+    validated.model.eval()
+    for example in table:
+        sample = encoder(example)
+        labels = torch.tensor([sample.labels])
+        with torch.no_grad():
+            output = validated.model(
+                input_ids=torch.tensor([sample.input_ids]), pixel_values=sample.media[0].values[None], labels=labels
+            )
+        count = int((labels[:, 1:] != IGNORE_INDEX).sum())
+        losses, tokens = losses + float(output.loss) * count, tokens + count
+        right += int((output.logits[:, :-1].argmax(-1) == labels[:, 1:]).sum())
+    assert report.loss == pytest.approx(losses / tokens, rel=1e-4)
+    assert report.token_accuracy == pytest.approx(right / tokens)
+
+
+def test_generated_answers_are_kept_beside_the_expected_ones(validated: Trainer) -> None:
+    report = validated.evaluate()["webvid"]
+    lines = [json.loads(line) for line in (validated.folder / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == len(report.answers) == 3
+    assert all(line["expected"] for line in lines)
+    assert report.rouge_l == pytest.approx(sum(rouge_l(x["answer"], x["expected"]) for x in lines) / 3)
+
+
+def test_media_that_come_after_the_first_answer_are_no_part_of_its_prompt(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config())
+    image, length = trainer.model.config.image_token_id, trainer.model.config.num_video_query_tokens
+    media = [MediaInput("pixel_values", torch.full((1, 3, 2, 2), float(number))) for number in range(2)]
+    run = [image] * length
+    sample = EncodedSample(
+        "a", [1, *run, 5, *run, 6], [IGNORE_INDEX] * (1 + length) + [5] + [IGNORE_INDEX] * length + [6], media
+    )
+    assert media_of_prompt(first_answer(sample)[0], sample, trainer.model.config) == media[:1]
+    assert media_of_prompt(sample.input_ids, sample, trainer.model.config) == media
+
+
+def test_a_run_validates_after_each_epoch(validated: Trainer) -> None:
+    validated.train()
+    assert [line["iteration"] for line in read_log(validated.folder) if line["event"] == "valid"] == [4, 8]
+
+
+def test_a_split_that_cannot_be_read_is_an_error(make_config: MakeConfig, corpus: Path, tmp_path: Path) -> None:
+    annotations = corpus / "validation" / "webvid" / "annotations"
+    trainer = Trainer(
+        make_config(
+            f"datasets.webvid.valid_build_info.anno_dir={annotations}",
+            f"datasets.webvid.valid_build_info.videos_dir={tmp_path}",
+        )
+    )
+    with pytest.raises(DatasetError, match="no sample of its validation split can be used"):
+        trainer.evaluate()
