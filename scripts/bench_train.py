@@ -1,0 +1,193 @@
+"""Time training steps of both stages, with the frozen encoders run each time and with their outputs cached.
+
+python scripts/bench_train.py                         # mid-size, 2 threads; a few minutes
+python scripts/bench_train.py --size tiny --repeats 3 --threads 1
+
+The mid-size model has the published widths: ViT of depth 4, both Q-Formers whole, a language model of width 1024
+and depth 8. A batch is 4 samples of 8 frames, with 53 tokens in stage 1 and 200 in stage 2. What is compared is
+timed in turns, so that a busy machine slows all alike; figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+BATCH_SIZE, NUM_FRAMES = 4, 8
+TEXT_LENGTHS = {"stage 1": 53, "stage 2": 200}
+# Seconds of the original's step on a quiet machine of two AVX-512 cores, float32; None where nobody measured.
+ORIGINAL_SECONDS = {"small": {"stage 1": 14.1, "stage 2": 17.7}}
+
+
+def build_trainer(size: str, folder: Path, dtype: str) -> Any:
+    """A trainer of a random model of that size, without data."""
+    from scripts.make_random_checkpoint import make_checkpoint
+    from video_llama.config import Config
+    from video_llama.training.trainer import Trainer
+
+    checkpoint = folder / f"random_{size}"
+    if not checkpoint.exists():
+        make_checkpoint(size, "original", checkpoint)
+    config = Config()
+    config.model.llama_model = str(checkpoint / "language_model")
+    config.model.vit_ckpt = str(checkpoint / "eva_vit_g.pth")
+    config.model.q_former_model = str(checkpoint / "blip2_pretrained_flant5xxl.pth")
+    config.model.equip_audio_branch = False
+    config.model.frozen_video_Qformer = config.model.frozen_llama_proj = False
+    config.model.dtype = dtype
+    config.run.device, config.run.amp = "cpu", False  # the frozen parts have the precision, what trains is float32
+    config.run.output_dir = str(folder / f"run_{size}_{dtype}")
+    return Trainer(config, datasets=[])
+
+
+def make_batch(trainer: Any, length: int, is_cached: bool) -> Any:
+    """Random frames, or what the encoders make of them, and random text of one length."""
+    import torch
+
+    from video_llama.data.batches import Batch
+    from video_llama.data.encoding import MediaInput
+
+    config = trainer.model.config
+    num_media = config.num_video_query_tokens
+    generator = torch.Generator().manual_seed(0)
+    side = config.vision_config.image_size
+    width = config.qformer_config.hidden_size
+    shape = (NUM_FRAMES, config.num_query_tokens, width) if is_cached else (NUM_FRAMES, 3, side, side)
+    media = [
+        MediaInput("pixel_values", torch.randn(shape, generator=generator), is_encoded=is_cached)
+        for _ in range(BATCH_SIZE)
+    ]
+    ids = torch.randint(3, config.text_config.vocab_size, (BATCH_SIZE, length), generator=generator)
+    ids[:, 1 : 1 + num_media] = config.image_token_id
+    labels = ids.clone()
+    labels[:, : 1 + num_media] = -100
+    text = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    return Batch(0, text, media, [str(number) for number in range(BATCH_SIZE)])
+
+
+def time_steps(size: str, dtypes: Sequence[str], repeats: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Median seconds of a step by precision and kind."""
+    steps: dict[tuple[str, str], Callable[[], object]] = {}
+    for dtype in dtypes:
+        trainer = build_trainer(size, folder, dtype)
+        for stage, length in TEXT_LENGTHS.items():
+            for is_cached in (False, True):
+                batch = make_batch(trainer, length, is_cached)
+                name = f"{stage}, {'cached' if is_cached else 'encoded'}"
+                steps[dtype, name] = lambda trainer=trainer, batch=batch: trainer.step([batch])
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    for step in steps.values():
+        step()  # the first one allocates
+    for _ in range(repeats):
+        for key, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[key].append(time.perf_counter() - start)
+    result: dict[str, dict[str, float]] = {dtype: {} for dtype in dtypes}
+    for (dtype, name), values in seconds.items():
+        result[dtype][name] = statistics.median(values)
+    return result
+
+
+def time_loading(size: str, folder: Path, num_workers: int) -> dict[str, float]:
+    """Seconds to read a batch of clips from disk, alone and while the trainer trains."""
+    from scripts.make_random_checkpoint import make_checkpoint
+    from video_llama.clipworld.corpus import CorpusSettings, make_corpus
+    from video_llama.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorSplits
+    from video_llama.training.trainer import Trainer
+
+    corpus = folder / "corpus"
+    if not (corpus / "corpus.json").exists():
+        make_corpus(corpus, CorpusSettings(40, 1, 224, (100, 0, 0)))
+    checkpoint = folder / f"random_{size}"
+    if not checkpoint.exists():
+        make_checkpoint(size, "original", checkpoint)
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        config = Config()
+        config.model.llama_model = str(checkpoint / "language_model")
+        config.model.vit_ckpt = str(checkpoint / "eva_vit_g.pth")
+        config.model.q_former_model = str(checkpoint / "blip2_pretrained_flant5xxl.pth")
+        config.model.equip_audio_branch = False
+        config.model.frozen_video_Qformer = config.model.frozen_llama_proj = False
+        webvid = corpus / "train" / "webvid"
+        config.datasets["webvid"] = DatasetConfig(
+            build_info=BuildInfo(str(webvid / "annotations"), str(webvid / "videos")),
+            vis_processor=ProcessorSplits(train=ProcessorConfig(n_frms=NUM_FRAMES)),
+        )
+        run = config.run
+        run.device, run.amp, run.output_dir, run.num_workers = "cpu", False, output, num_workers
+        run.batch_size_train, run.max_epoch, run.iters_per_epoch, run.log_freq = BATCH_SIZE, 1, 6, 6
+        trainer = Trainer(config)
+        batches = trainer.batches()
+        alone = []
+        for number in range(len(batches)):
+            start = time.perf_counter()
+            batches[number]
+            alone.append(time.perf_counter() - start)
+        trainer.train()
+        lines = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
+        log = next(line for line in lines if line["event"] == "train")
+    return {
+        "seconds_per_batch_alone": statistics.median(alone),
+        "seconds_waited_per_batch": log["data_seconds"] / run.iters_per_epoch,
+        "seconds_per_step": log["seconds"] / run.iters_per_epoch,
+    }
+
+
+def print_steps(result: dict[str, dict[str, float]], size: str) -> None:
+    print(f"\n{'precision':10} {'step':20} {'s/step':>8} {'samples/s':>10} {'speed-up':>9} {'original':>9}")
+    for dtype, rows in result.items():
+        for name, seconds in rows.items():
+            stage, kind = name.split(", ")
+            gain = f"{rows[f'{stage}, encoded'] / seconds:.1f}x" if kind == "cached" else ""
+            theirs = ORIGINAL_SECONDS.get(size, {}).get(stage) if kind == "encoded" else None
+            versus = f"{theirs:.1f} s" if theirs else ""
+            print(f"{dtype:10} {name:20} {seconds:8.3f} {BATCH_SIZE / seconds:10.2f} {gain:>9} {versus:>9}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["tiny", "small"], default="small")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "auto"], choices=["float32", "bfloat16", "auto"])
+    parser.add_argument("--workers", type=int, default=1, help="data loader processes (1)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("output/bench"), help="random weights and clips are kept here"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    steps = time_steps(arguments.size, arguments.dtypes, arguments.repeats, arguments.work)
+    print_steps(steps, arguments.size)
+    loading = time_loading(arguments.size, arguments.work, arguments.workers)
+    share = loading["seconds_waited_per_batch"] / loading["seconds_per_step"]
+    print(
+        f"\nreading a batch of {BATCH_SIZE} clips alone {loading['seconds_per_batch_alone']:.3f} s; "
+        f"in training with {arguments.workers} worker(s) the step waits {loading['seconds_waited_per_batch']:.3f} s "
+        f"of its {loading['seconds_per_step']:.3f} s ({share:.0%})"
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory of this process {peak:.2f} GiB; {arguments.threads} thread(s), torch {torch.__version__}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"steps": steps, "loading": loading, "peak_gib": peak}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
