@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,20 @@ def vision_config(vit: dict[str, Any], weights: dict[str, Tensor], prefix: str) 
     }
 
 
-def imagebind_config(ib: dict[str, Any], modality: str, weights: dict[str, Tensor], prefix: str) -> dict[str, Any]:
-    """Sizes of one ImageBind trunk; picture sizes and strides are those of the published model."""
+def num_layers(weights: Iterable[str], prefix: str) -> int:
+    """How many layers are numbered below `prefix`."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
+
+
+def imagebind_config(
+    ib: dict[str, Any], modality: str, weights: dict[str, Tensor], prefix: str, input_size: Sequence[int]
+) -> dict[str, Any]:
+    """Sizes of one ImageBind trunk for inputs of (height, width); a stride left unsaid is the published model's."""
     stem = "rgbt_stem.proj.weight" if modality == "audio" else "rgbt_stem.proj.1.weight"
     kernel = weights[f"{prefix}modality_preprocessors.{modality}.{stem}"].shape
     return {
         "modality": modality,
-        "input_size": (128, 204) if modality == "audio" else (224, 224),
+        "input_size": tuple(input_size),
         "patch_size": kernel[-1],
         "stride": ib.get("audio_stride", 10) if modality == "audio" else kernel[-1],
         "temporal_patch_size": kernel[2] if modality == "vision" else 1,
@@ -45,17 +53,33 @@ def imagebind_config(ib: dict[str, Any], modality: str, weights: dict[str, Tenso
     }
 
 
+def heard_pictures(folder: Path) -> dict[str, list[int]]:
+    """Shapes of an input of each of ImageBind's trunks: of sound, and of images that train in its place."""
+    cases = json.loads((folder / "full/cases.json").read_text())
+    shapes = json.loads((folder / "full/inputs.json").read_text())["tensors"]
+    calls = [call.rstrip(")").partition("(") for case in cases["generation"] for call in case["images"]]
+    sound = next(argument for function, _, argument in calls if "audioQformer" in function)
+    image = next(case["image"] for case in cases["losses"] if case["train_flag"] == 1)
+    return {kind: shapes[name.partition("[")[0]][0] for kind, name in (("audio", sound), ("vision", image))}
+
+
 def full_model_config(folder: Path, weights: dict[str, Tensor]) -> VideoLlamaConfig:
     sizes = json.loads((folder / "full/model.json").read_text())["config"]
     bert, queries = sizes["bert"], sizes["q"]
-    two_layers = {**bert, "num_hidden_layers": 2}
+    pictures = heard_pictures(folder)
+    video, audio = (
+        {**bert, "num_hidden_layers": num_layers(weights, f"{kind}_Qformer.bert.encoder.layer.")}
+        for kind in ("video", "audio")
+    )
     return VideoLlamaConfig(
         vision_config=vision_config(sizes["vit"], weights, "visual_encoder."),
         qformer_config=bert,
-        video_qformer_config=two_layers,
-        audio_qformer_config=two_layers,
-        audio_config=imagebind_config(sizes["ib"], "audio", weights, "audio_encoder."),
-        imagebind_vision_config=imagebind_config(sizes["ib"], "vision", weights, "audio_encoder."),
+        video_qformer_config=video,
+        audio_qformer_config=audio,
+        audio_config=imagebind_config(sizes["ib"], "audio", weights, "audio_encoder.", pictures["audio"][-2:]),
+        imagebind_vision_config=imagebind_config(
+            sizes["ib"], "vision", weights, "audio_encoder.", pictures["vision"][-2:]
+        ),
         text_config={"model_type": "llama", "pad_token_id": 0, **sizes["llama"]},
         num_query_tokens=queries["num_query_token"],
         num_video_query_tokens=queries["num_video_query_token"],

@@ -92,7 +92,8 @@ def test_an_imagebind_trunk_gives_the_recorded_states_and_vectors(
 ) -> None:
     tensors = load_inputs(reference / "imagebind.safetensors")
     weights = below(tensors, "sd.", "audio_encoder.")
-    sizes = imagebind_config(reference_json("imagebind.json")["config"], modality, weights, "audio_encoder.")
+    config, input_size = reference_json("imagebind.json")["config"], tensors[f"in.{modality}"].shape[-2:]
+    sizes = imagebind_config(config, modality, weights, "audio_encoder.", input_size)
     trunk = ImageBindTrunk(ImageBindTrunkConfig(**sizes)).eval()
     trunk.load_state_dict(part(original_to_ours(weights), f"audio_branch.{modality}_encoder."))
     with torch.no_grad():

@@ -219,14 +219,19 @@ def holds_special_text(case: dict[str, Any], tokenizer: PreTrainedTokenizerBase)
     return any(token in texts_of(case) for token in (*tokenizer.all_special_tokens, IMAGE_PLACEHOLDER))
 
 
-def build(reference_json: ReadJson, case: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+def build(
+    reference_json: ReadJson,
+    case: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    num_tokens: int = ORIGINAL_MAX_TOKENS,
+) -> dict[str, list[int]]:
     length = case["num_video_query_token"]
     return build_dialogue_sample(
         turns_of(case),
         tokenizer,
         template=dialogue_template(case["model_type"]),
         placeholder=(reference_json("text_preprocess.json")["image_token_id"], length),
-        max_txt_len=ORIGINAL_MAX_TOKENS - 1 - length,
+        max_txt_len=num_tokens - 1 - length,
     )
 
 
@@ -236,16 +241,20 @@ def labelled_spans(sample: dict[str, list[int]], tokenizer: PreTrainedTokenizerB
     return [str(tokenizer.decode(list(run))) for is_answer, run in runs if is_answer]
 
 
-def has_no_answer_within_the_cut(case: dict[str, Any]) -> bool:
-    """Whether the questions alone are so long that the cut comes before any answer."""
-    num_question_chars = len(texts_of(case)) - len("".join(answers_of(case)))
-    return case["n"] == ORIGINAL_MAX_TOKENS and num_question_chars > case["n"]
+def has_no_answer_within_the_cut(
+    reference_json: ReadJson, case: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether the question alone is so long that the cut comes before any answer."""
+    if case["n"] < ORIGINAL_MAX_TOKENS:
+        return False
+    labels = build(reference_json, case, tokenizer, num_tokens=100 * ORIGINAL_MAX_TOKENS)["labels"]
+    return all(label == IGNORE_INDEX for label in labels[:ORIGINAL_MAX_TOKENS])
 
 
 def test_dialogues_have_the_recorded_ids(reference_json: ReadJson, tokenizer: PreTrainedTokenizerBase) -> None:
     compared = 0
     for case in dialogues(reference_json):
-        if holds_special_text(case, tokenizer) or has_no_answer_within_the_cut(case):
+        if holds_special_text(case, tokenizer) or has_no_answer_within_the_cut(reference_json, case, tokenizer):
             continue
         assert build(reference_json, case, tokenizer)["input_ids"] == case["input_ids"], case["case"]
         compared += 1
@@ -317,7 +326,7 @@ def test_llama_2_labels_cover_the_answers_where_the_original_gives_up(
 ) -> None:
     # It searches the text for its own template and supervises nothing when the text quotes it.
     cases = [case for case in dialogues(reference_json, model_type="llama_v2") if not case["n_supervised"]]
-    cases = [case for case in cases if not has_no_answer_within_the_cut(case)]
+    cases = [case for case in cases if not has_no_answer_within_the_cut(reference_json, case, tokenizer)]
     assert cases
     for case in cases:
         spans = labelled_spans(build(reference_json, case, tokenizer), tokenizer)
@@ -327,7 +336,9 @@ def test_llama_2_labels_cover_the_answers_where_the_original_gives_up(
 def test_a_dialogue_whose_question_fills_the_length_is_refused(
     reference_json: ReadJson, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    cases = [case for case in dialogues(reference_json) if has_no_answer_within_the_cut(case)]
+    cases = [
+        case for case in dialogues(reference_json) if has_no_answer_within_the_cut(reference_json, case, tokenizer)
+    ]
     for case in cases:
         with pytest.raises(DatasetError, match="max_txt_len"):
             build(reference_json, case, tokenizer)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.parity.reference_model import load_inputs, load_reference_model
+from tests.parity.test_inventory_parity import STAGE_CONFIGS, STAGES
 from tests.parity.test_model_parity import frames_second
 from video_llama.config import Config, load_config
 from video_llama.data.batches import Batch
@@ -24,8 +25,6 @@ from video_llama.registry import SCHEDULES
 from video_llama.training.optim import split_by_weight_decay
 from video_llama.training.stages import freeze_for_training, trained_branches
 from video_llama.training.trainer import Trainer
-
-STAGE_CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 
 
 def test_learning_rates_are_those_of_the_record(reference_json: Callable[[str], Any]) -> None:
@@ -57,7 +56,7 @@ def test_a_warm_up_longer_than_an_epoch_runs_once() -> None:
     assert schedule.lr(15) < 1.0
 
 
-@pytest.mark.parametrize("stage", sorted(path.stem for path in STAGE_CONFIGS.glob("*branch_stage*.yaml")))
+@pytest.mark.parametrize("stage", STAGES)
 def test_weight_decay_is_split_as_in_the_record(
     stage: str, reference: Path, reference_json: Callable[[str], Any]
 ) -> None:
