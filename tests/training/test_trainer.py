@@ -20,7 +20,8 @@ from video_llama.data.batches import Batch
 from video_llama.errors import CheckpointError, ConfigError, DatasetError
 from video_llama.model.builder import build_model, load_pretrained_model
 from video_llama.training.checkpoints import list_checkpoints
-from video_llama.training.trainer import Trainer, TrainingStopped
+from video_llama.training.learner import Step, TrainingStopped
+from video_llama.training.trainer import Trainer
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -119,7 +120,7 @@ def test_resuming_ends_with_the_bits_of_an_unbroken_run(make_config: MakeConfig,
     first = Trainer(make_config(f"run.output_dir={folder}", "run.save_freq=1"))
     for number in range(3):
         first.step([first.batches()[number]])
-    first._save()
+    first.save()
     resumed = Trainer(make_config(f"run.output_dir={folder}", "run.resume_ckpt_path=auto"))
     assert resumed.state.iteration == 3
     resumed.train()
@@ -148,14 +149,14 @@ def test_only_the_newest_checkpoints_are_kept(make_config: MakeConfig) -> None:
 
 def test_a_sigterm_saves_and_ends_the_run_in_good_order(make_config: MakeConfig, tmp_path: Path) -> None:
     trainer = Trainer(make_config())
-    learn = trainer._learn
+    learn = trainer.learner.step
 
-    def learn_and_be_told_to_stop(*args: Any) -> tuple[float, float]:
+    def learn_and_be_told_to_stop(*args: Any) -> Step:
         if trainer.state.iteration == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return learn(*args)
 
-    trainer._learn = learn_and_be_told_to_stop  # type: ignore[method-assign]
+    trainer.learner.step = learn_and_be_told_to_stop  # type: ignore[method-assign]
     state = trainer.train()
     assert 2 < state.iteration < 8
     assert events(trainer.folder)[-1] == "stop"

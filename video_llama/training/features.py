@@ -6,16 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+from tqdm import tqdm
 
 from video_llama.config import FeaturesConfig
+from video_llama.data.batches import Failure, SampleReader, load_samples
+from video_llama.data.build import EncodedDataset
 from video_llama.data.encoding import MediaInput
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.errors import ConfigError
 from video_llama.model.qformer import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.training.logbook import Logbook
 
-__all__ = ["FeatureFiller", "open_feature_store"]
+__all__ = ["FeatureFiller", "fill_cache", "open_feature_store"]
 
 
 def open_feature_store(
@@ -65,7 +70,7 @@ class FeatureFiller:
         is_sharded: bool = False,
     ) -> None:
         self._model = model
-        self._store = store
+        self.store = store
         self._device = device
         self._is_sharded = is_sharded
 
@@ -85,8 +90,8 @@ class FeatureFiller:
                     "train.py --cache-features without FSDP or DeepSpeed"
                 )
             values = self._encode(item).float().cpu()
-            self._store.save(item.key, Features(values, item.message))
-            item.values = decode_features(encode_features(values, self._store.encoding))
+            self.store.save(item.key, Features(values, item.message))
+            item.values = decode_features(encode_features(values, self.store.encoding))
             item.is_encoded = True
             num_encoded += 1
         return num_encoded
@@ -99,3 +104,32 @@ class FeatureFiller:
         audio = self._model.audio_branch
         assert audio is not None, "the store has no fingerprint for sound without an audio branch"
         return (audio.encode_images(values) if item.name == "audio_pixel_values" else audio.encode_segments(values))[0]
+
+
+def fill_cache(
+    accelerator: Accelerator,
+    filler: FeatureFiller,
+    datasets: Iterable[EncodedDataset],
+    logbook: Logbook,
+    num_workers: int,
+) -> tuple[int, int]:
+    """Encode every media file of the datasets that is not in the cache, shared by all processes.
+
+    Returns:
+        (items encoded now, samples that cannot be used) of this process. What was there stays, so a run that was
+        stopped goes on.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    num_encoded = num_bad = 0
+    for dataset in datasets:
+        reader = SampleReader(dataset.examples, dataset.encoder)
+        indices = range(rank, len(reader), world_size)
+        samples = load_samples(reader, indices, num_workers)
+        for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=not accelerator.is_main_process):
+            if isinstance(sample, Failure):
+                logbook.quarantine([sample], 0)
+                num_bad += 1
+            else:
+                num_encoded += filler(sample.media)
+    accelerator.wait_for_everyone()
+    return num_encoded, num_bad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -15,7 +16,7 @@ from video_llama.config import Config, save_config
 from video_llama.data.batches import Failure
 from video_llama.model.trained_run import CONFIG_FILE
 
-__all__ = ["Logbook"]
+__all__ = ["Logbook", "Window"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Logbook:
         if self._writes:
             save_config(config, self._folder / CONFIG_FILE)
         if config.run.trackers:
-            self._accelerator.init_trackers("video_llama", config={"run": vars(config.run)})
+            settings = {name: _plain(value) for name, value in vars(config.run).items()}
+            self._accelerator.init_trackers("video_llama", config=settings)
 
     def close(self) -> None:
         """Let the trackers finish."""
@@ -83,3 +85,49 @@ class Logbook:
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self._folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """As trackers take it: numbers, truth values and text."""
+    return value if isinstance(value, (int, float, str, bool)) else str(value)
+
+
+@dataclasses.dataclass
+class Window:
+    """What happened since the last line of the log.
+
+    Args:
+        losses, norms: of every step.
+        lr: of the last step.
+        tokens, samples, iterations: sums.
+        data_seconds: time spent waiting for data.
+        started: by `time.perf_counter`.
+    """
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    norms: list[float] = dataclasses.field(default_factory=list)
+    lr: float = 0.0
+    tokens: float = 0.0
+    samples: float = 0.0
+    iterations: int = 0
+    data_seconds: float = 0.0
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all processes."""
+        return self.samples / max(time.perf_counter() - self.started, 1e-9)
+
+    def summary(self, iterations_left: int) -> dict[str, float]:
+        """Means over the window, speeds, and the time that is left."""
+        seconds = time.perf_counter() - self.started
+        return {
+            "loss": sum(self.losses) / max(len(self.losses), 1),
+            "grad_norm": sum(self.norms) / max(len(self.norms), 1),
+            "lr": self.lr,
+            "samples_per_second": round(self.samples / seconds, 3),
+            "answer_tokens_per_second": round(self.tokens / seconds, 1),
+            "data_seconds": round(self.data_seconds, 3),
+            "seconds": round(seconds, 3),
+            "eta_seconds": round(iterations_left * seconds / self.iterations),
+        }

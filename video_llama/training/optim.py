@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
 
+from video_llama.config import RunConfig
 from video_llama.registry import SCHEDULES
 
-__all__ = ["Schedule", "StepSchedule", "build_optimizer", "split_by_weight_decay"]
+__all__ = ["Schedule", "StepSchedule", "build_optimizer", "build_schedule", "split_by_weight_decay"]
 
 
 def split_by_weight_decay(
@@ -88,3 +89,14 @@ class StepSchedule(Schedule):
 
     def _after_warmup(self, step: int) -> float:
         return max(self.min_lr, self.init_lr * self.lr_decay_rate ** (step // self.iters_per_epoch))
+
+
+def build_schedule(run: RunConfig) -> Schedule:
+    """The schedule that a configuration names.
+
+    Raises:
+        ConfigError: no such schedule.
+    """
+    names = [setting.name for setting in fields(Schedule)]
+    schedule: Schedule = SCHEDULES.build(run.lr_sched, **{name: getattr(run, name) for name in names})
+    return schedule
