@@ -38,6 +38,7 @@ EXTRAS_REQUIRE = {
     "plots": ["matplotlib>=3.9"],  # scripts/plot_training.py
     "dev": [
         "matplotlib>=3.9",
+        "tensorboard>=2.18",
         "pytest>=9",
         "pytest-xdist>=3.6",
         "hypothesis>=6.120",

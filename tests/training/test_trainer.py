@@ -223,6 +223,82 @@ def test_a_few_unreadable_samples_are_replaced_counted_and_noted(
         Trainer(strict).train()
 
 
+def test_figures_reach_the_trackers(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.trackers=[tensorboard]"))
+    trainer.train()
+    (file,) = (path for path in trainer.folder.rglob("events.out.tfevents.*") if path.parent.name == "video_llama")
+    content = file.read_bytes()
+    assert all(name in content for name in (b"train/loss", b"train/lr", b"train/samples_per_second"))
+
+
+def test_recomputed_activations_give_the_same_step(make_config: MakeConfig, tmp_path: Path) -> None:
+    steps = []
+    for name in ("kept", "recomputed"):
+        options = [f"model.use_grad_checkpoint={name == 'recomputed'}", f"run.output_dir={tmp_path / name}"]
+        trainer = Trainer(make_config(*options))
+        assert trainer.model.language_model.is_gradient_checkpointing == (name == "recomputed")
+        steps.append(trainer.step([trainer.batches()[0]]))
+    assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-6)
+    assert steps[0].norm == pytest.approx(steps[1].norm, rel=1e-5)
+
+
+def test_gradients_are_clipped_to_the_norm(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.max_grad_norm=1e-3"))
+    norms = []
+    step = trainer.learner.optimizer.step
+
+    def measure(*args: Any, **kwargs: Any) -> Any:
+        gradients = [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]
+        norms.append(float(torch.stack(gradients).norm()))
+        return step(*args, **kwargs)
+
+    trainer.learner.optimizer.step = measure  # type: ignore[method-assign]
+    assert trainer.step([trainer.batches()[0]]).norm > 1e-2
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_the_audio_branch_trains_on_sound_on_pictures_and_on_both(
+    make_config: MakeConfig, corpus: Path, tmp_path: Path
+) -> None:
+    audio = [
+        "model.equip_audio_branch=True",
+        "model.frozen_audio_Qformer=False",
+        "model.frozen_video_Qformer=True",
+        "model.frozen_llama_proj=True",
+        "run.iters_per_epoch=1",
+        "run.max_epoch=1",
+    ]
+    folder = corpus / "train" / "audio_caption"
+    sound = [
+        "datasets.audio_caption.data_type=audio",
+        f"datasets.audio_caption.build_info.anno_dir={folder / 'captions.csv'}",
+        f"datasets.audio_caption.build_info.videos_dir={folder / 'audio'}",
+    ]
+    pictures = Trainer(make_config(*audio, f"run.output_dir={tmp_path / 'pictures'}"))
+    both = Trainer(
+        make_config(*audio, *sound, "datasets.audio_caption.sample_ratio=3", f"run.output_dir={tmp_path / 'both'}")
+    )
+    assert set(inputs_of(pictures)) == {"audio_pixel_values"}
+    assert set(inputs_of(both, 12)) == {"audio_pixel_values", "audio_values"}
+    for trainer in (pictures, both):
+        before = trainer.model.audio_branch.audio_query_tokens.detach().clone()
+        trainer.train()
+        assert not torch.equal(trainer.model.audio_branch.audio_query_tokens, before)
+        exported = torch.load(trainer.folder / "checkpoint_0.pth", weights_only=True)["model"]
+        assert {name.partition(".")[0] for name in exported} == {
+            "audio_query_tokens",
+            "audio_position_embedding",
+            "audio_llama_proj",
+            "audio_Qformer",
+        }
+
+
+def inputs_of(trainer: Trainer, count: int = 1) -> list[str]:
+    """Which inputs the media of the first batches are meant for."""
+    trainer.config.run.iters_per_epoch = count
+    return [item.name for number in range(count) for item in trainer.batches()[number].media]
+
+
 def test_the_original_layout_of_the_result_builds_the_trained_model(make_config: MakeConfig) -> None:
     trainer = Trainer(make_config())
     trainer.train()
