@@ -232,12 +232,15 @@ def test_figures_reach_the_trackers(make_config: MakeConfig) -> None:
 
 
 def test_recomputed_activations_give_the_same_step(make_config: MakeConfig, tmp_path: Path) -> None:
-    steps = []
+    steps, calls = [], {}
     for name in ("kept", "recomputed"):
         options = [f"model.use_grad_checkpoint={name == 'recomputed'}", f"run.output_dir={tmp_path / name}"]
         trainer = Trainer(make_config(*options))
-        assert trainer.model.language_model.is_gradient_checkpointing == (name == "recomputed")
+        seen: list[object] = []
+        trainer.model.language_model.model.layers[0].mlp.register_forward_pre_hook(lambda *args, to=seen: to.append(args))
         steps.append(trainer.step([trainer.batches()[0]]))
+        calls[name] = len(seen)
+    assert calls == {"kept": 1, "recomputed": 2}
     assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-6)
     assert steps[0].norm == pytest.approx(steps[1].norm, rel=1e-5)
 

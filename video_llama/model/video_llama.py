@@ -9,6 +9,7 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from video_llama.model.audio_branch import AudioBranch
@@ -69,6 +70,11 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 parameters = list(module.parameters())
                 if parameters and not any(parameter.requires_grad for parameter in parameters):
                     module.eval()
+            for module in self.modules():
+                # Such a layer recomputes its activations in training mode only; its children, which could drop
+                # something, stay as they are.
+                if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                    module.training = True
         return self
 
     def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
