@@ -1,0 +1,151 @@
+"""One step of the optimizer, from batches to changed weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from video_llama.config import RunConfig
+from video_llama.data.batches import Batch
+from video_llama.errors import VideoLlamaError
+from video_llama.training.features import FeatureFiller
+from video_llama.training.optim import Schedule
+from video_llama.training.processes import sum_over_processes
+
+__all__ = ["Learner", "Step", "TrainingStopped"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(VideoLlamaError):
+    """A loss that is not a number."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of one step of the optimizer.
+
+    Args:
+        loss: mean cross-entropy over all answer tokens of all processes.
+        norm: of the gradient, before it was clipped.
+        lr: the learning rate.
+        is_skipped: loss or gradient were not finite, and the weights are as they were.
+    """
+
+    loss: float
+    norm: float
+    lr: float
+    is_skipped: bool = False
+
+
+class Learner:
+    """A model with its optimizer, on one process or many.
+
+    A step is a pure function of the weights, the optimizer's state, the batches and (seed, iteration, process), so
+    that a run can be continued as if it had never stopped.
+
+    Args:
+        accelerator: shares the work.
+        model: with the parameters that train set to require gradients.
+        optimizer: over those parameters.
+        schedule: the learning rate of each iteration.
+        run: clipping, and what to do about a loss that is not a number.
+        filler: encodes media whose features are cached; None encodes within the model.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        run: RunConfig,
+        filler: FeatureFiller | None = None,
+    ) -> None:
+        self._accelerator = accelerator
+        self.model, self._optimizer = accelerator.prepare(model, optimizer)
+        self._schedule = schedule
+        self._run = run
+        self._filler = filler
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """As it was given, without accelerate's wrapper."""
+        optimizer: torch.optim.Optimizer = self._optimizer.optimizer
+        return optimizer
+
+    def step(self, group: Sequence[Batch], iteration: int, num_tokens: float) -> Step:
+        """Learn from one batch, or from several whose gradients are summed.
+
+        Args:
+            group: this process's batches.
+            iteration: of the first of them.
+            num_tokens: answer tokens of all batches of all processes; the loss is the mean over them.
+
+        Raises:
+            TrainingStopped: loss or gradient are not finite, with `run.on_nan: stop`.
+        """
+        self.model.train()
+        self._seed(iteration)
+        # The rate of the group's last iteration, as where every iteration sets it and the last one steps.
+        lr = self._schedule.lr(iteration + len(group) - 1)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = lr
+        loss = self._backward(group, num_tokens)
+        norm = self._clip()
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
+        if is_finite or overflowed:  # after an overflow of float16 the scaler skips the step and lowers its scale
+            self._optimizer.step()
+        else:
+            self._complain(group, iteration, loss, norm)
+        self._optimizer.zero_grad(set_to_none=True)
+        return Step(loss, norm, lr, is_skipped=not is_finite)
+
+    def _backward(self, group: Sequence[Batch], num_tokens: float) -> float:
+        """Sum up the gradients; the mean loss over all answer tokens of all processes."""
+        loss_sum = 0.0
+        for number, batch in enumerate(group):
+            is_last = number == len(group) - 1
+            with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self.model):
+                # Gradients are averaged over processes; weighed so, they are those of the mean over all tokens.
+                share = batch.num_label_tokens / num_tokens
+                loss = self._loss(batch)
+                self._accelerator.backward(loss * (share * self._accelerator.num_processes))
+            loss_sum += float(loss.detach()) * share
+        return sum_over_processes(self._accelerator, [loss_sum])[0]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        if self._filler is not None:
+            self._filler(batch.media)
+        loss: Tensor = self.model(**batch.model_inputs(self._accelerator.device), use_cache=False).loss
+        return loss
+
+    def _clip(self) -> float:
+        limit = self._run.max_grad_norm
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = self._accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # a sharded norm
+        return 0.0 if norm is None else float(norm)
+
+    def _complain(self, group: Sequence[Batch], iteration: int, loss: float, norm: float) -> None:
+        ids = ", ".join(id_ for batch in group for id_ in batch.ids)
+        what = f"iteration {iteration}: loss {loss}, gradient norm {norm}; samples {ids}"
+        if self._run.on_nan == "stop":
+            raise TrainingStopped(
+                f"{what}. Lower the learning rate, set run.max_grad_norm, or leave such steps out by run.on_nan=skip"
+            )
+        logger.warning("%s: the step is skipped", what)
+
+    def _seed(self, iteration: int) -> None:
+        """Dropout depends on the seed, the iteration and the process, and on nothing that a stop would lose."""
+        entropy = np.random.SeedSequence([self._run.seed, iteration, self._accelerator.process_index])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)

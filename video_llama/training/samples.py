@@ -1,0 +1,92 @@
+"""Count what the data loaders deliver, over all processes, and stop a run whose data cannot be meant to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from video_llama.data.batches import Batch
+from video_llama.errors import DatasetError
+from video_llama.training.checkpoints import TrainingState
+from video_llama.training.logbook import Logbook
+from video_llama.training.processes import sum_over_processes
+
+__all__ = ["SampleCounter", "Totals"]
+
+# Samples that must have been seen before their share of bad ones is taken at its word.
+_FIRST_WINDOW = 1000
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all processes of what one step learns from.
+
+    Args:
+        tokens: answer tokens.
+        samples: samples that can be used.
+        bad: samples that were replaced.
+        stops: processes that were told to stop.
+    """
+
+    tokens: float
+    samples: float
+    bad: float
+    stops: float
+
+
+class SampleCounter:
+    """Keeps the counts of a run.
+
+    Args:
+        accelerator: of the run.
+        logbook: notes bad samples.
+        num_examples: of all datasets.
+        max_bad_share: of the samples seen; past it the run stops.
+    """
+
+    def __init__(self, accelerator: Accelerator, logbook: Logbook, *, num_examples: int, max_bad_share: float) -> None:
+        self._accelerator = accelerator
+        self._logbook = logbook
+        self._num_examples = num_examples
+        self._max_bad_share = max_bad_share
+
+    def count(self, group: Sequence[Batch], state: TrainingState, must_stop: bool = False) -> Totals:
+        """Add a step's batches to the state's counts.
+
+        Args:
+            group: this process's batches.
+            must_stop: whether this process was told to stop.
+
+        Raises:
+            DatasetError: too many samples were bad; the message lists them.
+        """
+        failures = [failure for batch in group for failure in batch.failures]
+        self._logbook.quarantine(failures, state.iteration)
+        sums = [
+            float(sum(batch.num_label_tokens for batch in group)),
+            float(sum(len(batch.ids) for batch in group)),
+            float(len(failures)),
+            float(must_stop),
+        ]
+        totals = Totals(*sum_over_processes(self._accelerator, sums))
+        state.samples_seen += int(totals.samples + totals.bad)
+        state.samples_bad += int(totals.bad)
+        if totals.bad:
+            self._check(state)
+        return totals
+
+    def _check(self, state: TrainingState) -> None:
+        window = max(state.samples_seen, min(self._num_examples, _FIRST_WINDOW))
+        if state.samples_bad <= self._max_bad_share * window:
+            return
+        self._accelerator.wait_for_everyone()  # until all have noted theirs
+        bad = self._logbook.quarantined()
+        shown = "".join(f"\n  {line}" for line in bad[:_SHOWN])
+        more = f"\n  and {len(bad) - _SHOWN} more in quarantine.jsonl" if len(bad) > _SHOWN else ""
+        raise DatasetError(
+            f"{state.samples_bad} of {state.samples_seen} samples cannot be used, more than run.max_bad_samples "
+            f"({self._max_bad_share:.2%}) allows:{shown}{more}"
+        )
