@@ -28,11 +28,10 @@ TEXT_LENGTHS = {"stage 1": 53, "stage 2": 200}
 ORIGINAL_SECONDS = {"small": {"stage 1": 14.1, "stage 2": 17.7}}
 
 
-def build_trainer(size: str, folder: Path, dtype: str) -> Any:
-    """A trainer of a random model of that size, without data."""
+def make_config(size: str, folder: Path) -> Any:
+    """A configuration that trains the vision branch of a random model of that size on the CPU."""
     from scripts.make_random_checkpoint import make_checkpoint
     from video_llama.config import Config
-    from video_llama.training.trainer import Trainer
 
     checkpoint = folder / f"random_{size}"
     if not checkpoint.exists():
@@ -43,8 +42,16 @@ def build_trainer(size: str, folder: Path, dtype: str) -> Any:
     config.model.q_former_model = str(checkpoint / "blip2_pretrained_flant5xxl.pth")
     config.model.equip_audio_branch = False
     config.model.frozen_video_Qformer = config.model.frozen_llama_proj = False
-    config.model.dtype = dtype
     config.run.device, config.run.amp = "cpu", False  # the frozen parts have the precision, what trains is float32
+    return config
+
+
+def build_trainer(size: str, folder: Path, dtype: str) -> Any:
+    """A trainer without data."""
+    from video_llama.training.trainer import Trainer
+
+    config = make_config(size, folder)
+    config.model.dtype = dtype
     config.run.output_dir = str(folder / f"run_{size}_{dtype}")
     return Trainer(config, datasets=[])
 
@@ -100,31 +107,22 @@ def time_steps(size: str, dtypes: Sequence[str], repeats: int, folder: Path) -> 
 
 def time_loading(size: str, folder: Path, num_workers: int) -> dict[str, float]:
     """Seconds to read a batch of clips from disk, alone and while the trainer trains."""
-    from scripts.make_random_checkpoint import make_checkpoint
     from video_llama.clipworld.corpus import CorpusSettings, make_corpus
-    from video_llama.config import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorSplits
+    from video_llama.config import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorSplits
     from video_llama.training.trainer import Trainer
 
     corpus = folder / "corpus"
     if not (corpus / "corpus.json").exists():
         make_corpus(corpus, CorpusSettings(40, 1, 224, (100, 0, 0)))
-    checkpoint = folder / f"random_{size}"
-    if not checkpoint.exists():
-        make_checkpoint(size, "original", checkpoint)
     with tempfile.TemporaryDirectory(dir=folder) as output:
-        config = Config()
-        config.model.llama_model = str(checkpoint / "language_model")
-        config.model.vit_ckpt = str(checkpoint / "eva_vit_g.pth")
-        config.model.q_former_model = str(checkpoint / "blip2_pretrained_flant5xxl.pth")
-        config.model.equip_audio_branch = False
-        config.model.frozen_video_Qformer = config.model.frozen_llama_proj = False
+        config = make_config(size, folder)
         webvid = corpus / "train" / "webvid"
         config.datasets["webvid"] = DatasetConfig(
             build_info=BuildInfo(str(webvid / "annotations"), str(webvid / "videos")),
             vis_processor=ProcessorSplits(train=ProcessorConfig(n_frms=NUM_FRAMES)),
         )
         run = config.run
-        run.device, run.amp, run.output_dir, run.num_workers = "cpu", False, output, num_workers
+        run.output_dir, run.num_workers = output, num_workers
         run.batch_size_train, run.max_epoch, run.iters_per_epoch, run.log_freq = BATCH_SIZE, 1, 6, 6
         trainer = Trainer(config)
         batches = trainer.batches()

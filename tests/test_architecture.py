@@ -16,7 +16,7 @@ PACKAGE = Path(video_llama.__file__).parent
 # From the bottom up: a layer imports layers below it, never above.
 LAYERS = [
     {"constants", "errors", "registry", "utils", "pieces"},
-    {"config"},
+    {"config", "schema"},
     {"conversation"},
     {"processor"},
     {"model"},

@@ -1,7 +1,6 @@
-"""The YAML configurations: a typed schema, command-line overrides, and errors that name every mistake at once.
+"""Read and write YAML configurations: overrides from the command line, and errors that name every mistake at once.
 
-The sections and keys are those of the original's files; what is new here says so. A configuration is plain
-dataclasses, so editors and type checkers know every key.
+A configuration is plain dataclasses (`video_llama.schema`), so editors and type checkers know every key.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import difflib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -20,6 +18,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from video_llama.errors import ConfigError
+from video_llama.schema import (
+    CHOICES,
+    DATA_TYPES,
+    WITHOUT_EFFECT,
+    BuildInfo,
+    Config,
+    DatasetConfig,
+    FeaturesConfig,
+    ModelConfig,
+    ProcessorConfig,
+    ProcessorSplits,
+    RunConfig,
+)
 
 __all__ = [
     "BuildInfo",
@@ -35,245 +46,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-EVA_VIT_G_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
-QFORMER_URL = (
-    "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xxl.pth"
-)
-
-
-@dataclass
-class ModelConfig:
-    """Which model to build, from which files, and what of it stays frozen.
-
-    Args:
-        llama_model: folder or hub id of the language model.
-        imagebind_ckpt_path: `imagebind_huge.pth`, or its folder.
-        llama_proj_model: MiniGPT-4 checkpoint whose projection starts stage 1.
-        ckpt: checkpoint of the vision branch (`VL_*.pth`), or a folder written by `save_pretrained`.
-        ckpt_2: checkpoint of the audio branch (`AL_*.pth`).
-        vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
-        q_former_model: BLIP-2 checkpoint, a path or an address.
-        max_txt_len: longest text of a training sample, in tokens.
-        end_sym: what ends an answer.
-        prompt_path: file of prompts, of which stage 1 takes the lines that contain `<ImageHere>`.
-        prompt_template: text around such a prompt; `{}` is the prompt.
-        low_resource: the language model in 8 bit, as `load_in_8bit`.
-        dtype: auto, float32, bfloat16 or float16 (new).
-        load_in_8bit, load_in_4bit: quantise the language model (new).
-        device_map: how accelerate spreads the language model over devices, e.g. "auto" (new).
-        attn_implementation: eager, sdpa or flash_attention_2 (new).
-    """
-
-    arch: str = "video_llama"
-    model_type: str = "pretrain_llama_v2"
-    llama_model: str | None = None
-    imagebind_ckpt_path: str | None = None
-    llama_proj_model: str | None = None
-    ckpt: str | None = None
-    ckpt_2: str | None = None
-    vit_ckpt: str | None = EVA_VIT_G_URL
-    q_former_model: str | None = QFORMER_URL
-
-    vit_model: str = "eva_clip_g"
-    image_size: int = 224
-    drop_path_rate: float = 0.0
-    use_grad_checkpoint: bool = False
-    vit_precision: str = "fp16"
-    freeze_vit: bool = True
-    freeze_qformer: bool = True
-    num_query_token: int = 32
-    fusion_header_type: str = "seqTransf"
-    fusion_head_layers: int = 2
-    max_frame_pos: int = 32
-    num_video_query_token: int = 32
-    num_audio_query_token: int = 8
-    equip_audio_branch: bool = True
-    frozen_llama_proj: bool = True
-    frozen_video_Qformer: bool = True
-    frozen_audio_Qformer: bool = True
-
-    max_txt_len: int = 32
-    end_sym: str = "\n"
-    prompt_path: str | None = None
-    prompt_template: str = ""
-
-    low_resource: bool = False
-    dtype: str = "auto"
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
-    device_map: str | None = None
-    attn_implementation: str | None = None
-
-
-@dataclass
-class ProcessorConfig:
-    """One processor by its registered name; null settings keep the processor's own defaults."""
-
-    name: str | None = None
-    n_frms: int | None = None
-    image_size: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    min_scale: float | None = None
-    max_scale: float | None = None
-    prompt: str | None = None
-    max_words: int | None = None
-
-
-@dataclass
-class ProcessorSplits:
-    """The processors of training and of evaluation."""
-
-    train: ProcessorConfig = field(default_factory=ProcessorConfig)
-    eval: ProcessorConfig = field(default_factory=ProcessorConfig)
-
-
-@dataclass
-class BuildInfo:
-    """Where a dataset lies.
-
-    Args:
-        anno_dir: annotation file, or folder of annotation files.
-        videos_dir: folder that the annotations' media paths are relative to.
-        storage: folder of an image dataset, or pattern of its shards.
-    """
-
-    anno_dir: str | None = None
-    videos_dir: str | None = None
-    storage: str | None = None
-
-
-@dataclass
-class DatasetConfig:
-    """One dataset of the mixture.
-
-    Args:
-        data_type: "video", "images", or "audio" for the sound of the files (new).
-        build_info: where the training split lies.
-        valid_build_info: where a validation split lies (new); none by default.
-        sample_ratio: share of the batches relative to the other datasets; their size by default.
-        num_video_query_token: placeholder tokens of one media item, for instruction data.
-        tokenizer_name: the tokenizer of instruction data; the language model's by default.
-        model_type: template of instruction data: "vicuna" or "llama_v2".
-    """
-
-    data_type: str = "video"
-    build_info: BuildInfo = field(default_factory=BuildInfo)
-    valid_build_info: BuildInfo = field(default_factory=BuildInfo)
-    vis_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
-    text_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
-    sample_ratio: float | None = None
-    num_video_query_token: int | None = None
-    tokenizer_name: str | None = None
-    model_type: str | None = None
-
-
-@dataclass
-class RunConfig:
-    """How to train; steps, epochs and rates mean what they mean in the original.
-
-    Args:
-        task: `video_text_pretrain` or `image_text_pretrain`; they train alike.
-        max_epoch, iters_per_epoch: how long; an iteration is one batch of each process.
-        batch_size_train, batch_size_eval: of each process.
-        accum_grad_iters: iterations whose gradients are summed for one step of the optimizer.
-        log_freq: iterations between two lines of the log.
-        output_dir: where the log, checkpoints and the resolved configuration go.
-        amp: mixed precision: bfloat16 where the device computes in it, float16 on other GPUs, else none.
-        resume_ckpt_path: a checkpoint folder to go on from; "auto" takes the newest of `output_dir`, if any.
-        evaluate: only validate.
-        world_size: if more than 1, the number of processes there must be.
-        max_grad_norm: clip the gradient to this norm; null does not (new).
-        save_freq: iterations between two checkpoints within an epoch; 0 saves at the end of epochs only (new).
-        keep_checkpoints: how many of them to keep (new).
-        on_nan: "stop" at a loss that is not finite, or "skip" its step (new).
-        max_bad_samples: share of unreadable samples past which training stops (new).
-        max_valid_batches: batches of each dataset to validate on after an epoch (new).
-        num_generations: answers to generate and log at each validation (new).
-        trackers: of accelerate: "tensorboard", "wandb" (new).
-    """
-
-    task: str = "video_text_pretrain"
-    runner: str = "runner_base"
-    lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: float = 1e-4
-    min_lr: float = 8e-5
-    warmup_lr: float = -1.0
-    warmup_steps: int = 0
-    lr_decay_rate: float = 1.0
-    weight_decay: float = 0.05
-    beta2: float = 0.999
-    max_epoch: int = 1
-    iters_per_epoch: int = 1000
-    batch_size_train: int = 32
-    batch_size_eval: int = 32
-    num_workers: int = 4
-    accum_grad_iters: int = 1
-    log_freq: int = 50
-    seed: int = 42
-    output_dir: str = "output"
-    amp: bool = True
-    resume_ckpt_path: str | None = None
-    evaluate: bool = False
-    train_splits: list[str] = field(default_factory=lambda: ["train"])
-    valid_splits: list[str] = field(default_factory=list)
-    test_splits: list[str] = field(default_factory=list)
-    device: str | None = None
-    world_size: int = 1
-    dist_url: str = "env://"
-    distributed: bool = True
-    max_grad_norm: float | None = None
-    save_freq: int = 0
-    keep_checkpoints: int = 3
-    on_nan: str = "stop"
-    max_bad_samples: float = 0.01
-    max_valid_batches: int = 50
-    num_generations: int = 4
-    trackers: list[str] = field(default_factory=list)
-
-
-@dataclass
-class FeaturesConfig:
-    """Outputs of the frozen encoders kept on disk, so that each file is encoded once (new).
-
-    Args:
-        dir: folder of the cache; null encodes every file each time it is seen. With it, media are read without
-            random crops, since features of a crop serve only once.
-        encoding: how features are stored: "float32", "bfloat16", or "int8" with a scale for each token.
-    """
-
-    dir: str | None = None
-    encoding: str = "bfloat16"
-
-
-@dataclass
-class Config:
-    """A whole configuration file."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
-    run: RunConfig = field(default_factory=RunConfig)
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-
-
-CHOICES = {
-    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "model.vit_precision": ("fp16", "bf16", "fp32"),
-    "model.vit_model": ("eva_clip_g",),
-    "model.fusion_header_type": ("seqTransf",),
-    "run.task": ("video_text_pretrain", "image_text_pretrain"),
-    "run.runner": ("runner_base",),
-    "run.on_nan": ("stop", "skip"),
-    "features.encoding": ("float32", "bfloat16", "int8"),
-}
-DATA_TYPES = ("video", "images", "audio")
-# Keys of the original that are accepted, so that its files still load, and what to use in their place.
-WITHOUT_EFFECT = {
-    "run.dist_url": "torchrun or accelerate launch set the rendezvous",
-    "run.distributed": "torchrun or accelerate launch make a run distributed",
-    "model.vit_precision": "model.dtype sets the precision of the frozen parts",
-}
 
 
 def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Config:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from video_llama.config import EVA_VIT_G_URL, QFORMER_URL, ModelConfig
+from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError
 from video_llama.model.checkpoint import (
     AUDIO_BRANCH,
@@ -35,6 +35,7 @@ from video_llama.model.hub import (
     resolve_source,
 )
 from video_llama.model.weight_files import FOLDER_FILES
+from video_llama.schema import EVA_VIT_G_URL, QFORMER_URL
 
 __all__ = [
     "OriginalFiles",
