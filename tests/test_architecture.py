@@ -21,7 +21,7 @@ LAYERS = [
     {"processor"},
     {"model"},
     {"data", "clipworld"},
-    {"training", "chat", "captioner"},
+    {"training", "tiny", "chat", "captioner"},
     {"evaluation", "demo"},
 ]
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")

@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Pretrain the parts of the small model that the real model takes pretrained, and write them for the four stages.
+
+    python scripts/pretrain_tiny.py --corpus data/clipworld --work output/tiny/parts --output output/tiny/pretrained
+
+Each part goes on where an earlier run stopped, and is skipped when it is done. States, logs and what was read from
+the corpus are kept in the folder --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="written by make_clipworld.py")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="states and logs of the parts")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write the finished parts, in the original layout")
+    parser.add_argument(
+        "--parts",
+        nargs="*",
+        choices=["vision", "sound", "language", "qformer"],
+        default=["vision", "sound", "language", "qformer"],
+        help="in this order (all); none only trains the tokenizer",
+    )
+    parser.add_argument("--scale", choices=["full", "smoke"], default="full", help="smoke: only to see that it runs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    from video_llama.errors import VideoLlamaError
+    from video_llama.tiny.pretraining import SCALES, prepare, pretrain, write_parts
+
+    try:
+        prepare(arguments.work)
+        for part in arguments.parts:
+            pretrain(part, arguments.corpus, arguments.work, SCALES[arguments.scale])
+        if arguments.output is not None:
+            write_parts(arguments.work, arguments.output)
+            print(f"written to {arguments.output}")
+    except (VideoLlamaError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A training loop in few words, for parts that train by themselves: resumable, seeded, logged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from video_llama.utils.utils import resolve_dtype
+
+__all__ = ["Schedule", "run_steps"]
+
+logger = logging.getLogger(__name__)
+
+_SAVE_EVERY, _LOG_EVERY = 250, 50
+
+StepFunction = Callable[[Generator], Mapping[str, Tensor]]
+"""Draws a batch and returns the terms of its loss (summed for the gradient) by name."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a part learns.
+
+    Attributes:
+        num_steps: of the optimizer.
+        peak_lr: learning rate after the warm-up; it falls to a fiftieth along a cosine.
+        warmup_steps: of linear growth.
+        weight_decay: of matrices.
+    """
+
+    num_steps: int
+    peak_lr: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.02
+
+    def lr(self, step: int) -> float:
+        """The rate of step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
+        return self.peak_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def run_steps(
+    name: str,
+    modules: nn.ModuleDict,
+    step_function: StepFunction,
+    schedule: Schedule,
+    folder: Path,
+    seed: int,
+    measure: Callable[[], Mapping[str, float]] | None = None,
+    in_half: bool = False,
+) -> None:
+    """Train modules in place, or read the result of an earlier run; an interrupted run goes on.
+
+    A step depends on the weights, the optimizer's state, the seed and its number alone.
+
+    Args:
+        name: of the part: `FOLDER/NAME.pt` holds its state, `FOLDER/NAME.jsonl` its log.
+        modules: what trains; whatever has `requires_grad` off is kept in the state but not changed.
+        step_function: the loss of one batch.
+        schedule: how long and how fast.
+        folder: an existing folder.
+        seed: of the batches.
+        measure: accuracies to log whenever the state is written.
+        in_half: compute products in bfloat16 on a CPU that is good at it.
+    """
+    file, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
+    trained = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.peak_lr, betas=(0.9, 0.98))
+    start = 0
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    modules.train()
+    sums: dict[str, float] = {}
+    began = time.perf_counter()
+    for step in tqdm(range(start, schedule.num_steps), name, schedule.num_steps, initial=start, unit="step"):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr(step)
+        with _half_precision() if in_half else contextlib.nullcontext():
+            losses = step_function(np.random.default_rng([seed, step]))
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + float(value.detach())
+        done = step + 1
+        if done % _LOG_EVERY == 0 or done == schedule.num_steps:
+            count = (step % _LOG_EVERY) + 1
+            entry = {"step": done, "seconds": round(time.perf_counter() - began, 1)}
+            _append(log, entry | {key: round(value / count, 4) for key, value in sums.items()})
+            sums = {}
+        if done % _SAVE_EVERY == 0 or done == schedule.num_steps:
+            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            torch.save(state, file.with_suffix(".incomplete"))
+            os.replace(file.with_suffix(".incomplete"), file)
+            if measure is not None:
+                modules.eval()
+                with torch.no_grad():
+                    _append(log, {"step": done, "accuracy": {k: round(v, 4) for k, v in measure().items()}})
+                modules.train()
+    modules.eval()
+
+
+@contextlib.contextmanager
+def _half_precision() -> Iterator[None]:
+    """Products in bfloat16 on a CPU that computes in it; its fused attention is slow there in the backward pass."""
+    if resolve_dtype("auto", "cpu") != torch.bfloat16:
+        yield
+        return
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _append(path: Path, entry: Mapping[str, object]) -> None:
+    logger.info("%s", entry)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
