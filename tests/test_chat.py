@@ -177,6 +177,11 @@ def test_a_long_conversation_drops_whole_oldest_turns_and_keeps_its_media(
     assert prompt.count("<ImageHere>") == 1
     assert "Question number 0" not in prompt
     assert "Question number 5" in prompt
+    while len(chat.turns) > 1:  # back to before the first turn that was dropped
+        chat.undo()
+    chat.ask("And how many dogs?")
+    chat.answer()
+    assert "And how many dogs?" in chat.conversation(chat.dropped_turns).get_prompt()
 
 
 def test_a_question_that_can_never_fit_is_refused_with_figures(make_image: Callable[..., Path]) -> None:

@@ -135,6 +135,25 @@ def test_a_question_joins_media_that_wait_for_it_and_no_other_message() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["v1", "llama_2"])
+def test_a_dropped_turn_leaves_its_media_to_the_next_question(name: str) -> None:
+    conversation = talk(name, "old question", "old answer", "new question", "new answer", "last question")
+    conversation.introduce([*introduce_image(), " "])
+    fresh = talk(name, "new question", "new answer", "last question")
+    fresh.introduce([*introduce_image(), " "])
+    assert conversation.drop_oldest_turn()
+    assert conversation.messages == fresh.messages
+    assert conversation.drop_oldest_turn()
+    assert not conversation.drop_oldest_turn()
+    assert [content for _, content in conversation.messages] == [[*introduce_image(), " ", "last question"]]
+
+
+def test_a_dropped_turn_without_media_leaves_nothing() -> None:
+    conversation = talk("v1", "old question", "old answer", "new question")
+    assert conversation.drop_oldest_turn()
+    assert conversation.messages == [["Human", "new question"]]
+
+
 def test_introductions_say_which_media_they_are_for() -> None:
     video, still, sound = Frames("video", "The video …"), Frames("image"), object()
     assert introduce_media([]) == []

@@ -87,3 +87,5 @@ def test_a_gpu_computes_in_the_half_precision_it_has(
 def test_a_named_precision_is_obeyed() -> None:
     assert resolve_dtype("bfloat16", "cpu") == torch.bfloat16
     assert resolve_dtype(torch.float64, "cpu") == torch.float64
+    with pytest.raises(ConfigError, match="'float13'; it should be auto, float32"):
+        resolve_dtype("float13", "cpu")

@@ -154,7 +154,9 @@ class Chat:
 
     def undo(self) -> Turn | None:
         """Take back the last turn, its uploads too, and return it; None if there is none."""
-        return self.turns.pop() if self.turns else None
+        undone = self.turns.pop() if self.turns else None
+        self.dropped_turns = min(self.dropped_turns, len(self.turns))
+        return undone
 
     def reset(self) -> None:
         """Forget all turns and free what was kept for them."""
@@ -206,16 +208,13 @@ class Chat:
         if self._open_turn().question is None:
             raise VideoLlamaError("nothing was asked; call ask(text) first")
         media = [item for turn in self.turns for upload in turn.uploads for item in upload.encoded]
-        room = self.model.max_length - options.max_new_tokens
-        for dropped in range(self.dropped_turns, len(self.turns)):
+        dropped = self.dropped_turns
+        prompt = self.model.prepare(self.conversation(dropped), media)
+        while error := self.model.too_long(prompt, options):
+            dropped += 1
+            if dropped >= len(self.turns):
+                raise error
             prompt = self.model.prepare(self.conversation(dropped), media)
-            if len(prompt.keys) <= room:
-                break
-        else:
-            raise VideoLlamaError(
-                f"the question with its media takes {len(prompt.keys)} tokens, but {room} fit beside an answer of "
-                f"{options.max_new_tokens}; ask a shorter question, upload less, or lower max_new_tokens"
-            )
         if dropped > self.dropped_turns:
             logger.warning("the conversation is too long: its first %d turn(s) are no longer read", dropped)
             self.dropped_turns = dropped

@@ -108,6 +108,23 @@ class Conversation:
         bare = introduction[:-1] if introduction and introduction[-1] == " " else introduction
         self.messages.insert(0, [self.roles[0], list(bare)])
 
+    def drop_oldest_turn(self) -> bool:
+        """Take out the oldest question and its answer; its media go to the next question.
+
+        Returns:
+            whether there was a turn to take out: the last question always stays.
+        """
+        questions = [index for index, (role, _) in enumerate(self.messages) if role == self.roles[0]]
+        if len(questions) < 2:
+            return False
+        oldest, following = questions[:2]
+        items = _items(self.messages[oldest][1])
+        media = items[:-1] if _has_placeholder(items) and isinstance(items[-1], str) else items
+        if _has_placeholder(media):
+            self.messages[following][1] = [*media, *_items(self.messages[following][1])]
+        del self.messages[oldest:following]
+        return True
+
     def has_media(self) -> bool:
         """Whether any message holds a placeholder."""
         return any(_has_placeholder(content) for _, content in self.messages)

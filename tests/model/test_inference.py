@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from video_llama.conversation import Conversation, Placeholder, introduce_media
+from video_llama.errors import VideoLlamaError
 from video_llama.model.builder import load_pretrained_model
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.generation import GenerationOptions, PrefixCache
@@ -210,6 +211,32 @@ def test_media_are_introduced_unless_the_messages_place_them(
         model.generate(image, None, conversation, max_new_tokens=1)
     assert prompts[0] == prompts[1]
     assert prompts[0].count("<ImageHere>") == 1
+
+
+def test_the_oldest_turns_of_a_conversation_that_is_too_long_are_not_read(
+    model: VideoLlama, image: VideoFrames, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(model.model.config.get_text_config(), "max_position_embeddings", 200)
+    long, short = model.new_conversation(), model.new_conversation()
+    for number in range(9):
+        long.ask(f"Question {number}: what is happening here?")
+        long.append_message("ASSISTANT", "Something, as always.")
+    for conversation in (long, short):
+        conversation.ask(QUESTION)
+    num_messages = len(long.messages)
+    kept = long.copy()
+    kept.introduce(introduce_media([image]))
+    prompt = model.prepare(kept.up_to_answer(), [model.encode(image)])
+    assert model.too_long(prompt, OPTIONS) is not None
+    answer = model.generate(image, None, long, max_new_tokens=16)
+    assert "turn(s) are not read" in caplog.text
+    assert len(long.messages) == num_messages
+    while model.too_long(prompt, OPTIONS):
+        assert kept.drop_oldest_turn()
+        prompt = model.prepare(kept.up_to_answer(), [model.encode(image)])
+    assert answer == model.complete(prompt, OPTIONS)
+    with pytest.raises(VideoLlamaError, match="0 fit beside an answer of 500"):
+        model.generate(image, None, short, max_new_tokens=500)
 
 
 @pytest.mark.parametrize("given", ["two images", "sound", "nothing"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from tests.model.conftest import make_tiny_config, prompt_ids
 from video_llama.model.configuration import VideoLlamaConfig
@@ -149,7 +149,8 @@ def test_saving_in_shards_and_loading_gives_equal_bits(
 def test_the_auto_classes_find_a_saved_folder(tiny_model: VideoLlamaForConditionalGeneration, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), VideoLlamaConfig)
-    assert isinstance(AutoModelForImageTextToText.from_pretrained(tmp_path), VideoLlamaForConditionalGeneration)
+    for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        assert isinstance(auto_class.from_pretrained(tmp_path), VideoLlamaForConditionalGeneration)
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"device_map": "cpu"}, {"device_map": "auto"}])

@@ -5,7 +5,7 @@ Importing this package makes `transformers`' Auto classes know Video-LLaMA folde
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
@@ -14,5 +14,6 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 __all__ = ["VideoLlamaConfig", "VideoLlamaForConditionalGeneration", "VideoLlamaProcessor"]
 
 AutoConfig.register(VideoLlamaConfig.model_type, VideoLlamaConfig, exist_ok=True)
-AutoModelForImageTextToText.register(VideoLlamaConfig, VideoLlamaForConditionalGeneration, exist_ok=True)
+for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(VideoLlamaConfig, VideoLlamaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoLlamaConfig, VideoLlamaProcessor, exist_ok=True)

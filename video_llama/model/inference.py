@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch.nn.functional import interpolate
 from transformers.generation import StoppingCriteriaList
 
 from video_llama.conversation import Conversation, conv_templates, introduce_media
+from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.media import AudioSegments, VideoFrames
@@ -19,6 +21,8 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,19 +116,23 @@ class VideoLlama:
             audio: the sound that goes with it, or a sound alone, or None.
             conv: the conversation. A last assistant message stands for the answer to come and is not read. The
                 media are introduced in the first user message, unless the messages hold placeholders already.
+                Of a conversation longer than the model's context the oldest turns are not read, which is logged.
             options: fields of `GenerationOptions`, e.g. `temperature=0.2`, `max_new_tokens=64`.
 
         Returns:
             the answer, without template text around it.
+
+        Raises:
+            VideoLlamaError: even without earlier turns the question is too long for the model's context.
         """
         frames = [] if imgs is None else [imgs] if isinstance(imgs, (VideoFrames, Tensor)) else list(imgs)
         items = [*frames] if audio is None else [audio, *frames]
         conversation = (conv or self.new_conversation()).up_to_answer()
         if not conversation.has_media():
             conversation.introduce(introduce_media(frames, audio))
+        chosen = GenerationOptions(**options)
         encoded = [self.encode(item) for item in items]
-        prompt = self.prepare(conversation, encoded)
-        return self.complete(prompt, GenerationOptions(**options))
+        return self.complete(self._fitting_prompt(conversation, encoded, chosen), chosen)
 
     @torch.inference_mode()
     def prepare(self, conversation: Conversation, media: Sequence[EncodedMedia]) -> Prompt:
@@ -175,6 +183,29 @@ class VideoLlama:
             self._run(prompt, options, cache, streamer=stream, stopping_criteria=stopping)
 
         yield from stream_text(stream, run)
+
+    def too_long(self, prompt: Prompt, options: GenerationOptions) -> VideoLlamaError | None:
+        """What to tell the user if prompt and answer together exceed the model's context; None if they fit."""
+        length, room = len(prompt.keys), max(0, self.max_length - options.max_new_tokens)
+        if length <= room:
+            return None
+        return VideoLlamaError(
+            f"the question with its media takes {length} tokens, but {room} fit beside an answer of "
+            f"{options.max_new_tokens}; ask a shorter question, upload less, or lower max_new_tokens"
+        )
+
+    def _fitting_prompt(
+        self, conversation: Conversation, media: Sequence[EncodedMedia], options: GenerationOptions
+    ) -> Prompt:
+        """The prompt without as many of the oldest turns' words as would make it too long."""
+        dropped = 0
+        while error := self.too_long(prompt := self.prepare(conversation, media), options):
+            if not conversation.drop_oldest_turn():
+                raise error
+            dropped += 1
+        if dropped:
+            logger.warning("the conversation is too long: its first %d turn(s) are not read", dropped)
+        return prompt
 
     def _fit(self, pixel_values: Tensor) -> Tensor:
         size = self.model.config.vision_config.image_size

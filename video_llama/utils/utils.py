@@ -79,11 +79,17 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: str | torch.device, h
     Returns:
         with "auto" and `half`: bfloat16 on a GPU or CPU that computes in it, float16 on other GPUs (and on MPS),
         float32 on other CPUs, which compute in float16 several times slower than in float32.
+
+    Raises:
+        ConfigError: there is no such precision.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in (None, "auto"):
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[str(dtype)]
+        named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype not in named:
+            raise ConfigError(f"unknown dtype {dtype!r}; it should be auto, {', '.join(named)} or a torch dtype")
+        return named[dtype]
     kind = torch.device(device).type
     if not half:
         return torch.float32
