@@ -24,10 +24,9 @@ from video_llama.clipworld.language import caption
 from video_llama.data.tokenization import collate_text
 from video_llama.model.qformer import ask_qformer
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.processor.media import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.tiny.frames import FramePool
-from video_llama.tiny.steps import Schedule, run_steps
+from video_llama.tiny.steps import Schedule, half_precision, run_steps
 from video_llama.tiny.texts import TextSample, TextWriter
 from video_llama.tiny.vision import AttributeHeads
 
@@ -181,8 +180,8 @@ def train_qformer(
     )
 
     def encode(frames: FramePool, chosen: NDArray[np.int64]) -> Tensor:
-        with torch.no_grad():
-            patches = branch.vision_norm(branch.vision_encoder(_images(frames, chosen, media)))
+        with torch.no_grad(), half_precision():
+            patches = branch.vision_norm(branch.vision_encoder(frames.images(chosen, media))).float()
         return ask_qformer(branch.qformer, branch.query_tokens, patches)  # (frames, queries, width)
 
     def step(rng: Generator) -> Mapping[str, Tensor]:
@@ -202,10 +201,6 @@ def train_qformer(
         return modules["heads"].accuracies(tokens.flatten(1), held_back, everything)  # type: ignore[operator]
 
     run_steps("qformer", modules, step, schedule, folder, seed=4, measure=measure)
-
-
-def _images(pool: FramePool, chosen: NDArray[np.int64], media: MediaProcessor) -> Tensor:
-    return pool.images(chosen, media)
 
 
 class _Held(nn.Module):

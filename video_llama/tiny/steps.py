@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from video_llama.utils.utils import resolve_dtype
 
-__all__ = ["Schedule", "run_steps"]
+__all__ = ["Schedule", "half_precision", "run_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def run_steps(
     for step in tqdm(range(start, schedule.num_steps), name, schedule.num_steps, initial=start, unit="step"):
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr(step)
-        with _half_precision() if in_half else contextlib.nullcontext():
+        with half_precision() if in_half else contextlib.nullcontext():
             losses = step_function(np.random.default_rng([seed, step]))
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -125,7 +125,7 @@ def run_steps(
 
 
 @contextlib.contextmanager
-def _half_precision() -> Iterator[None]:
+def half_precision() -> Iterator[None]:
     """Products in bfloat16 on a CPU that computes in it; its fused attention is slow there in the backward pass."""
     if resolve_dtype("auto", "cpu") != torch.bfloat16:
         yield
