@@ -14,7 +14,9 @@ import torch
 
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import read_log, trained
+from video_llama.errors import ConfigError
 from video_llama.training.checkpoints import list_checkpoints
+from video_llama.training.processes import check_processes
 from video_llama.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +108,15 @@ def test_sharding_that_was_asked_for_and_is_not_there_is_found_out(config_file: 
     done = launch(1, config_file, ACCELERATE_USE_FSDP="true")
     assert done.returncode != 0
     assert "FSDP was asked for, but accelerate set up NO" in done.stderr
+
+
+def test_accumulation_with_deepspeed_is_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Trainer(make_config()).accelerator
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="accum_grad_iters must be 1 with DeepSpeed"):
+        check_processes(accelerator, make_config("run.accum_grad_iters=2").run)
+    with pytest.raises(ConfigError, match="DEEPSPEED was asked for, but accelerate set up NO"):
+        check_processes(accelerator, make_config().run)
 
 
 def test_each_process_notes_its_own_bad_samples(config_file: Path, corpus: Path, tmp_path: Path) -> None:

@@ -237,7 +237,9 @@ def test_recomputed_activations_give_the_same_step(make_config: MakeConfig, tmp_
         options = [f"model.use_grad_checkpoint={name == 'recomputed'}", f"run.output_dir={tmp_path / name}"]
         trainer = Trainer(make_config(*options))
         seen: list[object] = []
-        trainer.model.language_model.model.layers[0].mlp.register_forward_pre_hook(lambda *args, to=seen: to.append(args))
+        trainer.model.language_model.model.layers[0].mlp.register_forward_pre_hook(
+            lambda *args, to=seen: to.append(args)
+        )
         steps.append(trainer.step([trainer.batches()[0]]))
         calls[name] = len(seen)
     assert calls == {"kept": 1, "recomputed": 2}

@@ -2,17 +2,19 @@
 
 OUTPUT_DIR/checkpoints/step_00001000/
   trainable.safetensors     what trains, under our names
-  optimizer.pt              the optimizer's state, by the same names
+  optimizer.pt              the optimizer's state, by the same names (with DeepSpeed: its own folder)
   state.json                where the run stood
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8})")
 _IN_PROGRESS = ".incomplete"
+_TRAINABLE, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
+_DEEPSPEED = "deepspeed"
 
 
 @dataclass
@@ -68,8 +72,18 @@ class TrainingState:
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
     """Everything that trains, whole and on the CPU, under the model's own names; call it on every process."""
+    if _is_deepspeed(model):
+        return _gather_from_deepspeed(model)
     states: dict[str, Any] = get_model_state_dict(model, options=_gathered())
     return states
+
+
+def _gather_from_deepspeed(engine: Any) -> dict[str, Tensor]:
+    import deepspeed  # only there if it is used
+
+    trainable = {name: value for name, value in engine.module.named_parameters() if value.requires_grad}
+    with deepspeed.zero.GatheredParameters(list(trainable.values())):  # does nothing below ZeRO-3
+        return {name: value.detach().cpu().clone() for name, value in trainable.items()}
 
 
 def save_checkpoint(
@@ -86,40 +100,51 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written; those before it are whole.
     """
-    trainable = gather_trainable(model)
-    optimizer_state = get_optimizer_state_dict(model, optimizer, options=_gathered())
-    if not writes:
-        return
     final = folder / f"step_{state.iteration:08d}"
     in_progress = final.with_name(final.name + _IN_PROGRESS)
-    try:
-        shutil.rmtree(in_progress, ignore_errors=True)
-        in_progress.mkdir(parents=True)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in trainable.items()}, in_progress / "trainable.safetensors"
-        )
-        torch.save(optimizer_state, in_progress / "optimizer.pt")
-        (in_progress / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-        for file in in_progress.iterdir():
-            _sync(file)
+    trainable = gather_trainable(model)
+    shards_itself = _is_deepspeed(model)
+    optimizer_state = None if shards_itself else get_optimizer_state_dict(model, optimizer, options=_gathered())
+    with _removed_on_failure(in_progress, final):
+        if writes:
+            shutil.rmtree(in_progress, ignore_errors=True)
+            in_progress.mkdir(parents=True)
+        if shards_itself:  # every process writes its share
+            torch.distributed.barrier()
+            model.save_checkpoint(str(in_progress), tag=_DEEPSPEED, exclude_frozen_parameters=True)  # type: ignore[operator]
+            torch.distributed.barrier()
+        if not writes:
+            return
+        save_file({name: value.contiguous() for name, value in trainable.items()}, in_progress / _TRAINABLE)
+        if optimizer_state is not None:
+            torch.save(optimizer_state, in_progress / _OPTIMIZER)
+        (in_progress / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        for path in in_progress.rglob("*"):
+            _sync(path)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(in_progress, final)
         _sync(folder)
+    for old in list_checkpoints(folder)[: -max(keep, 1)]:
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(in_progress: Path, final: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap the system's errors
         shutil.rmtree(in_progress, ignore_errors=True)
         raise CheckpointError(
             f"{final}: cannot be written ({error}); earlier checkpoints are whole. Make room, then go on with "
             f"run.resume_ckpt_path=auto"
         ) from error
-    for old in list_checkpoints(folder)[: -max(keep, 1)]:
-        shutil.rmtree(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a folder, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").exists())
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / _STATE).exists())
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
@@ -143,7 +168,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     if resume == "auto":
         return known[-1] if known else None
     path = Path(resume).expanduser()
-    if (path / "state.json").exists():
+    if (path / _STATE).exists():
         return path
     newest = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
     if not newest:
@@ -158,23 +183,31 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         CheckpointError: it is damaged, or of a run with other trainable parts.
     """
     try:
-        state = TrainingState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
-        trainable: dict[str, Any] = load_file(path / "trainable.safetensors")
-        optimizer_state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        state = TrainingState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
+        trainable: dict[str, Any] = load_file(path / _TRAINABLE)
+        optimizer_state = None
+        if not _is_deepspeed(model):
+            optimizer_state = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: damaged or not a training checkpoint ({error})") from error
-    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    wanted = {name.removeprefix("module.") for name in wanted}
-    if wanted != trainable.keys():
-        differing = sorted(wanted ^ trainable.keys())
-        raise CheckpointError(
-            f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
-            f"the first is {differing[0]})"
-        )
+    _check_names(path, model, trainable)
+    if optimizer_state is None:
+        model.load_checkpoint(str(path), tag=_DEEPSPEED, load_module_strict=False)  # type: ignore[operator]
+        return state
     options = StateDictOptions(full_state_dict=True, strict=False)
     set_model_state_dict(model, trainable, options=options)
     set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
     return state
+
+
+def _check_names(path: Path, model: nn.Module, trainable: Mapping[str, Any]) -> None:
+    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    differing = sorted({name.removeprefix("module.") for name in names} ^ trainable.keys())
+    if differing:
+        raise CheckpointError(
+            f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
+            f"the first is {differing[0]})"
+        )
 
 
 def write_file(path: Path, content: Any) -> None:
@@ -204,3 +237,8 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _is_deepspeed(model: nn.Module) -> bool:
+    """Whether DeepSpeed wraps the model; it has its own way to shard and to save the optimizer."""
+    return type(model).__name__ == "DeepSpeedEngine"

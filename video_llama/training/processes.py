@@ -34,7 +34,7 @@ def build_accelerator(run: RunConfig, *, find_unused_parameters: bool = False) -
     """
     on_cpu = run.device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=on_cpu and not _asks_for("DEEPSPEED"),  # with it accelerate would ignore DeepSpeed
         mixed_precision=_mixed_precision(run),
         log_with=list(run.trackers) or None,
         project_dir=run.output_dir,
@@ -59,6 +59,8 @@ def check_processes(accelerator: Accelerator, run: RunConfig) -> None:
             f"{asked} processes were asked for, but this run has {accelerator.num_processes}; start it with "
             f"torchrun --nproc_per_node={asked} train.py …"
         )
+    if _asks_for("DEEPSPEED") and run.accum_grad_iters > 1:
+        raise ConfigError("run.accum_grad_iters must be 1 with DeepSpeed, which would scale the gradients once more")
     for name in ("FSDP", "DEEPSPEED"):
         if _asks_for(name) and accelerator.distributed_type is not DistributedType[name]:
             raise ConfigError(f"{name} was asked for, but accelerate set up {accelerator.distributed_type.value}")
