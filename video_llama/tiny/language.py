@@ -2,8 +2,8 @@
 
 The language model learns to read: where media will stand, it finds vectors made of its own embeddings of the words
 that are true, in any order and with noise, and must say from them what a caption or an answer needs. So it knows the
-language of questions and answers, and can say nothing right without looking. Then the Q-Former learns, with it, to
-caption single frames; captions of frames name the position.
+language of questions and answers, and can say nothing right without looking. Then the Q-Former learns, with it
+and the frame encoder, to caption single frames; captions of frames name the position.
 """
 
 from __future__ import annotations
@@ -156,11 +156,13 @@ def train_qformer(
     folder: Path,
     batch_size: int = 48,
 ) -> None:
-    """Train `qformer` and `query_tokens` of the video branch in place, and the language model further."""
+    """Train `qformer` and `query_tokens` of the video branch in place, and frame encoder and language model further."""
     branch, media = model.video_branch, processor.media_processor
     width, num_queries = branch.query_tokens.shape[-1], branch.query_tokens.shape[1]
     modules = nn.ModuleDict(
         {
+            "encoder": branch.vision_encoder,
+            "norm": branch.vision_norm,
             "qformer": branch.qformer,
             "projection": nn.Linear(width, model.config.text_config.hidden_size),
             "heads": AttributeHeads(num_queries * width),
@@ -168,8 +170,6 @@ def train_qformer(
             "queries": _Held(branch.query_tokens),
         }
     )
-    branch.vision_encoder.requires_grad_(False)
-    branch.vision_norm.requires_grad_(False)
     train, held_back = pool.split(min(_MEASURED_FRAMES, len(pool) // 10))
     writer, reader = text_writer(processor, 2), Reader(model, processor)
     frame_writer = TextWriter(
@@ -180,7 +180,7 @@ def train_qformer(
     )
 
     def encode(frames: FramePool, chosen: NDArray[np.int64]) -> Tensor:
-        with torch.no_grad(), half_precision():
+        with half_precision():
             patches = branch.vision_norm(branch.vision_encoder(frames.images(chosen, media))).float()
         return ask_qformer(branch.qformer, branch.query_tokens, patches)  # (frames, queries, width)
 

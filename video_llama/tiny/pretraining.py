@@ -50,7 +50,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale({"vision": 2600, "sound": 400, "language": 600, "qformer": 500}, 24_000, 5_000, 4_000),
+    "full": Scale({"vision": 2600, "sound": 400, "language": 600, "qformer": 700}, 24_000, 5_000, 4_000),
     "smoke": Scale({"vision": 30, "sound": 20, "language": 30, "qformer": 20}, 200, 40, 60),
 }
 _PEAK_LR = {"vision": 1.5e-3, "sound": 1e-3, "language": 2e-3, "qformer": 1e-3}
@@ -97,9 +97,16 @@ def write_parts(folder: Path, output: Path, seed: int = 1) -> None:
     model, _ = prepare(folder, seed)
     video, audio = model.video_branch, model.audio_branch
     assert audio is not None
-    _read_state(folder / "vision.pt", {"encoder": video.vision_encoder, "norm": video.vision_norm})
     _read_state(folder / "sound.pt", {"encoder": audio.audio_encoder})
-    _read_state(folder / "qformer.pt", {"qformer": video.qformer, "model": model.language_model})
+    _read_state(
+        folder / "qformer.pt",
+        {
+            "encoder": video.vision_encoder,
+            "norm": video.vision_norm,
+            "qformer": video.qformer,
+            "model": model.language_model,
+        },
+    )
     queries = torch.load(folder / "qformer.pt", weights_only=True)["modules"]["queries.parameter"]
     video.query_tokens.data.copy_(queries)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,203 @@
+"""The pretraining of the small model's parts: what they learn from, and a loop that can be stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import Generator
+from torch import Tensor, nn
+
+from video_llama.clipworld.facts import Facts, facts_of
+from video_llama.clipworld.samples import random_sample
+from video_llama.clipworld.vocabulary import is_held_out
+from video_llama.data.tokenization import IGNORE_INDEX
+from video_llama.model.original_files import find_config
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.tiny.frames import FRAME_ATTRIBUTES, FramePool, _draw
+from video_llama.tiny.language import slots_of_facts, text_writer, word_lists
+from video_llama.tiny.pretraining import prepare, write_parts
+from video_llama.tiny.steps import Schedule, run_steps
+from video_llama.tiny.vision import _patches_on_objects
+
+Prepared = tuple[VideoLlamaForConditionalGeneration, VideoLlamaProcessor, Path]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The untrained model and its processor, with the folder of its tokenizer."""
+    folder = tmp_path_factory.mktemp("parts")
+    return *prepare(folder), folder
+
+
+@pytest.fixture(scope="module")
+def pool() -> FramePool:
+    """Some drawn frames."""
+    return FramePool(*(np.stack(column) for column in zip(*_draw(1, 64, 80), strict=True)))
+
+
+def test_the_untrained_model_is_the_same_whenever_it_is_prepared(prepared: Prepared) -> None:
+    model, _, folder = prepared
+    again, _ = prepare(folder)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_the_model_fits_into_the_package(prepared: Prepared) -> None:
+    assert sum(parameter.numel() for parameter in prepared[0].parameters()) * 4 < 25e6
+
+
+def test_drawn_frames_show_no_held_out_combination(pool: FramePool) -> None:
+    values = [pool.facts(index).values for index in range(len(pool))]
+    assert not any(is_held_out(value["shape"], value["colour"]) for value in values)
+    assert len({tuple(value.values()) for value in values}) > 60
+
+
+def test_patches_on_objects_are_those_that_are_unlike_the_background(pool: FramePool) -> None:
+    chosen = np.arange(len(pool))
+    on_object = _patches_on_objects(pool, chosen, 64).numpy()  # (frames, patches)
+    patches = pool.pixels.reshape(-1, 8, 8, 8, 8, 3).mean(axis=(2, 4)).reshape(-1, 64, 3)
+    for index in chosen:
+        unlike = np.abs(patches[index] - np.median(patches[index], axis=0)).mean(axis=-1)
+        assert unlike[on_object[index]].mean() > 3 * unlike[~on_object[index]].mean()
+
+
+def test_a_frames_position_is_the_ninth_that_holds_the_common_centre(pool: FramePool) -> None:
+    for index in range(len(pool)):
+        column, row = np.minimum(2, (3 * pool.centre[index]).astype(int))
+        assert pool.labels[index, FRAME_ATTRIBUTES.index("position")] == 3 * row + column
+
+
+def test_held_back_frames_are_not_trained_on(pool: FramePool) -> None:
+    train, held_back = pool.split(10)
+    assert (len(train), len(held_back)) == (70, 10)
+    assert np.array_equal(np.concatenate([train.centre, held_back.centre]), pool.centre)
+
+
+def test_texts_teach_answers_and_stand_on_facts_alone(prepared: Prepared) -> None:
+    _, processor, _ = prepared
+    writer, rng = text_writer(processor, 1), np.random.default_rng(0)
+    kinds = set()
+    for _ in range(60):
+        sample = writer(rng)
+        kinds.add((sample.visible is not None, sample.audible is not None))
+        ids = np.array(sample.input_ids)
+        for kind, facts in (("image", sample.visible), ("audio", sample.audible)):
+            count = (ids == processor.placeholder_ids[kind]).sum()
+            assert count == (0 if facts is None else processor.placeholder_lengths[kind])
+        learnt = [token for token, label in zip(sample.input_ids, sample.labels, strict=True) if label != IGNORE_INDEX]
+        assert learnt[-1] == processor.tokenizer.eos_token_id
+    assert kinds == {(True, False), (False, True), (True, True)}
+
+
+def test_every_fact_is_in_a_slot_and_noise_changes_little(prepared: Prepared) -> None:
+    model, processor, _ = prepared
+    clip = random_sample(1, "train", "clip", 0)
+    facts = facts_of(clip.scene, None)
+    embeddings = nn.Embedding.from_pretrained(torch.eye(len(processor.tokenizer)))  # a slot counts its tokens
+    ids = {
+        word: processor.tokenizer(word, add_special_tokens=False)["input_ids"]
+        for phrase in word_lists(facts)
+        for word in phrase.split(" ")
+    }
+
+    class NoNoise:
+        def __init__(self) -> None:
+            self._rng = np.random.default_rng(0)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._rng, name)
+
+        def random(self) -> float:
+            return 0.0
+
+    slots = slots_of_facts([facts], 12, embeddings, ids, NoNoise())  # type: ignore[arg-type]
+    assert slots.shape == (1, 12, len(processor.tokenizer))
+    for phrase in word_lists(facts):
+        wanted = torch.zeros(len(processor.tokenizer))
+        for word in phrase.split(" "):
+            for token in ids[word]:
+                wanted[token] += 1
+        assert any(torch.equal(slot, wanted) for slot in slots[0]), phrase
+    del model
+
+
+def test_what_changes_is_told_in_its_order() -> None:
+    facts = Facts("video", {"shape": "star", "order": "red, then blue"}, "colour", "red", "blue")
+    assert word_lists(facts) == ["video", "shape star", "first colour red", "then colour blue"]
+    still = Facts("video", {"shape": "star", "order": "nothing"})
+    assert word_lists(still) == ["video", "shape star", "nothing changes"]
+
+
+def run_line(folder: Path, num_steps: int, stop_after: int | None = None) -> nn.Linear:
+    """Fit a line; the run may be cut off."""
+    torch.manual_seed(0)
+    layer = nn.Linear(2, 1)
+
+    def step(rng: Generator) -> Mapping[str, Tensor]:
+        x = torch.from_numpy(rng.normal(size=(8, 2)).astype(np.float32))
+        step.count += 1  # type: ignore[attr-defined]
+        if stop_after is not None and step.count > stop_after:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return {"square": (layer(x) - x.sum(dim=1, keepdim=True)).square().mean()}
+
+    step.count = 0  # type: ignore[attr-defined]
+    folder.mkdir(exist_ok=True)
+    run_steps("line", nn.ModuleDict({"layer": layer}), step, Schedule(num_steps, 0.05, 10), folder, seed=1)
+    return layer
+
+
+def test_a_stopped_part_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = run_line(tmp_path / "whole", 400)
+    with pytest.raises(KeyboardInterrupt):
+        run_line(tmp_path / "cut", 400, stop_after=300)
+    resumed = run_line(tmp_path / "cut", 400)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert whole.weight.detach().numpy() == pytest.approx(np.ones((1, 2)), abs=0.05)
+
+
+def test_a_finished_part_is_read_and_not_trained_again(tmp_path: Path) -> None:
+    first = run_line(tmp_path / "line", 50)
+    again = run_line(tmp_path / "line", 50, stop_after=0)
+    assert torch.equal(first.weight, again.weight)
+
+
+def test_parts_are_written_in_the_originals_layout_without_what_the_stages_train(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    model, _, folder = prepared
+    video, audio = model.video_branch, model.audio_branch
+    assert audio is not None
+    states = {
+        "sound": {"encoder": audio.audio_encoder},
+        "qformer": {
+            "encoder": video.vision_encoder,
+            "norm": video.vision_norm,
+            "qformer": video.qformer,
+            "model": model.language_model,
+        },
+    }
+    for name, modules in states.items():
+        state = {f"{key}.{k}": v for key, module in modules.items() for k, v in module.state_dict().items()}
+        state |= {"queries.parameter": video.query_tokens.data + 1} if name == "qformer" else {}
+        torch.save({"modules": state}, folder / f"{name}.pt")
+    write_parts(folder, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    files = {"eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "imagebind_huge.pth", "language_model", "config.json"}
+    assert names == files
+    assert find_config([tmp_path / "out"]) is not None
+    queries = torch.load(tmp_path / "out/blip2_pretrained_flant5xxl.pth", weights_only=True)["model"]["query_tokens"]
+    assert torch.equal(queries, video.query_tokens.data + 1)
+
+
+def test_the_schedule_warms_up_and_falls() -> None:
+    schedule = Schedule(100, 1.0, 10)
+    rates = [schedule.lr(step) for step in range(100)]
+    assert rates[9] == max(rates) == 1.0
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.02, abs=0.01)
+    assert dataclasses.replace(schedule, warmup_steps=0).lr(0) == 1.0
