@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from video_llama.conversation import Conversation, conv_templates, introduce_med
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
@@ -96,11 +97,62 @@ class VideoLlama:
         Raises:
             ValueError: a sound, and the model was built without its audio branch.
         """
-        if isinstance(media, AudioSegments) or (isinstance(media, Tensor) and media.shape[-3] == 1):
-            values = media.values if isinstance(media, AudioSegments) else media
-            return EncodedMedia("audio", self.model.get_audio_features(values[None].to(self.device))[0])
+        values = self.prepare_values(media)[None].to(self.device)
+        if values.shape[-3] == 1:
+            return EncodedMedia("audio", self.model.get_audio_features(values)[0])
+        return EncodedMedia("image", self.model.get_video_features(values)[0])
+
+    def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:
+        """The tensor that a branch takes of an item: frames in the model's size, or segments with one channel."""
+        if isinstance(media, AudioSegments):
+            return media.values
         values = media.pixel_values if isinstance(media, VideoFrames) else media
-        return EncodedMedia("image", self.model.get_video_features(self._fit(values)[None].to(self.device))[0])
+        return values if values.shape[-3] == 1 else self._fit(values)
+
+    def caption(
+        self,
+        clips: Iterable[Any],
+        prompt: str | None = None,
+        *,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        num_frames: int | None = None,
+        audio: bool = True,
+        on_error: Callable[[int, VideoLlamaError], object] | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Answer one question about each of many clips; greedy, the same text as one clip at a time.
+
+        Args:
+            clips: files (videos, images, sounds), arrays (frames, height, width, 3) of uint8, images, tensors as
+                the model takes them, `VideoFrames`, `AudioSegments`, or pairs of what is seen and what is heard.
+            prompt: the question; by default, to describe the clip.
+            batch_size: clips that are answered together; more need more memory.
+            num_workers: processes that decode ahead; 0 decodes in this one.
+            num_frames: to look at in each video; by default as many as the model was trained with.
+            audio: listen to videos, if the model can hear.
+            on_error: called with the number of a clip that cannot be read and the error; its caption is "".
+            options: fields of `GenerationOptions`.
+
+        Returns:
+            the captions, in the order of the clips.
+
+        Raises:
+            MediaError: a clip cannot be read, and there is no `on_error`.
+        """
+        # That module drives this class.
+        from video_llama.model.captioning import DEFAULT_PROMPT, BatchCaptioner, caption_clips
+
+        reader = ClipReader(self.processor.media_processor, audio and self.has_audio, num_frames)
+        captioner = BatchCaptioner(self, prompt or DEFAULT_PROMPT, GenerationOptions(**options), batch_size)
+        texts: dict[int, str] = {}
+        for result in caption_clips(captioner, clips, reader, num_workers):
+            if result.error is not None:
+                if on_error is None:
+                    raise result.error
+                on_error(result.key, result.error)
+            texts[result.key] = result.text or ""
+        return [texts[key] for key in sorted(texts)]
 
     def generate(
         self,

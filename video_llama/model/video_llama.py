@@ -62,6 +62,10 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
+    def _supports_logits_to_keep(self) -> bool:
+        """Whether `generate` may ask for the last position's logits only: the language model decides."""
+        return bool(self.language_model._supports_logits_to_keep())
+
     def train(self, mode: bool = True) -> VideoLlamaForConditionalGeneration:
         """As in torch, except that a frozen part stays in evaluation mode: no dropout where nothing learns."""
         super().train(mode)
@@ -151,6 +155,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -168,6 +173,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds: (batch, length, width), instead of everything above.
             attention_mask: (batch, length), int64, 0 on padding (either side).
             labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken.
+            logits_to_keep: compute the logits of that many last positions only; 0 for all. `generate` asks for one.
             position_ids, past_key_values, kwargs: passed to the language model.
 
         Returns:
@@ -184,6 +190,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
         if position_ids is None and past_key_values is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # left padding must not shift positions
+        if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):  # not every language model knows it
+            kwargs["logits_to_keep"] = logits_to_keep
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

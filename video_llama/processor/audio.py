@@ -19,7 +19,15 @@ from torchaudio.transforms import Resample
 from video_llama.errors import MediaError, NoSoundTrackError
 from video_llama.processor.containers import demux_packets, open_container, select_stream, translate_errors
 
-__all__ = ["Waveform", "decode_audio", "resample_blocks", "to_mono"]
+__all__ = [
+    "Waveform",
+    "decode_audio",
+    "decode_timed_frames",
+    "resample_blocks",
+    "resampling_period",
+    "select_sound",
+    "to_mono",
+]
 
 _BLOCK_SECONDS = 10
 _MARGIN_SECONDS = 0.1  # far more than the resampling filter reaches to either side
@@ -54,11 +62,8 @@ def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None
         MediaError: the file cannot be read, or its sound track is damaged or cut short.
     """
     with open_container(path) as container:
-        stream = select_stream(container, path, "audio")
-        assert isinstance(stream, AudioStream)
+        stream = select_sound(container, path)
         source_rate_hz = stream.rate
-        if source_rate_hz not in _PLAUSIBLE_RATES_HZ:
-            raise MediaError(path, f"a sound track of {source_rate_hz} samples per second: damaged")
         blocks = _decode_blocks(container, stream, path)
         if mono:
             blocks = (block.mean(dim=0, keepdim=True) for block in blocks)
@@ -71,6 +76,20 @@ def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None
     if not samples.isfinite().all():
         raise MediaError(path, "the sound has samples that are not finite numbers")
     return Waveform(samples, sample_rate_hz or source_rate_hz)
+
+
+def select_sound(container: InputContainer, path: str | os.PathLike[str]) -> AudioStream:
+    """The sound track that a player would choose.
+
+    Raises:
+        NoSoundTrackError: there is none.
+        MediaError: its header is damaged.
+    """
+    stream = select_stream(container, path, "audio")
+    assert isinstance(stream, AudioStream)
+    if stream.rate not in _PLAUSIBLE_RATES_HZ:
+        raise MediaError(path, f"a sound track of {stream.rate} samples per second: damaged")
+    return stream
 
 
 def to_mono(samples: torch.Tensor | NDArray[np.generic], sample_rate_hz: int, target_rate_hz: int) -> Waveform:
@@ -109,8 +128,7 @@ def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_
         (channels, samples) at the target rate.
     """
     source_rate_hz = _round_odd_rate(source_rate_hz, target_rate_hz)
-    common = gcd(source_rate_hz, target_rate_hz)
-    period, target_period = source_rate_hz // common, target_rate_hz // common
+    period, target_period = resampling_period(source_rate_hz, target_rate_hz)
     margin = ceil(_MARGIN_SECONDS * source_rate_hz / period) * period
     # As in the reference, a filter in single precision; more digits would move quiet mel bins by up to 0.05.
     resampler = Resample(source_rate_hz, target_rate_hz, dtype=torch.float32)
@@ -129,6 +147,13 @@ def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_
         yield resampler(pending)[:, done // period * target_period :]
 
 
+def resampling_period(source_rate_hz: int, target_rate_hz: int) -> tuple[int, int]:
+    """After how many samples of either rate both meet on a sample."""
+    source_rate_hz = _round_odd_rate(source_rate_hz, target_rate_hz)
+    common = gcd(source_rate_hz, target_rate_hz)
+    return source_rate_hz // common, target_rate_hz // common
+
+
 def _decode_blocks(
     container: InputContainer, stream: AudioStream, path: str | os.PathLike[str]
 ) -> Iterator[torch.Tensor]:
@@ -136,7 +161,7 @@ def _decode_blocks(
     block_samples = _BLOCK_SECONDS * stream.rate
     frames: list[torch.Tensor] = []
     total = waiting = 0
-    for samples in _decode_frames(container, stream, path):
+    for _, samples in decode_timed_frames(container, stream, path):
         frames.append(samples)
         waiting += samples.shape[-1]
         if waiting >= block_samples:
@@ -147,10 +172,15 @@ def _decode_blocks(
     _check_length(container, stream, path, total + waiting)
 
 
-def _decode_frames(
+def decode_timed_frames(
     container: InputContainer, stream: AudioStream, path: str | os.PathLike[str]
-) -> Iterator[torch.Tensor]:
-    """Frame by frame, in the rate and with the channels that the stream has at its start."""
+) -> Iterator[tuple[float | None, torch.Tensor]]:
+    """The stream from the current position on, frame by frame, in the rate and with the channels of its start.
+
+    Yields:
+        when the frame is heard, in seconds of the container's clock, or None if the file does not say; and its
+        samples, (channels, samples), float32.
+    """
     rate_hz, layout = stream.rate, None  # PyAV's stream follows the changes
     converter, converts_from = None, None
     for packet in demux_packets(container, stream, path):
@@ -165,7 +195,7 @@ def _decode_frames(
                     converts_from = frame_format
                 for converted in converter.resample(frame):
                     interleaved = torch.from_numpy(converted.to_ndarray())  # (1, samples * channels)
-                    yield interleaved.view(-1, layout.nb_channels).T  # (channels, samples)
+                    yield frame.time, interleaved.view(-1, layout.nb_channels).T
 
 
 def _check_length(

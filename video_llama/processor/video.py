@@ -23,6 +23,7 @@ __all__ = [
     "VideoReader",
     "decode_video",
     "num_decoder_threads",
+    "sample_window",
 ]
 
 DEFAULT_VIDEO_READER = "pyav"
@@ -101,14 +102,30 @@ def decode_video(
     """
     open_reader: OpenVideoReader = VIDEO_READERS.get(reader)
     with open_reader(path, height, width) as video:
-        try:
-            first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
-        except ValueError as error:
-            raise MediaError(path, str(error)) from error
-        indices = [first + index for index in sample(stop - first, num_frames)]
-        frames = video.read(indices)
-        times = [index / video.fps for index in indices]
-        return DecodedVideo(frames, indices, times, video.fps, video.num_frames)
+        return sample_window(video, path, num_frames, sample, start_seconds, end_seconds)
+
+
+def sample_window(
+    video: VideoReader,
+    path: str | os.PathLike[str],
+    num_frames: int,
+    sample: Callable[[int, int], list[int]] = sample_uniform_indices,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+) -> DecodedVideo:
+    """Decode some frames of an open video, or of a part of it; arguments as in `decode_video`.
+
+    Raises:
+        MediaError: the video is damaged, or ends before `start_seconds`.
+    """
+    try:
+        first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
+    except ValueError as error:
+        raise MediaError(path, str(error)) from error
+    indices = [first + index for index in sample(stop - first, num_frames)]
+    frames = video.read(indices)
+    times = [index / video.fps for index in indices]
+    return DecodedVideo(frames, indices, times, video.fps, video.num_frames)
 
 
 def num_decoder_threads() -> int:

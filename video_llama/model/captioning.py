@@ -1,0 +1,134 @@
+"""Caption many clips in one pass: decoded ahead, encoded together, answered in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from video_llama.conversation import Conversation, introduce_media
+from video_llama.errors import VideoLlamaError
+from video_llama.model.batching import MAX_PICTURES, SharedPrefix, complete_batch, encode_batch
+from video_llama.model.generation import GenerationOptions
+from video_llama.model.inference import Prompt, VideoLlama
+from video_llama.processor.clips import ClipReader, ClipSource, Window
+from video_llama.processor.media import VideoFrames
+from video_llama.processor.read_ahead import WindowRead, read_ahead
+
+__all__ = ["DEFAULT_PROMPT", "BatchCaptioner", "WindowCaption", "caption_clips"]
+
+DEFAULT_PROMPT = "Please describe this in detail."
+
+_SORTED_BATCHES = 4  # prompts of so many batches are sorted by length before they are answered
+
+
+@dataclass(frozen=True)
+class WindowCaption:
+    """What became of one window of one clip.
+
+    Args:
+        key: of the clip.
+        number: of the window.
+        num_windows: that the clip has.
+        text: the caption; None if there is an error.
+        error: why there is no caption.
+        sound: one phrase about the sound.
+        start_seconds, end_seconds: which part of the file; None for a whole one.
+    """
+
+    key: int
+    number: int
+    num_windows: int
+    text: str | None
+    error: VideoLlamaError | None = None
+    sound: str = ""
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+
+@dataclass
+class BatchCaptioner:
+    """Answers one question about each of many clips.
+
+    Args:
+        model: the loaded model.
+        prompt: the question.
+        options: how answers are drawn; greedy ones are those of one clip at a time.
+        batch_size: clips that are answered together.
+        conversation: template and system prompt; by default those that belong to the weights.
+        max_pictures: frames that are encoded together.
+    """
+
+    model: VideoLlama
+    prompt: str = DEFAULT_PROMPT
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    batch_size: int = 8
+    conversation: Conversation | None = None
+    max_pictures: int = MAX_PICTURES
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        self._prefix = SharedPrefix()
+
+    def run(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
+        """Caption windows as they come; errors come out at once, captions in any order."""
+        unencoded: list[WindowRead] = []
+        prompts: list[tuple[WindowCaption, Prompt]] = []
+        for read in reads:
+            if isinstance(read.window, VideoLlamaError):
+                yield WindowCaption(read.key, read.number, read.num_windows, None, read.window)
+                continue
+            unencoded.append(read)
+            if len(unencoded) >= self.batch_size or _num_pictures(unencoded) >= self.max_pictures:
+                prompts += self._encode(unencoded)
+                unencoded = []
+            if len(prompts) >= _SORTED_BATCHES * self.batch_size:
+                yield from self._answer(prompts)
+                prompts = []
+        yield from self._answer(prompts + self._encode(unencoded))
+
+    def _encode(self, reads: Sequence[WindowRead]) -> list[tuple[WindowCaption, Prompt]]:
+        """Prompts with their media; the media themselves are let go."""
+        windows = [read.window for read in reads if isinstance(read.window, Window)]
+        items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
+        encoded = iter(encode_batch(self.model, [item for of_one in items for item in of_one], self.max_pictures))
+        prompts = []
+        for read, window, of_one in zip(reads, windows, items, strict=True):
+            conversation = (self.conversation or self.model.new_conversation()).copy()
+            conversation.ask(self.prompt)
+            conversation = conversation.up_to_answer()
+            conversation.introduce(introduce_media([] if window.frames is None else [window.frames], window.audio))
+            prompt = self.model.prepare(conversation, [next(encoded) for _ in of_one])
+            caption = WindowCaption(
+                read.key,
+                read.number,
+                read.num_windows,
+                None,
+                sound=window.sound,
+                start_seconds=window.start_seconds,
+                end_seconds=window.end_seconds,
+            )
+            prompts.append((caption, prompt))
+        return prompts
+
+    def _answer(self, prompts: list[tuple[WindowCaption, Prompt]]) -> Iterator[WindowCaption]:
+        ordered = sorted(prompts, key=lambda item: len(item[1].keys))  # stable: no more padding than there must be
+        for start in range(0, len(ordered), self.batch_size):
+            batch = ordered[start : start + self.batch_size]
+            texts = complete_batch(self.model, [prompt for _, prompt in batch], self.options, self._prefix)
+            for (caption, _), text in zip(batch, texts, strict=True):
+                yield replace(caption, text=text)
+
+
+def caption_clips(
+    captioner: BatchCaptioner, clips: Iterable[ClipSource], reader: ClipReader, num_workers: int = 0
+) -> Iterator[WindowCaption]:
+    """Captions of all windows of all clips as they come; a clip's number in `clips` is its key."""
+    ahead = 2 * captioner.batch_size + 2 * num_workers
+    yield from captioner.run(read_ahead(zip(count(), clips), reader, num_workers, ahead))
+
+
+def _num_pictures(reads: Sequence[WindowRead]) -> int:
+    items = [read.window.frames for read in reads if isinstance(read.window, Window)]
+    return sum(len(item.pixel_values if isinstance(item, VideoFrames) else item) for item in items if item is not None)

@@ -1,0 +1,105 @@
+"""Decode a part of a long sound: seek near it, decode a little more than it, cut."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from av import FFmpegError
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from video_llama.errors import NoSoundTrackError
+from video_llama.processor.audio import (
+    Waveform,
+    decode_timed_frames,
+    resample_blocks,
+    resampling_period,
+    select_sound,
+)
+from video_llama.processor.containers import open_container
+
+__all__ = ["decode_audio_window"]
+
+_PREROLL_SECONDS = 1.0  # decoders need some packets before what they give is right
+_MARGIN_SECONDS = 0.25  # more than the resampling filter reaches to either side
+
+
+def decode_audio_window(
+    path: str | os.PathLike[str], start_seconds: float, end_seconds: float | None, sample_rate_hz: int
+) -> Waveform:
+    """The same samples as in `decode_audio(path, sample_rate_hz, mono=True)`, but only those of a window.
+
+    Memory and time depend on the length of the window, not on that of the file.
+
+    Args:
+        path: any format FFmpeg reads.
+        start_seconds, end_seconds: from the first sample of the track on; None is its end.
+        sample_rate_hz: resample to this rate.
+
+    Raises:
+        NoSoundTrackError: the file has no sound track, or it ends before the window.
+        MediaError: the file cannot be read, or its sound track is damaged in the window.
+    """
+    with open_container(path) as container:
+        stream = select_sound(container, path)
+        rate_hz = stream.rate
+        period, target_period = resampling_period(rate_hz, sample_rate_hz)
+        first = max(0, int((start_seconds - _MARGIN_SECONDS) * rate_hz) // period * period)
+        stop = None if end_seconds is None else round((end_seconds + _MARGIN_SECONDS) * rate_hz)
+        samples = _read(container, stream, path, first, stop)
+    if rate_hz != sample_rate_hz and samples.numel():
+        samples = torch.cat(list(resample_blocks([samples], rate_hz, sample_rate_hz)), dim=-1)
+    begin = first // period * target_period  # the first sample that is there
+    end = None if end_seconds is None else round(end_seconds * sample_rate_hz) - begin
+    window = samples[:, round(start_seconds * sample_rate_hz) - begin : end]
+    if not window.numel():
+        raise NoSoundTrackError(path, f"no sound from {start_seconds} seconds on")
+    return Waveform(window, sample_rate_hz)
+
+
+def _read(
+    container: InputContainer, stream: AudioStream, path: str | os.PathLike[str], first: int, stop: int | None
+) -> torch.Tensor:
+    """Samples `first` to before `stop` of the track, channels averaged: (1, samples)."""
+    pieces: list[torch.Tensor] = []
+    for position, samples in _decode_from(container, stream, path, first):
+        if stop is not None and position >= stop:
+            break
+        inside = samples[:, max(0, first - position) : None if stop is None else stop - position]
+        if inside.numel():
+            pieces.append(inside.mean(dim=0, keepdim=True))
+    return torch.cat(pieces, dim=-1) if pieces else torch.empty(1, 0)
+
+
+def _decode_from(
+    container: InputContainer, stream: AudioStream, path: str | os.PathLike[str], first: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Frames with the number of their first sample; the first one begins at or before the sample `first`."""
+    origin = float((stream.start_time or 0) * (stream.time_base or 0))
+    seconds = first / stream.rate - _PREROLL_SECONDS
+    if seconds > 0 and _seek(container, stream, origin + seconds):
+        position: int | None = None
+        for time, samples in decode_timed_frames(container, stream, path):
+            if position is None:
+                position = first + 1 if time is None else round((time - origin) * stream.rate)
+                if position > first:
+                    break  # the demuxer went too far, or there are no times
+            yield position, samples
+            position += samples.shape[-1]
+        else:
+            return
+        _seek(container, stream, origin)
+    position = 0
+    for _, samples in decode_timed_frames(container, stream, path):
+        yield position, samples
+        position += samples.shape[-1]
+
+
+def _seek(container: InputContainer, stream: AudioStream, seconds: float) -> bool:
+    try:
+        container.seek(round(seconds / float(stream.time_base or 1)), stream=stream)
+    except FFmpegError:  # a format that cannot: what is wanted is decoded from the start
+        return False
+    return True
