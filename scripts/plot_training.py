@@ -14,6 +14,7 @@ from typing import Any
 
 from video_llama.errors import VideoLlamaError
 from video_llama.training.curves import RunLog, read_log
+from video_llama.utils.files import write_whole
 
 PANELS = (
     ("loss", "training loss"),
@@ -44,9 +45,7 @@ def draw(logs: dict[str, RunLog], output: Path) -> None:
             axis.legend(fontsize="small")
         else:
             axis.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axis.transAxes, color="grey")
-    in_progress = output.with_name(f".{output.name}")
-    figure.savefig(in_progress, dpi=120, format="png")
-    in_progress.replace(output)
+    write_whole(output, lambda partial: figure.savefig(partial, dpi=120, format="png"), durable=False)
     pyplot.close(figure)
 
 

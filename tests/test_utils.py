@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from video_llama.errors import ConfigError
 from video_llama.utils import utils
+from video_llama.utils.files import write_whole
 from video_llama.utils.utils import disable_torch_init, resolve_device, resolve_dtype, set_seed
 
 
@@ -89,3 +92,24 @@ def test_a_named_precision_is_obeyed() -> None:
     assert resolve_dtype(torch.float64, "cpu") == torch.float64
     with pytest.raises(ConfigError, match="'float13'; it should be auto, float32"):
         resolve_dtype("float13", "cpu")
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+
+    def write(partial: Path) -> None:
+        partial.write_text("half")
+        assert not path.exists()
+        partial.write_text("whole")
+
+    write_whole(path, write)
+    assert path.read_text() == "whole"
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, fail)
+    assert path.read_text() == "whole"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]

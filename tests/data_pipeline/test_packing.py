@@ -129,7 +129,7 @@ def test_a_stopped_run_leaves_whole_shards_and_goes_on(
         pack_examples(pictures, folder, max_count=2, advance=stop)
     assert sorted(files(folder)) == ["00000.tar", "packing.json"]
     written = (folder / "00000.tar").stat().st_mtime_ns
-    (folder / ".00001.tar.partial").write_bytes(b"what a kill left")
+    (folder / ".00001.tar.4711.incomplete").write_bytes(b"what a kill left")
     pack_examples(pictures, folder, max_count=2)
     assert files(folder) == files(whole)
     assert (folder / "00000.tar").stat().st_mtime_ns == written

@@ -174,3 +174,30 @@ def test_commands_and_addresses_are_refused_and_never_run(
     with pytest.raises(DatasetError, match="absent"):
         find_shards(f"0.tar::{storage}")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_shard_is_indexed_once_and_again_when_it_has_changed(
+    make_shard: MakeShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_shard({"a.jpg": b"one", "a.txt": b"first"})
+    first = list(read_shard(path, "image", "laion"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", pytest.fail)
+        assert list(read_shard(path, "image", "laion")) == first
+        assert [example.id for example in read_shard(path, "image", "other")] == [f"other/{path.stem}/a"]
+    (path.parent / ".index" / f"{path.name}.image.json").write_text("damaged")
+    assert list(read_shard(path, "image", "laion")) == first
+    changed = make_shard({"a.jpg": b"one more", "a.txt": b"second"})
+    assert [example.text for example in read_shard(changed, "image", "laion")] == [{"caption": "second"}]
+
+
+def test_shards_in_a_folder_that_cannot_be_written_are_read_all_the_same(
+    make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "read-only")
+
+    path = make_shard({"a.jpg": b"one", "a.txt": b"first"})
+    monkeypatch.setattr("video_llama.data.shards.write_whole", refuse)
+    assert len(list(read_shard(path, "image", "laion"))) == 1
+    assert not list((path.parent / ".index").iterdir())

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 from video_llama.data.examples import MediaSource, read_media
 from video_llama.processor.files import check_media_file
 from video_llama.processor.media import MediaProcessor
+from video_llama.utils.files import write_whole
 
 __all__ = ["FeatureStore", "Features", "decode_features", "encode_features", "fingerprint"]
 
@@ -101,7 +101,7 @@ class FeatureStore:
         tensors = encode_features(features.values, self.encoding)
         tensors["message"] = torch.tensor(list(features.message.encode()), dtype=torch.uint8)
         body = save(tensors)
-        _write_whole(self._path(key), hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
+        _write(self._path(key), hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
 
     def _path(self, key: str) -> Path:
         return self.folder / "features" / key[:2] / key
@@ -122,7 +122,7 @@ class FeatureStore:
         content = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         for piece in read_media(source):
             content.update(piece)
-        _write_whole(memo, content.hexdigest().encode())
+        _write(memo, content.hexdigest().encode())
         return content.hexdigest()
 
 
@@ -153,14 +153,7 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside and rename: readers and other writers never see half a file."""
+def _write(path: Path, content: bytes) -> None:
+    """What is lost in a power cut fails its checksum, or is computed again: nobody waits for the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_whole(path, lambda partial: partial.write_bytes(content), durable=False)

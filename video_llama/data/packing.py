@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from typing import Any
 from video_llama.data.examples import Example, MediaSource, media_sources, read_media
 from video_llama.data.shards import SUFFIXES
 from video_llama.errors import DatasetError
+from video_llama.utils.files import INCOMPLETE, write_whole
 
 __all__ = ["PackedDataset", "pack_examples"]
 
 _FIXED_TIME = 946_684_800  # 2000-01-01: the date of all members
 _BLOCK_BYTES = 512  # of a tar file; each member has one more as its header
 _PLAN_FILE = "packing.json"
-_PARTIAL = ".partial"
 _SHOWN = 5  # absent files in an error message
 
 Advance = Callable[[int], object]
@@ -135,10 +135,12 @@ def _prepare(folder: Path, plan: dict[str, Any]) -> None:
         DatasetError: it holds something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".*{INCOMPLETE}"):  # by a run that was killed
+        left.unlink()
     file, text = folder / _PLAN_FILE, json.dumps(plan)
     if file.exists() and file.read_text(encoding="utf-8") == text:
         return
-    if any(path.suffix != _PARTIAL for path in folder.iterdir()):
+    if any(folder.iterdir()):
         why = "of other examples or limits" if file.exists() else "that are none of its shards"
         raise DatasetError(f"{folder}: holds files {why}; choose another folder or remove it")
     _write_whole(file, [text.encode()])
@@ -207,20 +209,18 @@ def _suffixes(example: Example) -> dict[MediaSource, str]:
     return suffixes
 
 
-def _write_whole(path: Path, pieces: Any) -> None:
-    """Write beside and rename: no reader ever sees half a file.
+def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file of pieces.
 
     Raises:
         DatasetError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
-    try:
+
+    def write(partial: Path) -> None:
         with partial.open("wb") as file:
             file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+
+    try:
+        write_whole(path, write)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,12 +1,14 @@
 """Webdataset shards: plain tar files whose members belong together by the name up to the first dot.
 
-A shard is indexed once and then read at random places, so that order, resuming and splitting over processes are
-those of any other dataset. Annotations are JSON or text and nothing else: no pickles, no commands as addresses.
+A shard is indexed once (in `.index` beside it) and then read at random places, so that order, resuming and splitting
+over processes are those of any other dataset. Annotations are JSON or text and nothing else: no pickles, no commands
+as addresses.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +21,16 @@ from webdataset.shardlists import expand_urls
 from video_llama.data.annotations import required_list, required_text, resolve_messages
 from video_llama.data.examples import Example, MediaKind, MediaSource
 from video_llama.errors import DatasetError
+from video_llama.utils.files import write_whole
 
 __all__ = ["SUFFIXES", "find_shards", "read_shard"]
 
 # Of the media in a shard, by how they are read.
+logger = logging.getLogger(__name__)
+
+_INDEX_FOLDER = ".index"  # beside the shards
+_INDEX_VERSION = 1
+
 SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
     "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".flv"),
@@ -59,12 +67,40 @@ def read_shard(path: Path, kind: MediaKind, name: str) -> Iterator[Example]:
     Raises:
         DatasetError: not a tar file, truncated, or a sample without media or annotation.
     """
+    stat = path.stat()
+    index = path.parent / _INDEX_FOLDER / f"{path.name}.{kind}.json"
+    identity = [_INDEX_VERSION, str(path), stat.st_size, stat.st_mtime_ns]
+    rows = _load_index(index, identity)
+    if rows is None:
+        try:
+            with tarfile.open(path, "r:") as shard:
+                examples = [_example(shard, path, key, members, kind) for key, members in _group(shard)]
+        except (tarfile.TarError, EOFError) as error:
+            raise DatasetError(f"{path}: not a whole tar file ({error}); copy it again") from error
+        rows = [[e.id, None if e.source is None else list(vars(e.source).values()), e.text] for e in examples]
+        _save_index(index, identity, rows)
+    for id_, source, text in rows:
+        yield Example(f"{name}/{id_}", kind, None if source is None else MediaSource(*source), text)
+
+
+def _load_index(index: Path, identity: Sequence[Any]) -> list[Any] | None:
+    """What reading a shard gave before, if it has not changed since."""
     try:
-        with tarfile.open(path, "r:") as shard:
-            for key, members in _group(shard):
-                yield _example(shard, path, key, members, kind, name)
-    except (tarfile.TarError, EOFError) as error:
-        raise DatasetError(f"{path}: not a whole tar file ({error}); copy it again") from error
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(content, dict) and content.get("shard") == list(identity)
+    return list(content["rows"]) if is_ours else None
+
+
+def _save_index(index: Path, identity: Sequence[Any], rows: Sequence[Any]) -> None:
+    """Keep what reading a shard gave; where nothing can be written every process reads the shards anew."""
+    content = json.dumps({"shard": identity, "rows": rows}, ensure_ascii=False)
+    try:
+        index.parent.mkdir(exist_ok=True)
+        write_whole(index, lambda partial: partial.write_text(content, encoding="utf-8"))
+    except OSError as error:
+        logger.info("%s cannot be written (%s)", index, error)
 
 
 def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -87,20 +123,20 @@ def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
 
 
 def _example(
-    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: MediaKind, name: str
+    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: MediaKind
 ) -> Example:
     where = f"{path}: {key}"
     text = _read_text(shard, members, where)
     if "messages" in text:
         resolve = partial(_member_fields, path, members, where)
         messages = resolve_messages(text["messages"], resolve, f"{where}.json")
-        return Example(f"{name}/{path.stem}/{key}", kind, None, {"messages": messages})
+        return Example(f"{path.stem}/{key}", kind, None, {"messages": messages})
     media = next((members[suffix] for suffix in SUFFIXES[kind] if suffix in members), None)
     if media is None:
         has = ", ".join(members)
         raise DatasetError(f"{path}: {key} has no {kind} ({', '.join(SUFFIXES[kind])}) but only {has}")
     source = MediaSource(str(path), media.name, media.offset_data, media.size)
-    return Example(f"{name}/{path.stem}/{key}", kind, source, text)
+    return Example(f"{path.stem}/{key}", kind, source, text)
 
 
 def _member_fields(path: Path, members: Mapping[str, tarfile.TarInfo], where: str, suffix: str) -> dict[str, Any]:

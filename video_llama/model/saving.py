@@ -30,14 +30,13 @@ from video_llama.model.checkpoint import (
 from video_llama.model.load_report import Found
 from video_llama.model.original_files import IMAGEBIND_FILE, QFORMER_FILE, VISION_FILE
 from video_llama.model.weight_files import Weights
+from video_llama.utils.files import write_whole
 
 __all__ = ["LANGUAGE_MODEL_FOLDER", "FoundWeights", "prepare_output_folder", "write_original_weights", "write_shards"]
 
 LANGUAGE_MODEL_FOLDER = "language_model"
 
 Advance = Callable[[int], object]
-
-_SUFFIX_IN_PROGRESS = ".incomplete"
 
 
 class FoundWeights(Weights):
@@ -105,12 +104,12 @@ def write_shards(
     )
     for file_name, members in plan.filename_to_tensors.items():
         tensors = dict(_read_all(weights, {name: names[name] for name in members}, dtype, advance))
-        _write_whole(folder / file_name, partial(save_file, tensors, metadata={"format": "pt"}))
+        write_whole(folder / file_name, partial(save_file, tensors, metadata={"format": "pt"}))
         del tensors
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        _write_whole(folder / "model.safetensors.index.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(folder / "model.safetensors.index.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_original_weights(
@@ -140,7 +139,7 @@ def write_original_weights(
         tensors = dict(_read_all(weights, _names_in_file(weights, parts), dtype, advance))
         if tensors:
             content = {"model": tensors} if is_wrapped else tensors
-            _write_whole(folder / file_name, partial(torch.save, content))
+            write_whole(folder / file_name, partial(torch.save, content))
         del tensors
     language_model = folder / LANGUAGE_MODEL_FOLDER
     language_model.mkdir(exist_ok=True)
@@ -169,14 +168,3 @@ def _read_all(
 
 def _as_written(header: Tensor, dtype: torch.dtype | None) -> Tensor:
     return header.to(dtype) if dtype is not None and header.is_floating_point() else header
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a name in progress, so that an interrupted run leaves nothing that looks finished."""
-    in_progress = path.with_name(path.name + _SUFFIX_IN_PROGRESS)
-    try:
-        write(in_progress)
-    except BaseException:
-        in_progress.unlink(missing_ok=True)  # the disk may be full
-        raise
-    os.replace(in_progress, path)

@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from video_llama.errors import CheckpointError
+from video_llama.utils.files import INCOMPLETE, sync, write_whole
 
 __all__ = [
     "TrainingState",
@@ -46,7 +48,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8})")
-_IN_PROGRESS = ".incomplete"
 _TRAINABLE, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _DEEPSPEED = "deepspeed"
 
@@ -101,7 +102,7 @@ def save_checkpoint(
         CheckpointError: it could not be written; those before it are whole.
     """
     final = folder / f"step_{state.iteration:08d}"
-    in_progress = final.with_name(final.name + _IN_PROGRESS)
+    in_progress = final.with_name(final.name + INCOMPLETE)
     trainable = gather_trainable(model)
     shards_itself = _is_deepspeed(model)
     optimizer_state = None if shards_itself else get_optimizer_state_dict(model, optimizer, options=_gathered())
@@ -120,10 +121,10 @@ def save_checkpoint(
             torch.save(optimizer_state, in_progress / _OPTIMIZER)
         (in_progress / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         for path in in_progress.rglob("*"):
-            _sync(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(in_progress, final)
-        _sync(folder)
+        sync(folder)
     for old in list_checkpoints(folder)[: -max(keep, 1)]:
         shutil.rmtree(old)
 
@@ -216,27 +217,14 @@ def write_file(path: Path, content: Any) -> None:
     Raises:
         CheckpointError: it could not be written.
     """
-    in_progress = path.with_name(path.name + _IN_PROGRESS)
     try:
-        torch.save(content, in_progress)
-        _sync(in_progress)
-        os.replace(in_progress, path)
+        write_whole(path, partial(torch.save, content))
     except (OSError, RuntimeError) as error:
-        in_progress.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
 
 def _gathered() -> StateDictOptions:
     return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-
-
-def _sync(path: Path) -> None:
-    """To the disk, so that a rename never comes before the content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _is_deepspeed(model: nn.Module) -> bool:

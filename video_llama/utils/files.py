@@ -1,0 +1,40 @@
+"""Write files so that nobody ever finds half of one under its final name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["INCOMPLETE", "sync", "write_whole"]
+
+INCOMPLETE = ".incomplete"
+"""How the names of files in progress end."""
+
+
+def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Write beside and rename. Several processes may write the same file; one of them wins.
+
+    Args:
+        path: the final name; its folder must be there.
+        write: writes everything to the path it is given, and may raise: then nothing is left behind.
+        durable: wait until the content is on the disk, so that a power cut cannot leave an empty file.
+    """
+    in_progress = path.with_name(f".{path.name}.{os.getpid()}{INCOMPLETE}")
+    try:
+        write(in_progress)
+        if durable:
+            sync(in_progress)
+        os.replace(in_progress, path)
+    except BaseException:
+        in_progress.unlink(missing_ok=True)  # the disk may be full
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
