@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""Caption many videos: one line of JSON for each, written as it comes.
+
+    python scripts/caption_videos.py clips/ --model CHECKPOINTS --output captions.jsonl
+    python scripts/caption_videos.py clips/ --model CHECKPOINTS --output captions.jsonl --resume
+    python scripts/caption_videos.py 'day1/*.mp4' list.csv 'shards/{0000..0099}.tar' --model … --output …
+    python scripts/caption_videos.py lecture.mp4 --segment-seconds 60 --model … --output …
+    torchrun --nproc_per_node=8 scripts/caption_videos.py clips/ --model … --output captions.jsonl
+
+An input is a video (or an image or a sound), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
+torchrun or accelerate launch, and with --num-shards, each process captions its part and writes a file of its own:
+captions-00000-of-00008.jsonl. The exit status is 0 if all was captioned, 1 if something could not be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# A waiting OpenMP thread that spins makes token-by-token decoding several times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer's first use
+
+from video_llama.errors import ConfigError, VideoLlamaError
+
+SOME_FAILED, INTERRUPTED = 1, 130
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {value}")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, lists, shards")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="captions as JSON lines")
+    parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder, file or hub id")
+    parser.add_argument("--prompt", metavar="TEXT", help="what is asked about every clip")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="clips answered together (8)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode ahead (2)")
+    parser.add_argument("--resume", action="store_true", help="continue after a stop; nothing is lost or doubled")
+    parser.add_argument("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (1)")
+    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which part is done here, from 0 (0)")
+    parser.add_argument(
+        "--audio", action=argparse.BooleanOptionalAction, default=True, help="listen to the videos (if the model can)"
+    )
+    parser.add_argument("--segment-seconds", type=seconds, metavar="S", help="caption long videos part by part")
+    parser.add_argument("--num-frames", type=positive, metavar="N", help="frames to look at in a clip or part")
+    parser.add_argument("--max-new-tokens", type=positive, default=300, metavar="N", help="longest caption (300)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    parser.add_argument("--num-beams", type=positive, default=1, metavar="N", help="beam search width (1)")
+    parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)"
+    )
+    parser.add_argument("--load-in-8bit", action="store_true", help="language model in 8 bit (needs bitsandbytes)")
+    parser.add_argument("--load-in-4bit", action="store_true", help="language model in 4 bit (needs bitsandbytes)")
+    return parser
+
+
+def whole_part(num_shards: int, shard_id: int) -> tuple[int, int]:
+    """(parts, number of this one) after the processes of torchrun or accelerate launch have shared each shard.
+
+    Raises:
+        ConfigError: there is no such shard, or the environment contradicts itself.
+    """
+    try:
+        processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    except ValueError as error:
+        raise ConfigError(f"WORLD_SIZE and RANK are set, but not to numbers ({error})") from error
+    if not 0 <= shard_id < num_shards:
+        raise ConfigError(f"there is no shard {shard_id} of {num_shards}; they are numbered from 0")
+    if not 0 <= rank < processes:
+        raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {processes}")
+    return num_shards * processes, shard_id * processes + rank
+
+
+def device_of_process(device: str | None) -> str | None:
+    """Each process of a machine takes a GPU of its own, if there are any."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    if device in (None, "cuda") and rank is not None and torch.cuda.is_available():
+        return f"cuda:{int(rank) % torch.cuda.device_count()}"
+    return device
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from video_llama.captioner import CaptionFile, CorpusSettings, caption_corpus, find_clips, take_shard
+    from video_llama.model.builder import load_pretrained_model
+    from video_llama.model.captioning import DEFAULT_PROMPT
+    from video_llama.model.generation import GenerationOptions
+
+    num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
+    clips = take_shard(find_clips(arguments.inputs), num_parts, part)
+    try:
+        options = GenerationOptions(
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            num_beams=arguments.num_beams,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    settings = CorpusSettings(
+        arguments.prompt or DEFAULT_PROMPT,
+        options,
+        arguments.batch_size,
+        max(0, arguments.workers),
+        arguments.num_frames,
+        arguments.audio,
+        arguments.segment_seconds,
+    )
+    begun_with = {"model": arguments.model, **settings.of_captions()}
+    with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
+        todo = sum(not file.is_complete(clip.id) for clip in clips)
+        where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
+        print(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}", file=sys.stderr)
+        failed = sum(file.has_failed(clip.id) for clip in clips)
+        if todo:
+            model = load_pretrained_model(
+                arguments.model,
+                device=device_of_process(arguments.device),
+                dtype=arguments.dtype,
+                load_in_8bit=arguments.load_in_8bit,
+                load_in_4bit=arguments.load_in_4bit,
+                audio=None if arguments.audio else False,
+            )
+            with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
+
+                def advance(new_windows: int) -> None:
+                    bar.total += new_windows
+                    bar.update()
+
+                failed = caption_corpus(model, clips, file, settings, advance)
+    if failed:
+        print(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error", file=sys.stderr)
+    return SOME_FAILED if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments: Any = build_parser().parse_args(argv)
+    warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")  # as intended
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return run(arguments)
+    except VideoLlamaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        print("\nstopped; --resume goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
