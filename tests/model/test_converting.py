@@ -120,6 +120,13 @@ def test_a_checkpoint_without_sound_is_converted_both_ways(original_folder: Path
     assert not load_checkpoint(back).has_audio
 
 
+def test_weights_of_several_files_know_which_file_each_is_from(original_folder: Path) -> None:
+    files = find_original_files(original_folder)
+    weights = open_original(files, original_config(files))
+    assert weights.file_of("video_branch.video_query_tokens") == original_folder / VL
+    assert weights.file_of("audio_branch.audio_query_tokens") == original_folder / AL
+
+
 def test_imagebinds_vision_trunk_goes_to_imagebinds_file(out: Path) -> None:
     model = VideoLlamaForConditionalGeneration(make_tiny_config(imagebind_vision_config=SMALL_VISION_TRUNK))
     write_original_weights(HeldWeights("model", model.state_dict()), out, "x")
