@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,17 @@ def test_a_pickle_that_wants_to_run_code_is_refused(
     torch.save({"model": tensors, "extra": RunsCode()}, "x.pth", _use_new_zipfile_serialization=zipped)
     sentence = r"x\.pth: refused, because opening it would run code \((posix|nt)\.system\)"
     with pytest.raises(CheckpointError, match=sentence):
+        open_weights("x.pth")
+    assert not Path("was_here").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_pickle_that_torch_did_not_write_is_refused_too(
+    tmp_path: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.pth").write_bytes(pickle.dumps(RunsCode(), protocol=protocol))
+    with pytest.raises(CheckpointError, match="refused, because opening it would run code"):
         open_weights("x.pth")
     assert not Path("was_here").exists()
 

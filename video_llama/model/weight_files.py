@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pickletools
 import re
 import threading
 import zipfile
@@ -262,9 +263,19 @@ def _unpickle(path: Path) -> Any:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
             raise CheckpointError(_wants_code(path, wanted[1])) from error
-        raise CheckpointError(_no_weights(path)) from error
+        raise CheckpointError(_wants_code(path, "a bare pickle") if _calls(path) else _no_weights(path)) from error
     except (RuntimeError, EOFError) as error:
         raise CheckpointError(f"{_cut_off(path)} ({str(error).splitlines()[0]})") from error
+
+
+def _calls(path: Path) -> bool:
+    """Whether a file is a pickle that calls anything; it is looked through, never opened."""
+    calling = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE"}
+    try:
+        with path.open("rb") as file:
+            return any(operation.name in calling for operation, _, _ in pickletools.genops(file))
+    except ValueError:  # no pickle
+        return False
 
 
 def _wants_code(path: Path, names: str) -> str:
