@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""Measure what the project promises to be fast or small, each against what a user would otherwise take.
+
+    python scripts/bench.py all                       # published widths; leave the machine alone meanwhile
+    python scripts/bench.py decode vision --repeats 7 --json bench.json
+    python scripts/bench.py all --size tiny --repeats 1 --clips 4    # only whether it works
+
+What is compared runs in turns in one process, so that a busy machine slows all alike; figures are medians, and
+results are checked to agree. A ratio above 1 means that ours needs less. The exit status is 1 if results disagree;
+with --strict also if a ratio falls short of what was promised for the size `full`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+def _decode(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.decode import run
+
+    return run(arguments.size, arguments.repeats, arguments.work)
+
+
+def _vision(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.encoders import run_vision
+
+    return run_vision(arguments.size, arguments.repeats, arguments.work)
+
+
+def _audio(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.encoders import run_audio
+
+    return run_audio(arguments.size, arguments.repeats, arguments.work)
+
+
+def _second_turn(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.language import run_second_turn
+
+    return run_second_turn(arguments.size, arguments.repeats, arguments.work)
+
+
+def _captioning(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.language import run_captioning
+
+    return run_captioning(arguments.size, arguments.repeats, arguments.work, arguments.clips, arguments.workers)
+
+
+BENCHES: dict[str, Callable[[argparse.Namespace], list[Any]]] = {
+    "decode": _decode,
+    "vision": _vision,
+    "audio": _audio,
+    "second-turn": _second_turn,
+    "captioning": _captioning,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benches", nargs="+", choices=[*BENCHES, "all"], metavar="BENCH", help=", ".join(BENCHES))
+    parser.add_argument("--size", choices=["full", "tiny"], default="full", help="published widths, or a trial (full)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds that are counted (5)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (2)")
+    parser.add_argument("--clips", type=int, default=64, metavar="N", help="clips to caption (64)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that decode for captioning (1)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("output/bench"), help="clips and random weights are kept here"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--strict", action="store_true", help="fail if a promised ratio is not reached")
+    return parser
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+def print_row(row: Any) -> None:
+    promised = "" if row.target is None else f" (promised {row.target:.2g})"
+    agreement = {True: "agrees", False: "DISAGREES", None: ""}[row.agrees]
+    print(f"{row.bench:12} {row.what}")
+    figures = f"{row.ours:10.4g} {row.unit} against {row.peer:.4g} {row.unit} of {row.peer_name}"
+    print(f"{'':12} {figures}: {row.ratio:.2f}x{promised} {agreement}", flush=True)
+    if row.note:
+        print(f"{'':12} {row.note}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    machine = describe_machine()
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    names = list(BENCHES) if "all" in arguments.benches else list(dict.fromkeys(arguments.benches))
+    rows: list[Any] = []
+    for name in names:
+        for row in BENCHES[name](arguments):
+            rows.append(row if arguments.size == "full" else dataclasses.replace(row, target=None))
+            print_row(rows[-1])
+    if arguments.json:
+        content = {"machine": machine, "size": arguments.size, "rows": [row.as_dict() for row in rows]}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    failed = [row for row in rows if row.agrees is False or (arguments.strict and not row.holds)]
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Frames of a long clip, against plain decord; with B-frames and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from scripts.benches.timing import Row, alternate, memory_of
+from video_llama.processor.sampling import sample_uniform_indices
+from video_llama.processor.video import decode_video
+
+FPS = 30
+FRAME_COUNTS = (8, 32)
+MAX_DIFFERENCE = 4.0  # mean over pixels of 255; decord's own scaling moved by about one between its versions
+
+OURS = """
+import sys
+from video_llama.processor.video import decode_video
+decode_video(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[3]))
+"""
+DECORD = """
+import sys
+from decord import VideoReader
+count, side = int(sys.argv[2]), int(sys.argv[3])
+reader = VideoReader(sys.argv[1], height=side, width=side)
+reader.get_batch([position * len(reader) // count for position in range(count)]).asnumpy()
+"""
+
+
+def make_clip(folder: Path, width: int, height: int, seconds: int, b_frames: int) -> Path:
+    """A clip of moving gradients and noise, written once: H.264, a keyframe every 250 frames."""
+    path = folder / f"clip_{width}x{height}_{seconds}s_{b_frames}b.mp4"
+    if path.exists():
+        return path
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 60, (height * 2, width * 2, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[0:height, 0:width]
+    options = {"preset": "veryfast", "bf": str(b_frames), "g": "250", "crf": "23"}
+    scratch = path.with_suffix(".partial.mp4")
+    with av.open(str(scratch), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(seconds * FPS):
+            frame = noise[number % height : number % height + height, 2 * number % width : 2 * number % width + width]
+            gradient = ((rows + columns + 3 * number) % 196).astype(np.uint8)
+            picture = frame + gradient[..., None]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode())
+    scratch.replace(path)
+    return path
+
+
+def run(size: str, repeats: int, folder: Path) -> list[Row]:
+    """Compare; the large size is the one that was promised."""
+    width, height, seconds, side = (1920, 1080, 60, 224) if size == "full" else (160, 96, 4, 56)
+    try:
+        from decord import VideoReader
+    except ImportError as error:
+        raise SystemExit(f"decode is compared with decord, which cannot be imported ({error})") from error
+    rows = []
+    for b_frames in (3, 0):
+        path = make_clip(folder, width, height, seconds, b_frames)
+        kind = "with B-frames" if b_frames else "without B-frames"
+        for count in FRAME_COUNTS:
+            results: dict[str, Any] = {}
+
+            def ours(count: int = count, path: Path = path, results: dict[str, Any] = results) -> None:
+                results["ours"] = decode_video(path, count, side, side).frames
+
+            def peer(count: int = count, path: Path = path, results: dict[str, Any] = results) -> None:
+                reader = VideoReader(str(path), height=side, width=side)
+                results["peer"] = reader.get_batch(sample_uniform_indices(len(reader), count)).asnumpy()
+
+            tasks: dict[str, Callable[[], Any]] = {"ours": ours, "peer": peer}
+            medians = alternate(tasks, repeats)
+            difference = np.abs(results["ours"].astype(float) - results["peer"]).mean()
+            what = f"{count} frames of {seconds} s, {width}x{height}, {kind}"
+            rows.append(
+                Row(
+                    "decode",
+                    what,
+                    medians["ours"],
+                    medians["peer"],
+                    "s",
+                    "decord get_batch",
+                    1.5 if b_frames else 1.0,
+                    bool(difference < MAX_DIFFERENCE),
+                    f"frames differ by {difference:.2f} of 255 on average",
+                )
+            )
+        peaks = [memory_of(code, path, FRAME_COUNTS[-1], side)[1] for code in (OURS, DECORD)]
+        what = f"peak memory, {FRAME_COUNTS[-1]} frames, {kind}"
+        rows.append(Row("decode", what, peaks[0], peaks[1], "MiB", "decord get_batch", 1.0))
+    return rows

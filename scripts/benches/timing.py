@@ -1,0 +1,103 @@
+"""Time things in turns, so that a busy machine slows all alike, and say what came of it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Args:
+        bench: which sub-bench.
+        what: is compared.
+        ours, peer: medians, in `unit`.
+        unit: seconds, or mebibytes.
+        peer_name: what `peer` is.
+        target: the ratio peer / ours that must be reached; None where nothing was promised.
+        agrees: whether both gave the same result; None where there is nothing to compare.
+        note: what else is worth knowing.
+    """
+
+    bench: str
+    what: str
+    ours: float
+    peer: float
+    unit: str
+    peer_name: str
+    target: float | None = None
+    agrees: bool | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """How many times less ours needs."""
+        return self.peer / max(self.ours, 1e-9)
+
+    @property
+    def holds(self) -> bool:
+        """Whether results agree and the target is reached."""
+        return self.agrees is not False and (self.target is None or self.ratio >= self.target)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "ratio": self.ratio, "holds": self.holds}
+
+
+def alternate(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task; every round runs all of them, after one that is not counted."""
+    for task in tasks.values():
+        task()
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(repeats):
+        names = list(tasks) if number % 2 == 0 else list(reversed(tasks))
+        for name in names:
+            start = time.perf_counter()
+            tasks[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def gemm_task(rows: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
+    """A matrix product of this size, to be timed beside what is bound by such products, and its operations."""
+    left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+    return lambda: torch.nn.functional.linear(left, right), 2.0 * rows * inner * columns
+
+
+# Linux counts into a process's ru_maxrss what its parent had; VmHWM is its own.
+_REPORT = """
+import pathlib, resource, psutil
+status = pathlib.Path("/proc/self/status")
+lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+kib = lines["VmHWM"].split()[0] if "VmHWM" in lines else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(psutil.Process().memory_info().rss / 2**20, int(kib) / 2**10)
+"""
+
+
+def memory_of(code: str, *arguments: object) -> tuple[float, float]:
+    """(resident, peak) mebibytes of a fresh interpreter that runs `code`; its arguments are in `sys.argv`."""
+    command = [sys.executable, "-c", code + _REPORT, *(str(argument) for argument in arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    resident, peak = done.stdout.strip().splitlines()[-1].split()
+    return float(resident), float(peak)
+
+
+def relative_difference(ours: torch.Tensor, peer: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the peer's."""
+    return float((ours.float() - peer.float()).norm() / peer.float().norm())
