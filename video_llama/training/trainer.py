@@ -38,6 +38,7 @@ from video_llama.training.logbook import Logbook, Window
 from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import build_accelerator, describe_processes
 from video_llama.training.samples import SampleCounter, Totals
+from video_llama.training.settings import check_settings
 from video_llama.training.stages import TrainedParts, freeze_for_training, trained_branches
 from video_llama.training.validation import ValidationReport, validate
 from video_llama.utils.utils import set_seed
@@ -66,9 +67,9 @@ class Trainer:
         self, config: Config, *, model: VideoLlama | None = None, datasets: list[EncodedDataset] | None = None
     ) -> None:
         self.config, run = config, config.run
-        _check(config)
+        check_settings(config)
         trains = trained_branches(config.model)
-        self.accelerator = build_accelerator(run, find_unused_parameters=trains.video and trains.audio)
+        self.accelerator = build_accelerator(run)
         self.folder = Path(run.output_dir).expanduser()
         resume_from = self._find_checkpoint()
         self.logbook = Logbook(self.accelerator, self.folder)
@@ -326,17 +327,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def _check(config: Config) -> None:
-    run = config.run
-    for name in ("max_epoch", "iters_per_epoch", "batch_size_train", "accum_grad_iters", "log_freq"):
-        if getattr(run, name) < 1:
-            raise ConfigError(f"run.{name} must be at least 1, but is {getattr(run, name)}")
-    if run.iters_per_epoch % run.accum_grad_iters or run.save_freq % run.accum_grad_iters:
-        raise ConfigError("run.iters_per_epoch and run.save_freq must be multiples of run.accum_grad_iters")
-    if not 0 <= run.max_bad_samples <= 1:
-        raise ConfigError(f"run.max_bad_samples is a share from 0 to 1, not {run.max_bad_samples}")
 
 
 def _gives_pictures_to_the_ear(config: Config, trains: TrainedParts) -> bool:

@@ -1,0 +1,87 @@
+"""Settings that make no sense, or contradict each other: found before anything loads, and all told at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+
+from video_llama.config import BuildInfo, Config
+from video_llama.data.mixture import mixture_shares
+from video_llama.errors import ConfigError
+from video_llama.registry import DATASETS, SCHEDULES, Registry
+
+__all__ = ["check_settings"]
+
+_AT_LEAST_ONE = (
+    *("run.max_epoch", "run.iters_per_epoch", "run.batch_size_train", "run.batch_size_eval", "run.accum_grad_iters"),
+    *("run.log_freq", "run.keep_checkpoints", "run.max_valid_batches", "run.world_size", "model.max_txt_len"),
+)
+_NOT_NEGATIVE = (
+    *("run.init_lr", "run.min_lr", "run.warmup_steps", "run.weight_decay", "run.lr_decay_rate", "run.num_workers"),
+    *("run.save_freq", "run.num_generations", "run.seed"),
+)
+
+
+def check_settings(config: Config) -> None:
+    """Look for mistakes that the types of the settings allow.
+
+    Raises:
+        ConfigError: there are some; all are named.
+    """
+    mistakes = [*_of_numbers(config), *_of_run(config), *_of_datasets(config)]
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
+
+
+def _of_numbers(config: Config) -> Iterator[str]:
+    for keys, lowest in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
+        for key in keys:
+            section, _, name = key.partition(".")
+            value = getattr(getattr(config, section), name)
+            if not lowest <= value < math.inf:
+                yield f"{key} must be at least {lowest}, but is {value}"
+
+
+def _of_run(config: Config) -> Iterator[str]:
+    run = config.run
+    if run.accum_grad_iters > 0 and (
+        run.iters_per_epoch % run.accum_grad_iters or run.save_freq % run.accum_grad_iters
+    ):
+        yield "run.iters_per_epoch and run.save_freq must be multiples of run.accum_grad_iters"
+    if not 0 <= run.max_bad_samples <= 1:
+        yield f"run.max_bad_samples is a share from 0 to 1, not {run.max_bad_samples}"
+    if not 0 <= run.beta2 < 1:
+        yield f"run.beta2 must be at least 0 and less than 1, but is {run.beta2}"
+    if run.max_grad_norm is not None and not run.max_grad_norm > 0:
+        yield f"run.max_grad_norm must be more than 0, or null for no clipping, but is {run.max_grad_norm}"
+    yield from _unknown(SCHEDULES, run.lr_sched)
+    for tracker in run.trackers:
+        if tracker not in LoggerType.list():
+            yield f"run.trackers names {tracker!r}; known: {', '.join(LoggerType.list())}"
+        elif LoggerType(tracker) not in [LoggerType.ALL, *get_available_trackers()]:  # accelerate would leave it out
+            yield f"run.trackers names {tracker!r}, but its package is not installed (pip install {tracker})"
+
+
+def _of_datasets(config: Config) -> Iterator[str]:
+    sections = config.datasets
+    for name in sections:
+        yield from _unknown(DATASETS, name.partition(":")[0])
+    if sections:
+        try:
+            ratios = [section.sample_ratio for section in sections.values()]
+            mixture_shares([1] * len(sections), ratios, list(sections))
+        except ConfigError as error:
+            yield str(error)
+    if config.run.evaluate and all(section.valid_build_info == BuildInfo() for section in sections.values()):
+        yield "run.evaluate is True, but no dataset has a valid_build_info: there is nothing to measure"
+
+
+def _unknown(registry: Registry[Any], name: str) -> Iterator[str]:
+    try:
+        registry.get(name)
+    except ConfigError as error:
+        yield str(error)
