@@ -15,6 +15,7 @@ from video_llama.model.inference import VideoLlama
 
 EARLIER_TURNS = 8
 ANSWER = "The video shows a person who is talking in front of a camera and a ball that moves from left to right. " * 2
+CAPTION_TOKENS = 32
 PROMPT = "Please describe this in detail."
 CHECKPOINTS = {"tiny": "tiny", "full": "small"}
 
@@ -67,14 +68,13 @@ def run_captioning(size: str, repeats: int, folder: Path, num_clips: int, num_wo
     paths = [clips[number % len(clips)] for number in range(num_clips)]
     single = load(size, folder, "float32")
     shipped = load(size, folder, "auto")
-    length = 8 if size == "tiny" else 24
     texts: dict[str, list[str]] = {}
 
     def one_at_a_time() -> None:
-        texts["peer"] = [caption_alone(single, path, length) for path in paths]
+        texts["peer"] = [caption_alone(single, path) for path in paths]
 
     def together(model: VideoLlama, name: str) -> None:
-        options: dict[str, Any] = {"batch_size": 16, "num_workers": num_workers, "max_new_tokens": length}
+        options: dict[str, Any] = {"batch_size": 16, "num_workers": num_workers, "max_new_tokens": CAPTION_TOKENS}
         texts[name] = model.caption(paths, PROMPT, **options)
 
     tasks = {
@@ -89,14 +89,14 @@ def run_captioning(size: str, repeats: int, folder: Path, num_clips: int, num_wo
         same = sum(ours == theirs for ours, theirs in zip(texts[name], texts["peer"], strict=True))
         agrees = same == num_clips if dtype == "float32" else None
         note = f"{num_clips / medians[name]:.2f} against {num_clips / medians['peer']:.2f} clips/s, {same} same texts"
-        what = f"{num_clips} clips, {length} tokens each, {dtype}, {num_workers} worker(s)"
+        what = f"{num_clips} clips, {CAPTION_TOKENS} tokens each, {dtype}, {num_workers} worker(s)"
         rows.append(Row("captioning", what, medians[name], medians["peer"], "s", "one at a time", target, agrees, note))
     return rows
 
 
-def caption_alone(model: VideoLlama, path: Path, max_new_tokens: int) -> str:
+def caption_alone(model: VideoLlama, path: Path) -> str:
     """The plain way: read, encode, generate; nothing is kept or shared."""
     frames, sound = model.processor.media_processor.process_video(path)
     conversation = model.new_conversation()
     conversation.ask(PROMPT)
-    return model.generate(frames, sound, conversation, max_new_tokens=max_new_tokens)
+    return model.generate(frames, sound, conversation, max_new_tokens=CAPTION_TOKENS)

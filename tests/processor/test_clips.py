@@ -127,7 +127,7 @@ def test_a_disk_that_fails_is_an_error_of_the_clip(long_video: Path, monkeypatch
     def fail(path: str) -> None:
         raise OSError("input/output error")
 
-    monkeypatch.setattr(clips, "media_kind", fail)
+    monkeypatch.setattr(clips, "check_media_file", fail)
     assert [str(error) for error in ClipReader(MEDIA)(str(long_video))[1]] == [
         f"{long_video}: cannot be read: input/output error"
     ]

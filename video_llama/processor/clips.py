@@ -15,6 +15,7 @@ from PIL import Image
 
 from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
 from video_llama.processor.audio_windows import decode_audio_window
+from video_llama.processor.files import check_media_file, describe_content
 from video_llama.processor.image import resize_image
 from video_llama.processor.kind import media_kind
 from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
@@ -122,16 +123,18 @@ class ClipReader:
             return 1, [MediaError(describe_source(source), f"cannot be read: {str(error) or type(error).__name__}")]
 
     def _read_file(self, path: str, first: int) -> tuple[int, list[Window | VideoLlamaError]]:
-        kind = media_kind(path)
-        if kind == "video" and self.window_seconds is not None:
-            return self._read_windows(path, first, self.window_seconds)
-        if kind == "image":
+        if "still image" in describe_content(check_media_file(path)):
             return 1, [Window(self.media.process_image(path), None, "an image has no sound")]
-        if kind == "audio":
+        try:
+            if self.window_seconds is not None:
+                return self._read_windows(path, first, self.window_seconds)
+            frames, _ = self.media.process_video(path, num_frames=self.num_frames, audio=False)
+        except MediaError:
+            if media_kind(path) != "audio":  # a question that costs time, so only where no frames came
+                raise
             if not self.audio:
-                raise MediaError(path, "sound only, no video", "the model does not listen")
+                raise MediaError(path, "sound only, no video", "the model does not listen") from None
             return 1, [Window(None, self.media.process_audio(path), "heard")]
-        frames, _ = self.media.process_video(path, num_frames=self.num_frames, audio=False)
         return 1, [Window(frames, *self._listen(path))]
 
     def _read_windows(self, path: str, first: int, seconds: float) -> tuple[int, list[Window | VideoLlamaError]]:
