@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,12 @@ def test_a_mistake_in_a_program_stops_workers_too() -> None:
         list(load_batches(reader, range(2), num_workers=1))
 
 
-def test_too_many_bad_samples_in_a_row_are_an_error_that_names_the_last() -> None:
-    with pytest.raises(DatasetError, match=rf"{MAX_REPLACEMENTS} samples in a row .* \d+: file\.mp4: damaged"):
-        make_reader(FakeEncoder(range(20)))[0]
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_gives_up_after_too_many_bad_samples_in_a_row_and_tells_them_all(num_workers: int) -> None:
+    (batch,) = load_batches(make_reader(FakeEncoder(range(20))), range(1), num_workers)
+    assert re.fullmatch(rf"{MAX_REPLACEMENTS} samples in a row .* \d+: file\.mp4: damaged", batch.gave_up)
+    assert len(batch.failures) == MAX_REPLACEMENTS
+    assert (batch.ids, batch.num_label_tokens) == ([], 0)
 
 
 def test_reading_leaves_the_random_state_alone() -> None:

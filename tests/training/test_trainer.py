@@ -188,13 +188,17 @@ def test_a_loss_that_is_no_number_can_be_skipped(make_config: MakeConfig) -> Non
     assert math.isfinite(trainer.step([batch]).loss)
 
 
-def test_too_many_unreadable_samples_stop_the_run_with_their_list(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config("datasets.webvid.sample_ratio=1", "datasets.cc_sbu_align.sample_ratio=0")
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    config.datasets["webvid"].build_info.videos_dir = str(videos)  # all videos are absent
-    with pytest.raises(DatasetError, match="in a row cannot be used"):
+@pytest.mark.parametrize(("limit", "message"), [(0.01, "than run.max_bad_samples"), (1, "20 samples in a row")])
+def test_too_many_unreadable_samples_stop_the_run_with_their_list(
+    limit: float, message: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(f"run.max_bad_samples={limit}", "run.num_workers=1", "datasets.cc_sbu_align.sample_ratio=0")
+    config.datasets["webvid"].build_info.videos_dir = str(tmp_path)  # all videos are absent
+    with pytest.raises(DatasetError, match=message) as stop:
         Trainer(config).train()
+    assert "no such file" in str(stop.value)
+    assert "Traceback" not in str(stop.value)
+    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) >= 20
 
 
 def test_a_few_unreadable_samples_are_replaced_counted_and_noted(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from video_llama.data.encoding import EncodedSample, MediaInput, SampleEncoder
 from video_llama.data.examples import Example
 from video_llama.data.mixture import BatchPlan, Slot
 from video_llama.data.tokenization import collate_text
+from video_llama.data.workers import read_ahead
 from video_llama.errors import DatasetError, MediaError
 from video_llama.processor.batching import pad_items
 
@@ -67,6 +67,8 @@ class Batch:
         media: all media of the batch, in order of appearance.
         ids: of the samples.
         failures: what was replaced on the way.
+        gave_up: so many replacements in a row failed that the dataset cannot be meant to be used: why, and nothing
+            is in the batch but its failures.
     """
 
     number: int
@@ -74,11 +76,12 @@ class Batch:
     media: list[MediaInput]
     ids: list[str]
     failures: list[Failure] = field(default_factory=list)
+    gave_up: str = ""
 
     @property
     def num_label_tokens(self) -> int:
         """Tokens the loss is taken on: the first of a sequence is never predicted."""
-        return int((self.text["labels"][:, 1:] >= 0).sum())
+        return 0 if self.gave_up else int((self.text["labels"][:, 1:] >= 0).sum())
 
     def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
         """All tensors, by the names of the model's arguments, on a device."""
@@ -126,15 +129,21 @@ class BatchReader(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         """Read a batch; samples that cannot be read are replaced by others, drawn from the seed.
 
-        Raises:
-            DatasetError: so many replacements in a row failed that the dataset cannot be meant to be used.
+        A batch that gave up is no exception here, since workers would wrap it, and its failures are to be noted.
         """
         failures: list[Failure] = []
+        samples: list[EncodedSample] = []
         with torch.random.fork_rng(devices=()):
-            samples = [self._read(slot, failures) for slot in self._plan[number]]
+            for slot in self._plan[number]:
+                sample = self._read(slot, failures)
+                if sample is None:
+                    last = failures[-1]
+                    why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}"
+                    return Batch(number, {}, [], [], failures, gave_up=why)
+                samples.append(sample)
         return collate(number, samples, self._pad_id, failures)
 
-    def _read(self, slot: Slot, failures: list[Failure]) -> EncodedSample:
+    def _read(self, slot: Slot, failures: list[Failure]) -> EncodedSample | None:
         index = slot.index
         for attempt in range(MAX_REPLACEMENTS):
             torch.default_generator.manual_seed(self._plan.sample_seed(slot))  # a GPU keeps its own numbers
@@ -144,8 +153,7 @@ class BatchReader(Dataset[Batch]):
             except (MediaError, DatasetError) as error:  # anything else is a mistake in a program: it stops the run
                 failures.append(Failure(example.id, str(error)))
                 index = self._plan.replacement(slot, attempt)
-        last = failures[-1]
-        raise DatasetError(f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}")
+        return None
 
 
 class SampleReader(Dataset[EncodedSample | Failure]):
@@ -167,8 +175,7 @@ class SampleReader(Dataset[EncodedSample | Failure]):
 
 def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[EncodedSample | Failure]:
     """Samples in order, read ahead by worker processes."""
-    options: Mapping[str, Any] = {"prefetch_factor": PREFETCHED_SAMPLES} if num_workers else {}
-    return iter(DataLoader(reader, batch_size=None, sampler=indices, num_workers=num_workers, **options))
+    return read_ahead(reader, indices, num_workers, PREFETCHED_SAMPLES)
 
 
 def load_batches(reader: BatchReader, numbers: range, num_workers: int) -> Iterator[Batch]:
@@ -178,6 +185,4 @@ def load_batches(reader: BatchReader, numbers: range, num_workers: int) -> Itera
         numbers: which; the first is where a resumed run goes on.
         num_workers: processes; 0 reads in this one.
     """
-    options: Mapping[str, Any] = {"prefetch_factor": PREFETCHED_BATCHES} if num_workers else {}
-    # Batches are whole already: the loader must neither collate nor draw.
-    return iter(DataLoader(reader, batch_size=None, sampler=numbers, num_workers=num_workers, **options))
+    return read_ahead(reader, numbers, num_workers, PREFETCHED_BATCHES)

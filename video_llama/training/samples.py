@@ -76,6 +76,9 @@ class SampleCounter:
         state.samples_bad += int(totals.bad)
         if totals.bad:
             self._check(state)
+        for batch in group:
+            if batch.gave_up:
+                raise DatasetError(batch.gave_up)
         return totals
 
     def _check(self, state: TrainingState) -> None:
