@@ -59,7 +59,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["video_llama", "video_llama.*"]),
-    package_data={"video_llama": ["py.typed", "demo/samples/*"]},
+    package_data={
+        "video_llama": ["py.typed", "demo/samples/*", "demo/*.css", "demo/*.js", "models/*/*", "models/*/*/*"]
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class Chat:
         self._open_turn().answer = text
         return text
 
-    def stream_answer(self, **options: Any) -> Iterator[str]:
+    def stream_answer(self, **options: Any) -> Generator[str]:
         """Like `answer`, in pieces; closing the iterator stops, and what was said until then is the answer."""
         chosen = replace(self.options, **options)
         prompt, said = self._prompt(chosen), ""

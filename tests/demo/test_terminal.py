@@ -17,7 +17,7 @@ import torch
 from tests.demo.conftest import Run
 from video_llama.chat import Chat
 from video_llama.conversation import conv_templates
-from video_llama.demo import terminal
+from video_llama.demo import opening, terminal
 from video_llama.demo.arguments import build_parser
 from video_llama.model.inference import VideoLlama
 
@@ -120,7 +120,7 @@ def test_a_conversation_ends_with_the_input_and_an_interrupt_has_its_own_exit_co
             raise raised
 
         monkeypatch.setattr(builtins, "input", end)
-        assert run().code == code
+        assert run("--terminal").code == code
 
 
 def test_the_user_is_told_when_old_turns_no_longer_fit(
@@ -230,8 +230,9 @@ def test_a_setting_that_makes_no_sense_is_one_line(arguments: list[str], message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "a"], "give --question TEXT, or run on a terminal"),
-        (["--question", "What?"], "one of the arguments --model --cfg-path is required"),
+        (["--model", "a", "--terminal"], "give --question TEXT, or run on a terminal"),
+        (["--model", "a", "--input", "a.mp4"], "give --question TEXT, or run on a terminal"),
+        (["--model", "a", "--cfg-path", "b"], "--cfg-path: not allowed with argument --model"),
         (["--model", "a", "--question", "What?", "--options", "model.ckpt=b"], "give --cfg-path too"),
         (["--model", "a", "--question", "What?", "--num-frames", "0"], "--num-frames: must be at least 1, not 0"),
     ],
@@ -248,7 +249,7 @@ def test_wrong_usage_exits_with_2_and_says_what_to_give(
 
 def test_quantisation_asked_for_on_the_command_line_goes_before_the_configuration() -> None:
     arguments = argparse.Namespace(dtype="auto", load_in_8bit=False, load_in_4bit=True)
-    assert terminal._model_settings(arguments) == ["model.load_in_4bit=True"]
+    assert opening.model_settings(arguments) == ["model.load_in_4bit=True"]
 
 
 def test_many_frame_times_are_shortened() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["build_parser"]
+__all__ = ["DEFAULT_MODEL", "build_parser"]
 
 DESCRIPTION = "Ask Video-LLaMA about a video, an image or a sound."
+DEFAULT_MODEL = "video-llama-tiny"
 EPILOG = """\
 examples:
+  the page:           python demo_video.py --model CHECKPOINTS
   one question:       python demo_video.py --model CHECKPOINTS --input clip.mp4 --question "What happens?"
   several turns:      python demo_video.py --model CHECKPOINTS --input clip.mp4 --question "What happens?" "And then?"
   a conversation:     python demo_video.py --model CHECKPOINTS --input clip.mp4
   from a YAML file:   python demo_video.py --cfg-path eval_configs/video_llama_eval_withaudio.yaml --input clip.mp4
 
 CHECKPOINTS is a folder with the published files, a folder written by save_pretrained or
-scripts/convert_checkpoint.py, or a hub id such as DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned.
+scripts/convert_checkpoint.py, a hub id such as DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned, or video-llama-tiny, the small
+model of the package (trained on generated clips, knows nothing of the world).
 """
 
 
@@ -30,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_options(parser.add_argument_group("the model"))
     _add_input_options(parser.add_argument_group("what to look at and ask"))
     _add_answer_options(parser.add_argument_group("how to answer"))
+    _add_page_options(parser.add_argument_group("the page (without --input, --question and --terminal)"))
     return parser
 
 
@@ -41,8 +45,12 @@ def _positive(text: str) -> int:
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
-    source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="PATH", help="checkpoint folder, file or hub id")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--model",
+        metavar="PATH",
+        help=f"checkpoint folder, file, hub id or packaged model ({DEFAULT_MODEL}, unless --cfg-path is given)",
+    )
     source.add_argument("--cfg-path", metavar="YAML", help="configuration with a model section (eval_configs/)")
     group.add_argument(
         "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of --cfg-path: model.ckpt=…"
@@ -63,9 +71,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_input_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--input", nargs="+", default=[], metavar="FILE", help="videos, images or sound files")
-    group.add_argument(
-        "--question", nargs="+", metavar="TEXT", help="questions, answered in order; without one, a conversation starts"
-    )
+    group.add_argument("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
+    group.add_argument("--terminal", action="store_true", help="a conversation on the terminal, as with --input alone")
     group.add_argument("--num-frames", type=_positive, metavar="N", help="frames to look at in a video (8)")
     group.add_argument("--no-audio", action="store_true", help="do not listen to videos")
 
@@ -76,3 +83,15 @@ def _add_answer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--top-p", type=float, default=0.9, metavar="P", help="with a temperature: nucleus size (0.9)")
     group.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search width (1)")
     group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less (1.0)")
+
+
+def _add_page_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="who may connect: this machine (127.0.0.1)"
+    )
+    group.add_argument("--port", type=_positive, metavar="N", help="the first free one from 7860 on")
+    group.add_argument("--share", action="store_true", help="a public address through Gradio's servers, for anybody")
+    group.add_argument("--auth-file", metavar="FILE", help="ask for a password: lines of user:password")
+    group.add_argument("--max-upload-mb", type=_positive, default=200, metavar="N", help="largest upload (200)")
+    group.add_argument("--max-minutes", type=_positive, default=60, metavar="N", help="longest video or sound (60)")
+    group.add_argument("--concurrency", type=_positive, default=1, metavar="N", help="requests worked on at once (1)")

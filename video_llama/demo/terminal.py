@@ -1,4 +1,4 @@
-"""Ask on the terminal: questions from the command line, or a conversation when a person is there."""
+"""The command `demo_video.py`: the page, questions from the command line, or a conversation on the terminal."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from video_llama.demo.arguments import build_parser
+from video_llama.demo.arguments import DEFAULT_MODEL, build_parser
 from video_llama.errors import VideoLlamaError
 
 if TYPE_CHECKING:
     from video_llama.chat import Chat, Upload
-    from video_llama.model.inference import VideoLlama
 
 __all__ = ["main"]
 
@@ -26,14 +24,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; bad input ends in one line on stderr and exit code 1."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if arguments.question is None and not sys.stdin.isatty():
+    if not arguments.model and not arguments.cfg_path:
+        arguments.model = DEFAULT_MODEL
+    on_terminal = arguments.terminal or arguments.input or arguments.question is not None
+    if on_terminal and arguments.question is None and not sys.stdin.isatty():
         parser.error("give --question TEXT, or run on a terminal to have a conversation")
     if arguments.options and not arguments.cfg_path:
         parser.error("--options overrides settings of a YAML file; give --cfg-path too")
     warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")  # as intended
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        _talk(arguments)
+        if on_terminal:
+            _talk(arguments)
+        else:
+            from video_llama.demo.server import serve
+
+            serve(arguments)
     except VideoLlamaError as error:
         print(f"error: {error}", file=sys.stderr)
         return INPUT_ERROR
@@ -59,54 +65,10 @@ def _talk(arguments: argparse.Namespace) -> None:
 
 def _open_chat(arguments: argparse.Namespace) -> Chat:
     from video_llama.chat import Chat
-    from video_llama.conversation import conv_templates
-    from video_llama.model.generation import GenerationOptions
+    from video_llama.demo.opening import choose_options, choose_template, load_model
 
-    try:
-        options = GenerationOptions(
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            num_beams=arguments.num_beams,
-            repetition_penalty=arguments.repetition_penalty,
-        )
-    except ValueError as error:
-        raise VideoLlamaError(str(error)) from error
-    template = {"vicuna": "v1", "llama_v2": "llama_2", None: None}[arguments.model_type]
-    conversation = None if template is None else conv_templates[template].copy()
-    return Chat(_load_model(arguments), conversation, options=options)
-
-
-def _load_model(arguments: argparse.Namespace) -> VideoLlama:
-    from video_llama.model.builder import build_model, load_pretrained_model
-
-    device = f"cuda:{arguments.gpu_id}" if arguments.gpu_id is not None else arguments.device
-    if arguments.cfg_path:
-        from video_llama.config import load_config
-
-        config = load_config(arguments.cfg_path, [*_model_settings(arguments), *arguments.options])
-        model = build_model(config.model, device=device)
-        num_frames = next((data.vis_processor.train.n_frms for data in config.datasets.values()), None)
-        if num_frames is not None:
-            model.processor.media_processor = replace(model.processor.media_processor, num_frames=num_frames)
-        return model
-    return load_pretrained_model(
-        arguments.model,
-        device=device,
-        dtype=arguments.dtype,
-        load_in_8bit=arguments.load_in_8bit,
-        load_in_4bit=arguments.load_in_4bit,
-    )
-
-
-def _model_settings(arguments: argparse.Namespace) -> list[str]:
-    """What the command line says about the model, as settings of a configuration."""
-    given = {
-        "dtype": None if arguments.dtype == "auto" else arguments.dtype,
-        "load_in_8bit": arguments.load_in_8bit or None,
-        "load_in_4bit": arguments.load_in_4bit or None,
-    }
-    return [f"model.{name}={value}" for name, value in given.items() if value is not None]
+    options = choose_options(arguments)
+    return Chat(load_model(arguments), choose_template(arguments), options=options)
 
 
 def _upload(chat: Chat, path: str, kind: str, arguments: argparse.Namespace) -> Upload:

@@ -1,0 +1,36 @@
+"""The page, its handlers and the endpoints, put together."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from video_llama.demo.endpoints import Endpoints
+from video_llama.demo.events import Events
+from video_llama.demo.page import build_page
+from video_llama.demo.sessions import Sessions
+from video_llama.model.generation import GenerationOptions
+
+__all__ = ["build_app"]
+
+QUEUE_SIZE = 64  # requests that may wait; further ones are told to come again
+
+
+def build_app(sessions: Sessions, options: GenerationOptions, title: str = "", concurrency: int = 1) -> gr.Blocks:
+    """The app, ready to be launched.
+
+    Args:
+        sessions: the conversations.
+        options: how answers are drawn unless visitors choose otherwise.
+        title: which model answers, as HTML.
+        concurrency: how many requests may be worked on at once.
+    """
+    with gr.Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as app:
+        Endpoints(sessions, options, concurrency).connect()  # first: the names of the page's handlers give way
+        page = build_page(title, options, sessions.limits)
+        events = Events(page, sessions, options, concurrency)
+        events.connect()
+        shown = [page.notice, page.listen, page.num_frames]
+        app.load(events.load, None, shown, show_progress="hidden", api_visibility="private", concurrency_limit=None)
+        app.unload(events.leave)
+    app.queue(max_size=QUEUE_SIZE)
+    return app

@@ -1,0 +1,123 @@
+"""What a visitor may upload and ask; checked before anything is decoded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
+from video_llama.processor.containers import demux_packets, open_container, select_stream
+from video_llama.processor.kind import media_kind
+
+__all__ = ["Limits"]
+
+_MOST_PACKETS_PER_SECOND = 1000  # of sound or frames; more is a file made to keep a server busy
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the web demo.
+
+    Attributes:
+        upload_mb: largest file, in megabytes of 10^6 bytes.
+        seconds: longest video or sound.
+        pixels: largest frame or image, width times height.
+        media: files in one conversation.
+        question_characters: longest question.
+        answer_tokens: most tokens a visitor may ask for.
+        frames: most frames a visitor may have sampled.
+        sessions: visitors at one time; each holds features and a KV cache.
+        idle_seconds: a session that was not used for so long is ended.
+    """
+
+    upload_mb: float = 200
+    seconds: float = 3600
+    pixels: int = 4096 * 2304
+    media: int = 8
+    question_characters: int = 2000
+    answer_tokens: int = 1024
+    frames: int = 32
+    sessions: int = 64
+    idle_seconds: float = 1800
+
+    @property
+    def upload_bytes(self) -> int:
+        """Largest file in bytes."""
+        return int(self.upload_mb * 1_000_000)
+
+    def check_file(self, path: str | os.PathLike[str]) -> str:
+        """The kind of a file ("video", "image" or "audio") that keeps within the limits.
+
+        Raises:
+            MediaError: it is too large, too long, or nothing that can be looked at or listened to.
+        """
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        if size > self.upload_bytes:
+            raise MediaError(path, f"{size / 1e6:.0f} MB is too large", f"at most {self.upload_mb:g} MB")
+        kind = media_kind(path)
+        if kind == "image":
+            self._check_image(path)
+        else:
+            self._check_streams(path, kind == "video")
+        return kind
+
+    def check_question(self, text: str) -> str:
+        """The question without white space around it.
+
+        Raises:
+            VideoLlamaError: it is empty or too long.
+        """
+        text = text.strip()
+        if not text:
+            raise VideoLlamaError("type a question first")
+        if len(text) > self.question_characters:
+            raise VideoLlamaError(
+                f"the question has {len(text)} characters; at most {self.question_characters} are read"
+            )
+        return text
+
+    def _check_image(self, path: str | os.PathLike[str]) -> None:
+        try:
+            with Image.open(os.fspath(path)) as image:  # reads the header only
+                width, height = image.size
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise MediaError(path, "the image cannot be read", "save it again as PNG or JPEG") from error
+        self._check_size(path, width, height)
+
+    def _check_streams(self, path: str | os.PathLike[str], video: bool) -> None:
+        if video:
+            with open_container(path) as container:
+                for stream in container.streams.video:
+                    self._check_size(path, stream.width, stream.height)
+            self._check_packets(path, "video")
+        try:
+            self._check_packets(path, "audio")
+        except NoSoundTrackError:
+            return  # whoever needs the sound says so
+
+    def _check_packets(self, path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> None:
+        """Whether a stream is as short as it says: by its packets, which are cheap to read, not by its header."""
+        with open_container(path) as container:
+            stream = select_stream(container, path, kind)
+            self._check_length(path, float(container.duration or 0) / 1_000_000)
+            start: float | None = None
+            for number, packet in enumerate(demux_packets(container, stream, path)):
+                if packet.pts is None or packet.time_base is None:
+                    continue
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                start = end if start is None else min(start, end)
+                self._check_length(path, max(end - start, number / _MOST_PACKETS_PER_SECOND))
+
+    def _check_size(self, path: str | os.PathLike[str], width: int, height: int) -> None:
+        if width * height > self.pixels:
+            raise MediaError(path, f"{width}x{height} pixels are too many", f"at most {self.pixels / 1e6:.1f} million")
+
+    def _check_length(self, path: str | os.PathLike[str], seconds: float) -> None:
+        if seconds > self.seconds:
+            raise MediaError(
+                path, f"{seconds / 60:.0f} minutes are too long", f"at most {self.seconds / 60:.0f} minutes"
+            )

@@ -1,0 +1,160 @@
+"""What is on the page, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from video_llama.demo.limits import Limits
+from video_llama.demo.requests import MAX_BEAMS
+from video_llama.demo.views import NOTHING_YET
+from video_llama.model.generation import GenerationOptions
+
+__all__ = ["EXAMPLES", "Page", "build_page"]
+
+SAMPLES = Path(__file__).parent / "samples"
+EXAMPLES = [
+    (SAMPLES / "ball.mp4", "What happens in the video?"),
+    (SAMPLES / "ball.mp4", "What do you hear?"),
+]
+FILE_TYPES = ["video", "image", "audio"]
+
+
+@dataclass
+class Page:
+    """The components that something happens to."""
+
+    notice: gr.HTML
+    upload: gr.File
+    webcam: gr.Video
+    microphone: gr.Audio
+    examples: list[tuple[gr.Button, Path, str]]
+    panel: gr.HTML
+    chatbot: gr.Chatbot
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    retry: gr.Button
+    undo: gr.Button
+    clear: gr.Button
+    save: gr.Button
+    exported: gr.Textbox
+    num_frames: gr.Slider
+    listen: gr.Checkbox
+    temperature: gr.Slider
+    top_p: gr.Slider
+    num_beams: gr.Slider
+    max_new_tokens: gr.Slider
+
+    @property
+    def changing(self) -> list[Any]:
+        """What handlers may change."""
+        return [
+            self.notice,
+            self.upload,
+            self.webcam,
+            self.microphone,
+            self.panel,
+            self.chatbot,
+            self.question,
+            self.send,
+            self.stop,
+        ]
+
+
+def build_page(title: str, options: GenerationOptions, limits: Limits) -> Page:
+    """Lay the page out; call it inside `gr.Blocks`.
+
+    Args:
+        title: which model answers.
+        options: what the controls are set to.
+        limits: what they can be set to.
+    """
+    gr.HTML(
+        f"<h1>Video-LLaMA</h1><p>Ask about a video, an image or a sound. {title}</p>", elem_id="vl-head", padding=False
+    )
+    with gr.Row(elem_id="vl-columns"):
+        with gr.Column(scale=5, min_width=320):
+            found = _media_column(limits)
+        with gr.Column(scale=6, min_width=320):
+            found |= _chat_column()
+            with gr.Accordion("Settings", open=False, elem_id="vl-settings"):
+                found |= _settings(options, limits)
+    return Page(**found)
+
+
+def _media_column(limits: Limits) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with gr.Tabs(elem_id="vl-sources"):
+        with gr.Tab("File"):
+            found["upload"] = gr.File(
+                label=f"Up to {limits.upload_mb:g} MB",
+                file_types=FILE_TYPES,
+                height=170,
+                elem_id="vl-upload",
+            )
+        with gr.Tab("Webcam"):
+            webcam = gr.WebcamOptions(mirror=False)
+            found["webcam"] = gr.Video(
+                sources=["webcam"], include_audio=True, webcam_options=webcam, label="Record a video", height=240
+            )
+        with gr.Tab("Microphone"):
+            found["microphone"] = gr.Audio(sources=["microphone"], type="filepath", label="Record a sound")
+    found["examples"] = []
+    with gr.Row(elem_id="vl-examples"):
+        for path, question in EXAMPLES:
+            button = gr.Button(f"{path.stem}: {question}", size="sm", variant="secondary", min_width=120)
+            found["examples"].append((button, path, question))
+    found["panel"] = gr.HTML(NOTHING_YET, elem_id="vl-panel", padding=False)
+    return found
+
+
+def _chat_column() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "chatbot": gr.Chatbot(
+            label="Conversation",
+            show_label=False,
+            elem_id="vl-chat",
+            height=460,
+            render_markdown=False,
+            sanitize_html=True,
+            editable="user",
+            buttons=["copy"],
+            placeholder="Add a file, then ask about it.",
+        )
+    }
+    found["notice"] = gr.HTML("", elem_id="vl-notice", padding=False)
+    with gr.Row(elem_id="vl-ask", equal_height=True):
+        found["question"] = gr.Textbox(
+            show_label=False,
+            container=False,
+            placeholder="Ask about what is seen and heard …",
+            scale=6,
+            min_width=180,
+            elem_id="vl-question",
+            autofocus=True,
+        )
+        found["send"] = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="vl-send")
+        found["stop"] = gr.Button("Stop", variant="stop", scale=1, min_width=80, visible=False, elem_id="vl-stop")
+    with gr.Row(elem_id="vl-actions"):
+        for name in ("retry", "undo", "clear", "save"):
+            label = "Save" if name == "save" else name.capitalize()
+            found[name] = gr.Button(label, size="sm", min_width=70, elem_id=f"vl-{name}")
+    found["exported"] = gr.Textbox(visible="hidden", elem_id="vl-exported")
+    return found
+
+
+def _settings(options: GenerationOptions, limits: Limits) -> dict[str, Any]:
+    return {
+        "num_frames": gr.Slider(1, limits.frames, 8, step=1, label="Frames to look at", info="for the next video"),
+        "listen": gr.Checkbox(True, label="Listen to the sound", info="of the next video"),
+        "temperature": gr.Slider(0, 2, options.temperature, step=0.05, label="Temperature", info="0 is greedy"),
+        "top_p": gr.Slider(0.05, 1, options.top_p, step=0.05, label="Top-p", info="with a temperature above 0"),
+        "num_beams": gr.Slider(1, MAX_BEAMS, options.num_beams, step=1, label="Beams", info="above 1 nothing streams"),
+        "max_new_tokens": gr.Slider(
+            1, limits.answer_tokens, options.max_new_tokens, step=1, label="Longest answer", info="in tokens"
+        ),
+    }

@@ -1,0 +1,228 @@
+"""Serve the page: safe settings, the model loaded meanwhile, everything freed at the end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from video_llama.conversation import Conversation
+from video_llama.demo.limits import Limits
+from video_llama.demo.requests import RequestGuard
+from video_llama.demo.sessions import Sessions
+from video_llama.demo.shared_model import SharedModel
+from video_llama.errors import VideoLlamaError
+from video_llama.model.generation import GenerationOptions
+from video_llama.model.inference import VideoLlama
+
+__all__ = ["DemoServer", "serve"]
+
+logger = logging.getLogger(__name__)
+
+LOCAL_HOST = "127.0.0.1"
+_UPLOAD_SECONDS = 600.0  # how long an upload may wait in the queue before its first copy is removed
+_SWEEP_SECONDS = 30.0
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Where and for whom the page is served.
+
+    Attributes:
+        host, port: the address; port None takes the first free one from 7860 on.
+        share: a public address through Gradio's tunnel.
+        auth: user and password pairs; empty lets everybody in who reaches the address.
+        concurrency: how many requests may be worked on at once.
+        title: which model answers.
+    """
+
+    host: str = LOCAL_HOST
+    port: int | None = None
+    share: bool = False
+    auth: tuple[tuple[str, str], ...] = ()
+    concurrency: int = 1
+    title: str = ""
+
+
+class DemoServer:
+    """The running page.
+
+    Args:
+        load: makes the model, in a thread of its own while the page is already there.
+        settings: where and for whom.
+        limits: what visitors may do.
+        options: how answers are drawn unless visitors choose otherwise.
+        template: of the conversations; by default the one that belongs to the weights.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], VideoLlama],
+        settings: ServerSettings | None = None,
+        *,
+        limits: Limits | None = None,
+        options: GenerationOptions | None = None,
+        template: Conversation | None = None,
+    ) -> None:
+        self.settings, self.limits = settings or ServerSettings(), limits or Limits()
+        self.options = options or GenerationOptions()
+        self.folder = Path(tempfile.mkdtemp(prefix="video-llama-demo-"))
+        self.model: Future[SharedModel] = Future()
+        self.sessions = Sessions(self.model, self.folder / "sessions", limits=self.limits, template=template)
+        self._load = load
+        self._closing = threading.Event()
+
+    def start(self) -> str:
+        """Serve and return the address; the model goes on loading."""
+        (self.folder / "sessions").mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(self.folder / "uploads")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # and no question after newer versions
+        from video_llama.demo.app import build_app
+
+        self._app = build_app(self.sessions, self.options, escape(self.settings.title), self.settings.concurrency)
+        script = (_HERE / "page.js").read_text(encoding="utf-8")
+        middleware = _middleware(self.limits.upload_bytes)
+        _, address, shared = self._app.launch(
+            server_name=self.settings.host,
+            server_port=self.settings.port,
+            share=self.settings.share,
+            auth=list(self.settings.auth) or None,
+            max_file_size=self.limits.upload_bytes,
+            allowed_paths=[str(self.folder / "sessions")],
+            css_paths=[_HERE / "page.css"],
+            head=f"<script>{script}</script>",
+            theme=_theme(),
+            app_kwargs={"middleware": middleware},
+            footer_links=[],
+            ssr_mode=False,
+            show_error=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        threading.Thread(target=self._load_model, name="video-llama-load", daemon=True).start()
+        threading.Thread(target=self._sweep, name="video-llama-sweep", daemon=True).start()
+        return shared or address
+
+    def close(self) -> None:
+        """Stop serving, free the model's sessions and remove all files."""
+        self._closing.set()
+        self._app.close(verbose=False)
+        self.sessions.end_all()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _load_model(self) -> None:
+        try:
+            self.model.set_result(SharedModel(self._load()))
+        except BaseException as error:  # carried to whoever waits for the model
+            self.model.set_exception(error)
+
+    def _sweep(self) -> None:
+        while not self._closing.wait(_SWEEP_SECONDS):
+            self.sessions.end_idle()
+            remove_old_files(self.folder / "uploads", _UPLOAD_SECONDS)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Run the page until Ctrl-C.
+
+    Raises:
+        VideoLlamaError: the model cannot be loaded, or the address not be had.
+    """
+    from video_llama.demo.opening import choose_options, choose_template, load_model
+
+    settings = ServerSettings(
+        host=arguments.host,
+        port=arguments.port,
+        share=arguments.share,
+        auth=read_auth(arguments.auth_file),
+        concurrency=arguments.concurrency,
+        title=Path(arguments.model or arguments.cfg_path).name,
+    )
+    warn_of_strangers(settings)
+    server = DemoServer(
+        lambda: load_model(arguments),
+        settings,
+        limits=Limits(upload_mb=arguments.max_upload_mb, seconds=60 * arguments.max_minutes),
+        options=choose_options(arguments),
+        template=choose_template(arguments),
+    )
+    try:
+        try:
+            address = server.start()
+        except OSError as error:
+            raise VideoLlamaError(f"{settings.host}:{settings.port}: {error}") from error
+        print(f"The page is at {address} (Ctrl-C ends it); loading the model …", flush=True)
+        server.model.result()
+        print("The model is ready.", flush=True)
+        threading.Event().wait()
+    finally:
+        server.close()
+
+
+def warn_of_strangers(settings: ServerSettings) -> None:
+    """Say so on stderr if people beyond this machine can reach the page."""
+    if settings.share:
+        print("warning: --share puts the page on the internet, through a server of Gradio's", file=sys.stderr)
+    elif settings.host not in (LOCAL_HOST, "localhost", "::1"):
+        print(f"warning: whoever can reach {settings.host} can use the page", file=sys.stderr)
+    if (settings.share or settings.host not in (LOCAL_HOST, "localhost", "::1")) and not settings.auth:
+        print("warning: without --auth-file nobody is asked for a password", file=sys.stderr)
+
+
+def read_auth(path: str | None) -> tuple[tuple[str, str], ...]:
+    """User and password of every line `user:password` of a file; a command line would show them to everybody.
+
+    Raises:
+        VideoLlamaError: no such file, or a line of another form.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VideoLlamaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    pairs = [tuple(line.split(":", 1)) for line in lines if line.strip()]
+    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise VideoLlamaError(f"{path}: every line must be user:password")
+    return tuple((user, password) for user, password in pairs)
+
+
+def remove_old_files(folder: Path, seconds: float) -> None:
+    """Remove files below a folder that were written more than `seconds` ago, and folders left empty."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        try:
+            if path.is_dir():
+                path.rmdir()  # fails, as it should, where something is in it
+            elif time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
+        except OSError:
+            continue
+
+
+def _middleware(upload_bytes: int) -> list[object]:
+    from starlette.middleware import Middleware
+
+    return [Middleware(RequestGuard, upload_bytes=upload_bytes)]
+
+
+def _theme() -> Any:
+    import gradio as gr
+
+    # Fonts that every system has: the others would be fetched from elsewhere.
+    return gr.themes.Soft(
+        primary_hue="indigo",
+        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )

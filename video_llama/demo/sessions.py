@@ -1,0 +1,101 @@
+"""The conversations of all visitors: one for each, never shared, ended when nobody uses it any more."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+from video_llama.chat import Chat
+from video_llama.conversation import Conversation
+from video_llama.demo.limits import Limits
+from video_llama.demo.session import Session
+from video_llama.demo.shared_model import SharedModel
+from video_llama.errors import VideoLlamaError
+
+__all__ = ["Sessions"]
+
+logger = logging.getLogger(__name__)
+
+
+class Sessions:
+    """The conversations of all visitors, by the key that the page makes up for each.
+
+    Args:
+        model: the model, or the promise of it while it is loading.
+        folder: where their files are kept, each session's in a folder that nobody can guess.
+        template: of the conversations; by default the one that belongs to the weights.
+    """
+
+    def __init__(
+        self,
+        model: Future[SharedModel],
+        folder: Path,
+        *,
+        limits: Limits | None = None,
+        template: Conversation | None = None,
+    ) -> None:
+        self.model = model
+        self.folder = folder
+        self.limits = limits or Limits()
+        self._template = template
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, key: str | None) -> Session:
+        """The session of a visitor; a new one at the first call.
+
+        Raises:
+            VideoLlamaError: there are too many visitors, or the request names no session.
+        """
+        if not key:
+            raise VideoLlamaError("the request names no session; send a session_hash, as gradio_client does")
+        model = self.model.result()
+        self.end_idle()
+        with self._lock:
+            if key not in self._sessions:
+                self._make_room()
+                folder = self.folder / secrets.token_hex(16)
+                folder.mkdir(mode=0o700, parents=True)
+                self._sessions[key] = Session(Chat(model, self._template), folder, self.limits)
+            session = self._sessions[key]
+            session.last_used = time.monotonic()
+            return session
+
+    def find(self, key: str | None) -> Session | None:
+        """The session of a visitor, if there is one."""
+        return self._sessions.get(key or "")
+
+    def end(self, key: str | None) -> None:
+        """Free a visitor's conversation and files."""
+        with self._lock:
+            session = self._sessions.pop(key or "", None)
+        if session is not None:
+            session.close()
+
+    def end_all(self) -> None:
+        """Free everything, when the server stops."""
+        for key in list(self._sessions):
+            self.end(key)
+
+    def end_idle(self) -> None:
+        """End the sessions that nobody has used for `limits.idle_seconds`."""
+        now = time.monotonic()
+        for key, session in list(self._sessions.items()):
+            if not session.busy and now - session.last_used > self.limits.idle_seconds:
+                logger.info("a session is ended: it was idle for %.0f s", now - session.last_used)
+                self.end(key)
+
+    def _make_room(self) -> None:
+        if len(self._sessions) < self.limits.sessions:
+            return
+        empty = [key for key, session in self._sessions.items() if not session.turns and not session.busy]
+        if not empty:
+            raise VideoLlamaError("too many people are here at the moment; try again in a few minutes")
+        self._sessions.pop(empty[0]).close()
