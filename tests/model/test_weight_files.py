@@ -199,6 +199,7 @@ def test_random_bytes_and_foreign_contents_are_refused(tmp_path: Path) -> None:
     (tmp_path / "noise.safetensors").write_bytes(bytes(range(256)) * 4)
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "nothing.pth")
-    for name in ("noise.pth", "noise.safetensors", "list.pth", "nothing.pth", "absent.pth"):
+    (tmp_path / "text.pth").write_bytes(b"root:x:0:0:root:/root:/bin/bash\n")
+    for name in ("noise.pth", "text.pth", "noise.safetensors", "list.pth", "nothing.pth", "absent.pth"):
         with pytest.raises(CheckpointError, match=name):
             open_weights(tmp_path / name)

@@ -28,6 +28,36 @@ def test_starting_over_a_run_is_refused_in_one_line(config_file: Path, capsys: p
     assert "holds a run already" in error
 
 
+def test_a_run_of_which_only_the_checkpoints_of_epochs_are_left_is_not_written_over(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint_0.pth").write_bytes(b"precious")
+    assert main(["--cfg-path", str(config_file)]) == 1
+    assert "holds a run already, up to checkpoint_0.pth" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_told_in_one_line(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("a file in the place of the folder")
+    assert main(["--cfg-path", str(config_file)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert str(tmp_path / "run") in error
+
+
+def test_ctrl_c_says_how_to_go_on(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("video_llama.training.trainer.Trainer.__init__", interrupt)
+    assert main(["--cfg-path", str(config_file)]) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+
+
 def test_mistakes_in_the_configuration_are_told_before_anything_loads(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,9 +59,10 @@ def test_a_damaged_checkpoint_is_named(make_config: MakeConfig) -> None:
     trainer.train()
     newest = list_checkpoints(trainer.folder / "checkpoints")[-1]
     content = (newest / "optimizer.pt").read_bytes()
-    (newest / "optimizer.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"step_00000008: damaged"):
-        Trainer(make_config("run.resume_ckpt_path=auto"))
+    for damaged in (content[: len(content) // 2], b"", b"no pickle", bytes(range(256))):
+        (newest / "optimizer.pt").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"step_00000008: damaged"):
+            Trainer(make_config("run.resume_ckpt_path=auto"))
 
 
 def test_a_checkpoint_of_other_trainable_parts_is_refused(make_config: MakeConfig) -> None:

@@ -168,6 +168,23 @@ def test_a_sigterm_saves_and_ends_the_run_in_good_order(make_config: MakeConfig,
     assert_same(trained(resumed.folder), trained(unbroken.folder))
 
 
+def test_a_sigterm_in_the_last_iteration_of_an_epoch_does_not_lose_the_checkpoint_of_that_epoch(
+    make_config: MakeConfig,
+) -> None:
+    trainer = Trainer(make_config("run.max_epoch=1"))
+    learn = trainer.learner.step
+
+    def learn_and_be_told_to_stop(*args: Any) -> Step:
+        if trainer.state.iteration == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(*args)
+
+    trainer.learner.step = learn_and_be_told_to_stop  # type: ignore[method-assign]
+    assert trainer.train().iteration == 4
+    assert events(trainer.folder)[-1] == "stop"
+    assert (trainer.folder / "checkpoint_0.pth").exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_run(make_config: MakeConfig) -> None:
     trainer = Trainer(make_config())
     with torch.no_grad():

@@ -15,7 +15,7 @@ CONFIG_FILE = "config.yaml"
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pth")
 
 
-def checkpoint_name(epoch: int) -> str:
+def checkpoint_name(epoch: int | str) -> str:
     """The file that an epoch of a run writes, as in the original."""
     return f"checkpoint_{epoch}.pth"
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import pickletools
 import re
+import struct
 import threading
 import zipfile
 from abc import abstractmethod
@@ -266,6 +267,8 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(_wants_code(path, "a bare pickle") if _calls(path) else _no_weights(path)) from error
     except (RuntimeError, EOFError) as error:
         raise CheckpointError(f"{_cut_off(path)} ({str(error).splitlines()[0]})") from error
+    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:  # bytes read as instructions
+        raise CheckpointError(_no_weights(path)) from error
 
 
 def _calls(path: Path) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from video_llama.errors import CheckpointError
+from video_llama.model.trained_run import checkpoint_name
 from video_llama.utils.files import INCOMPLETE, sync, write_whole
 
 __all__ = [
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d{8})")
 _TRAINABLE, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _DEEPSPEED = "deepspeed"
+_NOT_OURS = (SafetensorError, UnpicklingError)
 
 
 @dataclass
@@ -156,14 +159,15 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
         folder: OUTPUT_DIR/checkpoints.
 
     Raises:
-        CheckpointError: no checkpoint at that path, or None although the folder holds some.
+        CheckpointError: no checkpoint at that path, or None although OUTPUT_DIR holds some of a run.
     """
     known = list_checkpoints(folder)
     if resume is None:
-        if known:
+        there = known or sorted(folder.parent.glob(checkpoint_name("*")))
+        if there:
             raise CheckpointError(
-                f"{folder.parent}: holds a run already, up to {known[-1].name}. Go on with it by "
-                f"--options run.resume_ckpt_path=auto, or choose another run.output_dir"
+                f"{folder.parent}: holds a run already, up to {there[-1].name}. Go on with it by --resume "
+                f"(run.resume_ckpt_path=auto), or choose another run.output_dir"
             )
         return None
     if resume == "auto":
@@ -189,7 +193,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer_state = None
         if not _is_deepspeed(model):
             optimizer_state = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, *_NOT_OURS) as error:
         raise CheckpointError(f"{path}: damaged or not a training checkpoint ({error})") from error
     _check_names(path, model, trainable)
     if optimizer_state is None:

@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a training; 0 at its end or after a SIGTERM, 1 with one line on what is wrong."""
+    """Run a training; 0 at its end or after a SIGTERM, 1 with one line on what is wrong, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("video_llama.training").setLevel(logging.INFO)
@@ -64,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trainer.evaluate()
         else:
             trainer.train()
-    except VideoLlamaError as error:
+    except (VideoLlamaError, OSError) as error:  # what the system refuses, such as room on the disk
+        logger.debug("where it happened", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; --resume goes on from the newest checkpoint (a SIGTERM would have saved one)\n")
+        return 130
     return 0
