@@ -39,7 +39,7 @@ def launch(
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
 
 
 def test_two_processes_train_what_one_with_twice_the_batch_does(config_file: Path, tmp_path: Path) -> None:

@@ -30,17 +30,35 @@ class AudioBranch(nn.Module):
         self.audio_query_tokens = nn.Parameter(torch.empty(1, config.num_audio_query_tokens, width))
         self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
 
-    def forward(self, audio_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        audio_values: Tensor | None = None,
+        segment_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        segment_vectors: Tensor | None = None,
+    ) -> Tensor:
         """Language-model tokens of each sound.
 
         Args:
             audio_values: (sounds, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
             segment_mask: (sounds, segments), bool, False on the segments that pad a shorter sound.
+            pixel_values: (sounds, frames, 3, height, width), pictures in the place of the sound.
+            segment_vectors: what `encode_segments` or `encode_images` returned earlier, in the place of both.
 
         Returns:
             (sounds, audio_queries, language_width).
+
+        Raises:
+            ValueError: none of the three, or pictures without ImageBind's vision trunk.
         """
-        return self.summarise(self.encode_segments(audio_values), segment_mask)
+        if segment_vectors is None:
+            if pixel_values is not None:
+                segment_vectors = self.encode_images(pixel_values)
+            elif audio_values is not None:
+                segment_vectors = self.encode_segments(audio_values)
+            else:
+                raise ValueError("give audio_values, pixel_values or segment_vectors")
+        return self.summarise(segment_vectors, segment_mask)
 
     def encode_segments(self, audio_values: Tensor) -> Tensor:
         """ImageBind's vector for every segment: (sounds, segments, joint_width)."""

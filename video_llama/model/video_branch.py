@@ -32,17 +32,30 @@ class VideoBranch(nn.Module):
         self.video_query_tokens = nn.Parameter(torch.empty(1, config.num_video_query_tokens, width))
         self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
 
-    def forward(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        frame_tokens: Tensor | None = None,
+    ) -> Tensor:
         """Language-model tokens of each video.
 
         Args:
             pixel_values: (videos, frames, 3, height, width), float, normalised with CLIP's mean and std.
             frame_mask: (videos, frames), bool, False on the frames that pad a shorter video.
+            frame_tokens: what `encode_frames` returned earlier, in the place of the pixels.
 
         Returns:
             (videos, video_queries, language_width).
+
+        Raises:
+            ValueError: neither pixels nor tokens.
         """
-        return self.summarise(self.encode_frames(pixel_values, frame_mask), frame_mask)
+        if frame_tokens is None:
+            if pixel_values is None:
+                raise ValueError("give pixel_values or frame_tokens")
+            frame_tokens = self.encode_frames(pixel_values, frame_mask)
+        return self.summarise(frame_tokens, frame_mask)
 
     def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""

@@ -91,8 +91,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_audio_features_from_images(self, pixel_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
         """Frames (sounds, frames, 3, 224, 224) in the place of sound, to train the audio branch on images."""
-        branch = self._require_audio_branch()
-        return branch.summarise(branch.encode_images(pixel_values), segment_mask)
+        return self._require_audio_branch()(segment_mask=segment_mask, pixel_values=pixel_values)
 
     def get_audio_video_features(self, pixel_values: Tensor, audio_values: Tensor) -> Tensor:
         """One summary of frames and sound together, by the video Q-Former alone.
@@ -241,7 +240,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Tensor | None:
         """Video features of what is given, None if nothing is."""
         if frame_tokens is not None:
-            return self.video_branch.summarise(frame_tokens, frame_mask)
+            return self.video_branch(frame_mask=frame_mask, frame_tokens=frame_tokens)
         return None if pixel_values is None else self.get_video_features(pixel_values, frame_mask)
 
     def _encode_sounds(
@@ -253,7 +252,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Tensor | None:
         """Audio features of what is given, None if nothing is."""
         if segment_vectors is not None:
-            return self._require_audio_branch().summarise(segment_vectors, segment_mask)
+            return self._require_audio_branch()(segment_mask=segment_mask, segment_vectors=segment_vectors)
         if audio_pixel_values is not None:
             return self.get_audio_features_from_images(audio_pixel_values, segment_mask)
         return None if audio_values is None else self.get_audio_features(audio_values, segment_mask)

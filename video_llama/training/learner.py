@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from video_llama.config import RunConfig
@@ -127,7 +128,20 @@ class Learner:
         if self._filler is not None:
             self._filler(batch.media)
         loss: Tensor = self.model(**batch.model_inputs(self._accelerator.device), use_cache=False).loss
-        return loss
+        if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return loss
+        # A batch may have no media for what trains, as talk without pictures has none. Then nothing would reach those
+        # parameters, and the other processes would wait for their gradients: they are zero.
+        return loss + sum(parameter.sum() for parameter in self._unreached(batch)) * 0.0
+
+    def _unreached(self, batch: Batch) -> list[nn.Parameter]:
+        """Parameters that train and that no medium of the batch leads to."""
+        seen = {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and name.removeprefix("module.").partition(".")[0] not in seen
+        ]
 
     def _clip(self) -> float:
         limit = self._run.max_grad_norm

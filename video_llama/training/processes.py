@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 
@@ -22,12 +22,11 @@ __all__ = ["build_accelerator", "check_processes", "describe_processes", "sum_ov
 logger = logging.getLogger(__name__)
 
 
-def build_accelerator(run: RunConfig, *, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(run: RunConfig) -> Accelerator:
     """Accelerate's view of this run, as torchrun, accelerate launch or plain Python started it.
 
     Args:
         run: device, precision and trackers.
-        find_unused_parameters: some batches may leave trainable parameters out.
 
     Raises:
         ConfigError: fewer processes, or another way of sharing the work, than was asked for.
@@ -38,7 +37,6 @@ def build_accelerator(run: RunConfig, *, find_unused_parameters: bool = False) -
         mixed_precision=_mixed_precision(run),
         log_with=list(run.trackers) or None,
         project_dir=run.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         step_scheduler_with_optimizer=False,
     )
     if _asks_for("FSDP") and accelerator.distributed_type is DistributedType.MULTI_CPU:

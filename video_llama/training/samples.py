@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from video_llama.data.batches import Batch
 from video_llama.errors import DatasetError
@@ -79,7 +80,25 @@ class SampleCounter:
         for batch in group:
             if batch.gave_up:
                 raise DatasetError(batch.gave_up)
+        self._check_is_alike(group)
         return totals
+
+    def _check_is_alike(self, group: Sequence[Batch]) -> None:
+        """Sharded weights are put together by all processes at once: for each branch by all of them, or by none.
+
+        Raises:
+            DatasetError: some processes have media of a kind that others have not.
+        """
+        if self._accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return
+        num_processes = self._accelerator.num_processes
+        kinds = [{item.name == "pixel_values" for item in batch.media} for batch in group]
+        present = [float(is_visual in kind) for kind in kinds for is_visual in (True, False)]
+        if any(count not in (0, num_processes) for count in sum_over_processes(self._accelerator, present)):
+            raise DatasetError(
+                "with FSDP or DeepSpeed every batch needs media of the same kinds in every process; keep conversations "
+                "with pictures, with sound and without media in datasets of their own, or train with DDP"
+            )
 
     def _check(self, state: TrainingState) -> None:
         window = max(state.samples_seen, min(self._num_examples, _FIRST_WINDOW))

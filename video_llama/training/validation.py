@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,15 +65,23 @@ def validate(
         DatasetError: no sample can be read.
     """
     model.eval()
+    # DDP's own forward would exchange buffers, and wait for processes whose share of the split is smaller.
+    is_alone = _runs_alone(accelerator)
+    runner = accelerator.unwrap_model(model) if is_alone else model
     sums = [0.0, 0.0, 0.0, 0.0, 0.0]  # loss, tokens, right tokens, samples, bad samples
     answers: list[dict[str, str]] = []
     for batch, samples, num_unreadable in _batches(accelerator, dataset, tokenizer, batch_size, max_batches):
         sums[4] += num_unreadable
+        is_own = batch is not None
+        if batch is None and not is_alone:
+            batch = _stand_in(dataset, tokenizer)  # sharded weights are put together by all processes or none
         if batch is None:
             continue
         if filler is not None:
             filler(batch.media)
-        output = model(**batch.model_inputs(accelerator.device))
+        output = runner(**batch.model_inputs(accelerator.device))
+        if not is_own:
+            continue
         labels = batch.text["labels"][:, 1:].to(accelerator.device)
         is_answer = labels != IGNORE_INDEX
         is_right = (output.logits[:, :-1].argmax(dim=-1) == labels) & is_answer
@@ -84,10 +92,9 @@ def validate(
                 sums, [float(output.loss) * tokens, tokens, float(is_right.sum()), len(samples), 0], strict=True
             )
         ]
-        if accelerator.is_main_process and _can_generate(accelerator):
+        if accelerator.is_main_process and is_alone:
             wanted = samples[: max(num_generations - len(answers), 0)]
-            bare = accelerator.unwrap_model(model)
-            answers += [_answer(bare, sample, tokenizer, accelerator.device) for sample in wanted]
+            answers += [_answer(runner, sample, tokenizer, accelerator.device) for sample in wanted]
     loss, tokens, right, num_samples, num_bad = sum_over_processes(accelerator, sums)
     if not tokens:
         raise DatasetError(f"datasets.{dataset.name}: no sample of its validation split can be used")
@@ -147,18 +154,33 @@ def _batches(
     total = len(dataset.examples)
     for number in range(min(max_batches, -(-total // step))):
         first = number * step + accelerator.process_index * batch_size
-        samples: list[EncodedSample] = []
-        num_bad = 0
-        for index in range(first, min(first + batch_size, total)):
-            try:
-                samples.append(dataset.encoder(dataset.examples[index]))
-            except (MediaError, DatasetError):
-                num_bad += 1
+        samples, num_bad = _encode_all(dataset, range(first, min(first + batch_size, total)))
         batch = collate(number, samples, tokenizer.pad_token_id) if samples else None
         yield batch, samples, num_bad
 
 
-def _can_generate(accelerator: Accelerator) -> bool:
+def _encode_all(dataset: EncodedDataset, indices: Iterable[int]) -> tuple[list[EncodedSample], int]:
+    """(samples, how many cannot be read)."""
+    samples: list[EncodedSample] = []
+    num_bad = 0
+    for index in indices:
+        try:
+            samples.append(dataset.encoder(dataset.examples[index]))
+        except (MediaError, DatasetError):
+            num_bad += 1
+    return samples, num_bad
+
+
+def _stand_in(dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase) -> Batch | None:
+    """A batch of one sample, for a process without a share of its own; None if no sample can be read."""
+    for index in range(len(dataset.examples)):
+        samples, _ = _encode_all(dataset, [index])
+        if samples:
+            return collate(0, samples, tokenizer.pad_token_id)
+    return None
+
+
+def _runs_alone(accelerator: Accelerator) -> bool:
     """Whether one process can run the model alone: not if its weights are shared out."""
     return accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
