@@ -236,3 +236,32 @@ def test_a_model_made_from_nothing_has_no_uninitialised_weight() -> None:
         assert tensor.isfinite().all(), name
         assert tensor.abs().max() < 1e3, name
     assert all(not block.attn.k_bias.any() for block in model.video_branch.vision_encoder.blocks)
+
+
+def test_only_the_logits_that_are_asked_for_are_computed(tiny_model: VideoLlamaForConditionalGeneration) -> None:
+    ids = torch.arange(3, 12)[None]
+    every = tiny_model(input_ids=ids).logits
+    assert every.shape[1] == 9
+    torch.testing.assert_close(tiny_model(input_ids=ids, logits_to_keep=2).logits, every[:, -2:])
+
+
+def test_generation_asks_for_the_last_logits_if_the_language_model_can_leave_out_others(
+    tiny_model: VideoLlamaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    forward = tiny_model.language_model.forward
+
+    def remember(*args: object, logits_to_keep: int = 0, **kwargs: object) -> object:
+        asked.append(logits_to_keep)
+        return forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+
+    def without(*args: object, past_key_values: object = None, **kwargs: object) -> object:
+        assert "logits_to_keep" not in kwargs
+        return forward(*args, past_key_values=past_key_values, **kwargs)
+
+    monkeypatch.setattr(tiny_model.language_model, "forward", remember)
+    first = tiny_model.generate(input_ids=torch.arange(3, 12)[None], max_new_tokens=2, min_new_tokens=2)
+    assert asked == [1, 1]
+    monkeypatch.setattr(tiny_model.language_model, "forward", without)
+    again = tiny_model.generate(input_ids=torch.arange(3, 12)[None], max_new_tokens=2, min_new_tokens=2)
+    assert torch.equal(first, again)
