@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,13 @@ from PIL import Image
 
 from video_llama.chat import Chat
 from video_llama.demo import terminal
+from video_llama.demo.limits import Limits
+from video_llama.demo.server import DemoServer
+from video_llama.demo.session import Session
+from video_llama.demo.sessions import Sessions
+from video_llama.demo.shared_model import SharedModel
+from video_llama.model.builder import load_pretrained_model
+from video_llama.model.generation import GenerationOptions
 
 Run = Callable[..., SimpleNamespace]
 
@@ -58,3 +66,34 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "still.png"
     Image.linear_gradient("L").convert("RGB").save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_model(tiny_checkpoint: Path) -> SharedModel:
+    return SharedModel(load_pretrained_model(tiny_checkpoint, device="cpu", half=False))
+
+
+@pytest.fixture
+def sessions(shared_model: SharedModel, tmp_path: Path) -> Sessions:
+    """At most two visitors, each with at most two files."""
+    model: Future[SharedModel] = Future()
+    model.set_result(shared_model)
+    return Sessions(model, tmp_path / "sessions", limits=Limits(sessions=2, media=2))
+
+
+@pytest.fixture
+def session(sessions: Sessions) -> Session:
+    return sessions.get("visitor")
+
+
+@pytest.fixture(scope="session")
+def server(shared_model: SharedModel) -> Iterator[SimpleNamespace]:
+    """The running page of a model with random weights: its address and its parts."""
+    running = DemoServer(
+        lambda: shared_model,
+        limits=Limits(upload_mb=2, seconds=60, answer_tokens=4000),
+        options=GenerationOptions(max_new_tokens=6),
+    )
+    address = running.start()
+    yield SimpleNamespace(address=address, sessions=running.sessions, folder=running.folder, demo=running)
+    running.close()

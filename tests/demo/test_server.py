@@ -1,0 +1,262 @@
+"""The running server: endpoints for scripts, visitors at the same time, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from video_llama.demo import server as server_module
+from video_llama.demo.server import DemoServer, ServerSettings, read_auth, remove_old_files, warn_of_strangers
+from video_llama.errors import VideoLlamaError
+
+ENDPOINTS = {"/upload", "/ask", "/retry", "/undo", "/clear", "/stop", "/export"}
+
+
+@pytest.fixture
+def client(server: SimpleNamespace) -> Iterator[Client]:
+    client = Client(server.address, verbose=False)
+    yield client
+    server.sessions.end(client.session_hash)
+    client.close()
+
+
+def test_the_endpoints_are_named_and_explained(client: Client) -> None:
+    described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(described) == ENDPOINTS
+    assert all(endpoint["description"] for endpoint in described.values())
+
+
+def test_a_script_uploads_asks_streams_retries_undoes_and_exports(
+    client: Client, make_video: Callable[..., Path]
+) -> None:
+    clip = make_video("clip.mp4", audio=True)
+    seen = client.predict(file=handle_file(clip), frames=3, api_name="/upload")
+    assert (seen["name"], seen["kind"], len(seen["frame_seconds"])) == ("clip.mp4", "video", 3)
+    job = client.submit("What is it?", api_name="/ask")
+    answer = job.result()
+    assert job.outputs()[-1] == answer
+    assert client.predict(max_new_tokens=6, api_name="/retry") == answer
+    (turn,) = json.loads(client.predict(api_name="/export"))["turns"]
+    assert (turn["question"], turn["answer"], turn["media"]) == ("What is it?", answer, [seen])
+    assert client.predict(api_name="/undo") == "What is it?"
+    assert client.predict(api_name="/clear") is True
+    assert json.loads(client.predict(api_name="/export")) == {"turns": []}
+
+
+def test_a_script_can_stop_an_answer(client: Client) -> None:
+    job = client.submit("Go on for ever", temperature=1.5, max_new_tokens=1500, api_name="/ask")
+    next(iter(job))
+    assert client.predict(api_name="/stop") is True
+    assert json.loads(client.predict(api_name="/export"))["turns"][0]["answer"] == job.result()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("  ",), "type a question first"),
+        (("a" * 2001,), "has 2001 characters"),
+        (("What?", -1.0), "temperature must not be negative"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wrong(arguments: tuple[Any, ...], message: str, client: Client) -> None:
+    with pytest.raises(AppError, match=message):
+        client.predict(*arguments, api_name="/ask")
+
+
+def test_a_corrupt_file_is_refused_and_the_next_one_taken(client: Client, image: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "<b>.mp4"
+    broken.write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(AppError, match="not a media file") as refused:
+        client.predict(file=handle_file(broken), api_name="/upload")
+    assert "<b>" not in str(refused.value)
+    assert client.predict(file=handle_file(image), api_name="/upload")["kind"] == "image"
+
+
+def test_visitors_at_the_same_time_get_the_answers_they_would_get_alone(
+    server: SimpleNamespace, make_video: Callable[..., Path]
+) -> None:
+    clips = [make_video(f"{number}.mp4", num_frames=3 + 4 * number, size=(64 + 16 * number, 48)) for number in range(4)]
+
+    def converse(number: int) -> dict[str, Any]:
+        client = Client(server.address, verbose=False)
+        try:
+            client.predict(file=handle_file(clips[number % 4]), api_name="/upload")
+            client.predict(f"Who is number {number % 4}?", api_name="/ask")
+            client.predict("Why?", api_name="/ask")
+            return json.loads(client.predict(api_name="/export"))
+        finally:
+            server.sessions.end(client.session_hash)
+            client.close()
+
+    alone = [converse(number) for number in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(converse, range(8)))
+    assert together == alone + alone
+    assert len({json.dumps(one) for one in alone}) == 4
+    assert list((server.folder / "sessions").iterdir()) == []
+
+
+def join_queue(server: SimpleNamespace, name: str, data: list[Any], session: str) -> str:
+    """Call an endpoint as a browser does, without a client that checks anything; returns all events."""
+    with httpx.Client(base_url=server.address, timeout=60) as browser:
+        config = browser.get("config").json()
+        number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
+        body = {"data": data, "fn_index": number, "session_hash": session}
+        assert browser.post("gradio_api/queue/join", json=body).status_code == 200
+        events = ""
+        with browser.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                events += line
+                if "process_completed" in line:
+                    break
+        server.sessions.end(session)
+        return events
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "{folder}/uploads/../secret.mp4", "https://example.com/a.mp4"])
+def test_a_path_that_was_not_uploaded_is_never_opened(path: str, server: SimpleNamespace) -> None:
+    (server.folder / "secret.mp4").write_bytes(b"#!secret")
+    file = {"path": path.format(folder=server.folder), "meta": {"_type": "gradio.FileData"}}
+    events = join_queue(server, "upload", [file, None, True], "stranger")
+    assert '"success":false' in events.replace(" ", "")
+    assert "text file" not in events
+    assert "secret" not in events.replace(file["path"], "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "{folder}/sessions/../../../etc/passwd",
+        "{folder}/sessions/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "{here}",
+        "demo_video.py",
+        "https://example.com/",
+        "//etc/passwd",
+    ],
+)
+def test_only_files_of_sessions_are_served(path: str, server: SimpleNamespace) -> None:
+    for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
+        address = server.address + route + path.format(folder=server.folder, here=__file__)
+        answer = httpx.get(address, follow_redirects=True)
+        assert answer.status_code >= 400
+        assert "root:" not in answer.text
+
+
+def test_a_session_serves_its_own_copy_until_it_ends(server: SimpleNamespace, client: Client, image: Path) -> None:
+    client.predict(file=handle_file(image), api_name="/upload")
+    (item,) = server.sessions.find(client.session_hash).media
+    address = f"{server.address}gradio_api/file={item.path}"
+    assert httpx.get(address).content == image.read_bytes()
+    server.sessions.end(client.session_hash)
+    assert httpx.get(address).status_code in (403, 404)
+
+
+def test_a_large_upload_is_refused_whether_or_not_it_says_so(server: SimpleNamespace) -> None:
+    def stream() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+        for _ in range(40):
+            yield bytes(100_000)
+        yield b"\r\n--x--\r\n"
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    address = f"{server.address}gradio_api/upload"
+    connection = http.client.HTTPConnection("127.0.0.1", httpx.URL(server.address).port, timeout=10)
+    connection.putrequest("POST", "/gradio_api/upload")
+    for name, value in {**headers, "content-length": str(10**9)}.items():
+        connection.putheader(name, value)
+    connection.endheaders(b"a")
+    assert connection.getresponse().status == 413  # before the rest was sent
+    connection.close()
+    with contextlib.suppress(httpx.TransportError):  # hung up upon
+        assert httpx.post(address, content=stream(), headers=headers).status_code >= 400
+    stored = [path for path in (server.folder / "uploads").rglob("*") if path.is_file()]
+    assert all(path.stat().st_size <= 2_000_000 for path in stored)
+
+
+def test_the_page_needs_nothing_from_elsewhere(server: SimpleNamespace) -> None:
+    page = httpx.get(server.address).text
+    assert "fonts.googleapis" not in page
+    assert json.loads(httpx.get(f"{server.address}config").text)["analytics_enabled"] is False
+
+
+# Starting and stopping
+
+
+def test_the_page_is_there_while_the_model_loads_and_everything_is_gone_at_the_end(shared_model: Any) -> None:
+    ready: Future[Any] = Future()
+    demo = DemoServer(ready.result)
+    try:
+        address = demo.start()
+        assert address.startswith("http://127.0.0.1:")
+        assert httpx.get(address).status_code == 200
+        assert not demo.model.done()
+        ready.set_result(shared_model)
+        assert demo.model.result(timeout=30).model is shared_model.model
+    finally:
+        demo.close()
+    assert not demo.folder.exists()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+
+
+def test_a_password_is_asked_for(shared_model: Any) -> None:
+    demo = DemoServer(lambda: shared_model, ServerSettings(auth=(("ada", "secret"),)))
+    try:
+        address = demo.start()
+        assert httpx.get(f"{address}config").status_code == 401
+        assert httpx.post(f"{address}login", data={"username": "ada", "password": "wrong"}).status_code == 400
+        assert Client(address, auth=("ada", "secret"), verbose=False).predict(api_name="/clear") is True
+    finally:
+        demo.close()
+
+
+def test_passwords_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "auth"
+    file.write_text("ada:a:b\n\nbob:c\n")
+    assert read_auth(str(file)) == (("ada", "a:b"), ("bob", "c"))
+    assert read_auth(None) == ()
+    for content in ("", "ada\n", ":a\n"):
+        file.write_text(content)
+        with pytest.raises(VideoLlamaError, match="every line must be user:password"):
+            read_auth(str(file))
+    with pytest.raises(VideoLlamaError, match="No such file"):
+        read_auth(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "warnings"),
+    [
+        (ServerSettings(), []),
+        (ServerSettings(share=True), ["--share puts the page on the internet", "without --auth-file"]),
+        (ServerSettings(host="0.0.0.0", auth=(("a", "b"),)), ["whoever can reach 0.0.0.0"]),
+    ],
+)
+def test_opening_the_page_to_strangers_warns(
+    settings: ServerSettings, warnings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_strangers(settings)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(warnings)
+    assert all(text in line for text, line in zip(warnings, lines, strict=True))
+
+
+def test_old_uploads_are_removed_and_new_ones_kept(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clip.mp4").write_bytes(b"a")
+    os.utime(tmp_path / "old" / "clip.mp4", (0, 0))
+    remove_old_files(tmp_path, server_module._UPLOAD_SECONDS)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
