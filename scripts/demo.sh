@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 # Ask about a file: bash scripts/demo.sh [FILE [QUESTION]] [options of demo_video.py]
-# VIDEO_LLAMA_MODEL names the checkpoint folder or hub id; without it a tiny model with random weights answers.
+# Without arguments it asks about a bundled clip. VIDEO_LLAMA_MODEL names a checkpoint folder or hub id; without it the
+# small model of the package answers, which knows a generated world of moving shapes and sounds and nothing else.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" ""
 
-file=$root/video_llama/demo/samples/ball.mp4
-question="What do you see and hear?"
+file=$root/video_llama/demo/samples/stars.mp4
+questions=("What happens in the video?" "And which way does it go?" "And what did you hear?")
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     file=$1
+    questions=("What happens in the video?")
     shift
 fi
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
-    question=$1
+    questions=("$1")
     shift
 fi
 
-model=${VIDEO_LLAMA_MODEL:-}
-if [ -z "$model" ]; then
-    model=$root/output/random-tiny
-    [ -e "$model/config.json" ] || python "$root/scripts/make_random_checkpoint.py" --size tiny --layout hf --output "$model"
-    echo "No VIDEO_LLAMA_MODEL is set: a tiny model with random weights answers, so its words mean nothing." >&2
+model=${VIDEO_LLAMA_MODEL:-video-llama-tiny}
+if [ "$model" = video-llama-tiny ]; then
+    echo "The small model answers: it was trained on generated clips and knows nothing of the world." >&2
 fi
-python "$root/demo_video.py" --model "$model" --input "$file" --question "$question" --max-new-tokens 64 "$@"
+python "$root/demo_video.py" --model "$model" --input "$file" --question "${questions[@]}" --max-new-tokens 64 "$@"

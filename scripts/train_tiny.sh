@@ -19,7 +19,7 @@ if [ "$scale" = smoke ]; then
 fi
 
 [ -e "$out/corpus/corpus.json" ] ||
-    { rm -rf "$out/corpus"; run scripts/make_clipworld.py --out "$out/corpus" --clips $clips --seed 1 --splits 90 10 0 --workers 2; }
+    { rm -rf "$out/corpus"; run scripts/make_clipworld.py --out "$out/corpus" --clips $clips --seed 1 --splits 96 4 0 --workers 2; }
 [ -e "$out/test/corpus.json" ] ||
     { rm -rf "$out/test"; run scripts/make_clipworld.py --out "$out/test" --clips $test_clips --seed 2 --splits 0 0 1 --workers 2; }
 
@@ -43,10 +43,17 @@ stage() { # NAME LAST_CHECKPOINT [OPTION...]
         run train.py --cfg-path "$out/$1.yaml" ${options[@]+--options "${options[@]}"}
     fi
 }
-stage visionbranch_stage1_pretrain checkpoint_2.pth
-stage visionbranch_stage2_finetune checkpoint_2.pth
-stage audiobranch_stage1_pretrain checkpoint_0.pth
-stage audiobranch_stage2_finetune checkpoint_1.pth
+both() { # STAGE LAST_CHECKPOINT LAST_CHECKPOINT_OF_AUDIO: its vision and its audio branch at the same time
+    stage "audiobranch_$1" "checkpoint_$3.pth" >>"$out/audiobranch_$1.log" 2>&1 &
+    beside=$!
+    trap 'kill $beside 2>/dev/null || true' EXIT
+    stage "visionbranch_$1" "checkpoint_$2.pth"
+    echo "waiting for the audio branch ($out/audiobranch_$1.log)"
+    wait $beside
+    trap - EXIT
+}
+both stage1_pretrain 1 0
+both stage2_finetune 3 0
 
 save() { # FOLDER VISION AUDIO
     [ ! -e "$out/$1/config.json" ] || return 0
@@ -55,15 +62,15 @@ save() { # FOLDER VISION AUDIO
     cp -R "$out/pretrained/." "$out/original_$1"
     cp "$out/$2" "$out/original_$1/VL_tiny.pth"
     cp "$out/$3" "$out/original_$1/AL_tiny.pth"
-    run scripts/convert_checkpoint.py "$out/original_$1" "$out/$1" --conv-template video_llama_2 --dtype float32
+    run scripts/convert_checkpoint.py "$out/original_$1" "$out/$1" --conv-template video_llama_2 --dtype bfloat16
 }
-save stage1 visionbranch_stage1_pretrain/checkpoint_2.pth audiobranch_stage1_pretrain/checkpoint_0.pth
-save video-llama-tiny visionbranch_stage2_finetune/checkpoint_2.pth audiobranch_stage2_finetune/checkpoint_1.pth
+save stage1 visionbranch_stage1_pretrain/checkpoint_1.pth audiobranch_stage1_pretrain/checkpoint_0.pth
+save video-llama-tiny visionbranch_stage2_finetune/checkpoint_3.pth audiobranch_stage2_finetune/checkpoint_0.pth
 
 for model in stage1 video-llama-tiny; do
     [ -e "$out/$model.json" ] || run scripts/evaluate.py --model "$out/$model" --data "$out/test" --json "$out/$model.json"
 done
 for part in frame_positions video_qformer audio_qformer audio shuffle_frames swap_sound; do
     [ -e "$out/without_$part.json" ] ||
-        run scripts/evaluate.py --model "$out/video-llama-tiny" --data "$out/test" --ablate $part --json "$out/without_$part.json"
+        run scripts/evaluate.py --model "$out/video-llama-tiny" --data "$out/test" --limit 200 --ablate $part --json "$out/without_$part.json"
 done

@@ -1,4 +1,4 @@
-"""Where weights come from: a path, a hub id or a web address becomes a local path, downloaded if need be."""
+"""Where weights come from: a path, the name of a packaged model, a hub id or a web address becomes a local path."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ CHECKPOINT_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors", "*.b
 WITHOUT_SOUND_PATTERNS = (*CHECKPOINT_PATTERNS[:-1], "VL*.pth", "eva_vit_g.pth", "blip2*.pth")
 """The same without the large files that only sound needs."""
 
+PACKAGED_MODELS = Path(__file__).parent.parent / "models"
+"""Folders of models that come with the package, by name."""
+
 LANGUAGE_MODEL_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors")
 """Files of a language model that is stored in safetensors."""
 
@@ -38,12 +41,13 @@ _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".json"}
 def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequence[str] = CHECKPOINT_PATTERNS) -> Path:
     """The local path of a file or folder.
 
-    A path is taken as it is. A hub id (`owner/name`) is downloaded through huggingface_hub, with progress bars;
-    an interrupted download goes on where it stopped, and a finished one is found in the cache. A web address is
-    downloaded to torch's hub cache, where the original code keeps the same files.
+    A path is taken as it is, and the name of a packaged model stands for its folder. A hub id (`owner/name`) is
+    downloaded through huggingface_hub, with progress bars; an interrupted download goes on where it stopped, and a
+    finished one is found in the cache. A web address is downloaded to torch's hub cache, where the original code
+    keeps the same files.
 
     Args:
-        source: path, hub id or web address.
+        source: path, name, hub id or web address.
         wanted: what it should be, for the error message: "eva_vit_g.pth (vit_ckpt)".
         patterns: files to take of a hub repository.
 
@@ -56,6 +60,8 @@ def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequen
     path = Path(text).expanduser()
     if path.exists():
         return path
+    if len(path.parts) == 1 and (PACKAGED_MODELS / text / "config.json").exists():
+        return PACKAGED_MODELS / text
     if not _is_hub_id(text):
         raise CheckpointError(f"{path}: no such file or folder; it should be {wanted}")
     return _download_repository(text, wanted, patterns)

@@ -50,7 +50,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale({"vision": 2600, "sound": 400, "language": 600, "qformer": 700}, 24_000, 5_000, 4_000),
+    "full": Scale({"vision": 2600, "sound": 400, "language": 600, "qformer": 1500}, 24_000, 5_000, 4_000),
     "smoke": Scale({"vision": 30, "sound": 20, "language": 30, "qformer": 20}, 200, 40, 60),
 }
 _PEAK_LR = {"vision": 1.5e-3, "sound": 1e-3, "language": 2e-3, "qformer": 1e-3}
