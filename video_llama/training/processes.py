@@ -10,7 +10,9 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.commands.config.config_args import default_config_file
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from video_llama.config import RunConfig
@@ -95,7 +97,7 @@ def _asks_for(name: str) -> bool:
 
 
 def _processes_of_launcher() -> int:
-    """`--num_processes` of an `accelerate launch` that started this process; 1 if there is none."""
+    """The processes that an `accelerate launch` which started this one was asked for; 1 if there is none."""
     parent = psutil.Process().parent()
     try:
         words = parent.cmdline() if parent is not None else []
@@ -103,11 +105,14 @@ def _processes_of_launcher() -> int:
         return 1
     if not any(Path(word).name == "accelerate" or word == "accelerate.commands.launch" for word in words[:3]):
         return 1
+    options: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, _, value = word.partition("=")
-        if name.replace("-", "_") == "__num_processes":
-            return int(value or following)
-    return 1
+        options.setdefault(name.replace("-", "_"), value or following)
+    if "__num_processes" in options:
+        return int(options["__num_processes"])
+    file = Path(options.get("__config_file", default_config_file))  # the default is what `accelerate config` wrote
+    return int(OmegaConf.load(file).get("num_processes") or 1) if file.is_file() else 1
 
 
 def _shard_on_cpu(accelerator: Any) -> None:
