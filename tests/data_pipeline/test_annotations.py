@@ -50,6 +50,11 @@ def test_a_table_gives_the_columns_it_is_asked_for_with_their_lines(
     ]
 
 
+def test_quotes_may_hold_line_breaks_and_the_last_line_may_lack_one(write: WriteText) -> None:
+    path = write("clips.csv", 'videoid,name\n1,"two\nlines"\n2,last')
+    assert list(read_table(path, ("name",))) == [(3, {"name": "two\nlines"}), (4, {"name": "last"})]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(write: WriteText) -> None:
     assert list(read_table(write("a.csv", "\ufeffid\n1\n"), ("id",))) == [(2, {"id": "1"})]
 
@@ -61,6 +66,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(write: WriteText) -> N
         ("videoid,title\n1,x\n", r"no column name \(its header has videoid, title\)"),
         ("videoid,name\n", "a header and no rows"),
         ("videoid,name\n1,x\n2\n", "line 3: fewer fields"),
+        ('videoid,name\n1,x\n2,"y\n3,z\n', "line 3: a quote opens here and is never closed"),
     ],
 )
 def test_a_table_that_lacks_something_says_what_and_where(content: str, cause: str, write: WriteText) -> None:

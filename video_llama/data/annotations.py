@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
 
 # Captions can be long; the csv module's own limit of 128 KiB is not.
 csv.field_size_limit(1 << 24)
+_END = "\x1eend of file"
 
 
 def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -47,20 +49,28 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
         columns: those that must be there; others are left out.
 
     Raises:
-        DatasetError: a column is missing, a row is short, there are no rows, or the file is not UTF-8 text.
+        DatasetError: a column is missing, a row is short, a quote never ends, there are no rows, or the file is not
+            UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            lines = itertools.chain(file, [_END])  # a row of its own, unless a quote was never closed
+            reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            header = [name for name in reader.fieldnames or () if name != _END]
+            missing = [name for name in columns if name not in header]
             if missing:
-                has = ", ".join(reader.fieldnames or ()) or "nothing; the file is empty"
+                has = ", ".join(header) or "nothing; the file is empty"
                 raise DatasetError(f"{path}: no column {', '.join(missing)} (its header has {has})")
-            number = 0
-            for number, row in enumerate(reader, start=1):  # noqa: B007
+            number, before, end = 0, 0, reader.line_num
+            for row in reader:
+                if row[header[0]] == _END:
+                    break
+                number, before, end = number + 1, end, reader.line_num
                 if any(row[name] is None for name in columns):
                     raise DatasetError(f"{path}, line {reader.line_num}: fewer fields than the header")
                 yield reader.line_num, {name: row[name] for name in columns}
+            else:
+                raise DatasetError(f"{path}, line {before + 1}: a quote opens here and is never closed")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except csv.Error as error:

@@ -7,6 +7,7 @@ and carry a checksum, so any number of processes may fill one cache and be stopp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -122,7 +123,8 @@ class FeatureStore:
         content = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         for piece in read_media(source):
             content.update(piece)
-        _write(memo, content.hexdigest().encode())
+        with contextlib.suppress(OSError):  # a full disk: the next one to ask computes it again
+            _write(memo, content.hexdigest().encode())
         return content.hexdigest()
 
 

@@ -138,10 +138,14 @@ def _removed_on_failure(in_progress: Path, final: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap the system's errors
         shutil.rmtree(in_progress, ignore_errors=True)
-        raise CheckpointError(
-            f"{final}: cannot be written ({error}); earlier checkpoints are whole. Make room, then go on with "
-            f"run.resume_ckpt_path=auto"
-        ) from error
+        raise _cannot_be_written(final, error) from error
+
+
+def _cannot_be_written(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be written ({error}); is the disk full? Earlier checkpoints are whole. Make room, then go on "
+        f"with --resume (run.resume_ckpt_path=auto)"
+    )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -194,7 +198,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if not _is_deepspeed(model):
             optimizer_state = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, *_NOT_OURS) as error:
-        raise CheckpointError(f"{path}: damaged or not a training checkpoint ({error})") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: damaged or not a training checkpoint ({reason}). Remove it, and --resume takes the one before it"
+        ) from error
     _check_names(path, model, trainable)
     if optimizer_state is None:
         model.load_checkpoint(str(path), tag=_DEEPSPEED, load_module_strict=False)  # type: ignore[operator]
@@ -224,7 +231,7 @@ def write_file(path: Path, content: Any) -> None:
     try:
         write_whole(path, partial(torch.save, content))
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+        raise _cannot_be_written(path, error) from error
 
 
 def _gathered() -> StateDictOptions:
