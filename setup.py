@@ -39,6 +39,7 @@ EXTRAS_REQUIRE = {
     "dev": [
         "matplotlib>=3.9",
         "tensorboard>=2.18",
+        "playwright>=1.50",  # drives Chromium in the tests of the page
         "pytest>=9",
         "pytest-xdist>=3.6",
         "hypothesis>=6.120",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
@@ -109,8 +109,8 @@ class Events:
         """The handler that takes in one file of the examples and proposes its question."""
 
         def add_sample(frames: Any, listen: Any, request: gr.Request) -> Iterator[Changes]:
-            yield from self._add(path, path.name, frames, listen, request)
-            yield {self.page.question: question}
+            if (yield from self._add(path, path.name, frames, listen, request)):
+                yield {self.page.question: question}
 
         return add_sample
 
@@ -180,7 +180,10 @@ class Events:
         """The conversation as JSON."""
         return conversation_json(self.sessions.find(request.session_hash))
 
-    def _add(self, path: Path, name: str, frames: Any, listen: Any, request: gr.Request) -> Iterator[Changes]:
+    def _add(
+        self, path: Path, name: str, frames: Any, listen: Any, request: gr.Request
+    ) -> Generator[Changes, None, bool]:
+        """Yields changes as every handler; returns whether the file was taken in."""
         page = self.page
         yield {page.notice: notice(f"Looking at and listening to {name} …", "busy")}
         try:
@@ -189,9 +192,10 @@ class Events:
             item = session.add(path, name, num_frames=frames, listen=bool(listen))
         except VideoLlamaError as error:
             yield self._failure(error) | self._emptied()
-            return
+            return False
         ready = notice(f"{name}: {summary(item.upload)}. Ask about it.")
         yield self._refresh(session) | self._emptied() | {page.notice: ready}
+        return True
 
     def _answer(
         self, question: str | None, how: str, settings: tuple[Any, ...], request: gr.Request

@@ -16,10 +16,8 @@ from video_llama.model.generation import GenerationOptions
 __all__ = ["EXAMPLES", "Page", "build_page"]
 
 SAMPLES = Path(__file__).parent / "samples"
-EXAMPLES = [
-    (SAMPLES / "ball.mp4", "What happens in the video?"),
-    (SAMPLES / "ball.mp4", "What do you hear?"),
-]
+QUESTIONS = ("What happens in the video?", "What do you hear?")
+EXAMPLES = [(path, question) for path in sorted(SAMPLES.glob("*.mp4")) for question in QUESTIONS]
 FILE_TYPES = ["video", "image", "audio"]
 
 

@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""Take pictures of the demo's page in its main states; needs playwright and Chromium.
+
+python scripts/screenshot_demo.py --model CHECKPOINTS --output docs/images
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+DESKTOP, PHONE = {"width": 1240, "height": 1080}, {"width": 375, "height": 812}
+PATIENCE_MS = 30_000  # a model on a busy CPU takes a while
+
+
+def find_browser() -> str | None:
+    """The program file of Chromium or Chrome on this machine, if there is one."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def launch(playwright: Any) -> Browser:
+    """A headless browser without a sandbox, which containers forbid; it visits this machine only."""
+    return playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+
+
+def open_page(browser: Browser, address: str, **settings: Any) -> Page:
+    """The page, ready to be used; every visitor has cookies of their own."""
+    page = browser.new_context(**settings).new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(address)
+    page.wait_for_selector("#vl-question textarea")
+    page.wait_for_function("document.querySelector('#vl-notice .vl-busy') === null")
+    return page
+
+
+def add_file(page: Page, path: Path) -> None:
+    """Upload a file and wait until the model has seen and heard it."""
+    before = page.locator(".vl-card").count()
+    page.set_input_files("#vl-upload input[type=file]", str(path))
+    page.wait_for_function(f"document.querySelectorAll('.vl-card').length > {before}")
+
+
+def ask(page: Page, question: str) -> str:
+    """Type a question, wait for the whole answer and return it."""
+    before = page.locator("#vl-chat .message.bot").count()
+    page.fill("#vl-question textarea", question)
+    page.press("#vl-question textarea", "Enter")
+    page.wait_for_function(f"document.querySelectorAll('#vl-chat .message.bot').length > {before}")
+    page.wait_for_selector("#vl-send")
+    return page.locator("#vl-chat .message.bot").last.inner_text()
+
+
+def take_screenshots(address: str, clip: Path, questions: Sequence[str], output: Path) -> None:
+    """Write the pictures: empty, answering, answered, an error, dark, and on a phone."""
+    from playwright.sync_api import sync_playwright
+
+    output.mkdir(parents=True, exist_ok=True)
+    broken = output / "broken.mp4"
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        page = open_page(browser, address, viewport=DESKTOP)
+        page.screenshot(path=output / "demo_empty.png")
+        add_file(page, clip)
+        page.fill("#vl-question textarea", questions[0])
+        page.press("#vl-question textarea", "Enter")
+        page.wait_for_selector("#vl-stop")
+        page.screenshot(path=output / "demo_busy.png")
+        page.wait_for_selector("#vl-send")
+        for question in questions[1:]:
+            ask(page, question)
+        page.screenshot(path=output / "demo.png")
+        broken.write_bytes(bytes(range(256)) * 40)
+        page.set_input_files("#vl-upload input[type=file]", str(broken))
+        page.wait_for_selector("#vl-notice .vl-error")
+        page.screenshot(path=output / "demo_error.png")
+        broken.unlink()
+        for name, settings in (
+            ("demo_dark.png", {"viewport": DESKTOP, "color_scheme": "dark"}),
+            ("demo_phone.png", {"viewport": PHONE}),
+        ):
+            page = open_page(browser, address, **settings)
+            add_file(page, clip)
+            ask(page, questions[0])
+            page.screenshot(path=output / name, full_page=True)
+        browser.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve a model's page on this machine and take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="checkpoint folder, hub id or packaged model")
+    parser.add_argument("--clip", type=Path, default=None, help="what to show; by default a bundled clip")
+    parser.add_argument("--question", nargs="+", default=["What happens in the video?", "What do you hear?"])
+    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder of the pictures")
+    arguments = parser.parse_args(argv)
+    if find_browser() is None:
+        print("error: no Chromium here; on Debian: apt-get install chromium", file=sys.stderr)
+        return 1
+
+    from video_llama.demo.page import EXAMPLES
+    from video_llama.demo.server import DemoServer, ServerSettings
+    from video_llama.model.builder import load_pretrained_model
+    from video_llama.model.generation import GenerationOptions
+
+    server = DemoServer(
+        lambda: load_pretrained_model(arguments.model, device="cpu"),
+        ServerSettings(title=Path(arguments.model).name),
+        options=GenerationOptions(max_new_tokens=64),
+    )
+    try:
+        take_screenshots(server.start(), arguments.clip or EXAMPLES[0][0], arguments.question, arguments.output)
+    finally:
+        server.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
