@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,31 @@ def test_twenty_kills_at_random_moments_leave_no_trace_in_the_result(make_config
     assert done.returncode == 0, done.stderr[-2000:]
     assert "kills 20" in done.stdout
     assert_same(trained(unbroken.folder), trained(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_of_the_audio_branch_with_cached_features_goes_on_from_within_an_epoch(
+    accumulated: int, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    options = [
+        "model.equip_audio_branch=True",
+        "model.frozen_audio_Qformer=False",
+        "model.frozen_llama_proj=True",
+        "model.frozen_video_Qformer=True",
+        f"features.dir={tmp_path / 'cache'}",
+        f"run.accum_grad_iters={accumulated}",
+        "run.max_epoch=1",
+        "run.save_freq=2",
+    ]
+    trainer = Trainer(make_config(*options))
+    trainer.train()
+    unbroken = trained(trainer.folder)
+    assert unbroken.keys() == {n for n, value in trainer.model.named_parameters() if value.requires_grad}
+    shutil.rmtree(list_checkpoints(trainer.folder / "checkpoints")[-1])
+    resumed = Trainer(make_config(*options, "run.resume_ckpt_path=auto"))
+    assert resumed.state.iteration == 2
+    resumed.train()
+    assert_same(trained(resumed.folder), unbroken)
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_it_whole(make_config: MakeConfig, monkeypatch: Any) -> None:

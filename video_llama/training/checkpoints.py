@@ -79,7 +79,8 @@ def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
     if _is_deepspeed(model):
         return _gather_from_deepspeed(model)
     states: dict[str, Any] = get_model_state_dict(model, options=_gathered())
-    return states
+    trains = _trainable_names(model)  # buffers, which torch gathers too, do not
+    return {name: value for name, value in states.items() if name in trains}
 
 
 def _gather_from_deepspeed(engine: Any) -> dict[str, Tensor]:
@@ -213,13 +214,17 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def _check_names(path: Path, model: nn.Module, trainable: Mapping[str, Any]) -> None:
-    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    differing = sorted({name.removeprefix("module.") for name in names} ^ trainable.keys())
+    differing = sorted(_trainable_names(model) ^ trainable.keys())
     if differing:
         raise CheckpointError(
             f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
             f"the first is {differing[0]})"
         )
+
+
+def _trainable_names(model: nn.Module) -> set[str]:
+    """As they are without the wrapper of DDP."""
+    return {name.removeprefix("module.") for name, value in model.named_parameters() if value.requires_grad}
 
 
 def write_file(path: Path, content: Any) -> None:
