@@ -71,8 +71,11 @@ def build_page(title: str, options: GenerationOptions, limits: Limits) -> Page:
         options: what the controls are set to.
         limits: what they can be set to.
     """
+    answerer = f"; {title} answers" if title else ""
     gr.HTML(
-        f"<h1>Video-LLaMA</h1><p>Ask about a video, an image or a sound. {title}</p>", elem_id="vl-head", padding=False
+        f"<h1>Video-LLaMA</h1><p>Ask about a video, an image or a sound{answerer}.</p>",
+        elem_id="vl-head",
+        padding=False,
     )
     with gr.Row(elem_id="vl-columns"):
         with gr.Column(scale=5, min_width=320):

@@ -169,11 +169,11 @@ def _sound_strip(values: NDArray[np.float32], starts: Sequence[float], shares: S
         _cell(_picture(spectrum_picture(segment, low, high), "PNG"), seconds, share, max(shares), "Sound")
         for segment, seconds, share in zip(values, starts, shares, strict=True)
     ]
-    return _strip("Sound the model heard (mel spectrogram)", cells)
+    return _strip("Sound the model heard", cells)
 
 
 def _strip(title: str, cells: Sequence[str]) -> str:
-    hint = "bars: share of the attention; click to go there"
+    hint = "bars: share of attention; click to go there"
     return (
         f'<div class="vl-strip-title"><span>{title}</span><small>{hint}</small></div>'
         f'<div class="vl-strip">{"".join(cells)}</div>'
