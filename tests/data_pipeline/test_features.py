@@ -16,7 +16,7 @@ from tests.data_pipeline.conftest import MakeEncoder, captioned, write_picture
 from video_llama.data.encoding import EncodedSample
 from video_llama.data.examples import Example, MediaSource
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
-from video_llama.errors import MediaError
+from video_llama.errors import ConfigError, MediaError
 from video_llama.processor.media import MediaProcessor
 
 FINGERPRINTS = {"pixel_values": "eyes", "audio_values": "ears", "audio_pixel_values": "inner eye"}
@@ -54,6 +54,13 @@ def test_an_entry_is_replaced_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert loaded is not None
     assert torch.equal(loaded.values, VALUES * 2)
     assert len(entries(tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    store = make_store(tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"features\.dir: .*cache cannot be written"):
+        store.save("ab12", Features(VALUES, ""))
 
 
 def test_a_key_depends_on_all_that_features_depend_on(tmp_path: Path, picture: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import read_log
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.encoding import EncodedSample, MediaInput
-from video_llama.errors import DatasetError
+from video_llama.data.examples import Example
+from video_llama.errors import DatasetError, MediaError
 from video_llama.training.trainer import Trainer
-from video_llama.training.validation import first_answer, media_of_prompt, rouge_l
+from video_llama.training.validation import first_answer, media_of_prompt, rouge_l, validate
 
 
 @pytest.fixture
@@ -63,6 +65,30 @@ def test_validation_measures_the_loss_that_training_has(validated: Trainer) -> N
         right += int((output.logits[:, :-1].argmax(-1) == labels[:, 1:]).sum())
     assert report.loss == pytest.approx(losses / tokens, rel=1e-4)
     assert report.token_accuracy == pytest.approx(right / tokens)
+
+
+def test_a_sample_that_cannot_be_used_is_left_out_counted_and_named(
+    validated: Trainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    (dataset,) = validated.valid_datasets
+    bad = dataset.examples[1].id
+
+    def encode(example: Example) -> EncodedSample:
+        if example.id == bad:
+            raise MediaError("a.mp4", "damaged")
+        return dataset.encoder(example)
+
+    report = validate(
+        validated.accelerator,
+        validated.learner.model,
+        dataclasses.replace(dataset, encoder=encode),  # type: ignore[arg-type]
+        validated.processor.tokenizer,
+        batch_size=2,
+        max_batches=50,
+        num_generations=0,
+    )
+    assert (report.num_samples, report.num_bad) == (len(dataset.examples) - 1, 1)
+    assert f"{bad} of a validation split is left out: a.mp4: damaged" in caplog.text
 
 
 def test_generated_answers_are_kept_beside_the_expected_ones(validated: Trainer) -> None:

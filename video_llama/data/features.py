@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from video_llama.data.examples import MediaSource, read_media
+from video_llama.errors import ConfigError
 from video_llama.processor.files import check_media_file
 from video_llama.processor.media import MediaProcessor
 from video_llama.utils.files import write_whole
@@ -98,11 +99,18 @@ class FeatureStore:
         return Features(decode_features(tensors), bytes(tensors["message"].tolist()).decode())
 
     def save(self, key: str, features: Features) -> None:
-        """Write an entry; an existing one is replaced."""
+        """Write an entry; an existing one is replaced.
+
+        Raises:
+            ConfigError: it cannot be written there.
+        """
         tensors = encode_features(features.values, self.encoding)
         tensors["message"] = torch.tensor(list(features.message.encode()), dtype=torch.uint8)
         body = save(tensors)
-        _write(self._path(key), hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
+        try:
+            _write(self._path(key), hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body)
+        except OSError as error:
+            raise ConfigError(f"features.dir: {self.folder} cannot be written ({error}); is the disk full?") from error
 
     def _path(self, key: str) -> Path:
         return self.folder / "features" / key[:2] / key

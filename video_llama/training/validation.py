@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from video_llama.training.features import FeatureFiller
 from video_llama.training.processes import sum_over_processes
 
 __all__ = ["ValidationReport", "first_answer", "media_of_prompt", "rouge_l", "validate"]
+
+logger = logging.getLogger(__name__)
 
 MAX_ANSWER_TOKENS = 64
 
@@ -166,7 +169,8 @@ def _encode_all(dataset: EncodedDataset, indices: Iterable[int]) -> tuple[list[E
     for index in indices:
         try:
             samples.append(dataset.encoder(dataset.examples[index]))
-        except (MediaError, DatasetError):
+        except (MediaError, DatasetError) as error:
+            logger.warning("sample %s of a validation split is left out: %s", dataset.examples[index].id, error)
             num_bad += 1
     return samples, num_bad
 
