@@ -53,7 +53,7 @@ both() { # STAGE LAST_CHECKPOINT LAST_CHECKPOINT_OF_AUDIO: its vision and its au
     trap - EXIT
 }
 both stage1_pretrain 1 0
-both stage2_finetune 3 0
+both stage2_finetune 7 0
 
 save() { # FOLDER VISION AUDIO
     [ ! -e "$out/$1/config.json" ] || return 0
@@ -65,7 +65,7 @@ save() { # FOLDER VISION AUDIO
     run scripts/convert_checkpoint.py "$out/original_$1" "$out/$1" --conv-template video_llama_2 --dtype bfloat16
 }
 save stage1 visionbranch_stage1_pretrain/checkpoint_1.pth audiobranch_stage1_pretrain/checkpoint_0.pth
-save video-llama-tiny visionbranch_stage2_finetune/checkpoint_3.pth audiobranch_stage2_finetune/checkpoint_0.pth
+save video-llama-tiny visionbranch_stage2_finetune/checkpoint_7.pth audiobranch_stage2_finetune/checkpoint_0.pth
 
 for model in stage1 video-llama-tiny; do
     [ -e "$out/$model.json" ] || run scripts/evaluate.py --model "$out/$model" --data "$out/test" --json "$out/$model.json"
