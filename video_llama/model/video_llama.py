@@ -16,6 +16,7 @@ from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import splice_features
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
+from video_llama.model.loss import run_on_answers
 from video_llama.model.video_branch import VideoBranch
 
 __all__ = ["VideoLlamaForConditionalGeneration"]
@@ -155,6 +156,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        answers_only: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -173,6 +175,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: (batch, length), int64, 0 on padding (either side).
             labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken.
             logits_to_keep: compute the logits of that many last positions only; 0 for all. `generate` asks for one.
+            answers_only: compute the logits of the tokens that `labels` teaches only, as (answer tokens, vocabulary);
+                the loss is the same.
             position_ids, past_key_values, kwargs: passed to the language model.
 
         Returns:
@@ -191,14 +195,12 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # left padding must not shift positions
         if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):  # not every language model knows it
             kwargs["logits_to_keep"] = logits_to_keep
-        return self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            labels=labels,
-            **kwargs,
-        )
+        if past_key_values is not None:
+            kwargs["past_key_values"] = past_key_values
+        kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        if answers_only and labels is not None:
+            return run_on_answers(self.language_model, labels, **kwargs)
+        return self.language_model(labels=labels, **kwargs)
 
     @torch.no_grad()
     def generate(

@@ -127,7 +127,8 @@ class Learner:
     def _loss(self, batch: Batch) -> Tensor:
         if self._filler is not None:
             self._filler(batch.media)
-        loss: Tensor = self.model(**batch.model_inputs(self._accelerator.device), use_cache=False).loss
+        inputs = batch.model_inputs(self._accelerator.device)
+        loss: Tensor = self.model(**inputs, answers_only=True, use_cache=False).loss
         if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             return loss
         # A batch may have no media for what trains, as talk without pictures has none. Then nothing would reach those

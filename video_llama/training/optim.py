@@ -41,7 +41,9 @@ def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float, beta2: 
         {"params": list(decay.values()), "weight_decay": weight_decay},
         {"params": list(no_decay.values()), "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=lr, betas=(0.9, beta2))
+    # In one pass over the memory on a CPU; elsewhere torch chooses, and gradient scaling has its say.
+    on_cpu = all(parameter.device.type == "cpu" for parameter in (*decay.values(), *no_decay.values()))
+    return AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True if on_cpu else None)
 
 
 @SCHEDULES.register("linear_warmup_cosine_lr")

@@ -82,13 +82,13 @@ def validate(
             continue
         if filler is not None:
             filler(batch.media)
-        output = runner(**batch.model_inputs(accelerator.device))
+        output = runner(**batch.model_inputs(accelerator.device), answers_only=True, use_cache=False)
         if not is_own:
             continue
-        labels = batch.text["labels"][:, 1:].to(accelerator.device)
-        is_answer = labels != IGNORE_INDEX
-        is_right = (output.logits[:, :-1].argmax(dim=-1) == labels) & is_answer
-        tokens = float(is_answer.sum())
+        labels = batch.text["labels"][:, 1:]
+        expected = labels[labels != IGNORE_INDEX].to(accelerator.device)
+        is_right = output.logits.argmax(dim=-1) == expected
+        tokens = float(len(expected))
         sums = [
             a + b
             for a, b in zip(

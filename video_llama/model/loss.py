@@ -1,0 +1,87 @@
+"""The loss on answer tokens, without the logits that nobody is taught."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from video_llama.constants import IGNORE_INDEX
+
+__all__ = ["cross_entropy", "run_on_answers"]
+
+
+def run_on_answers(language_model: PreTrainedModel, labels: Tensor, **inputs: Any) -> CausalLMOutputWithPast:
+    """Run a causal language model, and its head only where the next token is an answer's.
+
+    A third of a dialogue's tokens may be answers, and the head is the largest matrix of a small language model.
+
+    Args:
+        labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken.
+        inputs: for the language model.
+
+    Returns:
+        its output, with `logits` (answer tokens, vocabulary), batch by batch and in order, and `loss`, the mean
+        cross-entropy over them.
+    """
+    next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
+    is_taught = next_labels != IGNORE_INDEX
+    with _head_sees(language_model.get_output_embeddings(), is_taught):
+        output: CausalLMOutputWithPast = language_model(**inputs)
+    assert output.logits is not None
+    output.logits = output.logits[0]  # (answer tokens, vocabulary)
+    output.loss = cross_entropy(output.logits, next_labels[is_taught].to(output.logits.device))
+    return output
+
+
+@contextlib.contextmanager
+def _head_sees(head: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Meanwhile, the head gets the states at those positions as one sequence: whatever follows it stays as it is."""
+
+    def select(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        states, *others = arguments
+        return (states[positions.to(states.device)][None], *others)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in float32, which keeps one tensor of the logits' size where torch's makes three.
+
+    Args:
+        logits: (tokens, vocabulary), float.
+        labels: (tokens,), int64.
+
+    Returns:
+        (), float32; not a number for no tokens. It can be differentiated once, and gone back through once.
+    """
+    loss: Tensor = _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, labels: Tensor) -> Tensor:
+        log_shares = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+        ctx.save_for_backward(log_shares, labels)
+        ctx.dtype = logits.dtype  # type: ignore[attr-defined]
+        return -log_shares.gather(1, labels[:, None]).mean()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        log_shares, labels = ctx.saved_tensors
+        result = log_shares.exp_()  # in place: a second way back would be refused
+        result[torch.arange(len(labels), device=labels.device), labels] -= 1
+        return result.mul_(gradient / len(labels)).to(ctx.dtype), None
