@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from video_llama.errors import NoSoundTrackError
-from video_llama.processor import audio_windows
+from video_llama.processor import audio_windows, media
 from video_llama.processor.audio import decode_audio
 from video_llama.processor.audio_windows import decode_audio_window
+from video_llama.processor.media import MediaProcessor
 
 RATE = 16_000
 
@@ -93,3 +95,75 @@ def test_a_window_after_the_end_or_without_a_track_has_no_sound(
         decode_audio_window(make_sound("tone.wav", seconds=2.0), 5.0, 7.0, RATE)
     with pytest.raises(NoSoundTrackError, match="no sound track"):
         decode_audio_window(make_video("silent.mp4"), 0.0, 1.0, RATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "codec", "tolerance"),
+    [
+        ("tone.wav", 44_100, "pcm_s16le", 1e-6),
+        ("tone.mp4", 48_000, "aac", 0.02),
+        ("tone.mkv", 48_000, "aac", 0.02),
+        ("tone.mp3", 44_100, "mp3", 0.02),
+        ("tone.flac", 22_050, "flac", 1e-6),
+        ("tone.webm", 48_000, "libopus", 0.02),
+    ],
+)
+def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_decoded(
+    make_sound: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    rate_hz: int,
+    codec: str,
+    tolerance: float,
+) -> None:
+    processor = MediaProcessor(num_audio_segments=3)
+    path = make_sound(name, rate_hz=rate_hz, codec=codec, samples=sweep(61.3, rate_hz))
+    monkeypatch.setattr(media, "LONG_SOUND_SECONDS", 1e9)
+    whole = processor.process_audio(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(media, "decode_audio", _must_not_be_called)
+    seconds = _count_decoded(monkeypatch, rate_hz)
+    sparse = processor.process_audio(path)
+    assert sparse.duration_seconds == pytest.approx(whole.duration_seconds, abs=0.0011)  # mkv counts milliseconds
+    assert sparse.start_seconds == pytest.approx(whole.start_seconds, abs=0.0011)
+    assert (sparse.values - whole.values).abs().mean() < tolerance
+    assert 6.0 < sum(seconds) < 25.0
+
+
+@pytest.mark.parametrize("why", ["short", "many segments", "no seeking", "no times", "a wrong length"])
+def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
+    make_sound: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    path = make_sound("tone.wav", samples=sweep(59.0 if why == "short" else 61.0, RATE))
+    processor = MediaProcessor(num_audio_segments=16 if why == "many segments" else 2)
+    expected = processor._segment(decode_audio(path, RATE, mono=True), str(path))
+    if why == "no seeking":
+        monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
+    elif why == "no times":
+        decode = audio_windows.decode_timed_frames
+        monkeypatch.setattr(
+            audio_windows, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
+        )
+    elif why == "a wrong length":
+        monkeypatch.setattr(audio_windows, "_stated_seconds", lambda *args: 300.0)
+    monkeypatch.setattr(media, "decode_audio_window", _must_not_be_called)
+    found = processor.process_audio(path)
+    assert torch.equal(found.values, expected.values)
+    assert found.start_seconds == expected.start_seconds
+
+
+def _must_not_be_called(*args: object, **kwargs: object) -> None:
+    raise AssertionError("the other way should have been taken")
+
+
+def _count_decoded(monkeypatch: pytest.MonkeyPatch, rate_hz: int) -> list[float]:
+    seconds: list[float] = []
+    decode = audio_windows.decode_timed_frames
+
+    def count(*args: object) -> object:
+        for time, samples in decode(*args):
+            seconds.append(samples.shape[-1] / rate_hz)
+            yield time, samples
+
+    monkeypatch.setattr(audio_windows, "decode_timed_frames", count)
+    return seconds

@@ -8,7 +8,7 @@ from transformers import Blip2QFormerModel
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import ask_qformer, position_rows, trains
+from video_llama.model.qformer import PICTURES_AT_ONCE, ask_qformer, encode_in_parts, position_rows, trains
 
 __all__ = ["AudioBranch"]
 
@@ -18,10 +18,14 @@ class AudioBranch(nn.Module):
 
     ImageBind maps images and sound to one space. The original trains this branch on images and then feeds it
     sound; `vision_encoder` exists only for that training and is absent at inference.
+
+    Attributes:
+        pictures_at_once: segments, or frames, that the encoder takes at once; None for all.
     """
 
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
+        self.pictures_at_once: int | None = PICTURES_AT_ONCE
         vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
         self.audio_encoder = ImageBindTrunk(config.audio_config)
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
@@ -80,10 +84,13 @@ class AudioBranch(nn.Module):
             raise ValueError("this model has no ImageBind vision trunk; its config needs imagebind_vision_config")
         return self._encode(self.vision_encoder, pixel_values)
 
-    @staticmethod
-    def _encode(encoder: ImageBindTrunk, pictures: Tensor) -> Tensor:
+    def _encode(self, encoder: ImageBindTrunk, pictures: Tensor) -> Tensor:
+        def encode(part: Tensor) -> Tensor:
+            return encoder(part.to(encoder.head.weight.dtype))
+
         with torch.set_grad_enabled(trains(encoder)):
-            return encoder(pictures.to(encoder.head.weight.dtype))
+            vectors = encode_in_parts(encode, pictures.flatten(0, 1), self.pictures_at_once)
+        return vectors.unflatten(0, pictures.shape[:2])  # (sounds, pictures, joint_width)
 
     def summarise(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:
         """Segment vectors to language-model tokens.

@@ -18,7 +18,8 @@ from video_llama.processor.media import AudioSegments, VideoFrames
 __all__ = ["SharedPrefix", "complete_batch", "encode_batch"]
 
 MAX_PICTURES = 64
-"""Frames, or segments of sound, that go through an encoder at once; more would need more memory and gain nothing."""
+"""Frames, or segments of sound, that are put together for the encoders; more would need more memory and gain
+nothing."""
 
 _MIN_PREFIX = 8  # a shorter common beginning is not worth a forward pass of its own
 

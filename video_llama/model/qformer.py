@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerModel
 
-__all__ = ["ask_qformer", "position_rows", "trains"]
+__all__ = ["PICTURES_AT_ONCE", "ask_qformer", "encode_in_parts", "position_rows", "trains"]
+
+PICTURES_AT_ONCE = 32
+"""Frames, or segments of sound, that go through an encoder at once; more would need more memory and gain nothing."""
 
 
 def ask_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -53,6 +58,20 @@ def _fit_rows(table: Tensor, length: int) -> Tensor:
     columns = table.T[None].float()  # (1, width, rows)
     stretched = F.interpolate(columns, size=length, mode="linear", align_corners=True)  # (1, width, length)
     return stretched[0].T.to(table.dtype)
+
+
+def encode_in_parts(encode: Callable[[Tensor], Tensor], pictures: Tensor, at_once: int | None) -> Tensor:
+    """The same as `encode(pictures)`, with the memory of `at_once` pictures however many there are.
+
+    Args:
+        encode: maps (pictures, ...) to (pictures, ...), each picture by itself.
+        pictures: (pictures, ...).
+        at_once: None for all, as encoders need it whose weights are shared out: all processes must run them equally
+            often.
+    """
+    if at_once is None or len(pictures) <= at_once:
+        return encode(pictures)
+    return torch.cat([encode(part) for part in pictures.split(at_once)])
 
 
 def trains(*modules: nn.Module) -> bool:

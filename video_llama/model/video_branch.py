@@ -8,7 +8,7 @@ from transformers import Blip2QFormerModel
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import build_eva_vit
-from video_llama.model.qformer import ask_qformer, position_rows, trains
+from video_llama.model.qformer import PICTURES_AT_ONCE, ask_qformer, encode_in_parts, position_rows, trains
 
 __all__ = ["VideoBranch"]
 
@@ -18,10 +18,14 @@ class VideoBranch(nn.Module):
 
     Everything before the frame positions is frozen in the published recipe and depends on the file alone:
     `encode_frames` is that part, `summarise` the rest.
+
+    Attributes:
+        pictures_at_once: frames that the encoder takes at once; None for all.
     """
 
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
+        self.pictures_at_once: int | None = PICTURES_AT_ONCE
         vision, width = config.vision_config, config.qformer_config.hidden_size
         self.vision_encoder = build_eva_vit(vision)
         self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
@@ -61,13 +65,17 @@ class VideoBranch(nn.Module):
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
         real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
         with torch.set_grad_enabled(trains(self.vision_encoder, self.vision_norm, self.qformer)):
-            patches = self.vision_norm(self.vision_encoder(real.to(self.vision_norm.weight.dtype)))
-            tokens = ask_qformer(self.qformer, self.query_tokens, patches)  # (real frames, queries, width)
+            tokens = encode_in_parts(self._encode, real, self.pictures_at_once)  # (real frames, queries, width)
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
         frame_tokens[frame_mask] = tokens
         return frame_tokens
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
+        patches = self.vision_norm(self.vision_encoder(pictures.to(self.vision_norm.weight.dtype)))
+        return ask_qformer(self.qformer, self.query_tokens, patches)
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frame tokens to language-model tokens.

@@ -82,6 +82,12 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     module.training = True
         return self
 
+    def set_pictures_at_once(self, number: int | None) -> None:
+        """How many frames or segments of sound the encoders take at once; None for all, which sharding needs."""
+        self.video_branch.pictures_at_once = number
+        if self.audio_branch is not None:
+            self.audio_branch.pictures_at_once = number
+
     def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frames (videos, frames, 3, height, width) to language-model tokens (videos, video_queries, width)."""
         return self.video_branch(pixel_values, frame_mask)

@@ -20,10 +20,11 @@ from video_llama.processor.audio import (
 )
 from video_llama.processor.containers import open_container
 
-__all__ = ["decode_audio_window"]
+__all__ = ["decode_audio_window", "measure_long_audio"]
 
 _PREROLL_SECONDS = 1.0  # decoders need some packets before what they give is right
 _MARGIN_SECONDS = 0.25  # more than the resampling filter reaches to either side
+_TAIL_SECONDS = 2.0  # how far before its stated end the real end of a sound is looked for
 
 
 def decode_audio_window(
@@ -57,6 +58,49 @@ def decode_audio_window(
     if not window.numel():
         raise NoSoundTrackError(path, f"no sound from {start_seconds} seconds on")
     return Waveform(window, sample_rate_hz)
+
+
+def measure_long_audio(path: str | os.PathLike[str], sample_rate_hz: int, min_seconds: float) -> int | None:
+    """How many samples `decode_audio(path, sample_rate_hz)` would give, found out by decoding the end alone.
+
+    Args:
+        path: any format FFmpeg reads.
+        sample_rate_hz: resample to this rate.
+        min_seconds: shorter sounds are not measured.
+
+    Returns:
+        the number of samples; None for a sound that is shorter, or where only decoding all of it would tell.
+
+    Raises:
+        NoSoundTrackError: the file has no sound track.
+        MediaError: the file cannot be read, or its sound track is damaged at its end.
+    """
+    with open_container(path) as container:
+        stream = select_sound(container, path)
+        seconds = _stated_seconds(container, stream)
+        if seconds is None or seconds < min_seconds:
+            return None
+        origin = float((stream.start_time or 0) * (stream.time_base or 0))
+        if not _seek(container, stream, origin + seconds - _TAIL_SECONDS):
+            return None
+        end: int | None = None
+        for time, samples in decode_timed_frames(container, stream, path):
+            if end is None:
+                if time is None or not seconds / 2 < time - origin < seconds:
+                    return None  # no times, or the seeking did not lead there
+                end = round((time - origin) * stream.rate)
+            end += samples.shape[-1]
+        if end is None:
+            return None
+        period, target_period = resampling_period(stream.rate, sample_rate_hz)
+        return -(-end * target_period // period)
+
+
+def _stated_seconds(container: InputContainer, stream: AudioStream) -> float | None:
+    """The length that the file claims, of the track or else of the whole."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / 1_000_000
 
 
 def _read(

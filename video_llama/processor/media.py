@@ -21,6 +21,7 @@ from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_
 from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
 from video_llama.processor.audio import Waveform, decode_audio, to_mono
 from video_llama.processor.audio_features import LogMelSettings, log_mel_segments, segment_ranges
+from video_llama.processor.audio_windows import decode_audio_window, measure_long_audio
 from video_llama.processor.image import ImageInput, load_image, resize_image
 from video_llama.processor.sampling import (
     SegmentSpacing,
@@ -39,6 +40,11 @@ from video_llama.processor.video import DEFAULT_VIDEO_READER, decode_video
 __all__ = ["AudioInput", "AudioSegments", "MediaProcessor", "VideoFrames"]
 
 logger = logging.getLogger(__name__)
+
+LONG_SOUND_SECONDS = 60.0
+"""Of longer sounds only the segments are decoded."""
+
+_SECONDS_FOR_A_SEGMENT = 4.0  # what is decoded besides it, and the seeking, included
 
 AudioInput = str | os.PathLike[str] | tuple[torch.Tensor | NDArray[np.generic], int]
 """A file, or samples (samples,) or (channels, samples) with their rate in hertz."""
@@ -205,16 +211,21 @@ class MediaProcessor:
     def process_audio(self, sound: AudioInput) -> AudioSegments:
         """Read a sound file, the sound track of a video, or samples.
 
+        Of a file longer than `LONG_SOUND_SECONDS` only what becomes a segment is decoded, where the format can be
+        sought in: damage elsewhere stays unnoticed.
+
         Raises:
             NoSoundTrackError: the file has no sound.
             MediaError: the sound cannot be decoded or is empty.
         """
         rate = self.log_mel.sample_rate_hz
         if isinstance(sound, tuple):
-            source, waveform = "sound", to_mono(*sound, rate)
-        else:
-            source, waveform = os.fspath(sound), decode_audio(sound, rate, mono=True)
-        return self._segment(waveform, source)
+            return self._segment(to_mono(*sound, rate), "sound")
+        long = max(LONG_SOUND_SECONDS, self.num_audio_segments * _SECONDS_FOR_A_SEGMENT)
+        num_samples = measure_long_audio(sound, rate, long)
+        if num_samples is not None:
+            return self._segment_long(sound, num_samples)
+        return self._segment(decode_audio(sound, rate, mono=True), os.fspath(sound))
 
     def _segment(self, waveform: Waveform, source: str) -> AudioSegments:
         samples = waveform.samples[0]
@@ -222,6 +233,15 @@ class MediaProcessor:
         values = log_mel_segments(samples, ranges, self.log_mel)
         rate = waveform.sample_rate_hz
         return AudioSegments(values, [start / rate for start, _ in ranges], len(samples) / rate, source)
+
+    def _segment_long(self, path: str | os.PathLike[str], num_samples: int) -> AudioSegments:
+        rate = self.log_mel.sample_rate_hz
+        ranges = segment_ranges(num_samples, self.num_audio_segments, self.segment_spacing, self.log_mel)
+        windows = [decode_audio_window(path, start / rate, stop / rate, rate).samples[0] for start, stop in ranges]
+        ends = np.cumsum([len(window) for window in windows]).tolist()
+        cut = [(end - len(window), end) for end, window in zip(ends, windows, strict=True)]
+        values = log_mel_segments(torch.cat(windows), cut, self.log_mel)
+        return AudioSegments(values, [start / rate for start, _ in ranges], num_samples / rate, os.fspath(path))
 
     def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
         try:

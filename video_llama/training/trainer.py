@@ -78,6 +78,8 @@ class Trainer:
         model = model or self._build_model(as_sound)
         self.processor, self.model = model.processor, model.model
         freeze_for_training(self.model, trains)
+        if self._is_sharded:  # each process may have another number of frames, but all must run the encoders together
+            self.model.set_pictures_at_once(None)
         if config.model.use_grad_checkpoint:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self._filler = self._open_cache(as_sound)
@@ -102,6 +104,10 @@ class Trainer:
     def num_iterations(self) -> int:
         """Of the whole run."""
         return self.config.run.max_epoch * self.config.run.iters_per_epoch
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def batches(self) -> BatchReader:
         """The batches of the whole run, by number, as this process sees them."""
@@ -208,8 +214,7 @@ class Trainer:
         store = open_feature_store(self.config.features, self.model, images_as_sound=as_sound)
         if store is None:
             return None
-        is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        return FeatureFiller(self.model, store, self.accelerator.device, is_sharded)
+        return FeatureFiller(self.model, store, self.accelerator.device, self._is_sharded)
 
     def _start_or_restore(self, path: Path | None) -> TrainingState:
         run = self.config.run
