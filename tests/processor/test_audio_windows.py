@@ -146,7 +146,7 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
         )
     elif why == "a wrong length":
         monkeypatch.setattr(audio_windows, "_stated_seconds", lambda *args: 300.0)
-    monkeypatch.setattr(media, "decode_audio_window", _must_not_be_called)
+    monkeypatch.setattr(media, "decode_audio_windows", _must_not_be_called)
     found = processor.process_audio(path)
     assert torch.equal(found.values, expected.values)
     assert found.start_seconds == expected.start_seconds

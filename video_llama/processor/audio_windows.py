@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from av import FFmpegError
@@ -20,7 +20,7 @@ from video_llama.processor.audio import (
 )
 from video_llama.processor.containers import open_container
 
-__all__ = ["decode_audio_window", "measure_long_audio"]
+__all__ = ["decode_audio_window", "decode_audio_windows", "measure_long_audio"]
 
 _PREROLL_SECONDS = 1.0  # decoders need some packets before what they give is right
 _MARGIN_SECONDS = 0.25  # more than the resampling filter reaches to either side
@@ -43,13 +43,31 @@ def decode_audio_window(
         NoSoundTrackError: the file has no sound track, or it ends before the window.
         MediaError: the file cannot be read, or its sound track is damaged in the window.
     """
+    return decode_audio_windows(path, [(start_seconds, end_seconds)], sample_rate_hz)[0]
+
+
+def decode_audio_windows(
+    path: str | os.PathLike[str], windows: Sequence[tuple[float, float | None]], sample_rate_hz: int
+) -> list[Waveform]:
+    """Several windows of a file that is opened once; see `decode_audio_window`."""
     with open_container(path) as container:
         stream = select_sound(container, path)
-        rate_hz = stream.rate
-        period, target_period = resampling_period(rate_hz, sample_rate_hz)
-        first = max(0, int((start_seconds - _MARGIN_SECONDS) * rate_hz) // period * period)
-        stop = None if end_seconds is None else round((end_seconds + _MARGIN_SECONDS) * rate_hz)
-        samples = _read(container, stream, path, first, stop)
+        return [_decode_window(container, stream, path, start, end, sample_rate_hz) for start, end in windows]
+
+
+def _decode_window(
+    container: InputContainer,
+    stream: AudioStream,
+    path: str | os.PathLike[str],
+    start_seconds: float,
+    end_seconds: float | None,
+    sample_rate_hz: int,
+) -> Waveform:
+    rate_hz = stream.rate
+    period, target_period = resampling_period(rate_hz, sample_rate_hz)
+    first = max(0, int((start_seconds - _MARGIN_SECONDS) * rate_hz) // period * period)
+    stop = None if end_seconds is None else round((end_seconds + _MARGIN_SECONDS) * rate_hz)
+    samples = _read(container, stream, path, first, stop)
     if rate_hz != sample_rate_hz and samples.numel():
         samples = torch.cat(list(resample_blocks([samples], rate_hz, sample_rate_hz)), dim=-1)
     begin = first // period * target_period  # the first sample that is there

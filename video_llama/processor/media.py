@@ -21,7 +21,7 @@ from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_
 from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
 from video_llama.processor.audio import Waveform, decode_audio, to_mono
 from video_llama.processor.audio_features import LogMelSettings, log_mel_segments, segment_ranges
-from video_llama.processor.audio_windows import decode_audio_window, measure_long_audio
+from video_llama.processor.audio_windows import decode_audio_windows, measure_long_audio
 from video_llama.processor.image import ImageInput, load_image, resize_image
 from video_llama.processor.sampling import (
     SegmentSpacing,
@@ -237,7 +237,8 @@ class MediaProcessor:
     def _segment_long(self, path: str | os.PathLike[str], num_samples: int) -> AudioSegments:
         rate = self.log_mel.sample_rate_hz
         ranges = segment_ranges(num_samples, self.num_audio_segments, self.segment_spacing, self.log_mel)
-        windows = [decode_audio_window(path, start / rate, stop / rate, rate).samples[0] for start, stop in ranges]
+        decoded = decode_audio_windows(path, [(start / rate, stop / rate) for start, stop in ranges], rate)
+        windows = [waveform.samples[0] for waveform in decoded]
         ends = np.cumsum([len(window) for window in windows]).tolist()
         cut = [(end - len(window), end) for end, window in zip(ends, windows, strict=True)]
         values = log_mel_segments(torch.cat(windows), cut, self.log_mel)

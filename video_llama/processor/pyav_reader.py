@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
 from video_llama.processor.containers import demux_packets, open_container, select_stream, translate_errors
+from video_llama.processor.mp4_index import FrameTimes, read_frame_times
 from video_llama.processor.video import num_decoder_threads
 from video_llama.registry import VIDEO_READERS
 
@@ -79,7 +80,7 @@ class PyAVReader:
         self._stream = cast(VideoStream, select_stream(container, path, "video"))
         if self._stream.width * self._stream.height > _MAX_FRAME_PIXELS:
             raise MediaError(path, f"frames of {self._stream.width}x{self._stream.height} are too large")
-        self._index = _index_frames(demux_packets(container, self._stream, path), container.format.name)
+        self._index = self._read_index()
         if not self._index.num_frames:
             raise MediaError(path, "the video has no frames")
         self._scaler = _FrameScaler(height, width)
@@ -87,6 +88,13 @@ class PyAVReader:
         self._stream.codec_context.thread_count = num_decoder_threads()
         self.num_frames = self._index.num_frames
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+
+    def _read_index(self) -> _FrameIndex:
+        """From the tables of the file where it has some, so that a long one is not read; else from all packets."""
+        times = read_frame_times(self._path, self._container, self._stream)
+        if times is not None:
+            return _index_times(times)
+        return _index_frames(demux_packets(self._container, self._stream, self._path), self._container.format.name)
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames by ascending index; see `VideoReader.read`."""
@@ -198,6 +206,11 @@ def _index_frames(packets: Iterable[Packet], format_name: str) -> _FrameIndex:
     times.sort()
     keyframes = {bisect.bisect_left(times, shown): seek_time for shown, seek_time in sorted(keyframe_times)}
     return _FrameIndex(num_frames, times, keyframes, rewind_time)
+
+
+def _index_times(known: FrameTimes) -> _FrameIndex:
+    keyframes = {bisect.bisect_left(known.times, time): time for time in known.keyframe_times}
+    return _FrameIndex(len(known.times), known.times, keyframes, min(known.first_time, 0))
 
 
 class _FrameScaler:
