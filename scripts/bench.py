@@ -19,7 +19,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,22 @@ def _captioning(arguments: argparse.Namespace) -> list[Any]:
     return run_captioning(arguments.size, arguments.repeats, arguments.work, arguments.clips, arguments.workers)
 
 
-BENCHES: dict[str, Callable[[argparse.Namespace], list[Any]]] = {
+def _growth(arguments: argparse.Namespace) -> Iterable[Any]:
+    from scripts.benches.growth import run
+
+    return run(arguments.size, arguments.repeats, arguments.work, arguments.threads, arguments.of)
+
+
+BENCHES: dict[str, Callable[[argparse.Namespace], Iterable[Any]]] = {
     "decode": _decode,
     "vision": _vision,
     "audio": _audio,
     "second-turn": _second_turn,
     "captioning": _captioning,
+    "growth": _growth,
 }
+
+COSTS = ("frames", "clips", "turns", "context", "file", "windows")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (2)")
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="clips to caption (64)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that decode for captioning (1)")
+    parser.add_argument("--of", nargs="+", choices=COSTS, metavar="COST", help="growth of: " + ", ".join(COSTS))
     parser.add_argument(
         "--work", type=Path, default=Path("output/bench"), help="clips and random weights are kept here"
     )
@@ -97,16 +107,6 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def print_row(row: Any) -> None:
-    promised = "" if row.target is None else f" (promised {row.target:.2g})"
-    agreement = {True: "agrees", False: "DISAGREES", None: ""}[row.agrees]
-    print(f"{row.bench:12} {row.what}")
-    figures = f"{row.ours:10.4g} {row.unit} against {row.peer:.4g} {row.unit} of {row.peer_name}"
-    print(f"{'':12} {figures}: {row.ratio:.2f}x{promised} {agreement}", flush=True)
-    if row.note:
-        print(f"{'':12} {row.note}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         for row in BENCHES[name](arguments):
             rows.append(row if arguments.size == "full" else dataclasses.replace(row, target=None))
-            print_row(rows[-1])
+            print("\n".join(rows[-1].lines()), flush=True)
     if arguments.json:
         content = {"machine": machine, "size": arguments.size, "rows": [row.as_dict() for row in rows]}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

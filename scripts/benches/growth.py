@@ -10,7 +10,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ CHUNK = {"frames": 32, "clips": 32}  # beyond so many, memory must not grow
 SIZES: dict[str, dict[str, list[int]]] = {
     "full": {
         "frames": [8, 16, 32, 64, 128, 256],
-        "clips": [1, 4, 16, 32, 64, 128, 256],
+        "clips": [1, 8, 32, 64, 128, 256],
         "turns": [16],
         "context": [128, 256, 512, 1024, 2048, 4096],
         "file": [10, 60, 600, 3600],
@@ -146,9 +146,10 @@ def measure(task: str, size: int, model_size: str, repeats: int, folder: Path, t
     return result
 
 
-def run(size: str, repeats: int, folder: Path, threads: int, tasks: Sequence[str] = tuple(UNITS)) -> list[Growth]:
-    """Measure every task at every size."""
-    return [_grow(task, size, repeats, folder, threads) for task in tasks]
+def run(size: str, repeats: int, folder: Path, threads: int, costs: Sequence[str] | None = None) -> Iterator[Growth]:
+    """Measure the costs, or all of them, at every size."""
+    for cost in costs or UNITS:
+        yield _grow(cost, size, repeats, folder, threads)
 
 
 def _grow(task: str, model_size: str, repeats: int, folder: Path, threads: int) -> Growth:

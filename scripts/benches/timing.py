@@ -56,6 +56,17 @@ class Row:
         """For JSON."""
         return {**asdict(self), "ratio": self.ratio, "holds": self.holds}
 
+    def lines(self) -> list[str]:
+        """For people."""
+        promised = "" if self.target is None else f" (promised {self.target:.2g})"
+        agreement = {True: "agrees", False: "DISAGREES", None: ""}[self.agrees]
+        figures = f"{self.ours:10.4g} {self.unit} against {self.peer:.4g} {self.unit} of {self.peer_name}"
+        rows = [
+            f"{self.bench:12} {self.what}",
+            f"{'':12} {figures}: {self.ratio:.2f}x{promised} {agreement}",
+        ]
+        return [*rows, f"{'':12} {self.note}"] if self.note else rows
+
 
 def alternate(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each task; every round runs all of them, after one that is not counted."""
