@@ -6,7 +6,8 @@ python scripts/bench_train.py --size tiny --repeats 3 --threads 1
 The mid-size model has the published widths: ViT of depth 4, both Q-Formers whole, a language model of width 1024
 and depth 8. A batch is 4 samples of 8 frames, with 53 tokens in stage 1, the last 20 of them the caption, and 200 in
 stage 2, of which 80 are answers: recorded dialogues of that length have 28 to 49 % (reference data, text_preprocess).
-What is compared is timed in turns, so that a busy machine slows all alike; figures are medians.
+What is compared is timed in turns, so that a busy machine slows all alike; figures are medians, of the time on the
+clock and of the time that the processors worked for it, which neighbours on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -83,8 +84,10 @@ def make_batch(trainer: Any, stage: str, is_cached: bool) -> Any:
     return Batch(0, text, media, [str(number) for number in range(BATCH_SIZE)])
 
 
-def time_steps(size: str, dtypes: Sequence[str], repeats: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Median seconds of a step by precision and kind."""
+def time_steps(
+    size: str, dtypes: Sequence[str], repeats: int, folder: Path
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Median seconds of a step by precision and kind: on the clock, and of all processors."""
     steps: dict[tuple[str, str], Callable[[], object]] = {}
     for dtype in dtypes:
         trainer = build_trainer(size, folder, dtype)
@@ -93,17 +96,18 @@ def time_steps(size: str, dtypes: Sequence[str], repeats: int, folder: Path) -> 
                 batch = make_batch(trainer, stage, is_cached)
                 name = f"{stage}, {'cached' if is_cached else 'encoded'}"
                 steps[dtype, name] = lambda trainer=trainer, batch=batch: trainer.step([batch])
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in steps}
     for step in steps.values():
         step()  # the first one allocates
     for _ in range(repeats):
         for key, step in steps.items():
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             step()
-            seconds[key].append(time.perf_counter() - start)
-    result: dict[str, dict[str, float]] = {dtype: {} for dtype in dtypes}
+            seconds[key].append((time.perf_counter() - start, time.process_time() - start_cpu))
+    result: dict[str, dict[str, tuple[float, float]]] = {dtype: {} for dtype in dtypes}
     for (dtype, name), values in seconds.items():
-        result[dtype][name] = statistics.median(values)
+        wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
+        result[dtype][name] = (wall, cpu)
     return result
 
 
@@ -143,15 +147,18 @@ def time_loading(size: str, folder: Path, num_workers: int) -> dict[str, float]:
     }
 
 
-def print_steps(result: dict[str, dict[str, float]], size: str) -> None:
-    print(f"\n{'precision':10} {'step':20} {'s/step':>8} {'samples/s':>10} {'speed-up':>9} {'original':>9}")
+def print_steps(result: dict[str, dict[str, tuple[float, float]]], size: str) -> None:
+    head = f"{'precision':10} {'step':20} {'s/step':>8} {'samples/s':>10} {'speed-up':>9} {'original':>9}"
+    print(f"\n{head} {'cpu s':>8} {'speed-up':>9}")
     for dtype, rows in result.items():
-        for name, seconds in rows.items():
+        for name, (wall, cpu) in rows.items():
             stage, kind = name.split(", ")
-            gain = f"{rows[f'{stage}, encoded'] / seconds:.1f}x" if kind == "cached" else ""
+            encoded = rows[f"{stage}, encoded"]
+            gains = [f"{a / b:.1f}x" if kind == "cached" else "" for a, b in zip(encoded, (wall, cpu), strict=True)]
             theirs = ORIGINAL_SECONDS.get(size, {}).get(stage) if kind == "encoded" else None
             versus = f"{theirs:.1f} s" if theirs else ""
-            print(f"{dtype:10} {name:20} {seconds:8.3f} {BATCH_SIZE / seconds:10.2f} {gain:>9} {versus:>9}")
+            speeds = f"{wall:8.3f} {BATCH_SIZE / wall:10.2f} {gains[0]:>9} {versus:>9} {cpu:8.3f} {gains[1]:>9}"
+            print(f"{dtype:10} {name:20} {speeds}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
