@@ -11,7 +11,7 @@ import pytest
 
 from tests.data_pipeline.conftest import NUM_CLIPS, WriteText
 from video_llama.config import Config, load_config
-from video_llama.data.build import build_batch_reader, build_datasets, load_prompts
+from video_llama.data.build import build_batch_reader, build_datasets, index_shards, load_prompts
 from video_llama.data.encoding import SampleEncoder
 from video_llama.data.features import FeatureStore
 from video_llama.data.mixture import BatchPlan
@@ -48,6 +48,27 @@ def make_config(corpus: Path, write: WriteText) -> Any:
 def encoders(config: Config, processor: VideoLlamaProcessor, **settings: Any) -> dict[str, SampleEncoder]:
     settings = {"training": True, **settings}
     return {dataset.name: dataset.encoder for dataset in build_datasets(config, processor, **settings)}
+
+
+def test_each_process_indexes_its_share_of_the_shards_and_what_is_wrong_is_told_later(
+    make_config: Any, corpus: Path, processor: VideoLlamaProcessor, tmp_path: Path
+) -> None:
+    shards = [tmp_path / "shards" / f"{number}.tar" for number in range(5)]
+    shards[0].parent.mkdir()
+    for path in shards:
+        path.write_bytes(next((corpus / "train" / "laion").glob("*.tar")).read_bytes())
+    shards[3].write_text("no tar file")
+    config = make_config(f"datasets.laion.build_info.storage={shards[0].parent}")
+
+    def indexed() -> list[str]:
+        return sorted(path.name.partition(".")[0] for path in (tmp_path / "shards" / ".index").glob("*"))
+
+    index_shards(config, rank=1, world_size=3)
+    assert indexed() == ["1", "4"]
+    index_shards(config, rank=0, world_size=3)
+    assert indexed() == ["0", "1", "4"]
+    with pytest.raises(DatasetError, match=r"3\.tar: not a whole tar file"):
+        build_datasets(config, processor, training=True)
 
 
 def test_training_takes_the_training_splits_and_validation_those_that_there_are(

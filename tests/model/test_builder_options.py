@@ -91,6 +91,22 @@ def test_the_sizes_of_a_configuration_count_where_no_config_json_gives_them(
     assert config.imagebind_vision_config is None
 
 
+def test_sizes_that_contradict_a_config_json_beside_the_weights_are_an_error_that_names_them(
+    checkpoints: dict[str, Path], passed_on: dict[str, Any]
+) -> None:
+    for settings, name in (({}, "original"), ({"ckpt": str(checkpoints["hf"])}, "hf")):
+        with pytest.raises(ConfigError) as caught:
+            build_checkpoint(
+                checkpoints[name], num_video_query_token=6, max_frame_pos=7, num_audio_query_token=8, **settings
+            )
+        assert str(checkpoints[name] / "config.json") in str(caught.value)
+        assert "model.num_video_query_token is 6, but there it is 32" in str(caught.value)
+        assert "model.max_frame_pos is 7, but there it is 32" in str(caught.value)
+        assert "num_audio_query_token" not in str(caught.value)  # the published size is as good as not set
+    build_checkpoint(checkpoints["original"], num_video_query_token=32, max_frame_pos=32)
+    assert passed_on["config"].num_video_query_tokens == 32
+
+
 def test_imagebinds_vision_trunk_is_built_on_request(checkpoints: dict[str, Path], passed_on: dict[str, Any]) -> None:
     build_checkpoint(checkpoints["original"], options={"audio_from_images": True})
     assert passed_on["config"].imagebind_vision_config.modality == "vision"

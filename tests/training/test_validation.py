@@ -16,7 +16,7 @@ from video_llama.data.encoding import EncodedSample, MediaInput
 from video_llama.data.examples import Example
 from video_llama.errors import DatasetError, MediaError
 from video_llama.training.trainer import Trainer
-from video_llama.training.validation import first_answer, media_of_prompt, rouge_l, validate
+from video_llama.training.validation import first_answer, media_of_prompt, rouge_l
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_validation_measures_the_loss_that_training_has(validated: Trainer) -> N
     assert report.token_accuracy == pytest.approx(right / tokens)
 
 
-def test_a_sample_that_cannot_be_used_is_left_out_counted_and_named(
+def test_a_sample_that_cannot_be_used_is_left_out_counted_and_quarantined(
     validated: Trainer, caplog: pytest.LogCaptureFixture
 ) -> None:
     (dataset,) = validated.valid_datasets
@@ -78,17 +78,13 @@ def test_a_sample_that_cannot_be_used_is_left_out_counted_and_named(
             raise MediaError("a.mp4", "damaged")
         return dataset.encoder(example)
 
-    report = validate(
-        validated.accelerator,
-        validated.learner.model,
-        dataclasses.replace(dataset, encoder=encode),  # type: ignore[arg-type]
-        validated.processor.tokenizer,
-        batch_size=2,
-        max_batches=50,
-        num_generations=0,
-    )
+    validated.valid_datasets = [dataclasses.replace(dataset, encoder=encode)]  # type: ignore[arg-type]
+    report = validated.evaluate()["webvid"]
     assert (report.num_samples, report.num_bad) == (len(dataset.examples) - 1, 1)
-    assert f"{bad} of a validation split is left out: a.mp4: damaged" in caplog.text
+    assert f"{bad} (validation) cannot be used: a.mp4: damaged" in caplog.text
+    (line,) = (validated.folder / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"id": bad, "reason": "a.mp4: damaged", "iteration": 0, "split": "validation"}
+    assert validated.logbook.quarantined() == []  # what is measured is no reason to stop training
 
 
 def test_generated_answers_are_kept_beside_the_expected_ones(validated: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -11,18 +12,19 @@ from typing import Any
 
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
-from video_llama.data.datasets import build_examples
+from video_llama.data.datasets import MEDIA_KINDS, build_examples
 from video_llama.data.encoding import SampleEncoder, TextSettings
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
 from video_llama.data.mixture import BatchPlan, mixture_shares
-from video_llama.errors import ConfigError
+from video_llama.data.shards import find_shards, index_shard
+from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.builders import load_processor
 from video_llama.processor.media import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import PROCESSORS
 
-__all__ = ["EncodedDataset", "build_batch_reader", "build_datasets", "load_prompts"]
+__all__ = ["EncodedDataset", "build_batch_reader", "build_datasets", "index_shards", "load_prompts"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,21 @@ def build_datasets(
         text = _text_settings(name, section, config.model, processor, hears=as_sound or section.data_type == "audio")
         built.append(EncodedDataset(name, examples, SampleEncoder(text, media, as_sound, features)))
     return built
+
+
+def index_shards(config: Config, rank: int, world_size: int) -> None:
+    """Index this process's share of the shards that a configuration names, so that each is read through only once.
+
+    Without it every process would read all shards at its first start. What is wrong with them, `build_datasets` tells
+    all processes alike.
+    """
+    for name, section in config.datasets.items():
+        if name.partition(":")[0] in _SHARD_DATASETS:
+            for info in (section.build_info, section.valid_build_info):
+                with contextlib.suppress(DatasetError):
+                    shards = [] if info.storage is None else find_shards(str(Path(info.storage).expanduser()))
+                    for path in shards[rank::world_size]:
+                        index_shard(path, MEDIA_KINDS[section.data_type])
 
 
 def build_batch_reader(

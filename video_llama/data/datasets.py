@@ -24,7 +24,10 @@ from video_llama.data.shards import find_shards, read_shard
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.registry import DATASETS
 
-__all__ = ["build_examples"]
+__all__ = ["MEDIA_KINDS", "build_examples"]
+
+MEDIA_KINDS: dict[str, MediaKind] = {"video": "video", "images": "image", "audio": "audio"}
+"""What `data_type` of a section says."""
 
 Reader = Callable[["_Place"], Iterator[Example]]
 
@@ -63,8 +66,7 @@ def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = No
         DatasetError: annotations are absent, empty or of another form.
     """
     reader: Reader = DATASETS.get(name.partition(":")[0])
-    kinds: dict[str, MediaKind] = {"video": "video", "images": "image", "audio": "audio"}
-    place = _Place(name, kinds[config.data_type], info or config.build_info)
+    place = _Place(name, MEDIA_KINDS[config.data_type], info or config.build_info)
     table = ExampleTable(reader(place))
     if not len(table):
         raise DatasetError(f"datasets.{name}: no examples in its files")

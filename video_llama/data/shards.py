@@ -23,7 +23,7 @@ from video_llama.data.examples import Example, MediaKind, MediaSource
 from video_llama.errors import DatasetError
 from video_llama.utils.files import write_whole
 
-__all__ = ["SUFFIXES", "find_shards", "read_shard"]
+__all__ = ["SUFFIXES", "find_shards", "index_shard", "read_shard"]
 
 # Of the media in a shard, by how they are read.
 logger = logging.getLogger(__name__)
@@ -67,6 +67,19 @@ def read_shard(path: Path, kind: MediaKind, name: str) -> Iterator[Example]:
     Raises:
         DatasetError: not a tar file, truncated, or a sample without media or annotation.
     """
+    for id_, source, text in index_shard(path, kind):
+        yield Example(f"{name}/{id_}", kind, None if source is None else MediaSource(*source), text)
+
+
+def index_shard(path: Path, kind: MediaKind) -> list[Any]:
+    """What is in a shard and where: from its index, which is written when it is not there or of another shard.
+
+    Returns:
+        (id, fields of the `MediaSource` or None, text) of each sample.
+
+    Raises:
+        DatasetError: as `read_shard`.
+    """
     stat = path.stat()
     index = path.parent / _INDEX_FOLDER / f"{path.name}.{kind}.json"
     identity = [_INDEX_VERSION, str(path), stat.st_size, stat.st_mtime_ns]
@@ -79,8 +92,7 @@ def read_shard(path: Path, kind: MediaKind, name: str) -> Iterator[Example]:
             raise DatasetError(f"{path}: not a whole tar file ({error}); copy it again") from error
         rows = [[e.id, None if e.source is None else list(vars(e.source).values()), e.text] for e in examples]
         _save_index(index, identity, rows)
-    for id_, source, text in rows:
-        yield Example(f"{name}/{id_}", kind, None if source is None else MediaSource(*source), text)
+    return rows
 
 
 def _load_index(index: Path, identity: Sequence[Any]) -> list[Any] | None:

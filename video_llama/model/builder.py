@@ -30,6 +30,7 @@ from video_llama.model.original_files import (
     is_transformers_folder,
     resolve_checkpoint,
 )
+from video_llama.model.sizes import check_sizes, sizes_to_set
 from video_llama.model.trained_run import find_trained_run
 from video_llama.model.weight_files import open_weights
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -123,11 +124,12 @@ def build_model(
     hears, wanted = config.equip_audio_branch, "the checkpoint of the vision branch (model.ckpt)"
     path = None if config.ckpt is None else resolve_checkpoint(config.ckpt, hears, wanted)
     if path is not None and is_transformers_folder(path):
+        check_sizes(config, VideoLlamaConfig.from_pretrained(path), path / "config.json")
         return _load_transformers(path, None, precision, hears, options, audio_from_images)
     if not for_training:
         _check_is_trained(config)
     files = configured_files(config)
-    sizes = {} if files.config else _configured_sizes(config)
+    sizes = sizes_to_set(config, files)
     template = _template_name(config.model_type)
     return _load_original(files, template, precision, options, sizes, audio_from_images)
 
@@ -142,6 +144,7 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     sources = [Path(source).expanduser() for source in (config.ckpt, config.ckpt_2, config.vit_ckpt) if source]
     folders = [path if path.is_dir() else path.parent for path in sources]
     if config.ckpt is not None and is_transformers_folder(folders[0]):
+        check_sizes(config, VideoLlamaConfig.from_pretrained(folders[0]), folders[0] / "config.json")
         return VideoLlamaProcessor.from_pretrained(folders[0], use_audio=hears)
     if config.llama_model is None:
         raise ConfigError("model.llama_model must name the language model's folder or hub id: its tokenizer is needed")
@@ -150,7 +153,7 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     sizes = find_config(folders)
     unread = Path()
     files = OriginalFiles(language_model, unread, unread, imagebind=unread if hears else None, config=sizes)
-    whole = original_config(files, **({} if sizes else _configured_sizes(config)))
+    whole = original_config(files, **sizes_to_set(config, files))
     return build_processor(whole, language_model, _template_name(config.model_type))
 
 
@@ -169,7 +172,7 @@ def _load_trained_run(
         config.llama_model = os.fspath(model_base)
     _check_is_trained(config)
     files = configured_files(config)
-    sizes = {} if files.config else _configured_sizes(config)
+    sizes = sizes_to_set(config, files)
     return _load_original(files, template or _template_name(config.model_type), precision, options, sizes)
 
 
@@ -236,20 +239,6 @@ def _check_is_trained(config: ModelConfig) -> None:
         raise ConfigError(
             "model.ckpt_2 must name the checkpoint of the audio branch (AL_*.pth), or set equip_audio_branch: False"
         )
-
-
-def _configured_sizes(config: ModelConfig) -> dict[str, Any]:
-    """The sizes that a model section sets; all others are those of the published model."""
-    head = {"num_hidden_layers": config.fusion_head_layers, "cross_attention_frequency": 1}
-    return {
-        "vision_config": {"image_size": config.image_size, "drop_path_rate": config.drop_path_rate},
-        "video_qformer_config": head,
-        "audio_qformer_config": head,
-        "num_query_tokens": config.num_query_token,
-        "num_video_query_tokens": config.num_video_query_token,
-        "num_audio_query_tokens": config.num_audio_query_token,
-        "max_frame_positions": config.max_frame_pos,
-    }
 
 
 def _template_name(model_type: str) -> str | None:

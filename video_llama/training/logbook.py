@@ -62,19 +62,21 @@ class Logbook:
         if numbers and self._accelerator.trackers:
             self._accelerator.log(numbers, step=iteration)
 
-    def quarantine(self, failures: Sequence[Failure], iteration: int) -> None:
-        """Note samples that could not be used, with the reason; every process notes its own."""
+    def quarantine(self, failures: Sequence[Failure], iteration: int, split: str = "train") -> None:
+        """Note samples of a split that could not be used, with the reason; every process notes its own."""
         for failure in failures:
-            logger.warning("sample %s cannot be used: %s", failure.id, failure.reason)
-            self._append("quarantine.jsonl", {"id": failure.id, "reason": failure.reason, "iteration": iteration})
+            logger.warning("sample %s (%s) cannot be used: %s", failure.id, split, failure.reason)
+            noted = {"id": failure.id, "reason": failure.reason, "iteration": iteration, "split": split}
+            self._append("quarantine.jsonl", noted)
 
     def quarantined(self) -> list[str]:
-        """The bad samples so far, as lines for people, each once."""
+        """The bad samples of the training split so far, as lines for people, each once."""
         path = self._folder / "quarantine.jsonl"
         if not path.exists():
             return []
         entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-        return list(dict.fromkeys(f"{entry['id']}: {entry['reason']}" for entry in entries))
+        bad = (entry for entry in entries if entry.get("split", "train") == "train")
+        return list(dict.fromkeys(f"{entry['id']}: {entry['reason']}" for entry in bad))
 
     def answers(self, iteration: int, lines: Sequence[dict[str, str]]) -> None:
         """Generated answers beside the expected ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import signal
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from video_llama.config import Config
 from video_llama.data.batches import Batch, BatchReader, load_batches
-from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets
+from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, index_shards
 from video_llama.errors import ConfigError
 from video_llama.model.inference import VideoLlama
 from video_llama.model.trained_run import checkpoint_name
@@ -86,6 +87,8 @@ class Trainer:
         store = None if self._filler is None else self._filler.store
         self.datasets, self.valid_datasets = datasets or [], []
         if datasets is None:
+            index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
+            self.accelerator.wait_for_everyone()
             self.datasets, self.valid_datasets = (
                 build_datasets(config, self.processor, training=training, images_as_sound=as_sound, features=store)
                 for training in (True, False)
@@ -152,6 +155,7 @@ class Trainer:
     def evaluate(self) -> dict[str, ValidationReport]:
         """Validate on every dataset that has a validation split, and log the figures."""
         run, reports = self.config.run, {}
+        note_bad = functools.partial(self.logbook.quarantine, iteration=self.state.iteration, split="validation")
         for dataset in self.valid_datasets:
             report = validate(
                 self.accelerator,
@@ -161,6 +165,7 @@ class Trainer:
                 batch_size=run.batch_size_eval,
                 max_batches=run.max_valid_batches,
                 num_generations=run.num_generations,
+                note_bad=note_bad,
                 filler=self._filler,
             )
             values = {key: value for key, value in dataclasses.asdict(report).items() if key != "answers"}

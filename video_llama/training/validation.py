@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +13,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import Batch, collate, gather_media
+from video_llama.data.batches import Batch, Failure, SampleReader, collate, gather_media
 from video_llama.data.build import EncodedDataset
 from video_llama.data.encoding import EncodedSample, MediaInput
-from video_llama.errors import DatasetError, MediaError
+from video_llama.errors import DatasetError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.training.features import FeatureFiller
 from video_llama.training.processes import sum_over_processes
 
 __all__ = ["ValidationReport", "first_answer", "media_of_prompt", "rouge_l", "validate"]
-
-logger = logging.getLogger(__name__)
 
 MAX_ANSWER_TOKENS = 64
 
@@ -60,9 +57,13 @@ def validate(
     batch_size: int,
     max_batches: int,
     num_generations: int,
+    note_bad: Callable[[Sequence[Failure]], object],
     filler: FeatureFiller | None = None,
 ) -> ValidationReport:
     """Measure the model on one dataset, shared by all processes; the model is left in evaluation mode.
+
+    Args:
+        note_bad: is given this process's samples that cannot be used; they are left out.
 
     Raises:
         DatasetError: no sample can be read.
@@ -73,8 +74,9 @@ def validate(
     runner = accelerator.unwrap_model(model) if is_alone else model
     sums = [0.0, 0.0, 0.0, 0.0, 0.0]  # loss, tokens, right tokens, samples, bad samples
     answers: list[dict[str, str]] = []
-    for batch, samples, num_unreadable in _batches(accelerator, dataset, tokenizer, batch_size, max_batches):
-        sums[4] += num_unreadable
+    for batch, samples, failures in _batches(accelerator, dataset, tokenizer, batch_size, max_batches):
+        note_bad(failures)
+        sums[4] += len(failures)
         is_own = batch is not None
         if batch is None and not is_alone:
             batch = _stand_in(dataset, tokenizer)  # sharded weights are put together by all processes or none
@@ -151,34 +153,28 @@ def _batches(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
     max_batches: int,
-) -> Iterator[tuple[Batch | None, Sequence[EncodedSample], int]]:
+) -> Iterator[tuple[Batch | None, Sequence[EncodedSample], list[Failure]]]:
     """This process's share of the examples, in order; as many batches on every process."""
     step = batch_size * accelerator.num_processes
     total = len(dataset.examples)
     for number in range(min(max_batches, -(-total // step))):
         first = number * step + accelerator.process_index * batch_size
-        samples, num_bad = _encode_all(dataset, range(first, min(first + batch_size, total)))
+        samples, failures = _encode_all(dataset, range(first, min(first + batch_size, total)))
         batch = collate(number, samples, tokenizer.pad_token_id) if samples else None
-        yield batch, samples, num_bad
+        yield batch, samples, failures
 
 
-def _encode_all(dataset: EncodedDataset, indices: Iterable[int]) -> tuple[list[EncodedSample], int]:
-    """(samples, how many cannot be read)."""
-    samples: list[EncodedSample] = []
-    num_bad = 0
-    for index in indices:
-        try:
-            samples.append(dataset.encoder(dataset.examples[index]))
-        except (MediaError, DatasetError) as error:
-            logger.warning("sample %s of a validation split is left out: %s", dataset.examples[index].id, error)
-            num_bad += 1
-    return samples, num_bad
+def _encode_all(dataset: EncodedDataset, indices: range) -> tuple[list[EncodedSample], list[Failure]]:
+    reader = SampleReader(dataset.examples, dataset.encoder)
+    items = [reader[index] for index in indices]
+    failures = [item for item in items if isinstance(item, Failure)]
+    return [item for item in items if not isinstance(item, Failure)], failures
 
 
 def _stand_in(dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase) -> Batch | None:
     """A batch of one sample, for a process without a share of its own; None if no sample can be read."""
     for index in range(len(dataset.examples)):
-        samples, _ = _encode_all(dataset, [index])
+        samples, _ = _encode_all(dataset, range(index, index + 1))
         if samples:
             return collate(0, samples, tokenizer.pad_token_id)
     return None
