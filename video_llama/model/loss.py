@@ -66,7 +66,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (), float32; not a number for no tokens. It can be differentiated once, and gone back through once.
     """
-    loss: Tensor = _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropy.apply(logits, labels)
     return loss
 
 
@@ -79,7 +79,7 @@ class _CrossEntropy(torch.autograd.Function):
         return -log_shares.gather(1, labels[:, None]).mean()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         log_shares, labels = ctx.saved_tensors
         result = log_shares.exp_()  # in place: a second way back would be refused
