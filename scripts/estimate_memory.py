@@ -1,18 +1,36 @@
+#!/usr/bin/env python
 """Print what each precision of a configuration needs, counted from its parameters; nothing is loaded.
 
-python scripts/estimate_memory.py 7b
-python scripts/estimate_memory.py path/to/folder --num-frames 32
+    python scripts/estimate_memory.py 7b
+    python scripts/estimate_memory.py path/to/folder --num-frames 32
+    python scripts/estimate_memory.py eval_configs/video_llama_eval_withaudio.yaml
+    python scripts/estimate_memory.py configs/train/visionbranch_stage1_pretrain.yaml
+
+A configuration that trains something is counted with gradients, the optimizer's state and what the backward pass keeps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from video_llama.model.configuration import VideoLlamaConfig
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from video_llama.config import Config, ModelConfig, load_config
+from video_llama.constants import DEFAULT_NUM_FRAMES
+from video_llama.errors import VideoLlamaError
+from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.hub import PACKAGED_MODELS
+from video_llama.model.language_model import read_language_config
 from video_llama.model.memory import estimate_memory
+from video_llama.model.original_files import find_config, is_transformers_folder
+from video_llama.model.sizes import configured_sizes
+from video_llama.training.memory import TrainingSample, estimate_training_memory
+from video_llama.training.stages import trained_branches
 
 SIZES: dict[str, dict[str, Any]] = {
     "7b": {},
@@ -31,6 +49,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "half, language model 8 bit": {"language_model_bits": 8},
     "half, language model 4 bit": {"language_model_bits": 4},
 }
+TEMPLATE_TOKENS = 64  # of a training sample, besides media and text: system prompt, introduction of the media
 GIB = 2**30
 
 
@@ -38,44 +57,136 @@ def read_config(source: str, use_audio: bool) -> VideoLlamaConfig:
     """A published size by name, or the configuration of a saved folder."""
     if source.lower() in SIZES:
         return VideoLlamaConfig(text_config=SIZES[source.lower()] or None, use_audio=use_audio)
+    folder = local_path(source)
     try:
-        model_type = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))["model_type"]
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError):
         model_type = None
     if model_type != VideoLlamaConfig.model_type:
         raise SystemExit(
-            f"error: {source}: neither one of {', '.join(SIZES)} nor a folder with a Video-LLaMA's config.json"
+            f"error: {source}: neither one of {', '.join(SIZES)} nor a folder with a Video-LLaMA's config.json "
+            "nor a YAML configuration"
         )
-    config = VideoLlamaConfig.from_pretrained(source)
+    config = VideoLlamaConfig.from_pretrained(folder)
     config.use_audio = config.use_audio and use_audio
     return config
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("config", help="7b, 13b, or a folder written by save_pretrained")
-    parser.add_argument("--num-frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--context-length", type=int, default=1024, help="tokens of prompt and answer together")
-    parser.add_argument("--batch-size", type=int, default=1, help="prompts at a time")
-    parser.add_argument("--no-audio", action="store_true", help="without the audio branch")
-    arguments = parser.parse_args()
-    config = read_config(arguments.config, use_audio=not arguments.no_audio)
+def local_path(source: str) -> Path:
+    """Of a folder, or of a model that comes with the package."""
+    path = Path(source).expanduser()
+    return PACKAGED_MODELS / source if not path.exists() and (PACKAGED_MODELS / source).is_dir() else path
+
+
+def configured_model(config: Config, use_audio: bool) -> tuple[VideoLlamaConfig, str]:
+    """The sizes that a YAML configuration describes, and how its language model was found.
+
+    Raises:
+        SystemExit: the language model is neither there nor of a size that its name tells.
+    """
+    model = config.model
+    hears = model.equip_audio_branch and use_audio
+    if model.ckpt is not None and is_transformers_folder(local_path(model.ckpt)):
+        return read_config(model.ckpt, hears), f"sizes of {model.ckpt}"
+    folders = [path if path.is_dir() else path.parent for path in map(local_path, filter(None, checkpoints(model)))]
+    beside = find_config(folders)
+    sizes = VideoLlamaConfig.get_config_dict(beside)[0] if beside else configured_sizes(model)
+    text, found = language_model_config(model.llama_model)
+    sizes |= {"text_config": text, "use_audio": hears, "image_token_id": None, "audio_token_id": None}
+    if not model.frozen_audio_Qformer:
+        sizes["imagebind_vision_config"] = ImageBindTrunkConfig.vision_huge()  # pictures stand in for sound
+    return VideoLlamaConfig(**sizes), found
+
+
+def checkpoints(model: ModelConfig) -> list[str | None]:
+    return [model.ckpt, model.ckpt_2, model.vit_ckpt]
+
+
+def language_model_config(source: str | None) -> tuple[Any, str]:
+    """What is in its folder, else LLaMA-2 of the size that its name tells; and words on which it was."""
+    if source is not None and (local_path(source) / "config.json").is_file():
+        return read_language_config(local_path(source)), f"language model of {source}"
+    size = next((size for size in SIZES if source is not None and size in source.lower()), None)
+    if size is None:
+        wrong = "is not set" if source is None else f"{source} is not there, and its name tells no size"
+        raise SystemExit(f"error: model.llama_model {wrong} (7b, 13b)")
+    return SIZES[size] or None, f"{source} is not there: counted as LLaMA-2 of {size}"
+
+
+def print_inference(config: VideoLlamaConfig, arguments: argparse.Namespace) -> None:
     print("| precision | language model | vision | audio | KV cache | activations | together |")
     print("|---|---|---|---|---|---|---|")
     for name, precision in PRECISIONS.items():
         estimate = estimate_memory(
             config,
-            num_frames=arguments.num_frames,
-            context_length=arguments.context_length,
-            batch_size=arguments.batch_size,
+            num_frames=arguments.num_frames or DEFAULT_NUM_FRAMES,
+            context_length=arguments.context_length or 1024,
+            batch_size=arguments.batch_size or 1,
             **precision,
         )
         parts = (estimate.language_model, estimate.vision, estimate.audio, estimate.kv_cache, estimate.activations)
-        cells = [f"{part / GIB:.2f}" for part in (*parts, estimate.total)]
-        print(f"| {name} | {' | '.join(cells)} GiB |")
+        print_line(name, parts, estimate.total)
+
+
+def print_training(config: VideoLlamaConfig, training: Config, arguments: argparse.Namespace) -> None:
+    parts, model, run = trained_branches(training.model), training.model, training.run
+    frames = [section.vis_processor.train.n_frms or DEFAULT_NUM_FRAMES for section in training.datasets.values()]
+    media = config.num_video_query_tokens + (config.num_audio_query_tokens if config.use_audio else 0)
+    sample = TrainingSample(
+        num_tokens=arguments.context_length or model.max_txt_len + media + TEMPLATE_TOKENS,
+        num_answer_tokens=model.max_txt_len,
+        num_frames=arguments.num_frames or max(frames, default=DEFAULT_NUM_FRAMES),
+    )
+    batch_size = arguments.batch_size or run.batch_size_train
+    print(
+        f"training of one process: {batch_size} samples of {sample.num_tokens} tokens, {sample.num_answer_tokens} of "
+        f"them learned, and {sample.num_frames} frames"
+    )
+    print("| precision | frozen weights | trained weights | gradients | optimizer | activations | together |")
+    print("|---|---|---|---|---|---|---|")
+    for name, precision in PRECISIONS.items():
+        for checkpointing in (False, True):
+            estimate = estimate_training_memory(
+                config, parts, sample, batch_size=batch_size, checkpointing=checkpointing, **precision
+            )
+            uses = (estimate.frozen, estimate.trained, estimate.gradients, estimate.optimizer, estimate.activations)
+            print_line(f"{name}, use_grad_checkpoint" if checkpointing else name, uses, estimate.total)
+
+
+def print_line(name: str, parts: Sequence[int], total: int) -> None:
+    unit, label = (GIB, "GiB") if total >= GIB / 10 else (2**20, "MiB")
+    print(f"| {name} | {' | '.join(f'{part / unit:.2f}' for part in (*parts, total))} {label} |")
+
+
+def trains_something(config: Config) -> bool:
+    model = config.model
+    return not (model.frozen_video_Qformer and model.frozen_llama_proj and model.frozen_audio_Qformer)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="7b, 13b, a folder written by save_pretrained, or a YAML configuration")
+    parser.add_argument("--num-frames", type=int, metavar="N", help="of each video (8, or the configuration's)")
+    parser.add_argument("--context-length", type=int, metavar="N", help="tokens of a prompt with its answer (1024)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (1), or samples in training")
+    parser.add_argument("--no-audio", action="store_true", help="without the audio branch")
+    arguments = parser.parse_args(argv)
+    try:
+        if not arguments.config.endswith((".yaml", ".yml")):
+            print_inference(read_config(arguments.config, use_audio=not arguments.no_audio), arguments)
+            return 0
+        whole = load_config(arguments.config)
+        config, found = configured_model(whole, use_audio=not arguments.no_audio)
+        print(found)
+        if trains_something(whole):
+            print_training(config, whole, arguments)
+        else:
+            print_inference(config, arguments)
+    except VideoLlamaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

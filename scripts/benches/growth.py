@@ -17,7 +17,8 @@ from typing import Any
 
 from scripts.benches.timing import ROOT
 
-CHUNK = {"frames": 32, "clips": 32}  # beyond so many, memory must not grow
+NOISE_MIB = 16.0  # memory that allocators keep or give back as they like
+CHUNK = {"frames": 32, "clips": 32, "windows": 960}  # beyond so many, memory must not grow
 SIZES: dict[str, dict[str, list[int]]] = {
     "full": {
         "frames": [8, 16, 32, 64, 128, 256],
@@ -25,7 +26,7 @@ SIZES: dict[str, dict[str, list[int]]] = {
         "turns": [16],
         "context": [128, 256, 512, 1024, 2048, 4096],
         "file": [10, 60, 600, 3600],
-        "windows": [600, 1200, 2400, 3600],
+        "windows": [600, 1200, 2400, 4800],
     },
     "tiny": {
         "frames": [2, 64],
@@ -124,9 +125,13 @@ def _shown(exponent: float | None, limit: float | None) -> str:
     return f"{'?' if exponent is None else f'{exponent:.2f}'}{promised}"
 
 
-def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """The slope of log cost over log size by least squares; None for fewer than two sizes."""
-    points = [(math.log(size), math.log(max(cost, 1e-9))) for size, cost in zip(sizes, costs, strict=True)]
+def fit_exponent(sizes: Sequence[float], costs: Sequence[float], floor: float = 1e-9) -> float | None:
+    """The slope of log cost over log size by least squares; None for fewer than two sizes.
+
+    Args:
+        floor: costs below it count as much.
+    """
+    points = [(math.log(size), math.log(max(cost, floor))) for size, cost in zip(sizes, costs, strict=True)]
     if len({x for x, _ in points}) < 2:
         return None
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
@@ -171,7 +176,7 @@ def _grow(task: str, model_size: str, repeats: int, folder: Path, threads: int) 
         seconds,
         mebibytes,
         fit_exponent(sizes[first:], seconds[first:]),
-        fit_exponent([sizes[number] for number in beyond], [mebibytes[number] for number in beyond]),
+        fit_exponent([sizes[number] for number in beyond], [mebibytes[number] for number in beyond], NOISE_MIB),
         BOUNDS[task],
         all(verdicts) if verdicts else None,
         next((result["note"] for result in measured if result.get("note")), ""),

@@ -190,14 +190,17 @@ def measure(task: Task, repeats: int) -> dict[str, Any]:
 
 
 @torch.inference_mode()
+def measure_cost(name: str, size: int, model_size: str, repeats: int, folder: Path) -> dict[str, Any]:
+    """Seconds, mebibytes and whether the results were right, of one task or of all turns of a conversation."""
+    if name == "turns":
+        return measure_turns(size, model_size, folder)
+    return measure(TASKS[name](size, model_size, folder), repeats)
+
+
 def main(arguments: list[str]) -> int:
     name, size, model_size, repeats, folder, threads = arguments
     torch.set_num_threads(int(threads))
-    if name == "turns":
-        result = measure_turns(int(size), model_size, Path(folder))
-    else:
-        result = measure(TASKS[name](int(size), model_size, Path(folder)), int(repeats))
-    print(json.dumps(result))
+    print(json.dumps(measure_cost(name, int(size), model_size, int(repeats), Path(folder))))
     return 0
 
 

@@ -18,6 +18,7 @@ from video_llama.config import ModelConfig
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.fitting import check_model_fits
 from video_llama.model.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
 from video_llama.model.inference import VideoLlama
 from video_llama.model.language_model import check_language_model
@@ -76,7 +77,7 @@ def load_pretrained_model(
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
-        ConfigError: settings that contradict each other.
+        ConfigError: settings that contradict each other, or weights larger than the device's memory.
     """
     target = resolve_device(device)
     options = _loading_options(load_in_8bit, load_in_4bit, device_map, attn_implementation, target)
@@ -194,6 +195,7 @@ def _load_transformers(
     if template is not None:
         overrides["conv_template"] = template
     processor = VideoLlamaProcessor.from_pretrained(folder, **overrides)
+    _check_fits(config, precision, options)
     return VideoLlama(load_transformers(folder, config=config, dtype=precision, **options), processor)
 
 
@@ -213,7 +215,13 @@ def _load_original(
     # First, because a tokenizer that does not fit the weights fails with less to say about why.
     check_language_model(open_weights(files.language_model), config.text_config)
     processor = build_processor(config, files.language_model, template)
+    _check_fits(config, precision, options)
     return VideoLlama(load_original(files, config=config, dtype=precision, **options), processor)
+
+
+def _check_fits(config: VideoLlamaConfig, precision: torch.dtype, options: dict[str, Any]) -> None:
+    quantization = options.get("quantization_config")
+    check_model_fits(config, precision, device_map=options.get("device_map"), quantization_config=quantization)
 
 
 @contextlib.contextmanager

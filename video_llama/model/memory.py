@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.qformer import PICTURES_AT_ONCE
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
-__all__ = ["MemoryEstimate", "estimate_memory"]
+__all__ = ["MemoryEstimate", "build_skeleton", "estimate_memory"]
 
 # bitsandbytes: one float32 scale for each row (8 bit) or, quantised itself, for each block of 64 weights (4 bit).
 BITS_PER_QUANTISED_WEIGHT = {8: 8.0, 4: 4.0 + 8 / 64 + 32 / (64 * 256)}
@@ -44,6 +46,14 @@ class MemoryEstimate:
         return self.weights + self.kv_cache + self.activations
 
 
+def build_skeleton(config: VideoLlamaConfig) -> VideoLlamaForConditionalGeneration:
+    """The model without memory: shapes only."""
+    with torch.device("meta"), no_init_weights():
+        model = VideoLlamaForConditionalGeneration(config)
+    model.language_model.tie_weights()  # comes with the initial values
+    return model
+
+
 def estimate_memory(
     config: VideoLlamaConfig,
     *,
@@ -52,6 +62,7 @@ def estimate_memory(
     num_frames: int = 8,
     context_length: int = 1024,
     batch_size: int = 1,
+    skeleton: VideoLlamaForConditionalGeneration | None = None,
 ) -> MemoryEstimate:
     """Count the memory that inference with a configuration needs.
 
@@ -62,16 +73,16 @@ def estimate_memory(
         num_frames: frames of each video.
         context_length: tokens of prompt and answer together.
         batch_size: prompts at a time, each with one video.
+        skeleton: what `build_skeleton(config)` gave, to save its time.
     """
-    with torch.device("meta"):
-        model = VideoLlamaForConditionalGeneration(config)
+    model = skeleton or build_skeleton(config)
     audio = model.audio_branch
     return MemoryEstimate(
         language_model=_language_model_bytes(model.language_model, bytes_per_value, language_model_bits),
         vision=_num_values(model.video_branch) * bytes_per_value,
         audio=0 if audio is None else _num_values(audio) * bytes_per_value,
         kv_cache=_kv_cache_values(config) * context_length * batch_size * bytes_per_value,
-        activations=_activation_values(config, num_frames, context_length) * batch_size * bytes_per_value,
+        activations=_activation_values(config, num_frames * batch_size, context_length * batch_size) * bytes_per_value,
     )
 
 
@@ -98,15 +109,17 @@ def _kv_cache_values(config: VideoLlamaConfig) -> int:
     return 2 * text.num_hidden_layers * heads * head_width
 
 
-def _activation_values(config: VideoLlamaConfig, num_frames: int, context_length: int) -> int:
-    """The larger of: one frame-encoder block over all frames, one language-model block over the whole prompt.
+def _activation_values(config: VideoLlamaConfig, num_frames: int, num_tokens: int) -> int:
+    """The larger of: one frame-encoder block over the frames that it takes at once, with the pixels and query tokens of
+    all frames; one language-model block over all prompts.
 
     A block holds its input, the residual sum and the widest intermediate (twice, before and after the
     activation function); fused attention keeps no score matrix.
     """
     vision, text = config.vision_config, config.get_text_config()
-    tokens = num_frames * ((vision.image_size // vision.patch_size) ** 2 + 1)
-    encoder = tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
+    tokens = min(num_frames, PICTURES_AT_ONCE) * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    kept = num_frames * (3 * vision.image_size**2 + config.num_query_tokens * config.qformer_config.hidden_size)
+    encoder = kept + tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
     intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    decoder = context_length * (2 * text.hidden_size + 2 * intermediate)
+    decoder = num_tokens * (2 * text.hidden_size + 2 * intermediate)
     return max(encoder, decoder)

@@ -12,7 +12,7 @@ from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.loading import original_config
 from video_llama.model.original_files import OriginalFiles
 
-__all__ = ["check_sizes", "sizes_to_set"]
+__all__ = ["check_sizes", "configured_sizes", "sizes_to_set"]
 
 # Keys of the model section, and where their value is in the model's own configuration.
 _PLACES = {
@@ -35,6 +35,11 @@ def sizes_to_set(config: ModelConfig, files: OriginalFiles) -> dict[str, Any]:
     if files.config is not None:
         check_sizes(config, original_config(files), files.config)
         return {}
+    return configured_sizes(config)
+
+
+def configured_sizes(config: ModelConfig) -> dict[str, Any]:
+    """The sizes that a model section sets; all others are those of the published model."""
     head = {"num_hidden_layers": config.fusion_head_layers, "cross_attention_frequency": 1}
     return {
         "vision_config": {"image_size": config.image_size, "drop_path_rate": config.drop_path_rate},
