@@ -63,6 +63,12 @@ def _growth(arguments: argparse.Namespace) -> Iterable[Any]:
     return run(arguments.size, arguments.repeats, arguments.work, arguments.threads, arguments.of)
 
 
+def _real_size(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.real_size import run
+
+    return run(arguments.size, arguments.work, arguments.threads, arguments.checkpoint)
+
+
 BENCHES: dict[str, Callable[[argparse.Namespace], Iterable[Any]]] = {
     "decode": _decode,
     "vision": _vision,
@@ -70,8 +76,10 @@ BENCHES: dict[str, Callable[[argparse.Namespace], Iterable[Any]]] = {
     "second-turn": _second_turn,
     "captioning": _captioning,
     "growth": _growth,
+    "real-size": _real_size,
 }
 
+BY_NAME_ONLY = {"real-size"}  # writes 16 GB and needs as much memory
 COSTS = ("frames", "clips", "turns", "context", "file", "windows")
 
 
@@ -86,6 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--of", nargs="+", choices=COSTS, metavar="COST", help="growth of: " + ", ".join(COSTS))
     parser.add_argument(
         "--work", type=Path, default=Path("output/bench"), help="clips and random weights are kept here"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="for real-size: one that is there, instead of random weights"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--strict", action="store_true", help="fail if a promised ratio is not reached")
@@ -116,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    names = list(BENCHES) if "all" in arguments.benches else list(dict.fromkeys(arguments.benches))
+    names = (
+        [name for name in BENCHES if name not in BY_NAME_ONLY]
+        if "all" in arguments.benches
+        else list(dict.fromkeys(arguments.benches))
+    )
     rows: list[Any] = []
     for name in names:
         for row in BENCHES[name](arguments):

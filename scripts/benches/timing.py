@@ -100,13 +100,19 @@ print(psutil.Process().memory_info().rss / 2**20, int(kib) / 2**10)
 
 def memory_of(code: str, *arguments: object) -> tuple[float, float]:
     """(resident, peak) mebibytes of a fresh interpreter that runs `code`; its arguments are in `sys.argv`."""
+    return output_of(code, *arguments)[1:]
+
+
+def output_of(code: str, *arguments: object) -> tuple[str, float, float]:
+    """The last line that `code` prints in a fresh interpreter, and the interpreter's (resident, peak) mebibytes."""
     command = [sys.executable, "-c", code + _REPORT, *(str(argument) for argument in arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    resident, peak = done.stdout.strip().splitlines()[-1].split()
-    return float(resident), float(peak)
+    *printed, memory = done.stdout.strip().splitlines()
+    resident, peak = memory.split()
+    return printed[-1] if printed else "", float(resident), float(peak)
 
 
 def relative_difference(ours: torch.Tensor, peer: torch.Tensor) -> float:

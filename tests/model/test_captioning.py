@@ -18,6 +18,7 @@ from video_llama.model.batching import SharedPrefix, complete_batch, encode_batc
 from video_llama.model.captioning import BatchCaptioner, caption_clips
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import Prompt, VideoLlama
+from video_llama.processor import decoding
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
 
@@ -253,10 +254,10 @@ def test_a_bad_file_is_an_error_record_and_stops_nothing(
 
 
 def test_damaged_sound_leaves_the_frames(model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: object, path: str) -> None:
+    def fail(path: str, settings: object) -> None:
         raise MediaError(path, "the sound track is damaged")
 
-    monkeypatch.setattr(type(model.processor.media_processor), "process_audio", fail)
+    monkeypatch.setattr(decoding, "read_segments", fail)
     captioner = BatchCaptioner(model, PROMPT, OPTIONS)
     [result] = caption_clips(captioner, [clips[0]], ClipReader(model.processor.media_processor))
     assert (result.error, result.sound) == (None, "sound track cannot be decoded: the sound track is damaged")

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from video_llama.errors import NoSoundTrackError
-from video_llama.processor import audio_windows, media
-from video_llama.processor.audio import decode_audio
-from video_llama.processor.audio_windows import decode_audio_window
+from video_llama.processor import audio_windows, segments
+from video_llama.processor.audio import decode_audio, decode_audio_window
 from video_llama.processor.media import MediaProcessor
 
 RATE = 16_000
@@ -118,10 +117,10 @@ def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_
 ) -> None:
     processor = MediaProcessor(num_audio_segments=3)
     path = make_sound(name, rate_hz=rate_hz, codec=codec, samples=sweep(61.3, rate_hz))
-    monkeypatch.setattr(media, "LONG_SOUND_SECONDS", 1e9)
+    monkeypatch.setattr(segments, "LONG_SOUND_SECONDS", 1e9)
     whole = processor.process_audio(path)
     monkeypatch.undo()
-    monkeypatch.setattr(media, "decode_audio", _must_not_be_called)
+    monkeypatch.setattr(segments, "read_sound_track", _must_not_be_called)
     seconds = _count_decoded(monkeypatch, rate_hz)
     sparse = processor.process_audio(path)
     assert sparse.duration_seconds == pytest.approx(whole.duration_seconds, abs=0.0011)  # mkv counts milliseconds
@@ -146,7 +145,7 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
         )
     elif why == "a wrong length":
         monkeypatch.setattr(audio_windows, "_stated_seconds", lambda *args: 300.0)
-    monkeypatch.setattr(media, "decode_audio_windows", _must_not_be_called)
+    monkeypatch.setattr(segments, "read_sound_windows", _must_not_be_called)
     found = processor.process_audio(path)
     assert torch.equal(found.values, expected.values)
     assert found.start_seconds == expected.start_seconds

@@ -12,8 +12,9 @@ import torch
 
 from tests.conftest import frame_number
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.processor import clips
-from video_llama.processor.clips import ClipReader, Window, num_windows, pack_windows, unpack_windows
+from video_llama.processor import decoding
+from video_llama.processor.clips import ClipReader, Window
+from video_llama.processor.decoding import num_windows
 from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.read_ahead import WindowRead, read_ahead
 
@@ -83,7 +84,7 @@ def test_a_video_shorter_than_a_window_is_one_window(make_video: Callable[..., P
 
 def test_a_long_video_is_opened_once_for_several_windows(long_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    open_reader = clips.VIDEO_READERS.get("pyav")
+    open_reader = decoding.VIDEO_READERS.get("pyav")
 
     @contextmanager
     def remember(path: str, height: int, width: int) -> Iterator[Any]:
@@ -91,20 +92,20 @@ def test_a_long_video_is_opened_once_for_several_windows(long_video: Path, monke
         with open_reader(path, height, width) as video:
             yield video
 
-    monkeypatch.setattr(clips.VIDEO_READERS, "get", lambda name: remember)
+    monkeypatch.setattr(decoding.VIDEO_READERS, "get", lambda name: remember)
     read_all(ClipReader(MEDIA, audio=False, window_seconds=1.0), long_video)
     assert opened == [str(long_video)] * 2
 
 
 def test_damage_in_one_window_leaves_the_others(long_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = clips.sample_window
+    sample = decoding.sample_window
 
     def fail(video: Any, path: str, num_frames: int, sampler: Any, start: float, end: float | None) -> Any:
         if start == 4.0:
             raise MediaError(path, "the video is damaged near frame 9")
         return sample(video, path, num_frames, sampler, start, end)
 
-    monkeypatch.setattr(clips, "sample_window", fail)
+    monkeypatch.setattr(decoding, "sample_window", fail)
     reads = read_all(ClipReader(MEDIA, window_seconds=4.0), long_video)
     assert [isinstance(read.window, VideoLlamaError) for read in reads] == [False, True, False]
 
@@ -127,22 +128,10 @@ def test_a_disk_that_fails_is_an_error_of_the_clip(long_video: Path, monkeypatch
     def fail(path: str) -> None:
         raise OSError("input/output error")
 
-    monkeypatch.setattr(clips, "check_media_file", fail)
+    monkeypatch.setattr(decoding, "check_media_file", fail)
     assert [str(error) for error in ClipReader(MEDIA)(str(long_video))[1]] == [
         f"{long_video}: cannot be read: input/output error"
     ]
-
-
-def test_what_passes_between_processes_comes_back_bit_by_bit_and_is_small(long_video: Path) -> None:
-    _, windows = ClipReader(MEDIA)(str(long_video))
-    packed = pack_windows(windows)
-    [original], [back] = windows, unpack_windows(packed, MEDIA)
-    assert isinstance(original, Window)
-    assert isinstance(back, Window)
-    assert isinstance(original.frames, VideoFrames)
-    assert isinstance(back.frames, VideoFrames)
-    assert torch.equal(back.frames.pixel_values, original.frames.pixel_values)
-    assert packed[0].frames.pixel_values.numel() == 0
 
 
 def test_windows_of_no_length_are_an_error() -> None:

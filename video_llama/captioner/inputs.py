@@ -7,12 +7,11 @@ import glob
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from video_llama.data.examples import MediaSource, open_media
+from video_llama.data.examples import MediaSource, ShardMember
 from video_llama.data.shards import SUFFIXES, find_shards
 from video_llama.errors import ConfigError
 
@@ -24,19 +23,6 @@ VIDEO_SUFFIXES = {*SUFFIXES["video"], ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".
 PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "file_name")
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class ShardMember:
-    """A file in a tar shard; it becomes a file of its own only while it is read."""
-
-    source: MediaSource
-
-    def open(self) -> AbstractContextManager[str]:
-        return open_media(self.source)
-
-    def __str__(self) -> str:
-        return f"{self.source.path}#{self.source.name}"
 
 
 @dataclass(frozen=True)

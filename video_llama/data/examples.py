@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ __all__ = [
     "ExampleTable",
     "MediaKind",
     "MediaSource",
+    "ShardMember",
     "media_sources",
     "open_media",
     "read_media",
@@ -111,6 +113,19 @@ class ExampleTable(Sequence[Example]):
         row = self._rows[self._ends[position] : self._ends[position + 1]].tobytes()
         id_, kind, source, text = json.loads(row)
         return Example(id_, kind, None if source is None else MediaSource(*source), text)
+
+
+@dataclass(frozen=True)
+class ShardMember:
+    """A file in a tar shard; it becomes a file of its own only while it is read."""
+
+    source: MediaSource
+
+    def open(self) -> AbstractContextManager[str]:
+        return open_media(self.source)
+
+    def __str__(self) -> str:
+        return f"{self.source.path}#{self.source.name}"
 
 
 @contextlib.contextmanager

@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from video_llama.errors import CheckpointError
 from video_llama.model.checkpoint import (
     AUDIO_BRANCH,
+    LANGUAGE_MODEL,
     PROJECTION,
     VIDEO_BRANCH,
     part_of,
@@ -97,12 +100,11 @@ def load_original(
     config = config or original_config(files)
     dtype = dtype or config.text_config.dtype or torch.float32
     report = match_original(files, config)
-    rows = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     with _without_second_report():
         model, info = VideoLlamaForConditionalGeneration.from_pretrained(
             None,
             config=config,
-            state_dict={name: _StoredTensor(found, dtype, name, rows) for name, found in report.found.items()},
+            state_dict=_stored_tensors(report.found, dtype, config),
             dtype=dtype,
             ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
@@ -135,8 +137,13 @@ def load_transformers(
     """
     is_quantised = getattr(config, "quantization_config", None) is not None  # such weights have names of their own
     report = LoadReport() if is_quantised else match_transformers(folder, config)
+    source: Path | None = folder
+    if options.get("quantization_config") is not None and not is_quantised:
+        # transformers would keep all that it has read mapped until the end, four times what remains in 4 bit.
+        found = report.found | _language_model_as_saved(folder, report)
+        source, options["state_dict"] = None, _stored_tensors(found, dtype, config)
     model, info = VideoLlamaForConditionalGeneration.from_pretrained(
-        folder,
+        source,
         config=config,
         dtype=dtype,
         ignore_mismatched_sizes=True,  # they are reported by name and part, before or below
@@ -144,6 +151,8 @@ def load_transformers(
         **_spare_branches(options),
     )
     _check_language_model_is_whole(folder, info)
+    if source is None and (folder / GENERATION_CONFIG_NAME).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype)
     return model
@@ -217,6 +226,19 @@ class _StoredTensor:
         if self.name == POSITION_TABLE:
             tensor = interpolate_position_table(tensor, self.num_patches)
         return tensor[index]
+
+
+def _stored_tensors(found: Mapping[str, Found], dtype: torch.dtype, config: VideoLlamaConfig) -> dict[str, Any]:
+    """A `state_dict` of weights that are still on disk."""
+    num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    return {name: _StoredTensor(weight, dtype, name, num_patches) for name, weight in found.items()}
+
+
+def _language_model_as_saved(folder: Path, report: LoadReport) -> dict[str, Found]:
+    """The weights that transformers renames and merges itself, which the report leaves to it."""
+    weights = open_weights(folder)
+    names = (name for name in weights if part_of(name) is LANGUAGE_MODEL and name not in report.found)
+    return {name: Found(weights, name) for name in names}
 
 
 def _spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,48 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torchaudio.compliance.kaldi import fbank
 
-from video_llama.constants import AUDIO_SAMPLE_RATE_HZ
-from video_llama.processor.sampling import SegmentSpacing, sample_segment_starts
+from video_llama.processor.segments import LogMelSettings, segment_ranges
 
 __all__ = ["LogMelSettings", "log_mel", "log_mel_segments", "segment_ranges"]
-
-
-@dataclass(frozen=True)
-class LogMelSettings:
-    """What a segment of sound becomes; the defaults are what the published weights were trained with.
-
-    Attributes:
-        sample_rate_hz: rate that sound is resampled to.
-        segment_seconds: length of a segment.
-        num_mel_bins: filters of the mel filter bank.
-        num_mel_frames: frames of a segment; fewer are padded with zeros, more are cut.
-        mean, std: of the training data's log-mel values.
-        frame_length_ms, frame_shift_ms: analysis window and its step.
-    """
-
-    sample_rate_hz: int = AUDIO_SAMPLE_RATE_HZ
-    segment_seconds: float = 2.0
-    num_mel_bins: int = 128
-    num_mel_frames: int = 204
-    mean: float = -4.268
-    std: float = 9.138
-    frame_length_ms: float = 25.0
-    frame_shift_ms: float = 10.0
-
-
-def segment_ranges(
-    num_samples: int, num_segments: int, spacing: SegmentSpacing, settings: LogMelSettings
-) -> list[tuple[int, int]]:
-    """First sample and one past the last sample of each segment; may reach past the end of a short sound."""
-    rate = settings.sample_rate_hz
-    starts = sample_segment_starts(num_samples / rate, num_segments, settings.segment_seconds, spacing)
-    length = round(settings.segment_seconds * rate)
-    return [(int(start * rate), int(start * rate) + length) for start in starts]
 
 
 def log_mel_segments(

@@ -1,81 +1,68 @@
-"""Decode a part of a long sound: seek near it, decode a little more than it, cut."""
+"""Decode parts of a long sound: seek near each, decode a little more than it. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 
-import torch
+import numpy as np
 from av import FFmpegError
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from video_llama.errors import NoSoundTrackError
-from video_llama.processor.audio import (
-    Waveform,
+from video_llama.processor.containers import open_container
+from video_llama.processor.sound_track import (
+    RawSound,
+    Samples,
     decode_timed_frames,
-    resample_blocks,
     resampling_period,
     select_sound,
+    to_mono_block,
 )
-from video_llama.processor.containers import open_container
 
-__all__ = ["decode_audio_window", "decode_audio_windows", "measure_long_audio"]
+__all__ = ["measure_long_audio", "read_sound_windows"]
 
 _PREROLL_SECONDS = 1.0  # decoders need some packets before what they give is right
 _MARGIN_SECONDS = 0.25  # more than the resampling filter reaches to either side
 _TAIL_SECONDS = 2.0  # how far before its stated end the real end of a sound is looked for
 
 
-def decode_audio_window(
-    path: str | os.PathLike[str], start_seconds: float, end_seconds: float | None, sample_rate_hz: int
-) -> Waveform:
-    """The same samples as in `decode_audio(path, sample_rate_hz, mono=True)`, but only those of a window.
-
-    Memory and time depend on the length of the window, not on that of the file.
+def read_sound_windows(
+    path: str | os.PathLike[str], windows: Sequence[tuple[float, float | None]], sample_rate_hz: int
+) -> list[RawSound]:
+    """Parts of a sound, channels averaged, each with a little more on both sides for the resampling.
 
     Args:
-        path: any format FFmpeg reads.
-        start_seconds, end_seconds: from the first sample of the track on; None is its end.
-        sample_rate_hz: resample to this rate.
+        path: any format FFmpeg reads; it is opened once.
+        windows: (start, end) in seconds from the first sample of the track on; None is its end.
+        sample_rate_hz: what they are going to be resampled to.
 
     Raises:
-        NoSoundTrackError: the file has no sound track, or it ends before the window.
-        MediaError: the file cannot be read, or its sound track is damaged in the window.
+        NoSoundTrackError: the file has no sound track.
+        MediaError: the file cannot be read, or its sound track is damaged in a window.
     """
-    return decode_audio_windows(path, [(start_seconds, end_seconds)], sample_rate_hz)[0]
-
-
-def decode_audio_windows(
-    path: str | os.PathLike[str], windows: Sequence[tuple[float, float | None]], sample_rate_hz: int
-) -> list[Waveform]:
-    """Several windows of a file that is opened once; see `decode_audio_window`."""
     with open_container(path) as container:
         stream = select_sound(container, path)
-        return [_decode_window(container, stream, path, start, end, sample_rate_hz) for start, end in windows]
+        return [_read_window(container, stream, path, start, end, sample_rate_hz) for start, end in windows]
 
 
-def _decode_window(
+def _read_window(
     container: InputContainer,
     stream: AudioStream,
     path: str | os.PathLike[str],
     start_seconds: float,
     end_seconds: float | None,
     sample_rate_hz: int,
-) -> Waveform:
+) -> RawSound:
     rate_hz = stream.rate
     period, target_period = resampling_period(rate_hz, sample_rate_hz)
     first = max(0, int((start_seconds - _MARGIN_SECONDS) * rate_hz) // period * period)
     stop = None if end_seconds is None else round((end_seconds + _MARGIN_SECONDS) * rate_hz)
     samples = _read(container, stream, path, first, stop)
-    if rate_hz != sample_rate_hz and samples.numel():
-        samples = torch.cat(list(resample_blocks([samples], rate_hz, sample_rate_hz)), dim=-1)
-    begin = first // period * target_period  # the first sample that is there
-    end = None if end_seconds is None else round(end_seconds * sample_rate_hz) - begin
-    window = samples[:, round(start_seconds * sample_rate_hz) - begin : end]
-    if not window.numel():
-        raise NoSoundTrackError(path, f"no sound from {start_seconds} seconds on")
-    return Waveform(window, sample_rate_hz)
+    before = first // period * target_period  # resampled samples up to the first one that is there
+    begin = round(start_seconds * sample_rate_hz) - before
+    end = None if end_seconds is None else round(end_seconds * sample_rate_hz) - before
+    return RawSound(os.fspath(path), [samples], rate_hz, begin, end, start_seconds)
 
 
 def measure_long_audio(path: str | os.PathLike[str], sample_rate_hz: int, min_seconds: float) -> int | None:
@@ -123,21 +110,21 @@ def _stated_seconds(container: InputContainer, stream: AudioStream) -> float | N
 
 def _read(
     container: InputContainer, stream: AudioStream, path: str | os.PathLike[str], first: int, stop: int | None
-) -> torch.Tensor:
+) -> Samples:
     """Samples `first` to before `stop` of the track, channels averaged: (1, samples)."""
-    pieces: list[torch.Tensor] = []
+    pieces: list[Samples] = []
     for position, samples in _decode_from(container, stream, path, first):
         if stop is not None and position >= stop:
             break
         inside = samples[:, max(0, first - position) : None if stop is None else stop - position]
-        if inside.numel():
-            pieces.append(inside.mean(dim=0, keepdim=True))
-    return torch.cat(pieces, dim=-1) if pieces else torch.empty(1, 0)
+        if inside.size:
+            pieces.append(to_mono_block(inside))
+    return np.concatenate(pieces, axis=-1) if pieces else np.empty((1, 0), dtype=np.float32)
 
 
 def _decode_from(
     container: InputContainer, stream: AudioStream, path: str | os.PathLike[str], first: int
-) -> Iterator[tuple[int, torch.Tensor]]:
+) -> Iterator[tuple[int, Samples]]:
     """Frames with the number of their first sample; the first one begins at or before the sample `first`."""
     origin = float((stream.start_time or 0) * (stream.time_base or 0))
     seconds = first / stream.rate - _PREROLL_SECONDS

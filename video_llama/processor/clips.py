@@ -1,52 +1,25 @@
-"""Read what is to be captioned, whole or window by window: a picklable reader that worker processes share."""
+"""Read what is to be captioned, whole or window by window: decode it, then make of it what the model takes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
-from video_llama.processor.audio_windows import decode_audio_window
-from video_llama.processor.files import check_media_file, describe_content
+from video_llama.errors import MediaError, VideoLlamaError
+from video_llama.processor.decoding import ClipDecoder, DecodedWindow, OpensAsFile, describe_source, why_not_heard
 from video_llama.processor.image import resize_image
-from video_llama.processor.kind import media_kind
 from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.sampling import sample_uniform_indices
+from video_llama.processor.segments import RawSegments
 from video_llama.processor.transforms import normalize_frames
-from video_llama.processor.video import OpenVideoReader, sample_window
-from video_llama.registry import VIDEO_READERS
 
-__all__ = [
-    "ClipReader",
-    "ClipSource",
-    "OpensAsFile",
-    "Window",
-    "describe_source",
-    "num_windows",
-    "pack_windows",
-    "unpack_windows",
-]
-
-WINDOWS_AT_ONCE = 8
-"""How many windows are read for one opening of a long video; the next ones may be another process's."""
-
-
-@runtime_checkable
-class OpensAsFile(Protocol):
-    """Media that become a file only while they are read, such as a member of a tar shard."""
-
-    def open(self) -> AbstractContextManager[str]:
-        """The path of a file that is there until the context ends."""
-        ...
-
+__all__ = ["ClipReader", "ClipSource", "Window", "is_file"]
 
 ClipSource = Any
 """A file (video, image or sound), what `OpensAsFile`, frames (frames, height, width, 3) of uint8, an image
@@ -72,9 +45,11 @@ class Window:
     end_seconds: float | None = None
 
 
-def num_windows(duration_seconds: float, window_seconds: float) -> int:
-    """How many windows a video is cut into; a rest shorter than half a window belongs to the last one."""
-    return max(1, int(duration_seconds / window_seconds + 0.5))
+def is_file(source: ClipSource) -> bool:
+    """Whether a clip is to be decoded; the others are in memory."""
+    if isinstance(source, Image.Image):  # has a method `open`, too
+        return False
+    return isinstance(source, (str, os.PathLike, OpensAsFile))
 
 
 @dataclass(frozen=True)
@@ -82,7 +57,7 @@ class ClipReader:
     """Reads clips as one model wants them.
 
     Args:
-        media: how files are read; frames are sampled at equal steps.
+        media: how files are read; frames are sampled at equal steps, and pictures are kept whole.
         audio: listen to videos, and accept sounds.
         num_frames: instead of the setting of `media`.
         window_seconds: cut videos into windows of this length; the frames' times begin at 0 in each, as if it had
@@ -101,8 +76,16 @@ class ClipReader:
         if self.window_seconds is not None and self.window_seconds <= 0:
             raise ValueError(f"windows must be longer than {self.window_seconds} seconds")
 
+    @property
+    def decoder(self) -> ClipDecoder:
+        """The part that works without torch, for a process that does nothing else."""
+        media = self.media
+        num_frames = media.num_frames if self.num_frames is None else self.num_frames
+        segments = media.segment_settings
+        return ClipDecoder(media.image_size, num_frames, media.video_reader, segments, self.audio, self.window_seconds)
+
     def __call__(self, source: ClipSource, first: int = 0) -> tuple[int, list[Window | VideoLlamaError]]:
-        """Read a clip; of a long one `WINDOWS_AT_ONCE` windows.
+        """Read a clip; of a long one some windows.
 
         Args:
             source: what to read.
@@ -111,70 +94,41 @@ class ClipReader:
         Returns:
             how many windows the clip has, and those that were read; one that cannot be read is its error.
         """
+        if is_file(source):
+            total, decoded = self.decoder(source, first)
+            return total, [self.finish(window, source) for window in decoded]
         try:
-            with _as_path(source) as path:
-                return self._read_file(path, first) if path is not None else (1, [self._read_memory(source)])
-        except MediaError as error:  # a member of a shard has another name than the file it was copied to
-            is_file = isinstance(source, (str, os.PathLike, OpensAsFile))
-            return 1, [MediaError(describe_source(source), error.reason, error.hint) if is_file else error]
+            return 1, [self._read_memory(source)]
         except VideoLlamaError as error:
             return 1, [error]
         except (OSError, MemoryError) as error:
             return 1, [MediaError(describe_source(source), f"cannot be read: {str(error) or type(error).__name__}")]
 
-    def _read_file(self, path: str, first: int) -> tuple[int, list[Window | VideoLlamaError]]:
-        if "still image" in describe_content(check_media_file(path)):
-            return 1, [Window(self.media.process_image(path), None, "an image has no sound")]
-        try:
-            if self.window_seconds is not None:
-                return self._read_windows(path, first, self.window_seconds)
-            frames, _ = self.media.process_video(path, num_frames=self.num_frames, audio=False)
-        except MediaError:
-            if media_kind(path) != "audio":  # a question that costs time, so only where no frames came
-                raise
-            if not self.audio:
-                raise MediaError(path, "sound only, no video", "the model does not listen") from None
-            return 1, [Window(None, self.media.process_audio(path), "heard")]
-        return 1, [Window(frames, *self._listen(path))]
+    def finish(self, decoded: DecodedWindow | VideoLlamaError, source: ClipSource) -> Window | VideoLlamaError:
+        """What the model takes of a decoded window, or the error of one that cannot be used.
 
-    def _read_windows(self, path: str, first: int, seconds: float) -> tuple[int, list[Window | VideoLlamaError]]:
-        size = self.media.image_size
-        open_reader: OpenVideoReader = VIDEO_READERS.get(self.media.video_reader)
-        windows: list[Window | VideoLlamaError] = []
-        with open_reader(path, size, size) as video:
-            duration = video.num_frames / video.fps
-            total = num_windows(duration, seconds)
-            for number in range(first, min(first + WINDOWS_AT_ONCE, total)):
-                start, end = number * seconds, duration if number + 1 == total else (number + 1) * seconds
-                try:
-                    windows.append(self._read_window(video, path, start, end, is_last=number + 1 == total))
-                except VideoLlamaError as error:  # damage in one place leaves the rest
-                    windows.append(error)
-        return total, windows
+        Args:
+            decoded: from `decoder`.
+            source: what it was decoded from, for the error.
+        """
+        if isinstance(decoded, VideoLlamaError):
+            return decoded
+        audio, phrase = None, decoded.sound
+        if isinstance(phrase, RawSegments):
+            try:
+                audio, phrase = self.media.finish_segments(phrase), "heard"
+            except MediaError as error:
+                if decoded.frames is None:
+                    return MediaError(describe_source(source), error.reason, error.hint)
+                phrase = why_not_heard(error)
+        return Window(self._finish_frames(decoded), audio, phrase, decoded.start_seconds, decoded.end_seconds)
 
-    def _read_window(self, video: Any, path: str, start: float, end: float, is_last: bool) -> Window:
-        num_frames = self.media.num_frames if self.num_frames is None else self.num_frames
-        decoded = sample_window(video, path, num_frames, sample_uniform_indices, start, None if is_last else end)
+    def _finish_frames(self, decoded: DecodedWindow) -> VideoFrames | None:
+        if decoded.frames is None:
+            return None
         pixels = normalize_frames(decoded.frames, self.media.mean, self.media.std)
-        times = [max(0.0, time - start) for time in decoded.times_seconds]
-        frames = VideoFrames(pixels, "video", times, decoded.indices, path, decoded.frames)
-        return Window(frames, *self._listen(path, start, None if is_last else end), start, end)
-
-    def _listen(
-        self, path: str, start: float | None = None, end: float | None = None
-    ) -> tuple[AudioSegments | None, str]:
-        if not self.audio:
-            return None, "not listened to"
-        try:
-            if start is None:
-                return self.media.process_audio(path), "heard"
-            waveform = decode_audio_window(path, start, end, self.media.log_mel.sample_rate_hz)
-            segments = self.media.process_audio((waveform.samples, waveform.sample_rate_hz))
-            return replace(segments, source=path), "heard"
-        except NoSoundTrackError as error:
-            return None, error.reason
-        except MediaError as error:  # a video whose sound is damaged can still be watched
-            return None, f"sound track cannot be decoded: {error.reason}"
+        times, indices = decoded.times_seconds, decoded.indices
+        return VideoFrames(pixels, decoded.kind, times, indices, decoded.source, decoded.frames)
 
     def _read_memory(self, source: ClipSource) -> Window:
         seen, heard = source if isinstance(source, tuple) else (source, None)
@@ -202,44 +156,3 @@ class ClipReader:
         resized = np.stack([resize_image(Image.fromarray(frames[index]), self.media.image_size) for index in indices])
         pixels = normalize_frames(resized, self.media.mean, self.media.std)
         return VideoFrames(pixels, "video", [], indices, "array", resized)
-
-
-def describe_source(source: ClipSource) -> str:
-    """A file's name, or one word for what is in memory."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return str(source) if isinstance(source, OpensAsFile) else "clip"
-
-
-def _as_path(source: ClipSource) -> AbstractContextManager[str | None]:
-    """The file that is to be read; None for media in memory."""
-    if isinstance(source, (str, os.PathLike)):
-        return nullcontext(os.fspath(source))
-    if isinstance(source, OpensAsFile) and not isinstance(source, Image.Image):
-        return source.open()
-    return nullcontext(None)
-
-
-def pack_windows(windows: Sequence[Window | VideoLlamaError]) -> list[Window | VideoLlamaError]:
-    """Without the float copies of the frames, which are four times as large as the frames."""
-    return [
-        replace(window, frames=replace(window.frames, pixel_values=torch.empty(0)))
-        if isinstance(window, Window) and isinstance(window.frames, VideoFrames)
-        else window
-        for window in windows
-    ]
-
-
-def unpack_windows(
-    windows: Sequence[Window | VideoLlamaError], media: MediaProcessor
-) -> list[Window | VideoLlamaError]:
-    """What `pack_windows` left out, made again, bit by bit."""
-    return [
-        replace(
-            window,
-            frames=replace(window.frames, pixel_values=normalize_frames(window.frames.frames, media.mean, media.std)),
-        )
-        if isinstance(window, Window) and isinstance(window.frames, VideoFrames)
-        else window
-        for window in windows
-    ]

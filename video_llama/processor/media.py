@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_MEAN, IMAGE_STD
 from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
-from video_llama.processor.audio import Waveform, decode_audio, to_mono
-from video_llama.processor.audio_features import LogMelSettings, log_mel_segments, segment_ranges
-from video_llama.processor.audio_windows import decode_audio_windows, measure_long_audio
+from video_llama.processor.audio import Waveform, finish_sound, to_mono
+from video_llama.processor.audio_features import log_mel_segments
 from video_llama.processor.image import ImageInput, load_image, resize_image
 from video_llama.processor.sampling import (
     SegmentSpacing,
@@ -29,6 +28,7 @@ from video_llama.processor.sampling import (
     sample_headtail_indices,
     sample_uniform_indices,
 )
+from video_llama.processor.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments
 from video_llama.processor.transforms import (
     normalize_frames,
     random_crop_frames,
@@ -40,11 +40,6 @@ from video_llama.processor.video import DEFAULT_VIDEO_READER, decode_video
 __all__ = ["AudioInput", "AudioSegments", "MediaProcessor", "VideoFrames"]
 
 logger = logging.getLogger(__name__)
-
-LONG_SOUND_SECONDS = 60.0
-"""Of longer sounds only the segments are decoded."""
-
-_SECONDS_FOR_A_SEGMENT = 4.0  # what is decoded besides it, and the seeking, included
 
 AudioInput = str | os.PathLike[str] | tuple[torch.Tensor | NDArray[np.generic], int]
 """A file, or samples (samples,) or (channels, samples) with their rate in hertz."""
@@ -218,31 +213,38 @@ class MediaProcessor:
             NoSoundTrackError: the file has no sound.
             MediaError: the sound cannot be decoded or is empty.
         """
-        rate = self.log_mel.sample_rate_hz
         if isinstance(sound, tuple):
-            return self._segment(to_mono(*sound, rate), "sound")
-        long = max(LONG_SOUND_SECONDS, self.num_audio_segments * _SECONDS_FOR_A_SEGMENT)
-        num_samples = measure_long_audio(sound, rate, long)
-        if num_samples is not None:
-            return self._segment_long(sound, num_samples)
-        return self._segment(decode_audio(sound, rate, mono=True), os.fspath(sound))
+            return self._segment(to_mono(*sound, self.log_mel.sample_rate_hz), "sound")
+        return self.finish_segments(read_segments(sound, self.segment_settings))
+
+    @property
+    def segment_settings(self) -> SegmentSettings:
+        """What the decoding of sound depends on."""
+        return SegmentSettings(self.num_audio_segments, self.segment_spacing, self.log_mel)
+
+    def finish_segments(self, raw: RawSegments) -> AudioSegments:
+        """Resample decoded sound, and make log-mel segments of it.
+
+        Raises:
+            NoSoundTrackError: there is not a single sample.
+            MediaError: samples that are not finite numbers.
+        """
+        rate = self.log_mel.sample_rate_hz
+        waveforms = [finish_sound(sound, rate) for sound in raw.sounds]
+        if raw.num_samples is None:
+            return self._segment(waveforms[0], raw.source)
+        ends = np.cumsum([waveform.samples.shape[-1] for waveform in waveforms]).tolist()
+        cut = list(zip([0, *ends[:-1]], ends, strict=True))
+        values = log_mel_segments(torch.cat([waveform.samples[0] for waveform in waveforms]), cut, self.log_mel)
+        starts = [start / rate for start, _ in self.segment_settings.ranges(raw.num_samples)]
+        return AudioSegments(values, starts, raw.num_samples / rate, raw.source)
 
     def _segment(self, waveform: Waveform, source: str) -> AudioSegments:
         samples = waveform.samples[0]
-        ranges = segment_ranges(len(samples), self.num_audio_segments, self.segment_spacing, self.log_mel)
+        ranges = self.segment_settings.ranges(len(samples))
         values = log_mel_segments(samples, ranges, self.log_mel)
         rate = waveform.sample_rate_hz
         return AudioSegments(values, [start / rate for start, _ in ranges], len(samples) / rate, source)
-
-    def _segment_long(self, path: str | os.PathLike[str], num_samples: int) -> AudioSegments:
-        rate = self.log_mel.sample_rate_hz
-        ranges = segment_ranges(num_samples, self.num_audio_segments, self.segment_spacing, self.log_mel)
-        decoded = decode_audio_windows(path, [(start / rate, stop / rate) for start, stop in ranges], rate)
-        windows = [waveform.samples[0] for waveform in decoded]
-        ends = np.cumsum([len(window) for window in windows]).tolist()
-        cut = [(end - len(window), end) for end, window in zip(ends, windows, strict=True)]
-        values = log_mel_segments(torch.cat(windows), cut, self.log_mel)
-        return AudioSegments(values, [start / rate for start, _ in ranges], num_samples / rate, os.fspath(path))
 
     def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
         try:

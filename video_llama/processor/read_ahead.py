@@ -1,28 +1,23 @@
-"""Decode ahead in worker processes, so that the model never waits and a file that crashes a decoder costs one clip."""
+"""Decode in processes of their own, so that the model never waits and a file that crashes a decoder costs one clip."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import signal
-import threading
-import time
+import queue
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.processor.clips import ClipReader, ClipSource, Window, describe_source, pack_windows, unpack_windows
+from video_llama.processor.clips import ClipReader, ClipSource, Window, is_file
+from video_llama.processor.decode_process import Decoded, DecodeProcess, ProcessDied, home_of_reader
+from video_llama.processor.decoding import describe_source
 
 __all__ = ["WindowRead", "read_ahead"]
 
-_PARENT_CHECK_SECONDS = 1.0
+_ATTEMPTS = 2  # a process may have been killed for no fault of the clip
 
 
 @dataclass(frozen=True)
@@ -66,10 +61,10 @@ def read_ahead(
             yield WindowRead(task.key, task.first + offset, num_windows, window)
 
 
-_Result = tuple[_Task, tuple[int, list[Window | VideoLlamaError]]]
+_Result = tuple[int, list[Window | VideoLlamaError]]
 
 
-def _read_here(clips: Iterable[tuple[int, ClipSource]], reader: ClipReader) -> Iterator[_Result]:
+def _read_here(clips: Iterable[tuple[int, ClipSource]], reader: ClipReader) -> Iterator[tuple[_Task, _Result]]:
     for key, source in clips:
         task: _Task | None = _Task(key, source)
         while task is not None:
@@ -84,15 +79,20 @@ def _rest(task: _Task, num_windows: int, num_read: int) -> _Task | None:
 
 
 class _Pool:
-    """Worker processes that may die without taking the run with them."""
+    """Decoding processes, each with a thread of this one that waits for it and finishes what it has decoded."""
 
     def __init__(self, reader: ClipReader, num_workers: int, num_ahead: int) -> None:
         self._reader = reader
-        self._num_workers, self._num_ahead = num_workers, max(num_ahead, num_workers)
-        self._running: dict[Future[bytes], _Task] = {}
-        self._pool = self._start(num_workers)
+        self._num_ahead = max(num_ahead, num_workers)
+        self._threads = ThreadPoolExecutor(num_workers, "video-llama-decode")
+        self._processes = [DecodeProcess(reader.decoder) for _ in range(num_workers)]
+        self._idle: queue.SimpleQueue[DecodeProcess] = queue.SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+        self._running: dict[Future[_Result], _Task] = {}
+        self._only_here = home_of_reader(reader.decoder) == "__main__"  # which no other process can import
 
-    def read(self, clips: Iterable[tuple[int, ClipSource]]) -> Iterator[_Result]:
+    def read(self, clips: Iterable[tuple[int, ClipSource]]) -> Iterator[tuple[_Task, _Result]]:
         waiting: deque[_Task] = deque()  # the rest of what was begun
         fresh = (_Task(key, source) for key, source in clips)
         try:
@@ -101,81 +101,59 @@ class _Pool:
                     task = waiting.popleft() if waiting else next(fresh, None)
                     if task is None:
                         break
-                    self._submit(task)
+                    self._running[self._threads.submit(self._read, task)] = task
                 if not self._running:
                     return
-                for result in self._take():
-                    yield result
-                    task, (num_windows, windows) = result
+                for task, (num_windows, windows) in self._take():
+                    yield task, (num_windows, windows)
                     rest = _rest(task, num_windows, len(windows))
                     if rest is not None:
                         waiting.append(rest)
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._close()
 
-    def _submit(self, task: _Task) -> None:
-        try:
-            future = self._pool.submit(_read_packed, task.source, task.first)
-        except BrokenProcessPool as error:  # it died since the last look; found out with the others
-            future = Future()
-            future.set_exception(error)
-        self._running[future] = task
-
-    def _take(self) -> list[_Result]:
+    def _take(self) -> list[tuple[_Task, _Result]]:
         """What is done by now, at least one; in the order of its beginning."""
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-        if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-            return self._recover()
         finished = [future for future in self._running if future in done]
-        return [(self._running.pop(future), self._unpack(future.result())) for future in finished]
+        return [(self._running.pop(future), future.result()) for future in finished]
 
-    def _recover(self) -> list[_Result]:
-        """Start again after a worker died: what was under way is read once more, each clip by itself."""
-        self._pool.shutdown(wait=True)
-        results: list[_Result] = []
-        for task in self._running.values():
-            alone = self._start(1)
-            try:
-                results.append((task, self._unpack(alone.submit(_read_packed, task.source, task.first).result())))
-            except BrokenProcessPool:
-                error = MediaError(describe_source(task.source), "the process that decodes it crashes")
-                results.append((task, (task.first + 1, [error])))
-            finally:
-                alone.shutdown(wait=True)
-        self._running.clear()
-        self._pool = self._start(self._num_workers)
-        return results
+    def _read(self, task: _Task) -> _Result:
+        packed = None if self._only_here else _pack(task.source)
+        process = self._idle.get()
+        try:
+            decoded = None if packed is None else _decode(process, packed, task)
+        finally:
+            self._idle.put(process)
+        if decoded is None:
+            return self._reader(task.source, task.first)
+        num_windows, windows = decoded
+        return num_windows, [self._reader.finish(window, task.source) for window in windows]
 
-    def _start(self, num_workers: int) -> ProcessPoolExecutor:
-        # Forked where that is possible: workers begin at once and share the imported modules' memory.
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-        return ProcessPoolExecutor(num_workers, context, _begin, (self._reader,))
-
-    def _unpack(self, packed: bytes) -> tuple[int, list[Window | VideoLlamaError]]:
-        num_windows, windows = pickle.loads(packed)
-        return num_windows, unpack_windows(windows, self._reader.media)
+    def _close(self) -> None:
+        """End everything; a process that is still decoding for nobody is killed."""
+        for future in self._running:
+            future.cancel()
+        for process in self._processes:
+            process.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-_reader: Any = None  # of a worker process
+def _pack(source: ClipSource) -> bytes | None:
+    """What a decoding process is sent; None for what is in memory, or cannot be sent, and is read here."""
+    if not is_file(source):
+        return None
+    try:
+        return pickle.dumps(os.fspath(source) if isinstance(source, os.PathLike) else source)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
 
 
-def _begin(reader: ClipReader) -> None:
-    global _reader
-    _reader = reader
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that reads the results ends the workers
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    """A pool whose owner was killed would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK_SECONDS)
-    os._exit(1)
-
-
-def _read_packed(source: ClipSource, first: int) -> bytes:
-    """Pickled here: torch would pass tensors through shared memory, of which a container may have little."""
-    num_windows, windows = _reader(source, first)
-    return pickle.dumps((num_windows, pack_windows(windows)), protocol=pickle.HIGHEST_PROTOCOL)
+def _decode(process: DecodeProcess, packed: bytes, task: _Task) -> Decoded | None:
+    for _ in range(_ATTEMPTS):
+        try:
+            return process.decode(packed, task.first)
+        except ProcessDied:
+            continue
+    error = MediaError(describe_source(task.source), "the process that decodes it crashes")
+    return task.first + 1, [error]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
@@ -129,5 +129,9 @@ def sample_window(
 
 
 def num_decoder_threads() -> int:
-    """Threads for one decoder: as many as torch may use, which is one inside a data loader's worker."""
-    return min(torch.get_num_threads(), _MAX_DECODER_THREADS)
+    """Threads for one decoder: as many as torch may use, which is one inside a data loader's worker.
+
+    One, too, where torch is not even loaded: such a process does nothing but decode, and there are several.
+    """
+    torch = sys.modules.get("torch")
+    return 1 if torch is None else min(torch.get_num_threads(), _MAX_DECODER_THREADS)
