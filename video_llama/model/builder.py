@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from video_llama.config import ModelConfig
@@ -31,6 +29,7 @@ from video_llama.model.original_files import (
     is_transformers_folder,
     resolve_checkpoint,
 )
+from video_llama.model.quantization import quantization_config
 from video_llama.model.sizes import check_sizes, sizes_to_set
 from video_llama.model.trained_run import find_trained_run
 from video_llama.model.weight_files import open_weights
@@ -262,24 +261,9 @@ def _loading_options(
     """Keyword arguments of transformers' `from_pretrained`."""
     options: dict[str, Any] = {"device_map": device_map if device_map is not None else {"": device}}
     if load_in_8bit or load_in_4bit:
-        options["quantization_config"] = _quantization(load_in_8bit, load_in_4bit, device)
+        options["quantization_config"] = quantization_config(load_in_8bit, load_in_4bit, device)
     if attn_implementation is not None:
         # Flash attention has no padding masks as the Q-Formers use them: it is the language model's alone.
         is_flash = attn_implementation.startswith("flash")
         options["attn_implementation"] = {"text_config": attn_implementation} if is_flash else attn_implementation
     return options
-
-
-def _quantization(load_in_8bit: bool, load_in_4bit: bool, device: torch.device) -> BitsAndBytesConfig:
-    if load_in_8bit and load_in_4bit:
-        raise ConfigError("choose one of load_in_8bit (low_resource) and load_in_4bit")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("8 and 4 bit need bitsandbytes: pip install 'video_llama[quantization]'")
-    if load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=resolve_dtype("auto", device),
-    )

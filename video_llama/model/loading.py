@@ -34,6 +34,7 @@ from video_llama.model.language_model import guess_conv_template, read_language_
 from video_llama.model.load_report import POSITION_TABLE, Found, LoadReport, Source, match_weights
 from video_llama.model.matching import log_report, match_original, match_transformers
 from video_llama.model.original_files import OriginalFiles
+from video_llama.model.quantization import settle_quantised_layers, spare_branches
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_files import open_weights
 from video_llama.processor.audio_features import LogMelSettings
@@ -50,7 +51,6 @@ __all__ = [
 ]
 
 TRAINABLE_PARTS = (VIDEO_BRANCH, PROJECTION, AUDIO_BRANCH)
-MEDIA_MODULES = ("video_branch", "audio_branch")
 
 
 def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
@@ -108,9 +108,10 @@ def load_original(
             dtype=dtype,
             ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
-            **_spare_branches(options),
+            **spare_branches(options),
         )
     _check_language_model_is_whole(files.language_model, info)
+    settle_quantised_layers(model)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype)
     return model
@@ -148,9 +149,14 @@ def load_transformers(
         dtype=dtype,
         ignore_mismatched_sizes=True,  # they are reported by name and part, before or below
         output_loading_info=True,
-        **_spare_branches(options),
+        **spare_branches(options),
     )
     _check_language_model_is_whole(folder, info)
+    settle_quantised_layers(model)
+    if is_quantised:
+        for branch in (model.video_branch, model.audio_branch):
+            if branch is not None:
+                branch.to(dtype)  # beside quantised weights transformers keeps some others in float32
     if source is None and (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if trainable_dtype is not None:
@@ -239,15 +245,6 @@ def _language_model_as_saved(folder: Path, report: LoadReport) -> dict[str, Foun
     weights = open_weights(folder)
     names = (name for name in weights if part_of(name) is LANGUAGE_MODEL and name not in report.found)
     return {name: Found(weights, name) for name in names}
-
-
-def _spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Have quantisation leave out the branches, where it costs accuracy and saves little, and the output layer."""
-    quantization = options.get("quantization_config")
-    for attribute in ("llm_int8_skip_modules", "modules_to_not_convert"):
-        if hasattr(quantization, attribute) and not getattr(quantization, attribute):
-            setattr(quantization, attribute, [*MEDIA_MODULES, "language_model.lm_head"])
-    return dict(options)
 
 
 @contextlib.contextmanager
