@@ -120,6 +120,11 @@ def vit_operations(config: VideoLlamaConfig, num_frames: int) -> float:
     return float(num_frames * (vision.num_hidden_layers * (linear + attention) + patches))
 
 
+def share_of_limit(operations_ratio: float, seconds: float, seconds_of_product: float) -> float:
+    """How near something comes to the rate of a plain matrix product."""
+    return operations_ratio * seconds_of_product / max(seconds, 1e-9)
+
+
 @torch.inference_mode()
 def run_vision(size: str, repeats: int, folder: Path) -> list[Row]:
     """Frames to Q-Former tokens in float32 and bfloat16, and how near the ViT comes to plain matrix products."""
@@ -154,8 +159,15 @@ def run_vision(size: str, repeats: int, folder: Path) -> list[Row]:
     ):
         own = branch if name == "float32" else half
         difference = relative_difference(own.encode_frames(pixels), expected)
+        share = share_of_limit(vit_operations(config, NUM_FRAMES) / operations, medians[vit], medians[product])
+        by_work = share_of_limit(
+            vit_operations(config, NUM_FRAMES) / operations, medians.processor[vit], medians.processor[product]
+        )
         rate, limit = vit_operations(config, NUM_FRAMES) / medians[vit], operations / medians[product]
-        note = f"ViT {rate / 1e9:.0f} of {limit / 1e9:.0f} GFLOP/s ({rate / limit:.0%}); differs by {difference:.1e}"
+        note = (
+            f"ViT {rate / 1e9:.0f} of {limit / 1e9:.0f} GFLOP/s of a matrix product ({share:.0%}; {by_work:.0%} by "
+            f"processor seconds); {medians.processor_ratio(name, against)}; differs by {difference:.1e}"
+        )
         peer_name = "transformers, float32" if against == "peer" else "ours, float32"
         what = f"{NUM_FRAMES} frames, ViT depth {vision.num_hidden_layers} and Q-Former, {name}"
         agrees = difference < tolerance

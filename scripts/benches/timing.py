@@ -68,18 +68,41 @@ class Row:
         return [*rows, f"{'':12} {self.note}"] if self.note else rows
 
 
-def alternate(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+class Medians(dict[str, float]):
+    """Median seconds on the clock of each task.
+
+    Args:
+        clock: by task.
+        processor: median seconds of all processors of this process, by task. On a busy machine they say what the
+            clock cannot, if no task leaves work to other processes or waits for them.
+    """
+
+    def __init__(self, clock: Mapping[str, float], processor: Mapping[str, float]) -> None:
+        super().__init__(clock)
+        self.processor = dict(processor)
+
+    def processor_ratio(self, ours: str, peer: str) -> str:
+        """For a note."""
+        return f"{self.processor[peer] / max(self.processor[ours], 1e-9):.2f}x by processor seconds"
+
+
+def alternate(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> Medians:
     """Median seconds of each task; every round runs all of them, after one that is not counted."""
     for task in tasks.values():
         task()
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    clock: dict[str, list[float]] = {name: [] for name in tasks}
+    processor: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(repeats):
         names = list(tasks) if number % 2 == 0 else list(reversed(tasks))
         for name in names:
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             tasks[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            clock[name].append(time.perf_counter() - start)
+            processor[name].append(time.process_time() - worked)
+    medians = [
+        {name: statistics.median(values) for name, values in measured.items()} for measured in (clock, processor)
+    ]
+    return Medians(*medians)
 
 
 def gemm_task(rows: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
