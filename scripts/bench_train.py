@@ -111,22 +111,69 @@ def time_steps(
     return result
 
 
-def time_loading(size: str, folder: Path, num_workers: int) -> dict[str, float]:
-    """Seconds to read a batch of clips from disk, alone and while the trainer trains."""
+def add_clips(config: Any, folder: Path) -> None:
+    """Let a configuration train on generated clips with their captions; they are made if they are not there."""
     from video_llama.clipworld.corpus import CorpusSettings, make_corpus
     from video_llama.config import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorSplits
-    from video_llama.training.trainer import Trainer
 
     corpus = folder / "corpus"
     if not (corpus / "corpus.json").exists():
         make_corpus(corpus, CorpusSettings(40, 1, 224, (100, 0, 0)))
+    webvid = corpus / "train" / "webvid"
+    config.datasets["webvid"] = DatasetConfig(
+        build_info=BuildInfo(str(webvid / "annotations"), str(webvid / "videos")),
+        vis_processor=ProcessorSplits(train=ProcessorConfig(n_frms=NUM_FRAMES)),
+    )
+
+
+def measure_encodings(folder: Path) -> dict[str, dict[str, float]]:
+    """What the encodings of the cache do to features and loss of the small trained model that comes with the package.
+
+    The error of features is the root of their mean square error, relative to that of the features; the change of the
+    loss is relative to the loss with features in float32. Bytes are of the published model's clips.
+    """
+    import torch
+
+    from video_llama.config import Config
+    from video_llama.data.features import decode_features, encode_features
+    from video_llama.model.builder import load_pretrained_model
+    from video_llama.training.trainer import Trainer
+
+    config = Config()
+    config.model.equip_audio_branch = config.run.amp = False
+    config.model.frozen_video_Qformer = config.model.frozen_llama_proj = False
+    config.model.max_txt_len, config.model.end_sym = 64, "</s>"
+    config.run.device, config.run.output_dir = "cpu", str(folder / "encodings")
+    config.run.max_epoch, config.run.iters_per_epoch, config.run.batch_size_train = 1, 1, 40
+    add_clips(config, folder)
+    trainer = Trainer(config, model=load_pretrained_model("video-llama-tiny", device="cpu", half=False, audio=False))
+    model, batch = trainer.model.eval(), trainer.batches()[0]
+    result: dict[str, dict[str, float]] = {}
+    with torch.no_grad():
+        features = [model.video_branch.encode_frames(item.values[None])[0] for item in batch.media]
+        for encoding in ("float32", "bfloat16", "int8"):
+            for item, values in zip(batch.media, features, strict=True):
+                item.values, item.is_encoded = decode_features(encode_features(values, encoding)), True
+            loss = float(model(**batch.model_inputs("cpu"), answers_only=True).loss)
+            pairs = zip(batch.media, features, strict=True)
+            errors = [((item.values - values).norm() / values.norm()).item() for item, values in pairs]
+            published = encode_features(torch.ones(NUM_FRAMES, 32, 768), encoding)
+            result[encoding] = {
+                "bytes_per_clip": sum(tensor.nbytes for tensor in published.values()),
+                "relative_error": statistics.mean(errors),
+                "loss": loss,
+                "relative_change_of_loss": loss / result["float32"]["loss"] - 1 if result else 0.0,
+            }
+    return result
+
+
+def time_loading(size: str, folder: Path, num_workers: int) -> dict[str, float]:
+    """Seconds to read a batch of clips from disk, alone and while the trainer trains."""
+    from video_llama.training.trainer import Trainer
+
     with tempfile.TemporaryDirectory(dir=folder) as output:
         config = make_config(size, folder)
-        webvid = corpus / "train" / "webvid"
-        config.datasets["webvid"] = DatasetConfig(
-            build_info=BuildInfo(str(webvid / "annotations"), str(webvid / "videos")),
-            vis_processor=ProcessorSplits(train=ProcessorConfig(n_frms=NUM_FRAMES)),
-        )
+        add_clips(config, folder)
         run = config.run
         run.output_dir, run.num_workers = output, num_workers
         run.batch_size_train, run.max_epoch, run.iters_per_epoch, run.log_freq = BATCH_SIZE, 1, 6, 6
@@ -182,6 +229,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     steps = time_steps(arguments.size, arguments.dtypes, arguments.repeats, arguments.work)
     print_steps(steps, arguments.size)
+    encodings = measure_encodings(arguments.work)
+    for encoding, row in encodings.items():
+        print(
+            f"features in {encoding}: {row['bytes_per_clip']:.0f} bytes per clip, relative error "
+            f"{row['relative_error']:.2%}, change of the loss {row['relative_change_of_loss']:+.3%}"
+        )
     loading = time_loading(arguments.size, arguments.work, arguments.workers)
     share = loading["seconds_waited_per_batch"] / loading["seconds_per_step"]
     print(
@@ -192,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this process {peak:.2f} GiB; {arguments.threads} thread(s), torch {torch.__version__}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"steps": steps, "loading": loading, "peak_gib": peak}, indent=2) + "\n")
+        content = {"steps": steps, "encodings": encodings, "loading": loading, "peak_gib": peak}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0
 
 

@@ -107,6 +107,15 @@ def test_caching_without_a_cache_is_refused(make_config: MakeConfig) -> None:
         Trainer(make_config()).cache_features()
 
 
+@pytest.mark.parametrize("key", ["features.dir", "run.output_dir"])
+def test_a_file_in_the_place_of_a_folder_is_told_with_the_key_that_names_it(
+    key: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ConfigError, match=rf"{key}: there cannot be a folder {tmp_path / 'taken'}"):
+        Trainer(make_config(f"{key}={tmp_path / 'taken'}"))
+
+
 def test_sharded_encoders_cannot_fill_a_cache(make_config: MakeConfig, tmp_path: Path) -> None:
     trainer = Trainer(make_config(f"features.dir={tmp_path / 'cache'}"))
     assert trainer._filler is not None

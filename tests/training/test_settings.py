@@ -27,6 +27,11 @@ from video_llama.training.trainer import Trainer
         ("run.beta2=1", "run.beta2 must be at least 0 and less than 1"),
         ("run.max_grad_norm=-1", "run.max_grad_norm must be more than 0"),
         ("run.lr_sched=linear", "unknown learning-rate schedule"),
+        ("run.device=gpu", "run.device: unknown device 'gpu'"),
+        ("run.device=cuda:1", "run.device is a kind of device .* CUDA_VISIBLE_DEVICES"),
+        ("model.model_type=pretrain_lama", "model.model_type must be one of pretrain_llama_v2, pretrain_vicuna"),
+        ("datasets.webvid.vis_processor.train.n_frms=0", r"webvid\.vis_processor\.train\.n_frms must be at least 1"),
+        ("datasets.webvid.vis_processor.eval.image_size=-1", r"eval\.image_size must be at least 1, but is -1"),
         ("run.trackers=[blackboard]", "known: .*tensorboard"),
         ("run.trackers=[clearml]", "its package is not installed"),
         ("run.evaluate=True", "no dataset has a valid_build_info"),
@@ -37,6 +42,16 @@ from video_llama.training.trainer import Trainer
 def test_a_setting_that_makes_no_sense_is_named(option: str, message: str, make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=message):
         check_settings(make_config(option))
+
+
+def test_a_device_that_is_not_there_is_named_and_never_replaced_by_another(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=r"run\.device: no device cuda here: torch sees no GPUs?; without this key"):
+        check_settings(make_config("run.device=cuda"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    check_settings(make_config("run.device=cuda"))
 
 
 def test_settings_that_make_sense_pass(make_config: MakeConfig) -> None:

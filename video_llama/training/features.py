@@ -19,6 +19,7 @@ from video_llama.errors import ConfigError
 from video_llama.model.qformer import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.logbook import Logbook
+from video_llama.utils.files import make_folder
 
 __all__ = ["FeatureFiller", "fill_cache", "open_feature_store"]
 
@@ -29,6 +30,7 @@ def open_feature_store(
     """The cache that a configuration asks for.
 
     Raises:
+        ConfigError: there cannot be such a folder.
         ValueError: an encoder whose outputs would be kept is not frozen.
     """
     if config.dir is None:
@@ -46,7 +48,9 @@ def open_feature_store(
         name: fingerprint([*(p for module in modules for p in module.parameters()), *weights.get(name, [])])
         for name, modules in encoders.items()
     }
-    return FeatureStore(Path(config.dir).expanduser(), config.encoding, fingerprints)  # type: ignore[arg-type]
+    folder = Path(config.dir).expanduser()
+    make_folder(folder, "features.dir")
+    return FeatureStore(folder, config.encoding, fingerprints)  # type: ignore[arg-type]
 
 
 class FeatureFiller:

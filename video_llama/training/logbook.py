@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from video_llama.config import Config, save_config
 from video_llama.data.batches import Failure
 from video_llama.model.trained_run import CONFIG_FILE
+from video_llama.utils.files import make_folder
 
 __all__ = ["Logbook", "Window"]
 
@@ -27,13 +28,16 @@ class Logbook:
     Args:
         accelerator: of the run; its trackers get the numbers, too.
         folder: where the files go: `log.jsonl`, `quarantine.jsonl`, `answers.jsonl`, `config.yaml`.
+
+    Raises:
+        ConfigError: there cannot be such a folder.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path) -> None:
         self._accelerator = accelerator
         self._folder = folder
         self._writes = accelerator.is_main_process
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "run.output_dir")
 
     def open(self, config: Config) -> None:
         """Write the resolved configuration and start the trackers."""

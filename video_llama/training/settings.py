@@ -9,10 +9,11 @@ from typing import Any
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from video_llama.config import BuildInfo, Config
+from video_llama.config import BuildInfo, Config, ProcessorConfig
 from video_llama.data.mixture import mixture_shares
 from video_llama.errors import ConfigError
 from video_llama.registry import DATASETS, SCHEDULES, Registry
+from video_llama.utils.utils import resolve_device
 
 __all__ = ["check_settings"]
 
@@ -24,6 +25,7 @@ _NOT_NEGATIVE = (
     *("run.init_lr", "run.min_lr", "run.warmup_steps", "run.weight_decay", "run.lr_decay_rate", "run.num_workers"),
     *("run.save_freq", "run.num_generations", "run.seed"),
 )
+_MODEL_TYPES = ("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna")
 
 
 def check_settings(config: Config) -> None:
@@ -32,7 +34,7 @@ def check_settings(config: Config) -> None:
     Raises:
         ConfigError: there are some; all are named.
     """
-    mistakes = [*_of_numbers(config), *_of_run(config), *_of_datasets(config)]
+    mistakes = [*_of_numbers(config), *_of_model(config), *_of_device(config), *_of_run(config), *_of_datasets(config)]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
 
@@ -44,6 +46,24 @@ def _of_numbers(config: Config) -> Iterator[str]:
             value = getattr(getattr(config, section), name)
             if not lowest <= value < math.inf:
                 yield f"{key} must be at least {lowest}, but is {value}"
+
+
+def _of_model(config: Config) -> Iterator[str]:
+    if config.model.model_type not in _MODEL_TYPES:
+        yield f"model.model_type must be one of {', '.join(_MODEL_TYPES)}, but is {config.model.model_type!r}"
+
+
+def _of_device(config: Config) -> Iterator[str]:
+    device = config.run.device
+    if device is None:
+        return
+    if ":" in device:
+        yield f"run.device is a kind of device (cpu, cuda, mps), not {device!r}: CUDA_VISIBLE_DEVICES chooses GPUs"
+        return
+    try:
+        resolve_device(device)
+    except ConfigError as error:
+        yield f"run.device: {error}; without this key a run takes what there is"
 
 
 def _of_run(config: Config) -> Iterator[str]:
@@ -68,8 +88,11 @@ def _of_run(config: Config) -> Iterator[str]:
 
 def _of_datasets(config: Config) -> Iterator[str]:
     sections = config.datasets
-    for name in sections:
+    for name, section in sections.items():
         yield from _unknown(DATASETS, name.partition(":")[0])
+        for split in ("train", "eval"):
+            key = f"datasets.{name}.vis_processor.{split}"
+            yield from _of_processor(getattr(section.vis_processor, split), key)
     if sections:
         try:
             ratios = [section.sample_ratio for section in sections.values()]
@@ -78,6 +101,13 @@ def _of_datasets(config: Config) -> Iterator[str]:
             yield str(error)
     if config.run.evaluate and all(section.valid_build_info == BuildInfo() for section in sections.values()):
         yield "run.evaluate is True, but no dataset has a valid_build_info: there is nothing to measure"
+
+
+def _of_processor(processor: ProcessorConfig, key: str) -> Iterator[str]:
+    for name in ("n_frms", "image_size"):
+        value = getattr(processor, name)
+        if value is not None and value < 1:
+            yield f"{key}.{name} must be at least 1, but is {value}"
 
 
 def _unknown(registry: Registry[Any], name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Write files so that nobody ever finds half of one under its final name."""
+"""Write files so that nobody ever finds half of one under its final name, into folders that can be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["INCOMPLETE", "sync", "write_whole"]
+from video_llama.errors import ConfigError
+
+__all__ = ["INCOMPLETE", "make_folder", "sync", "write_whole"]
 
 INCOMPLETE = ".incomplete"
 """How the names of files in progress end."""
@@ -29,6 +31,18 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
     except BaseException:
         in_progress.unlink(missing_ok=True)  # the disk may be full
         raise
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder that a configuration names, unless it is there.
+
+    Raises:
+        ConfigError: it cannot be made; the message names the key.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key}: there cannot be a folder {path} ({error.strerror})") from error
 
 
 def sync(path: Path) -> None:
