@@ -37,8 +37,9 @@ class ModelConfig:
         llama_model: folder or hub id of the language model.
         imagebind_ckpt_path: `imagebind_huge.pth`, or its folder.
         llama_proj_model: MiniGPT-4 checkpoint whose projection starts stage 1.
-        ckpt: checkpoint of the vision branch (`VL_*.pth`), or a folder written by `save_pretrained`.
-        ckpt_2: checkpoint of the audio branch (`AL_*.pth`).
+        ckpt: checkpoint of the vision branch (`VL_*.pth`), the output folder of its training (its last epoch counts),
+            or a folder written by `save_pretrained`.
+        ckpt_2: checkpoint of the audio branch (`AL_*.pth`), or the output folder of its training.
         vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
         q_former_model: BLIP-2 checkpoint, a path or an address.
         max_txt_len: longest text of a training sample, in tokens.

@@ -205,6 +205,18 @@ def test_a_loss_that_is_no_number_can_be_skipped(make_config: MakeConfig) -> Non
     assert math.isfinite(trainer.step([batch]).loss)
 
 
+def test_skipping_without_end_stops_the_run_and_is_never_logged_as_a_loss_of_zero(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.on_nan=skip", "run.iters_per_epoch=40", "run.log_freq=10"))
+    with torch.no_grad():
+        trainer.model.video_branch.projection.bias.fill_(math.nan)
+    with pytest.raises(TrainingStopped, match="20 steps in a row were skipped"):
+        trainer.train()
+    lines = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
+    (logged,) = (line for line in lines if line["event"] == "train")
+    assert logged["loss"] is None
+    assert logged["grad_norm"] is None
+
+
 @pytest.mark.parametrize(("limit", "message"), [(0.01, "than run.max_bad_samples"), (1, "20 samples in a row")])
 def test_too_many_unreadable_samples_stop_the_run_with_their_list(
     limit: float, message: str, make_config: MakeConfig, tmp_path: Path
@@ -329,12 +341,13 @@ def test_the_original_layout_of_the_result_builds_the_trained_model(make_config:
     trainer = Trainer(make_config())
     trainer.train()
     settings = trainer.config.model
-    settings.ckpt = str(trainer.folder / "checkpoint_1.pth")
     settings.equip_audio_branch = False
-    loaded = build_model(settings, device="cpu").model
-    for name, parameter in trainer.model.named_parameters():
-        if parameter.requires_grad:
-            assert torch.equal(loaded.get_parameter(name), parameter), name
+    for checkpoint in (trainer.folder / "checkpoint_1.pth", trainer.folder):
+        settings.ckpt = str(checkpoint)
+        loaded = build_model(settings, device="cpu").model
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad:
+                assert torch.equal(loaded.get_parameter(name), parameter), name
 
 
 def test_the_output_folder_of_a_run_is_a_model(make_config: MakeConfig, corpus: Path) -> None:

@@ -34,6 +34,7 @@ from video_llama.model.hub import (
     WITHOUT_SOUND_PATTERNS,
     resolve_source,
 )
+from video_llama.model.trained_run import newest_checkpoint
 from video_llama.model.weight_files import FOLDER_FILES
 from video_llama.schema import EVA_VIT_G_URL, QFORMER_URL
 
@@ -230,10 +231,13 @@ def _find_language_model(folder: Path) -> Path:
 
 
 def _branch_file(source: Source, prefix: str, key: str, audio: bool) -> Path:
-    """A branch's checkpoint, given as a file of any name or as the folder of its `VL_*.pth` or `AL_*.pth`."""
+    """A branch's checkpoint: a file of any name, the folder of its `VL_*.pth` or `AL_*.pth`, or its training's."""
     path = resolve_checkpoint(source, audio, wanted=key)
     if path.is_file():
         return path
+    trained = newest_checkpoint(path)
+    if trained is not None:
+        return trained
     file = _chosen_or_only(path, path, prefix, required=True)
     assert file is not None
     return file

@@ -25,6 +25,8 @@ __all__ = ["Learner", "Step", "TrainingStopped"]
 
 logger = logging.getLogger(__name__)
 
+MAX_SKIPPED_IN_A_ROW = 20
+
 
 class TrainingStopped(VideoLlamaError):
     """A loss that is not a number."""
@@ -76,6 +78,7 @@ class Learner:
         self._schedule = schedule
         self._run = run
         self._filler = filler
+        self._skipped_in_a_row = 0
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -92,7 +95,7 @@ class Learner:
             num_tokens: answer tokens of all batches of all processes; the loss is the mean over them.
 
         Raises:
-            TrainingStopped: loss or gradient are not finite, with `run.on_nan: stop`.
+            TrainingStopped: loss or gradient are not finite, with `run.on_nan: stop`, or again and again.
         """
         self.model.train()
         self._seed(iteration)
@@ -106,7 +109,9 @@ class Learner:
         overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
         if is_finite or overflowed:  # after an overflow of float16 the scaler skips the step and lowers its scale
             self._optimizer.step()
+            self._skipped_in_a_row = 0
         else:
+            self._skipped_in_a_row += 1
             self._complain(group, iteration, loss, norm)
         self._optimizer.zero_grad(set_to_none=True)
         return Step(loss, norm, lr, is_skipped=not is_finite)
@@ -157,6 +162,12 @@ class Learner:
         if self._run.on_nan == "stop":
             raise TrainingStopped(
                 f"{what}. Lower the learning rate, set run.max_grad_norm, or leave such steps out by run.on_nan=skip"
+            )
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingStopped(
+                f"{what}. {MAX_SKIPPED_IN_A_ROW} steps in a row were skipped: the weights themselves may be broken. "
+                "Lower the learning rate, set run.max_grad_norm, or go on from an earlier checkpoint "
+                "(run.resume_ckpt_path)"
             )
         logger.warning("%s: the step is skipped", what)
 

@@ -124,12 +124,12 @@ class Window:
         """Of all processes."""
         return self.samples / max(time.perf_counter() - self.started, 1e-9)
 
-    def summary(self, iterations_left: int) -> dict[str, float]:
-        """Means over the window, speeds, and the time that is left."""
+    def summary(self, iterations_left: int) -> dict[str, float | None]:
+        """Means over the window (None if every step was skipped), speeds, and the time that is left."""
         seconds = time.perf_counter() - self.started
         return {
-            "loss": sum(self.losses) / max(len(self.losses), 1),
-            "grad_norm": sum(self.norms) / max(len(self.norms), 1),
+            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
+            "grad_norm": sum(self.norms) / len(self.norms) if self.norms else None,
             "lr": self.lr,
             "samples_per_second": round(self.samples / seconds, 3),
             "answer_tokens_per_second": round(self.tokens / seconds, 1),
