@@ -35,10 +35,12 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "quantization": ["bitsandbytes>=0.48"],
     "trackers": ["tensorboard>=2.18", "wandb>=0.19"],
+    "metrics": ["pycocoevalcap>=1.2"],  # BLEU, ROUGE-L and CIDEr in scripts/evaluate.py
     "plots": ["matplotlib>=3.9"],  # scripts/plot_training.py
     "dev": [
         "matplotlib>=3.9",
         "tensorboard>=2.18",
+        "pycocoevalcap>=1.2",
         "playwright>=1.50",  # drives Chromium in the tests of the page
         "pytest>=9",
         "pytest-xdist>=3.6",

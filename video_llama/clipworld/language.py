@@ -10,7 +10,7 @@ from numpy.random import Generator
 from video_llama.clipworld.facts import Facts
 from video_llama.clipworld.vocabulary import NO_SOUND_TRACK, plural_of
 
-__all__ = ["FOLLOW_UPS", "QUESTIONS", "answer", "ask", "caption", "describe"]
+__all__ = ["FOLLOW_UPS", "QUESTIONS", "answer", "ask", "caption", "describe", "describe_both"]
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "shape": ("What shape do you see?", "Which shape is shown?", "What is the shape?", "Name the shape."),
@@ -59,11 +59,33 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
 }
 """For later turns, where the talk is already about what is seen or heard."""
 
+_DESCRIBE_ANYTHING = ("Please describe this in detail.", "Describe this.")
 _DESCRIBE = {
-    "video": ("Describe the video.", "What happens in the video?", "What does the video show?"),
-    "picture": ("Describe the picture.", "What is in the picture?", "What does the picture show?"),
-    "sound": ("Describe the sound.", "What is in the recording?", "What does the recording hold?"),
+    "video": (
+        "Describe the video.",
+        "What happens in the video?",
+        "What does the video show?",
+        "What happens here?",
+        "What is happening?",
+        *_DESCRIBE_ANYTHING,
+    ),
+    "picture": (
+        "Describe the picture.",
+        "Describe the image.",
+        "What is in the picture?",
+        "What does the picture show?",
+        "What do you see?",
+        *_DESCRIBE_ANYTHING,
+    ),
+    "sound": (
+        "Describe the sound.",
+        "What is in the recording?",
+        "What does the recording hold?",
+        *_DESCRIBE_ANYTHING,
+    ),
 }
+
+_DESCRIBE_BOTH = ("What do you see and hear?", "Describe what you see and hear.")
 
 _ANSWERS: dict[str, tuple[str, ...]] = {
     "shape": ("{It_is} {shape}.", "I see {shape}."),
@@ -105,6 +127,14 @@ def describe(facts: Facts, rng: Generator) -> tuple[str, str]:
     """A question for a description, and the description as a sentence."""
     text = caption(facts, rng)
     return str(rng.choice(_DESCRIBE[facts.medium])), f"{text[0].upper()}{text[1:]}."
+
+
+def describe_both(facts: Facts, rng: Generator) -> tuple[str, str]:
+    """A question for all that a clip shows and lets hear, and two sentences that say it."""
+    has_sound = facts.values["sound"] != NO_SOUND_TRACK
+    questions = (*_DESCRIBE_BOTH, *_DESCRIBE["video"]) if has_sound else _DESCRIBE_BOTH
+    text = caption(facts, rng)
+    return str(rng.choice(questions)), f"{text[0].upper()}{text[1:]}. {answer('sound', facts, rng)}"
 
 
 def ask(attribute: str, facts: Facts, rng: Generator, *, follow_up: bool = False) -> tuple[str, str]:

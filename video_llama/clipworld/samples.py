@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 from video_llama.clipworld.chinese import ask_in_chinese
 from video_llama.clipworld.facts import Facts, facts_of
-from video_llama.clipworld.language import ask, caption, describe
+from video_llama.clipworld.language import ask, caption, describe, describe_both
 from video_llama.clipworld.scene import Scene, random_scene
 from video_llama.clipworld.sounds import Sound, random_sound
 
@@ -144,8 +144,8 @@ def _random_sound_sample(id_: str, rng: Generator) -> Sample:
 
 
 def _some(attributes: Sequence[str], rng: Generator) -> list[str]:
-    """Two to four of the attributes, or as many as there are, in random order."""
-    count = min(len(attributes), int(rng.integers(2, 5)))
+    """Three to six of the attributes, or as many as there are, in random order."""
+    count = min(len(attributes), int(rng.integers(3, 7)))
     return [str(name) for name in rng.permutation(attributes)[:count]]
 
 
@@ -158,10 +158,15 @@ def _conversation(facts: Facts, attributes: Sequence[str], rng: Generator) -> li
 
 
 def _mixed_conversation(facts: Facts, rng: Generator) -> list[Turn]:
-    """Turns on picture and sound, with the sound at any place."""
+    """Turns on picture and sound, with the sound and often its pitch at any place; some begin with all of it."""
+    turns = [describe_both(facts, rng)] if rng.random() < 0.25 else []
     attributes = _some(facts.visual, rng)
-    attributes.insert(int(rng.integers(len(attributes) + 1)), "sound")
-    return [ask(name, facts, rng, follow_up=turn > 0 and rng.random() < 0.6) for turn, name in enumerate(attributes)]
+    for name in facts.audible:
+        if name == "sound" or rng.random() < 0.5:
+            attributes.insert(int(rng.integers(len(attributes) + 1)), name)
+    for attribute in attributes:
+        turns.append(ask(attribute, facts, rng, follow_up=bool(turns) and rng.random() < 0.6))
+    return turns
 
 
 def _questions(facts: Facts, rng: Generator) -> list[dict[str, Any]]:

@@ -18,8 +18,6 @@ from video_llama.model.inference import EncodedMedia, VideoLlama
 
 __all__ = ["AnsweredQuestion", "answer_dialogues", "read_media"]
 
-_MAX_NEW_TOKENS = 40
-
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
@@ -65,6 +63,7 @@ def answer_dialogues(
     media: Sequence[Media],
     batch_size: int = 64,
     advance: Callable[[int], object] = lambda count: None,
+    max_new_tokens: int = 40,
 ) -> list[AnsweredQuestion]:
     """All questions of all files answered greedily; a later turn reads the model's own earlier answer.
 
@@ -74,6 +73,7 @@ def answer_dialogues(
         media: of each file, as `read_media` gives it; a file of which nothing can be given is left out.
         batch_size: prompts at a time.
         advance: called with the number of questions answered since.
+        max_new_tokens: of an answer.
     """
     dialogues = []
     for file, (frames, sound) in zip(files, media, strict=True):
@@ -86,7 +86,7 @@ def answer_dialogues(
         open_ones = [dialogue for dialogue in dialogues if len(dialogue.turns) > turn]
         for start in range(0, len(open_ones), batch_size):
             batch = open_ones[start : start + batch_size]
-            for dialogue, answer in zip(batch, _answer_batch(model, batch, turn), strict=True):
+            for dialogue, answer in zip(batch, _answer_batch(model, batch, turn, max_new_tokens), strict=True):
                 dialogue.answers.append(answer)
             advance(len(batch))
     return [
@@ -97,7 +97,7 @@ def answer_dialogues(
 
 
 @torch.inference_mode()
-def _answer_batch(model: VideoLlama, batch: Sequence[_Dialogue], turn: int) -> list[str]:
+def _answer_batch(model: VideoLlama, batch: Sequence[_Dialogue], turn: int, max_new_tokens: int) -> list[str]:
     prompts = []
     for dialogue in batch:
         conversation = model.new_conversation()
@@ -113,7 +113,7 @@ def _answer_batch(model: VideoLlama, batch: Sequence[_Dialogue], turn: int) -> l
         inputs_embeds=embeds,
         attention_mask=mask,
         do_sample=False,
-        max_new_tokens=_MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
     )
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)

@@ -33,10 +33,10 @@ _SIZES: dict[str, Any] = {
     "vision_config": {
         "image_size": 64,
         "patch_size": 8,
-        "hidden_size": 128,
-        "num_hidden_layers": 5,
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "intermediate_size": 512,
+        "intermediate_size": 768,
     },
     "qformer_config": {**_QFORMER, "num_hidden_layers": 4},
     "video_qformer_config": _QFORMER,
@@ -81,7 +81,7 @@ def write_language_model_files(texts: Iterable[str], folder: Path) -> VideoLlama
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
+        allow_whitespace_only_pieces=False,  # two spaces (chats have them behind media) are read like one
         split_digits=True,
         num_threads=1,
         minloglevel=2,

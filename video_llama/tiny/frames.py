@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from video_llama.clipworld.facts import Facts, facts_of
 from video_llama.clipworld.layouts import media_file
 from video_llama.clipworld.samples import random_sample
 from video_llama.clipworld.scene import Scene, random_scene
-from video_llama.clipworld.vocabulary import ATTRIBUTES
+from video_llama.clipworld.vocabulary import ATTRIBUTES, COLOURS, HELD_OUT_COLOURS
+from video_llama.constants import IGNORE_INDEX
 from video_llama.processor.image import resize_image
 from video_llama.processor.media import MediaProcessor
 from video_llama.processor.transforms import normalize_frames
@@ -37,6 +39,8 @@ MAX_OBJECTS = 4
 
 _IMAGE_SIZE = 128  # of drawn pictures, as the corpus has them
 _JPEG_QUALITIES = (25, 95)
+_MIN_CONTRAST = 60  # levels of some channel between an object without a named colour and its background
+_MIN_FORBIDDEN_CONTRAST = 70  # and the colour in which training must not show its shape
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class FramePool:
 
     Attributes:
         pixels: (frames, height, width, 3), uint8.
-        labels: (frames, attributes), int64: which value of each of `FRAME_ATTRIBUTES`.
+        labels: (frames, attributes), int64: which value of each of `FRAME_ATTRIBUTES`; `IGNORE_INDEX` for a colour or
+            a background that has no name.
         places: (frames, MAX_OBJECTS, 2), float32: the objects' centres, x and y as shares of the side; -1 where there
             is no further object.
         radius: (frames,), float32, as a share of the side.
@@ -74,6 +79,11 @@ class FramePool:
         numbers = zip(FRAME_ATTRIBUTES, self.labels[index], strict=True)
         return Facts("picture", {name: ATTRIBUTES[name][number] for name, number in numbers})
 
+    def named(self) -> FramePool:
+        """The frames whose attributes all have names, of which a caption can be made."""
+        keep = (self.labels >= 0).all(axis=1)
+        return FramePool(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
+
     def split(self, num_held_back: int) -> tuple[FramePool, FramePool]:
         """All but some frames, and those, which are from the pool's end."""
         fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
@@ -85,7 +95,9 @@ def load_frame_pool(file: Path, corpus: Path, media: MediaProcessor, num_drawn: 
     """Read the pool from a file, or make and write it.
 
     Half of it are the frames that the model would sample of the training clips, decoded; the others are drawn for this
-    purpose, with combinations of attributes that training may show, and compressed more or less.
+    purpose, with combinations of attributes that training may show, and compressed more or less. Half of the drawn
+    ones have colours without a name, so that a shape is known by its outline and not by the colours it may have; none
+    of these is like the colour that training must not show that shape in.
 
     Args:
         file: a `.npz`.
@@ -124,7 +136,32 @@ def _draw(seed: int, size: int, count: int) -> Iterator[_Row]:
     for index in tqdm(range(count), "drawing pictures", unit="picture"):
         rng = np.random.default_rng([seed, 77, index])
         scene, time = random_scene(rng, moving=rng.random() < 0.5, held_out=False), rng.random()
-        yield _row(_compressed(draw_frame(scene, _IMAGE_SIZE, time), size, rng), scene, time)
+        if index % 2:
+            scene = dataclasses.replace(scene, **_unnamed_colours(scene, rng))
+        row = _row(_compressed(draw_frame(scene, _IMAGE_SIZE, time), size, rng), scene, time)
+        if index % 2:
+            row[1][[FRAME_ATTRIBUTES.index("colour"), FRAME_ATTRIBUTES.index("background")]] = IGNORE_INDEX
+        yield row
+
+
+def _unnamed_colours(scene: Scene, rng: Generator) -> dict[str, Any]:
+    """Any colours for a scene's objects and background that can be told apart, with their fields' names."""
+    background = rng.integers(256, size=3)
+    shapes = {look.shape for look in scene.looks}
+    forbidden = [np.array(COLOURS[colour]) for shape, colour in HELD_OUT_COLOURS if shape in shapes]
+    while True:
+        colour = rng.integers(256, size=3)
+        far = min((np.abs(colour - other).max() for other in forbidden), default=255) >= _MIN_FORBIDDEN_CONTRAST
+        if far and np.abs(colour - background).max() >= _MIN_CONTRAST:
+            break
+    red, green, blue = (int(level) for level in colour)
+    rgb = red, green, blue
+    later = None if scene.later is None else dataclasses.replace(scene.later, rgb=rgb)
+    return {
+        "look": dataclasses.replace(scene.look, rgb=rgb),
+        "later": later,
+        "background_rgb": tuple(int(level) for level in background),
+    }
 
 
 def _compressed(picture: NDArray[np.uint8], size: int, rng: Generator) -> NDArray[np.uint8]:

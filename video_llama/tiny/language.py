@@ -2,7 +2,7 @@
 
 The language model learns to read: where media will stand, it finds vectors made of its own embeddings of the words
 that are true, in any order and with noise, and must say from them what a caption or an answer needs. So it knows the
-language of questions and answers, and can say nothing right without looking. Then the Q-Former learns, with it
+language of questions and answers, and can say nothing right without looking. Then the Q-Former learns, between it
 and the frame encoder, to caption single frames; captions of frames name the position.
 """
 
@@ -156,23 +156,24 @@ def train_qformer(
     folder: Path,
     batch_size: int = 48,
 ) -> None:
-    """Train `qformer` and `query_tokens` of the video branch in place, and frame encoder and language model further."""
+    """Train `qformer` and `query_tokens` of the video branch in place; frame encoder and language model are frozen.
+
+    Each attribute is read from a query token of its own, so that what looks at the tokens later knows where to look.
+    """
     branch, media = model.video_branch, processor.media_processor
     width, num_queries = branch.query_tokens.shape[-1], branch.query_tokens.shape[1]
+    model.language_model.requires_grad_(False)
     modules = nn.ModuleDict(
         {
-            "encoder": branch.vision_encoder,
-            "norm": branch.vision_norm,
             "qformer": branch.qformer,
-            "projection": nn.Linear(width, model.config.text_config.hidden_size),
-            "heads": AttributeHeads(num_queries * width),
-            "model": model.language_model,
             "queries": _Held(branch.query_tokens),
+            "projection": nn.Linear(width, model.config.text_config.hidden_size),
+            "heads": AttributeHeads(width),
         }
     )
     train, held_back = pool.split(min(_MEASURED_FRAMES, len(pool) // 10))
-    writer, reader = text_writer(processor, 2), Reader(model, processor)
-    frame_writer = TextWriter(
+    reader = Reader(model, processor)
+    writer = TextWriter(
         processor.tokenizer,
         (processor.image_token_id, num_queries),
         (processor.audio_token_id, processor.num_audio_query_tokens),
@@ -180,7 +181,7 @@ def train_qformer(
     )
 
     def encode(frames: FramePool, chosen: NDArray[np.int64]) -> Tensor:
-        with half_precision():
+        with half_precision(), torch.no_grad():
             patches = branch.vision_norm(branch.vision_encoder(frames.images(chosen, media))).float()
         return ask_qformer(branch.qformer, branch.query_tokens, patches)  # (frames, queries, width)
 
@@ -188,17 +189,15 @@ def train_qformer(
         chosen = rng.integers(len(train), size=batch_size)
         tokens = encode(train, chosen)
         facts = [train.facts(int(index)) for index in chosen]
-        captions = [frame_writer.caption(caption(item, rng), item, None) for item in facts]
-        losses = modules["heads"].losses(tokens.flatten(1), train, chosen)  # type: ignore[operator]
+        captions = [writer.caption(caption(item, rng), item, None) for item in facts]
+        losses = modules["heads"].losses(tokens, train, chosen)  # type: ignore[operator]
         losses["caption"] = reader.loss(captions, modules["projection"](tokens), None)
-        # So that the language model forgets nothing meanwhile.
-        losses["text"] = reader.facts_loss([writer(rng) for _ in range(max(1, batch_size // 6))], rng)
         return losses
 
     def measure() -> Mapping[str, float]:
         everything = np.arange(len(held_back))
         tokens = torch.cat([encode(held_back, part) for part in np.array_split(everything, 8)])
-        return modules["heads"].accuracies(tokens.flatten(1), held_back, everything)  # type: ignore[operator]
+        return modules["heads"].accuracies(tokens, held_back, everything)  # type: ignore[operator]
 
     run_steps("qformer", modules, step, schedule, folder, seed=4, measure=measure)
 

@@ -50,10 +50,11 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale({"vision": 2600, "sound": 400, "language": 600, "qformer": 1500}, 24_000, 5_000, 4_000),
+    "full": Scale({"vision": 3000, "sound": 400, "language": 800, "qformer": 600}, 40_000, 4_000, 4_000),
     "smoke": Scale({"vision": 30, "sound": 20, "language": 30, "qformer": 20}, 200, 40, 60),
 }
-_PEAK_LR = {"vision": 1.5e-3, "sound": 1e-3, "language": 2e-3, "qformer": 1e-3}
+_LEARNING_RATES = {"vision": (5e-3, 1.5e-3), "sound": (3e-3, 1e-3), "language": (5e-3, 2e-3), "qformer": (3e-3, 1e-3)}
+"""Of matrices, and of all else."""
 
 
 def pretrain(part: str, corpus: Path, folder: Path, scale: Scale, seed: int = 1) -> None:
@@ -71,7 +72,7 @@ def pretrain(part: str, corpus: Path, folder: Path, scale: Scale, seed: int = 1)
     """
     model, processor = prepare(folder, seed)
     media = processor.media_processor
-    schedule = Schedule(scale.steps[part], _PEAK_LR[part], warmup_steps=min(100, scale.steps[part] // 5))
+    schedule = Schedule(scale.steps[part], *_LEARNING_RATES[part], warmup_steps=min(100, scale.steps[part] // 5))
     if part == "sound":
         media = replace(media, num_audio_segments=2)
         pool = load_segment_pool(folder / "sounds.npz", corpus, media, scale.sound_files)
@@ -85,11 +86,8 @@ def pretrain(part: str, corpus: Path, folder: Path, scale: Scale, seed: int = 1)
     if part == "vision":
         train_vision_encoder(model.video_branch, media, frames, schedule, folder)
         return
-    _read_state(
-        folder / "vision.pt", {"encoder": model.video_branch.vision_encoder, "norm": model.video_branch.vision_norm}
-    )
-    _read_state(folder / "language.pt", {"model": model.language_model})
-    train_qformer(model, processor, frames, schedule, folder)
+    _read_frozen(folder, model)
+    train_qformer(model, processor, frames.named(), schedule, folder)
 
 
 def write_parts(folder: Path, output: Path, seed: int = 1) -> None:
@@ -98,17 +96,12 @@ def write_parts(folder: Path, output: Path, seed: int = 1) -> None:
     video, audio = model.video_branch, model.audio_branch
     assert audio is not None
     _read_state(folder / "sound.pt", {"encoder": audio.audio_encoder})
-    _read_state(
-        folder / "qformer.pt",
-        {
-            "encoder": video.vision_encoder,
-            "norm": video.vision_norm,
-            "qformer": video.qformer,
-            "model": model.language_model,
-        },
-    )
+    _read_frozen(folder, model)
+    _read_state(folder / "qformer.pt", {"qformer": video.qformer})
     queries = torch.load(folder / "qformer.pt", weights_only=True)["modules"]["queries.parameter"]
     video.query_tokens.data.copy_(queries)
+    # What the stages train starts from values of the size that fits a width of 128; the default is for one of 768.
+    model.config.initializer_range = model.config.video_qformer_config.hidden_size**-0.5
     output.mkdir(parents=True, exist_ok=True)
     write_original_folder(
         _PretrainedWeights(model), model.config, output, language_model_files=folder / "language_model", name=_NAME
@@ -124,6 +117,13 @@ def prepare(folder: Path, seed: int = 1) -> tuple[VideoLlamaForConditionalGenera
         read_config(language_model) if has_files else write_language_model_files(tokenizer_texts(seed), language_model)
     )
     return build_untrained_model(config, seed), build_processor(config, language_model, CONV_TEMPLATE)
+
+
+def _read_frozen(folder: Path, model: VideoLlamaForConditionalGeneration) -> None:
+    """What the Q-Former learns between."""
+    video = model.video_branch
+    _read_state(folder / "vision.pt", {"encoder": video.vision_encoder, "norm": video.vision_norm})
+    _read_state(folder / "language.pt", {"model": model.language_model})
 
 
 def _read_state(file: Path, modules: dict[str, torch.nn.Module]) -> None:

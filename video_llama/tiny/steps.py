@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from video_llama.utils.utils import resolve_dtype
 
-__all__ = ["Schedule", "half_precision", "run_steps"]
+__all__ = ["Schedule", "build_optimizers", "half_precision", "run_steps"]
 
 logger = logging.getLogger(__name__)
 
 _SAVE_EVERY, _LOG_EVERY = 250, 50
+_MIN_MATRIX_SIDE = 64  # what is narrower names classes or coordinates
 
 StepFunction = Callable[[Generator], Mapping[str, Tensor]]
 """Draws a batch and returns the terms of its loss (summed for the gradient) by name."""
@@ -36,23 +37,52 @@ class Schedule:
     """How long and how fast a part learns.
 
     Attributes:
-        num_steps: of the optimizer.
-        peak_lr: learning rate after the warm-up; it falls to a fiftieth along a cosine.
+        num_steps: of the optimizers.
+        matrix_lr: learning rate of Muon after the warm-up; all rates fall to a fiftieth along a cosine.
+        other_lr: that of AdamW.
         warmup_steps: of linear growth.
         weight_decay: of matrices.
     """
 
     num_steps: int
-    peak_lr: float = 1e-3
+    matrix_lr: float = 5e-3
+    other_lr: float = 1.5e-3
     warmup_steps: int = 100
     weight_decay: float = 0.02
 
-    def lr(self, step: int) -> float:
-        """The rate of step `step`, counted from 0."""
+    def share(self, step: int) -> float:
+        """Which share of its peak a rate has at step `step`, counted from 0."""
         if step < self.warmup_steps:
-            return self.peak_lr * (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
-        return self.peak_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_optimizers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices within a model and AdamW for all else that trains.
+
+    Muon (Jordan et al. 2024) steps along the nearest orthogonal matrix of the momentum; here it learns in a fifth of
+    the steps that AdamW alone needs. Embeddings and heads, which look up or name things, are not for it.
+    """
+    matrices: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for parent in module.modules():
+        for parameter in parent.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(parent, nn.Linear) and parameter.ndim == 2 and min(parameter.shape) >= _MIN_MATRIX_SIDE:
+                matrices.append(parameter)
+            else:
+                (tables if parameter.ndim > 1 else vectors).append(parameter)
+    decay = schedule.weight_decay
+    muon = torch.optim.Muon(matrices, schedule.matrix_lr, decay, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": tables, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=schedule.other_lr, betas=(0.9, 0.98))
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [muon, adamw]
 
 
 def run_steps(
@@ -80,30 +110,29 @@ def run_steps(
         in_half: compute products in bfloat16 on a CPU that is good at it.
     """
     file, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
-    trained = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.peak_lr, betas=(0.9, 0.98))
+    optimizers = build_optimizers(modules, schedule)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    trained = [parameter for group in groups for parameter in group["params"]]
     start = 0
     if file.exists():
         state = torch.load(file, weights_only=True)
         modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         start = state["step"]
     modules.train()
     sums: dict[str, float] = {}
     began = time.perf_counter()
     for step in tqdm(range(start, schedule.num_steps), name, schedule.num_steps, initial=start, unit="step"):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr(step)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak_lr"] * schedule.share(step)
         with half_precision() if in_half else contextlib.nullcontext():
             losses = step_function(np.random.default_rng([seed, step]))
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
         done = step + 1
@@ -113,7 +142,8 @@ def run_steps(
             _append(log, entry | {key: round(value / count, 4) for key, value in sums.items()})
             sums = {}
         if done % _SAVE_EVERY == 0 or done == schedule.num_steps:
-            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"modules": modules.state_dict(), "optimizers": saved, "step": done}
             torch.save(state, file.with_suffix(".incomplete"))
             os.replace(file.with_suffix(".incomplete"), file)
             if measure is not None:

@@ -70,7 +70,7 @@ class TextWriter:
         if rng.random() < _CAPTION_SHARE:
             return self.caption(sample.caption, seen, heard if seen is None else None)
         if sample.kind == "image":
-            return self._dialogue(_after(introduce_image(), sample.visual_turns), seen, None)
+            return self._dialogue(_after(introduce_image(), _spaced(sample.visual_turns, rng)), seen, None)
         if sample.kind == "sound":
             return self._dialogue(_after([*introduce_sound(), " "], sample.sound_turns), None, heard)
         return self._clip_dialogue(sample, seen, heard, rng)
@@ -92,7 +92,7 @@ class TextWriter:
         if heard is not None and rng.random() < 0.2:  # the sound track of a clip by itself
             return self._dialogue(_after([*introduce_sound(), " "], sample.sound_turns), None, heard)
         with_sound = heard is not None and rng.random() < 0.6
-        turns = sample.mixed_turns if with_sound or heard is None else sample.visual_turns
+        turns = _spaced(sample.mixed_turns if with_sound or heard is None else sample.visual_turns, rng)
         if with_sound:
             return self._dialogue(_after([*introduce_video_with_sound(), " "], turns), seen, heard)
         return self._dialogue(
@@ -118,6 +118,12 @@ def facts_of_sample(sample: Sample) -> tuple[Facts | None, Facts | None]:
     """What can be seen of a sample and what can be heard of it."""
     seen = None if sample.scene is None else facts_of(sample.scene, None)
     return seen, None if sample.sound is None else facts_of(None, sample.sound)
+
+
+def _spaced(turns: Sequence[tuple[str, str]], rng: Generator) -> Sequence[tuple[str, str]]:
+    """The same turns, or with one more space in front: chats have two between media and question, training has one."""
+    first, *others = turns
+    return [(f" {first[0]}", first[1]), *others] if rng.random() < 0.5 else turns
 
 
 def _after(introduction: Sequence[object], turns: Sequence[tuple[str, str]]) -> list[Turn]:
