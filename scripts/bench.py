@@ -57,6 +57,18 @@ def _captioning(arguments: argparse.Namespace) -> list[Any]:
     return run_captioning(arguments.size, arguments.repeats, arguments.work, arguments.clips, arguments.workers)
 
 
+def _loading(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.loading import run_loading
+
+    return run_loading(arguments.size, arguments.repeats, arguments.work)
+
+
+def _tokens(arguments: argparse.Namespace) -> list[Any]:
+    from scripts.benches.loading import run_tokens
+
+    return run_tokens(arguments.size, arguments.repeats, arguments.work)
+
+
 def _growth(arguments: argparse.Namespace) -> Iterable[Any]:
     from scripts.benches.growth import run
 
@@ -75,6 +87,8 @@ BENCHES: dict[str, Callable[[argparse.Namespace], Iterable[Any]]] = {
     "audio": _audio,
     "second-turn": _second_turn,
     "captioning": _captioning,
+    "loading": _loading,
+    "tokens": _tokens,
     "growth": _growth,
     "real-size": _real_size,
 }
