@@ -130,12 +130,13 @@ def _further_tokens(model: VideoLlama, pixels: Tensor, repeats: int) -> list[Row
     tasks: dict[str, Any] = {name: partial(plain, name, use_cache) for name, use_cache in names.items()}
     medians = alternate({"ours": ours, **tasks}, repeats)
     what = f"{ANSWER_TOKENS} tokens after {len(prompt.keys)}, {dtype_name(model.model.dtype)}"
-    note = f"{ANSWER_TOKENS / medians['ours']:.1f} tokens/s"
+    speed = f"{ANSWER_TOKENS / medians['ours']:.1f} tokens/s"
     rows = []
     for name, has_cache in names.items():
         # Without a cache, bfloat16 rounds otherwise, and a random model's likeliest tokens lie close together.
         comparable = has_cache or model.model.dtype == torch.float32
         agrees = texts["ours"] == texts[name] if comparable else None
+        note = f"{speed}, {medians.processor_ratio('ours', name)}"
         rows.append(Row("tokens", what, medians["ours"], medians[name], "s", name, None, agrees, note))
     return rows
 
