@@ -65,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=positive, default=300, metavar="N", help="longest caption (300)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
     parser.add_argument("--num-beams", type=positive, default=1, metavar="N", help="beam search width (1)")
+    parser.add_argument(
+        "--static-cache", action="store_true", help="keys and values of fixed size; on a GPU it compiles decoding"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)"
@@ -116,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_new_tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
             num_beams=arguments.num_beams,
+            static_cache=arguments.static_cache,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,3 +286,14 @@ def test_a_clip_that_crashes_its_process_costs_only_itself(model: VideoLlama, cl
     )
     assert errors == {2: "deadly.mp4: the process that decodes it crashes"}
     assert captions == ["" if number == 2 else caption_alone(model, clip) for number, clip in enumerate(given)]
+
+
+def test_a_cache_of_fixed_size_changes_no_caption(model: VideoLlama, clips: list[Path]) -> None:
+    usual = model.caption(clips[:3], PROMPT, batch_size=2, max_new_tokens=8)
+    assert model.caption(clips[:3], PROMPT, batch_size=2, max_new_tokens=8, static_cache=True) == usual
+
+
+def test_captioning_uses_nothing_that_transformers_is_about_to_remove(model: VideoLlama, clips: list[Path]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model.caption(clips[:2], PROMPT, batch_size=2, max_new_tokens=4)

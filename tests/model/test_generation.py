@@ -173,3 +173,11 @@ def test_a_failed_answer_leaves_an_empty_cache() -> None:
     cache.take([1, 2, 3])
     assert cache.keys == []
     assert cache.states is None
+
+
+def test_a_cache_of_fixed_size_is_asked_for_and_reuses_nothing() -> None:
+    options = GenerationOptions(static_cache=True)
+    assert options.to_generate_kwargs()["cache_implementation"] == "static"
+    assert not options.reuses_states
+    assert GenerationOptions().reuses_states
+    assert "cache_implementation" not in GenerationOptions().to_generate_kwargs()

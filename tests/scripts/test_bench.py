@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts import bench
-from scripts.benches import decode, encoders, language, timing
+from scripts.benches import decode, encoders, language, real_size, timing
 from scripts.benches.timing import Row
 
 
@@ -50,6 +50,33 @@ def test_a_bench_runs_and_what_it_compares_agrees(
     assert all(row["bench"] == name and row["target"] is None for row in rows)
     shown = capsys.readouterr().out
     assert all(str(row["what"]) in shown for row in rows)
+
+
+@pytest.mark.parametrize(("tokens", "status"), [(8, 0), (3, 1)])
+def test_the_real_size_is_measured_from_start_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, status: int
+) -> None:
+    said = {"weights": 100.0, "tokens": tokens, "prompt": 9, "load": 1.0, "answer": 2.0}
+    monkeypatch.setattr(real_size, "output_of", lambda code, *arguments: (json.dumps(said), 900.0, 1000.0))
+    found, rows = run(tmp_path, "real-size")
+    assert found == status
+    assert rows[0]["ours"] == 1000.0
+    assert rows[0]["peer"] == pytest.approx(1.15 * 100.0 + 1024)
+    assert all(row["agrees"] is (tokens == 8) for row in rows)
+
+
+def test_the_last_printed_line_of_a_fresh_interpreter_comes_back() -> None:
+    said, resident, peak = timing.output_of("print(1); print('a', 'b')")
+    assert said == "a b"
+    assert 0 < resident <= peak + 1
+
+
+def test_the_real_size_is_no_part_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_names: list[str] = []
+    for name in bench.BENCHES:
+        monkeypatch.setitem(bench.BENCHES, name, lambda arguments, name=name: run_names.append(name) or [])
+    bench.main(["all", "--work", str(tmp_path)])
+    assert set(bench.BENCHES) - set(run_names) == {"real-size"}
 
 
 def test_a_wrong_result_fails_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ class CorpusSettings:
     def of_captions(self) -> dict[str, Any]:
         """Those that the captions depend on, for `CaptionFile`."""
         names = ("prompt", "num_frames", "audio", "window_seconds")
-        return {**{name: getattr(self, name) for name in names}, **vars(self.options)}
+        options = {name: value for name, value in vars(self.options).items() if name != "static_cache"}
+        return {**{name: getattr(self, name) for name in names}, **options}
 
 
 def caption_corpus(

@@ -113,14 +113,14 @@ def complete_batch(
     Args:
         prompts: from `VideoLlama.prepare`, with the same stop strings; they need not be equally long.
         options: how to draw the answers.
-        prefix: keeps the states of the common beginning for the next batch; not used with beams.
+        prefix: keeps the states of the common beginning for the next batch; see `GenerationOptions.reuses_states`.
     """
     tokenizer, stop_strings = model.processor.tokenizer, prompts[0].stop_strings
     kwargs: dict[str, Any] = options.to_generate_kwargs()
     if stop_strings:
         kwargs |= {"stop_strings": stop_strings, "tokenizer": tokenizer}
     shared = 0
-    if prefix is not None and options.num_beams == 1:
+    if prefix is not None and options.reuses_states:
         shared, states = prefix.take(model, prompts)
         if states is not None:
             kwargs["past_key_values"] = states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import queue
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -12,7 +13,15 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
-__all__ = ["GenerationOptions", "PrefixCache", "StopSignal", "TextStream", "cut_at_stop", "stream_text"]
+__all__ = [
+    "GenerationOptions",
+    "PrefixCache",
+    "StopSignal",
+    "TextStream",
+    "cache_argument",
+    "cut_at_stop",
+    "stream_text",
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,9 @@ class GenerationOptions:
         num_beams: width of beam search; 1 is none.
         repetition_penalty: above 1, tokens of the answer so far become less likely.
         length_penalty: beam search's preference for long (above 0) or short answers.
+        static_cache: keep keys and values in memory of a fixed size. On a GPU transformers then compiles the step
+            that makes a token, which takes a minute at first and pays for many long answers; nothing is reused of
+            earlier prompts. The answers are the same.
     """
 
     max_new_tokens: int = 300
@@ -36,6 +48,12 @@ class GenerationOptions:
     num_beams: int = 1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    static_cache: bool = False
+
+    @property
+    def reuses_states(self) -> bool:
+        """Whether keys and values of earlier prompts can be used: not with beams, nor with a cache of fixed size."""
+        return self.num_beams == 1 and not self.static_cache
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
@@ -58,7 +76,14 @@ class GenerationOptions:
             kwargs |= {"temperature": self.temperature, "top_p": self.top_p}
         if self.num_beams > 1:
             kwargs["length_penalty"] = self.length_penalty
+        if self.static_cache:
+            kwargs["cache_implementation"] = "static"
         return kwargs
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What a language model of this version of transformers calls the keys and values of earlier tokens."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @dataclass

@@ -15,6 +15,7 @@ from transformers.generation import StoppingCriteriaList
 from video_llama.conversation import Conversation, conv_templates, introduce_media
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
+from video_llama.model.media_cache import MediaCache
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
@@ -65,6 +66,7 @@ class VideoLlama:
     def __init__(self, model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.media_cache = MediaCache()
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +91,9 @@ class VideoLlama:
     def encode(self, media: VideoFrames | AudioSegments | Tensor) -> EncodedMedia:
         """Run one media item through its branch; do it once and ask as often as you like.
 
+        The features of the last items are kept, found by what the items contain: whoever shows the same file again
+        need not wait. After changing weights, call `media_cache.clear()`.
+
         Args:
             media: what `process_video`, `process_images` or `process_audio` return, or a tensor:
                 (frames, 3, height, width) for frames, (segments, 1, mel_bins, mel_frames) for sound. Frames of
@@ -97,10 +102,11 @@ class VideoLlama:
         Raises:
             ValueError: a sound, and the model was built without its audio branch.
         """
-        values = self.prepare_values(media)[None].to(self.device)
-        if values.shape[-3] == 1:
-            return EncodedMedia("audio", self.model.get_audio_features(values)[0])
-        return EncodedMedia("image", self.model.get_video_features(values)[0])
+        values = self.prepare_values(media)
+        kind: Literal["image", "audio"] = "audio" if values.shape[-3] == 1 else "image"
+        encode = self.model.get_audio_features if kind == "audio" else self.model.get_video_features
+        features = self.media_cache.get(values, lambda: encode(values[None].to(self.device))[0])
+        return EncodedMedia(kind, features)
 
     def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:
         """The tensor that a branch takes of an item: frames in the model's size, or segments with one channel."""
@@ -216,7 +222,7 @@ class VideoLlama:
         Args:
             prompt: from `prepare`.
             options: how to draw it.
-            cache: reuses and extends what an earlier prompt computed; not used with beams.
+            cache: reuses and extends what an earlier prompt computed; see `GenerationOptions.reuses_states`.
         """
         ids = self._run(prompt, options, cache)
         return cut_at_stop(self.processor.tokenizer.decode(ids, skip_special_tokens=True), prompt.stop_strings)
@@ -272,12 +278,11 @@ class VideoLlama:
         tokenizer = self.processor.tokenizer
         if prompt.stop_strings:
             kwargs |= {"stop_strings": prompt.stop_strings, "tokenizer": tokenizer}
-        reuse = cache is not None and options.num_beams == 1
-        if cache is not None and reuse:
+        if cache is not None and options.reuses_states:
             kwargs["past_key_values"] = states = cache.take(prompt.keys)
         output = self.model.generate(inputs_embeds=prompt.inputs_embeds, pad_token_id=tokenizer.pad_token_id, **kwargs)
         ids = output[0].tolist()
-        if cache is not None and reuse:
+        if cache is not None and options.reuses_states:
             cache.put([*prompt.keys, *ids], states)
         return ids
 

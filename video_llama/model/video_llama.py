@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import splice_features
+from video_llama.model.generation import cache_argument
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.loss import run_on_answers
 from video_llama.model.video_branch import VideoBranch
@@ -197,12 +198,13 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if audio_features is None:
                 audio_features = self._encode_sounds(audio_values, audio_pixel_values, segment_vectors, segment_mask)
             inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
+        past_key_values = kwargs.pop("cache", past_key_values)  # the name in newer versions of transformers
         if position_ids is None and past_key_values is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # left padding must not shift positions
         if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):  # not every language model knows it
             kwargs["logits_to_keep"] = logits_to_keep
         if past_key_values is not None:
-            kwargs["past_key_values"] = past_key_values
+            kwargs[cache_argument(self.language_model.forward)] = past_key_values
         kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         if answers_only and labels is not None:
             return run_on_answers(self.language_model, labels, **kwargs)
@@ -241,6 +243,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
         if attention_mask is None:
             attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
+        if "past_key_values" in kwargs:
+            kwargs[cache_argument(LlamaForCausalLM.forward)] = kwargs.pop("past_key_values")
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def _encode_frames(
