@@ -29,11 +29,13 @@ import json, sys
 from video_llama.processor.decoding import ClipDecoder
 from video_llama.processor.decode_process import serve
 from video_llama.processor.segments import SegmentSettings
+from video_llama.processor.video import num_decoder_threads
 import video_llama.data.examples
 decoder = ClipDecoder(28, 4, "pyav", SegmentSettings(8, "main"), True, None)
 _, [window] = decoder(sys.argv[1])
 heavy = ("torch", "torchaudio", "torchvision", "transformers", "decord", "webdataset", "pandas", "scipy")
-print(json.dumps({"frames": len(window.frames), "loaded": [name for name in heavy if name in sys.modules]}))
+loaded = [name for name in heavy if name in sys.modules]
+print(json.dumps({"frames": len(window.frames), "loaded": loaded, "threads": num_decoder_threads()}))
 """
 
 
@@ -94,7 +96,7 @@ def test_a_file_gives_what_the_media_processor_gives(files: list[ClipSource]) ->
 def test_a_decoding_process_loads_nothing_heavy(make_video: Callable[..., Path]) -> None:
     command = [sys.executable, "-c", REPORT, str(make_video("a.mp4", audio=True))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"frames": 4, "loaded": []}
+    assert json.loads(done.stdout) == {"frames": 4, "loaded": [], "threads": 1}
 
 
 class Deadly:
