@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from video_llama import Chat, load_pretrained_model
 from video_llama.clipworld.corpus import CorpusSettings, make_corpus
@@ -94,6 +95,16 @@ def test_the_sound_of_a_clip_alone_is_heard(model: VideoLlama) -> None:
     chat.upload_audio(SAMPLE)
     chat.ask("What do you hear?")
     assert "beeps" in chat.answer()
+
+
+def test_encoders_and_q_formers_in_bfloat16_change_no_answer(corpus: Path, model: VideoLlama) -> None:
+    clips = [SAMPLE, *sorted(corpus.rglob("*.mp4"))[:7]]
+    halved = load_pretrained_model(NAME, device="cpu", half=False, verbose=False)
+    halved.model.video_branch.to(torch.bfloat16)
+    halved.model.audio_branch.to(torch.bfloat16)
+    for question in ("Please describe this in detail.", "What do you hear?"):
+        answers = [one.caption(clips, question, batch_size=8, max_new_tokens=40) for one in (model, halved)]
+        assert answers[0] == answers[1]
 
 
 def test_it_answers_rightly_on_fresh_clips_pictures_and_sounds(evaluate: Any) -> None:

@@ -112,6 +112,7 @@ def test_frames_of_another_size_are_resized_to_the_models(
     large, _ = load_processor(image_size=own.image_size * 4).process_video(path)
     expected, _ = own.process_video(path)
     seen: list[torch.Tensor] = []
+    model.media_cache.clear()  # other tests have shown the clip before
     encode = model.model.get_video_features
     monkeypatch.setattr(model.model, "get_video_features", lambda values: (seen.append(values), encode(values))[1])
     model.encode(large)

@@ -17,6 +17,9 @@ def model(checkpoints: dict[str, Path]) -> VideoLlama:
     return load_checkpoint(checkpoints["hf"], device="cpu", dtype="float32")
 
 
+BRANCH = torch.nn.Linear(1, 1)
+
+
 def count_encoded(model: VideoLlama, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     encode = model.model.get_video_features
@@ -39,31 +42,36 @@ def test_the_same_content_is_encoded_once(model: VideoLlama, monkeypatch: pytest
     assert len(encoded) == 2
 
 
-def test_other_weights_need_a_cleared_cache(model: VideoLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_other_weights_do_not_count(model: VideoLlama, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = count_encoded(model, monkeypatch)
     size = model.model.config.vision_config.image_size
     pixels = torch.rand(2, 3, size, size)
     model.encode(pixels)
+    with torch.no_grad():
+        model.model.video_branch.projection.bias.add_(1.0)
+    changed = model.encode(pixels).features
+    assert len(encoded) == 2
+    assert torch.equal(changed, model.model.get_video_features(pixels[None])[0])
     model.media_cache.clear()
     model.encode(pixels)
-    assert len(encoded) == 2
+    assert len(encoded) == 4
 
 
 def test_what_was_asked_for_longest_ago_is_forgotten_first() -> None:
     cache, computed = MediaCache(max_items=2), []
 
     def ask(number: int) -> None:
-        cache.get(torch.tensor([number]), lambda: (computed.append(number), torch.tensor([number]))[1])
+        cache.get(torch.tensor([number]), BRANCH, lambda: (computed.append(number), torch.tensor([number]))[1])
 
     for number in (1, 2, 1, 3, 1, 2):
         ask(number)
     assert computed == [1, 2, 3, 2]
 
 
-def test_none_is_kept_on_request() -> None:
-    cache, computed = MediaCache(max_items=0), []
+def test_none_is_kept_unless_asked_for() -> None:
+    cache, computed = MediaCache(), []
     for _ in range(2):
-        cache.get(torch.zeros(1), lambda: (computed.append(1), torch.zeros(1))[1])
+        cache.get(torch.zeros(1), BRANCH, lambda: (computed.append(1), torch.zeros(1))[1])
     assert computed == [1, 1]
 
 

@@ -21,6 +21,7 @@ from video_llama.model.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
 from video_llama.model.inference import VideoLlama
 from video_llama.model.language_model import check_language_model
 from video_llama.model.loading import build_processor, load_original, load_transformers, original_config
+from video_llama.model.media_cache import MAX_ITEMS
 from video_llama.model.original_files import (
     OriginalFiles,
     configured_files,
@@ -85,15 +86,9 @@ def load_pretrained_model(
     with contextlib.nullcontext() if verbose else _quiet():
         if model_name is not None and template is None:
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
-        trained = find_trained_run(model_path)
-        if trained is not None:
-            return _load_trained_run(trained, model_base, template, precision, audio, options)
-        path = resolve_checkpoint(model_path, audio)
-        folder = path.parent if path.suffix in (".safetensors", ".json") else path
-        if is_transformers_folder(folder):
-            return _load_transformers(folder, template, precision, audio, options)
-        files = find_original_files(path, audio=audio, language_model=model_base)
-        return _load_original(files, template, precision, options)
+        model = _load_found(model_path, model_base, template, precision, audio, options)
+    model.media_cache.max_items = MAX_ITEMS
+    return model
 
 
 @MODELS.register("video_llama")
@@ -155,6 +150,26 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     files = OriginalFiles(language_model, unread, unread, imagebind=unread if hears else None, config=sizes)
     whole = original_config(files, **sizes_to_set(config, files))
     return build_processor(whole, language_model, _template_name(config.model_type))
+
+
+def _load_found(
+    model_path: str | os.PathLike[str],
+    model_base: str | os.PathLike[str] | None,
+    template: str | None,
+    precision: torch.dtype,
+    audio: bool | None,
+    options: dict[str, Any],
+) -> VideoLlama:
+    """Whatever lies at a path, hub id or address."""
+    trained = find_trained_run(model_path)
+    if trained is not None:
+        return _load_trained_run(trained, model_base, template, precision, audio, options)
+    path = resolve_checkpoint(model_path, audio)
+    folder = path.parent if path.suffix in (".safetensors", ".json") else path
+    if is_transformers_folder(folder):
+        return _load_transformers(folder, template, precision, audio, options)
+    files = find_original_files(path, audio=audio, language_model=model_base)
+    return _load_original(files, template, precision, options)
 
 
 def _load_trained_run(

@@ -91,8 +91,8 @@ class VideoLlama:
     def encode(self, media: VideoFrames | AudioSegments | Tensor) -> EncodedMedia:
         """Run one media item through its branch; do it once and ask as often as you like.
 
-        The features of the last items are kept, found by what the items contain: whoever shows the same file again
-        need not wait. After changing weights, call `media_cache.clear()`.
+        A model from `load_pretrained_model` keeps the features of the last items, found by what the items contain:
+        whoever shows the same file again need not wait (`media_cache`).
 
         Args:
             media: what `process_video`, `process_images` or `process_audio` return, or a tensor:
@@ -105,7 +105,8 @@ class VideoLlama:
         values = self.prepare_values(media)
         kind: Literal["image", "audio"] = "audio" if values.shape[-3] == 1 else "image"
         encode = self.model.get_audio_features if kind == "audio" else self.model.get_video_features
-        features = self.media_cache.get(values, lambda: encode(values[None].to(self.device))[0])
+        branch = self.model.audio_branch if kind == "audio" else self.model.video_branch
+        features = self.media_cache.get(values, branch, lambda: encode(values[None].to(self.device))[0])
         return EncodedMedia(kind, features)
 
     def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["MediaCache"]
+__all__ = ["MAX_ITEMS", "MediaCache"]
 
 MAX_ITEMS = 64
+"""That a model keeps which was loaded for answering."""
 
 
 class MediaCache:
@@ -23,24 +24,25 @@ class MediaCache:
     long.
 
     Args:
-        max_items: that are kept; a clip of a 7B model takes 0.3 MB in half precision. 0 keeps none.
+        max_items: that are kept; a clip of a 7B model takes 0.3 MB in half precision. 0, the default, keeps none.
     """
 
-    def __init__(self, max_items: int = MAX_ITEMS) -> None:
+    def __init__(self, max_items: int = 0) -> None:
         self.max_items = max_items
         self._features: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, values: Tensor, encode: Callable[[], Tensor]) -> Tensor:
+    def get(self, values: Tensor, branch: nn.Module | None, encode: Callable[[], Tensor]) -> Tensor:
         """The features of an item, encoded now if they are not kept.
 
         Args:
             values: what the item's branch takes.
+            branch: what encodes it; what it gave before one of its weights was changed in place no longer counts.
             encode: computes the features.
         """
-        if not self.max_items:
+        if not self.max_items or branch is None:
             return encode()
-        key = content_key(values)
+        key = f"{content_key(values)} {_version(branch)}"
         with self._lock:
             if key in self._features:
                 self._features.move_to_end(key)
@@ -56,6 +58,11 @@ class MediaCache:
         """Forget all, for instance because the weights have changed."""
         with self._lock:
             self._features.clear()
+
+
+def _version(branch: nn.Module) -> int:
+    """Another one after each step of an optimizer and each loading of weights."""
+    return sum(parameter._version for parameter in branch.parameters() if not parameter.is_inference())
 
 
 def content_key(values: Tensor) -> str:
