@@ -81,6 +81,24 @@ def encode_audio(container: av.container.OutputContainer, stream: av.AudioStream
     container.mux(stream.encode())
 
 
+def join_videos(path: Path, *parts: Path) -> Path:
+    """One stream out of several, whose later frames may have another size than the header says."""
+    number = 0
+    with av.open(str(path), "w") as output:
+        stream: av.VideoStream | None = None
+        for part in parts:
+            with av.open(str(part)) as container:
+                source = container.streams.video[0]
+                stream = stream or output.add_stream_from_template(source)
+                for packet in container.demux(source):
+                    if packet.size:
+                        packet.stream, packet.time_base = stream, Fraction(1, 10)
+                        packet.pts = packet.dts = number
+                        output.mux(packet)
+                        number += 1
+    return path
+
+
 @pytest.fixture
 def make_video(tmp_path: Path) -> MakeVideo:
     """Write a video of `draw_frame`'s frames, with a tone of the same length if `audio` is true or names a codec."""

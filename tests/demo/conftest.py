@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from scripts.bench_demo import Clip, make_clips
 from video_llama.chat import Chat
 from video_llama.demo import terminal
 from video_llama.demo.limits import Limits
@@ -19,7 +21,8 @@ from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel
 from video_llama.model.builder import load_pretrained_model
-from video_llama.model.generation import GenerationOptions
+from video_llama.model.generation import GenerationOptions, PrefixCache
+from video_llama.model.inference import Prompt, VideoLlama
 
 Run = Callable[..., SimpleNamespace]
 
@@ -78,12 +81,56 @@ def sessions(shared_model: SharedModel, tmp_path: Path) -> Sessions:
     """At most two visitors, each with at most two files."""
     model: Future[SharedModel] = Future()
     model.set_result(shared_model)
-    return Sessions(model, tmp_path / "sessions", limits=Limits(sessions=2, media=2))
+    return Sessions(model, tmp_path / "demo", limits=Limits(sessions=2, media=2))
 
 
 @pytest.fixture
 def session(sessions: Sessions) -> Session:
     return sessions.get("visitor")
+
+
+class HeldModel(SharedModel):
+    """A model whose answers can be held up and replaced.
+
+    Attributes:
+        gate: while it is closed (clear), answers stop after each piece.
+        says: every answer, if it is not None.
+    """
+
+    def __init__(self, model: VideoLlama) -> None:
+        super().__init__(model)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.says: str | None = None
+
+    def stream(
+        self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None
+    ) -> Generator[str, None, None]:
+        for piece in super().stream(prompt, options, cache) if self.says is None else [self.says]:
+            yield piece
+            assert self.gate.wait(120)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[SimpleNamespace]:
+    """The running page of the small model of the package, which knows the generated world."""
+    model = HeldModel(load_pretrained_model("video-llama-tiny", device="cpu", half=False))
+    running = DemoServer(
+        lambda: model, limits=Limits(upload_mb=2, seconds=60), options=GenerationOptions(max_new_tokens=40)
+    )
+    address = running.start()
+    running.model.result()
+    held: Future[SharedModel] = Future()
+    held.set_result(model)
+    running.sessions.model = held
+    yield SimpleNamespace(address=address, sessions=running.sessions, folder=running.folder, model=model, demo=running)
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """16 clips, no two alike in colour and sound."""
+    return make_clips(tmp_path_factory.mktemp("clips"), 16)
 
 
 @pytest.fixture(scope="session")

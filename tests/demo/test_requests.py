@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from video_llama.demo.limits import Limits
-from video_llama.demo.requests import RequestGuard, answer_options, num_frames, uploaded_file
+from video_llama.demo.requests import RequestGuard, answer_options, num_frames
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions
-
-
-def test_an_upload_is_found_with_its_owners_name(tmp_path: Path) -> None:
-    data = {"path": str(tmp_path / "ab" / "clip.mp4"), "orig_name": "../../my clip.mp4"}
-    assert uploaded_file(data, tmp_path) == (tmp_path / "ab" / "clip.mp4", "my clip.mp4")
-    assert uploaded_file([data], tmp_path)[1] == "my clip.mp4"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"path": "/etc/passwd"},
-        {"path": "{folder}/../outside.mp4"},
-        {"path": "{folder}/link"},
-        {"path": ["a"]},
-        {"url": "https://example.com/a.mp4"},
-        "clip.mp4",
-        None,
-        [],
-    ],
-    ids=str,
-)
-def test_nothing_but_uploads_is_read(data: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "uploads"
-    folder.mkdir()
-    (tmp_path / "outside.mp4").write_bytes(b"secret")
-    (folder / "link").symlink_to(tmp_path / "outside.mp4")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data = {"path": data["path"].format(folder=folder)}
-    with pytest.raises(VideoLlamaError, match="uploaded"):
-        uploaded_file(data, folder)
 
 
 def test_settings_are_the_visitors_or_the_defaults() -> None:
@@ -74,8 +42,10 @@ def test_frames_lie_within_the_limits() -> None:
             num_frames(wrong, Limits())
 
 
-def ask_guard(path: str, headers: dict[bytes, bytes], chunks: list[bytes]) -> tuple[list[int], bytes]:
-    """What a guard of 1 kB lets through to the app behind it, and the statuses it sends itself."""
+def ask_guard(
+    path: str, headers: dict[bytes, bytes], chunks: list[bytes], room: int = 10**9
+) -> tuple[list[int], bytes]:
+    """What a guard of 1 kB uploads lets through to the app behind it, and the statuses it sends itself."""
     statuses: list[int] = []
     received = b""
     messages = iter([{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks])
@@ -93,21 +63,46 @@ def ask_guard(path: str, headers: dict[bytes, bytes], chunks: list[bytes]) -> tu
             received += message["body"]
 
     scope = {"type": "http", "path": path, "headers": list(headers.items())}
-    asyncio.run(RequestGuard(app, 1000)(scope, receive, send))
+    asyncio.run(RequestGuard(app, 1000, lambda: room)(scope, receive, send))
     return statuses, received
 
 
+UPLOAD = "/gradio_api/upload"
+
+
 def test_a_request_that_says_to_be_too_large_is_refused_unread() -> None:
-    assert ask_guard("/upload", {b"content-length": b"1000000000"}, [b"a"]) == ([413], b"")
-    assert ask_guard("/upload", {b"content-length": b"-5"}, [b"a"]) == ([413], b"")
-    assert ask_guard("/upload", {b"content-length": b"2"}, [b"a", b"b"]) == ([], b"ab")
+    assert ask_guard(UPLOAD, {b"content-length": b"1000000000"}, [b"a"]) == ([413], b"")
+    assert ask_guard(UPLOAD, {b"content-length": b"-5"}, [b"a"]) == ([413], b"")
+    assert ask_guard(UPLOAD, {b"content-length": b"2"}, [b"a", b"b"]) == ([], b"ab")
 
 
 def test_a_request_that_does_not_say_how_large_it_is_is_cut_off() -> None:
-    _, received = ask_guard("/upload", {}, [bytes(400_000)] * 9)
+    _, received = ask_guard(UPLOAD, {}, [bytes(400_000)] * 9)
     assert len(received) == 800_000
 
 
-@pytest.mark.parametrize("address", ["https://example.com/a", "HTTP://127.0.0.1:22/"])
-def test_the_server_fetches_nothing_for_others(address: str) -> None:
-    assert ask_guard(f"/gradio_api/file={address}", {}, []) == ([403], b"")
+def test_only_an_upload_may_be_as_large_as_an_upload() -> None:
+    assert ask_guard(UPLOAD, {b"content-length": b"1000900"}, [b"a"]) == ([], b"a")
+    assert ask_guard("/gradio_api/queue/join", {b"content-length": b"1000900"}, [b"a"]) == ([413], b"")
+
+
+def test_uploads_stop_where_there_is_no_more_room() -> None:
+    assert ask_guard(UPLOAD, {b"content-length": b"900"}, [b"a"], room=800) == ([507], b"")
+    assert ask_guard(UPLOAD, {}, [bytes(500)] * 3, room=800) == ([], bytes(500))
+    assert ask_guard("/gradio_api/queue/join", {b"content-length": b"900"}, [b"a"], room=0) == ([], b"a")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=https://example.com/a",
+        "/gradio_api/file=HTTP://127.0.0.1:22/",
+        "/gradio_api//file=http://127.0.0.1/",
+        "/gradio_api/proxy=https://example.com/",
+        "/gradio_api/deep_link",
+        "/gradio_api/component_server/",
+        "/monitoring/summary",
+    ],
+)
+def test_the_server_fetches_nothing_for_others_and_offers_no_more_than_the_page_needs(path: str) -> None:
+    assert ask_guard(path, {}, []) == ([403], b"")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from video_llama.demo import server as server_module
-from video_llama.demo.server import DemoServer, ServerSettings, read_auth, remove_old_files, warn_of_strangers
+from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_of_strangers
 from video_llama.errors import VideoLlamaError
 
 ENDPOINTS = {"/upload", "/ask", "/retry", "/undo", "/clear", "/stop", "/export"}
@@ -251,12 +249,3 @@ def test_opening_the_page_to_strangers_warns(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(warnings)
     assert all(text in line for text, line in zip(warnings, lines, strict=True))
-
-
-def test_old_uploads_are_removed_and_new_ones_kept(tmp_path: Path) -> None:
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "clip.mp4").write_bytes(b"a")
-    os.utime(tmp_path / "old" / "clip.mp4", (0, 0))
-    remove_old_files(tmp_path, server_module._UPLOAD_SECONDS)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -18,11 +18,12 @@ from tests.conftest import (
     draw_tone,
     encode_audio,
     frame_number,
+    join_videos,
 )
 from tests.processor.conftest import replace_bytes
 from video_llama.errors import MediaError
-from video_llama.processor import pyav_reader
 from video_llama.processor.audio import decode_audio
+from video_llama.processor.containers import limit_frames
 from video_llama.processor.kind import media_kind
 from video_llama.processor.video import decode_video
 
@@ -132,10 +133,21 @@ def test_a_title_in_another_encoding_is_no_reason_to_fail(tmp_path: Path) -> Non
     assert decode_audio(path).samples.shape == (1, RATE)
 
 
-def test_frames_too_large_for_the_memory_are_refused(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyav_reader, "_MAX_FRAME_PIXELS", 64 * 48 - 1)
-    with pytest.raises(MediaError, match=r"clip\.mp4: frames of 64x48 are too large"):
-        sampled(make_video())
+def test_frames_too_large_for_the_memory_are_refused(make_video: MakeVideo) -> None:
+    clip = make_video()
+    with limit_frames(64 * 48 - 1), pytest.raises(MediaError, match=r"clip\.mp4: frames of 64x48 are too large"):
+        sampled(clip)
+    assert sampled(clip)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv"])
+def test_frames_that_grow_too_large_midway_are_never_decoded(
+    suffix: str, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    path = join_videos(tmp_path / f"growing.{suffix}", make_video("a.h264"), make_video("b.h264", size=(256, 192)))
+    assert sampled(path)
+    with limit_frames(64 * 48), pytest.raises(MediaError, match=r"growing\.\w+: "):
+        sampled(path)
 
 
 def test_a_video_stream_without_frames_is_named_as_the_cause(tmp_path: Path) -> None:

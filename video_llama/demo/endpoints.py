@@ -7,9 +7,8 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
-from video_llama.demo.requests import answer_options, num_frames, uploaded_file
+from video_llama.demo.requests import answer_options, num_frames
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.views import conversation_json, describe_item
@@ -43,7 +42,7 @@ class Endpoints:
     ) -> dict[str, Any]:
         """Show a video or an image, or play a sound; returns what was seen and heard."""
         try:
-            path, name = uploaded_file(file, get_upload_folder())
+            path, name = self.sessions.uploads.find(file)
             session = self.sessions.get(request.session_hash)
             frames = num_frames(frames, self.sessions.limits)
             return describe_item(session.add(path, name, num_frames=frames, listen=listen))

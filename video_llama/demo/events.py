@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from video_llama.demo.page import Page
-from video_llama.demo.requests import answer_options, num_frames, uploaded_file
+from video_llama.demo.requests import answer_options, num_frames
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.views import (
@@ -99,7 +98,7 @@ class Events:
     def add_file(self, data: Any, frames: Any, listen: Any, request: gr.Request) -> Iterator[Changes]:
         """Take in an upload or a recording."""
         try:
-            path, name = uploaded_file(data, get_upload_folder())
+            path, name = self.sessions.uploads.find(data)
         except VideoLlamaError as error:
             yield self._failure(error)
             return

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from av import VideoStream
 from PIL import Image
 
 from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
@@ -24,8 +25,10 @@ class Limits:
 
     Attributes:
         upload_mb: largest file, in megabytes of 10^6 bytes.
+        uploads_kept: as many files of that size may be stored at one time, for all visitors together.
         seconds: longest video or sound.
         pixels: largest frame or image, width times height.
+        pixels_between_keyframes: that may have to be decoded to reach one frame of a video.
         media: files in one conversation.
         question_characters: longest question.
         answer_tokens: most tokens a visitor may ask for.
@@ -35,8 +38,10 @@ class Limits:
     """
 
     upload_mb: float = 200
+    uploads_kept: int = 20
     seconds: float = 3600
     pixels: int = 4096 * 2304
+    pixels_between_keyframes: float = 3e10  # a minute's work of one core, or two
     media: int = 8
     question_characters: int = 2000
     answer_tokens: int = 1024
@@ -48,6 +53,11 @@ class Limits:
     def upload_bytes(self) -> int:
         """Largest file in bytes."""
         return int(self.upload_mb * 1_000_000)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Most bytes of uploads at one time."""
+        return self.uploads_kept * self.upload_bytes
 
     def check_file(self, path: str | os.PathLike[str]) -> str:
         """The kind of a file ("video", "image" or "audio") that keeps within the limits.
@@ -104,8 +114,13 @@ class Limits:
         with open_container(path) as container:
             stream = select_stream(container, path, kind)
             self._check_length(path, float(container.duration or 0) / 1_000_000)
+            pixels = stream.width * stream.height if isinstance(stream, VideoStream) else 0
             start: float | None = None
+            since_keyframe = 0
             for number, packet in enumerate(demux_packets(container, stream, path)):
+                since_keyframe = 0 if packet.is_keyframe else since_keyframe + 1
+                if since_keyframe * pixels > self.pixels_between_keyframes:
+                    raise MediaError(path, "its key frames are too far apart", "convert it to H.264 in an .mp4 file")
                 if packet.pts is None or packet.time_base is None:
                     continue
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)

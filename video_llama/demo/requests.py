@@ -1,44 +1,36 @@
-"""What comes from a visitor, checked: uploaded files, settings, and requests as a whole."""
+"""What comes from a visitor, checked: settings, and requests as a whole."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from video_llama.demo.limits import Limits
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions
 
-__all__ = ["RequestGuard", "answer_options", "num_frames", "uploaded_file"]
+__all__ = ["RequestGuard", "answer_options", "num_frames"]
 
 MAX_BEAMS = 8
 _FORM_BYTES = 1_000_000  # of a request beside the file in it
 
+# Of the framework's addresses: those that fetch from other servers, and those the page has no use for.
+_CLOSED = (
+    "file=http:",
+    "file=https:",
+    "proxy=",
+    "component_server",
+    "deep_link",
+    "dev/",
+    "monitoring",
+    "process_recording",
+    "run-history",
+    "runs",
+    "vibe-",
+)
+
 Message = MutableMapping[str, Any]
-
-
-def uploaded_file(data: Any, folder: str | os.PathLike[str]) -> tuple[Path, str]:
-    """The place of an uploaded file and the name its owner gave it.
-
-    Args:
-        data: what the browser or the client says about the file.
-        folder: where the server puts uploads; nothing else is read.
-
-    Raises:
-        VideoLlamaError: there is no file, or it is not one that was uploaded.
-    """
-    if isinstance(data, (list, tuple)) and len(data) == 1:
-        data = data[0]
-    if not isinstance(data, dict) or not isinstance(data.get("path"), str):
-        raise VideoLlamaError("no file was uploaded")
-    path = Path(data["path"]).resolve()
-    if not path.is_relative_to(Path(folder).resolve()):
-        raise VideoLlamaError("only files that were uploaded can be read")
-    name = data.get("orig_name") or path.name
-    return path, Path(str(name)).name[:200] or path.name
 
 
 def answer_options(settings: Sequence[Any], limits: Limits, defaults: GenerationOptions) -> dict[str, Any]:
@@ -82,15 +74,17 @@ def num_frames(value: Any, limits: Limits) -> int | None:
 
 @dataclass(frozen=True)
 class RequestGuard:
-    """Refuses requests that are too large, before they are read, and the server's proxy for other addresses.
+    """Refuses requests that are too large, before they are read, and parts of the server that the page does not need.
 
     Args:
         app: the web application (ASGI) behind it.
         upload_bytes: largest upload.
+        room: how many bytes may be stored at the moment.
     """
 
     app: Callable[..., Awaitable[None]]
     upload_bytes: int
+    room: Callable[[], int]
 
     async def __call__(
         self,
@@ -101,14 +95,19 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        length, most = headers.get(b"content-length", b"0"), self.upload_bytes + _FORM_BYTES
-        if not length.isdigit() or int(length) > most:
-            await _refuse(send, 413, b"The upload is too large.")
-        elif "/file=http:" in scope["path"].lower() or "/file=https:" in scope["path"].lower():
+        path = scope["path"].strip("/").removeprefix("gradio_api/").lstrip("/")
+        is_upload = path == "upload"
+        most = (self.upload_bytes if is_upload else 0) + _FORM_BYTES
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        room = self.room() if is_upload else most
+        if path.lower().startswith(_CLOSED):
             await _refuse(send, 403, b"Only uploaded files are served.")
+        elif not length.isdigit() or int(length) > most:
+            await _refuse(send, 413, b"The request is too large.")
+        elif int(length) > room:
+            await _refuse(send, 507, b"There is no room at the moment; try again in a few minutes.")
         else:
-            await self.app(scope, _counted(receive, most), send)
+            await self.app(scope, _counted(receive, min(most, room)), send)
 
 
 def _counted(receive: Callable[[], Awaitable[Message]], most: int) -> Callable[[], Awaitable[Message]]:

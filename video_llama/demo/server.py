@@ -6,11 +6,11 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +22,7 @@ from video_llama.demo.limits import Limits
 from video_llama.demo.requests import RequestGuard
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel
+from video_llama.demo.uploads import stored_bytes
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import VideoLlama
@@ -31,8 +32,8 @@ __all__ = ["DemoServer", "serve"]
 logger = logging.getLogger(__name__)
 
 LOCAL_HOST = "127.0.0.1"
-_UPLOAD_SECONDS = 600.0  # how long an upload may wait in the queue before its first copy is removed
 _SWEEP_SECONDS = 30.0
+_ENVIRONMENT = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
 _HERE = Path(__file__).parent
 
 
@@ -80,33 +81,36 @@ class DemoServer:
         self.options = options or GenerationOptions()
         self.folder = Path(tempfile.mkdtemp(prefix="video-llama-demo-"))
         self.model: Future[SharedModel] = Future()
-        self.sessions = Sessions(self.model, self.folder / "sessions", limits=self.limits, template=template)
+        self.sessions = Sessions(self.model, self.folder, limits=self.limits, template=template)
         self._load = load
+        self._app: Any = None
+        self._environment = {name: os.environ.get(name) for name in _ENVIRONMENT}
         self._closing = threading.Event()
 
     def start(self) -> str:
         """Serve and return the address; the model goes on loading."""
-        (self.folder / "sessions").mkdir()
-        os.environ["GRADIO_TEMP_DIR"] = str(self.folder / "uploads")
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # and no question after newer versions
+        self.sessions.folder.mkdir()
+        # The second also keeps it from asking after newer versions.
+        _set_environment(dict(zip(_ENVIRONMENT, (str(self.sessions.uploads.folder), "False"), strict=True)))
         from video_llama.demo.app import build_app
 
         self._app = build_app(self.sessions, self.options, escape(self.settings.title), self.settings.concurrency)
         script = (_HERE / "page.js").read_text(encoding="utf-8")
-        middleware = _middleware(self.limits.upload_bytes)
+        middleware = _middleware(self.limits.upload_bytes, self._room)
         _, address, shared = self._app.launch(
             server_name=self.settings.host,
             server_port=self.settings.port,
             share=self.settings.share,
             auth=list(self.settings.auth) or None,
             max_file_size=self.limits.upload_bytes,
-            allowed_paths=[str(self.folder / "sessions")],
+            allowed_paths=[str(self.sessions.folder)],
             css_paths=[_HERE / "page.css"],
             head=f"<script>{script}</script>",
             theme=_theme(),
             app_kwargs={"middleware": middleware},
             footer_links=[],
             ssr_mode=False,
+            enable_monitoring=False,
             show_error=False,
             quiet=True,
             prevent_thread_lock=True,
@@ -118,9 +122,15 @@ class DemoServer:
     def close(self) -> None:
         """Stop serving, free the model's sessions and remove all files."""
         self._closing.set()
-        self._app.close(verbose=False)
+        self.sessions.end_all()  # answers that are being given stop, so that the server need not wait for them
+        if self._app is not None:
+            self._app.close(verbose=False)
         self.sessions.end_all()
         shutil.rmtree(self.folder, ignore_errors=True)
+        _set_environment(self._environment)
+
+    def _room(self) -> int:
+        return self.limits.stored_bytes - stored_bytes(self.folder)
 
     def _load_model(self) -> None:
         try:
@@ -131,11 +141,11 @@ class DemoServer:
     def _sweep(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
             self.sessions.end_idle()
-            remove_old_files(self.folder / "uploads", _UPLOAD_SECONDS)
+            self.sessions.uploads.sweep()
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Run the page until Ctrl-C.
+    """Run the page until Ctrl-C or another signal ends the process.
 
     Raises:
         VideoLlamaError: the model cannot be loaded, or the address not be had.
@@ -151,6 +161,7 @@ def serve(arguments: argparse.Namespace) -> None:
         title=Path(arguments.model or arguments.cfg_path).name,
     )
     warn_of_strangers(settings)
+    _leave_in_good_order()
     server = DemoServer(
         lambda: load_model(arguments),
         settings,
@@ -169,6 +180,19 @@ def serve(arguments: argparse.Namespace) -> None:
         threading.Event().wait()
     finally:
         server.close()
+
+
+def _leave_in_good_order() -> None:
+    """Signals that would end the process at once, and leave the visitors' files behind, end it like `sys.exit`."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    raise SystemExit(128 + number)
 
 
 def warn_of_strangers(settings: ServerSettings) -> None:
@@ -199,22 +223,18 @@ def read_auth(path: str | None) -> tuple[tuple[str, str], ...]:
     return tuple((user, password) for user, password in pairs)
 
 
-def remove_old_files(folder: Path, seconds: float) -> None:
-    """Remove files below a folder that were written more than `seconds` ago, and folders left empty."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        try:
-            if path.is_dir():
-                path.rmdir()  # fails, as it should, where something is in it
-            elif time.time() - path.stat().st_mtime > seconds:
-                path.unlink()
-        except OSError:
-            continue
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
-def _middleware(upload_bytes: int) -> list[object]:
+def _middleware(upload_bytes: int, room: Callable[[], int]) -> list[object]:
     from starlette.middleware import Middleware
 
-    return [Middleware(RequestGuard, upload_bytes=upload_bytes)]
+    return [Middleware(RequestGuard, upload_bytes=upload_bytes, room=room)]
 
 
 def _theme() -> Any:

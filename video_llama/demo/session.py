@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import secrets
 import shutil
@@ -17,9 +18,11 @@ from video_llama.chat import Chat, Turn, Upload
 from video_llama.demo.limits import Limits
 from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import MediaError, VideoLlamaError
+from video_llama.processor.containers import limit_frames
 
-__all__ = ["MediaItem", "Session"]
+__all__ = ["SESSION_ENDED", "MediaItem", "Session"]
 
+SESSION_ENDED = "this conversation has ended, and its files are removed; load the page again"
 BUSY = "the last request of this conversation is not finished yet; wait for it or stop it"
 _STOP_SECONDS = 30.0  # a token of a large model on a CPU takes a while
 
@@ -80,11 +83,11 @@ class Session:
         Raises:
             VideoLlamaError: the file cannot be used; its message names the file as its owner does.
         """
-        with self._working(), _called(name):
+        with self._working(), _called(name), limit_frames(self.limits.pixels):
             if len(self.media) >= self.limits.media:
                 raise VideoLlamaError(f"a conversation holds {self.limits.media} files; clear it first")
             kind = self.limits.check_file(path)
-            copy = self.folder / f"{secrets.token_hex(16)}{Path(name).suffix[:8].lower()}"
+            copy = self.folder / (secrets.token_hex(16) + _served_suffix(name, kind))
             try:
                 os.link(path, copy)
             except OSError:  # another file system
@@ -157,7 +160,7 @@ class Session:
     @contextmanager
     def _working(self) -> Iterator[None]:
         if self.closed:
-            raise VideoLlamaError("this session has ended; load the page again")
+            raise VideoLlamaError(SESSION_ENDED)
         if not self._busy.acquire(blocking=False):
             raise VideoLlamaError(BUSY)
         self._stop.clear()
@@ -216,6 +219,13 @@ class Session:
             self._forget(upload)
         if self.closed:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _served_suffix(name: str, kind: str) -> str:
+    """The suffix under which a browser gets a file: one that makes it play it, never one that makes it run it."""
+    suffix = Path(name).suffix.lower()
+    media_type = mimetypes.guess_type(f"file{suffix}")[0] or ""
+    return suffix if media_type.startswith(f"{kind}/") and "xml" not in media_type else ""
 
 
 @contextmanager

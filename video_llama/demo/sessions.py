@@ -6,19 +6,23 @@ import logging
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 
 from video_llama.chat import Chat
 from video_llama.conversation import Conversation
 from video_llama.demo.limits import Limits
-from video_llama.demo.session import Session
+from video_llama.demo.session import SESSION_ENDED, Session
 from video_llama.demo.shared_model import SharedModel
+from video_llama.demo.uploads import Uploads
 from video_llama.errors import VideoLlamaError
 
 __all__ = ["Sessions"]
 
 logger = logging.getLogger(__name__)
+
+_KEYS_REMEMBERED = 10_000
 
 
 class Sessions:
@@ -26,7 +30,8 @@ class Sessions:
 
     Args:
         model: the model, or the promise of it while it is loading.
-        folder: where their files are kept, each session's in a folder that nobody can guess.
+        folder: where files are kept: `uploads` as they come, and in `sessions` those of each session, in a folder that
+            nobody can guess.
         template: of the conversations; by default the one that belongs to the weights.
     """
 
@@ -39,10 +44,12 @@ class Sessions:
         template: Conversation | None = None,
     ) -> None:
         self.model = model
-        self.folder = folder
+        self.uploads = Uploads(folder / "uploads")
+        self.folder = folder / "sessions"
         self.limits = limits or Limits()
         self._template = template
         self._sessions: dict[str, Session] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()  # a request that waited too long must not revive one
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -52,13 +59,15 @@ class Sessions:
         """The session of a visitor; a new one at the first call.
 
         Raises:
-            VideoLlamaError: there are too many visitors, or the request names no session.
+            VideoLlamaError: there are too many visitors, the session has ended, or the request names none.
         """
         if not key:
             raise VideoLlamaError("the request names no session; send a session_hash, as gradio_client does")
         model = self.model.result()
         self.end_idle()
         with self._lock:
+            if key in self._ended:
+                raise VideoLlamaError(SESSION_ENDED)
             if key not in self._sessions:
                 self._make_room()
                 folder = self.folder / secrets.token_hex(16)
@@ -73,9 +82,12 @@ class Sessions:
         return self._sessions.get(key or "")
 
     def end(self, key: str | None) -> None:
-        """Free a visitor's conversation and files."""
+        """Free a visitor's conversation and files; the key is not accepted again."""
         with self._lock:
             session = self._sessions.pop(key or "", None)
+            self._ended[key or ""] = None
+            while len(self._ended) > _KEYS_REMEMBERED:
+                self._ended.popitem(last=False)
         if session is not None:
             session.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import av
@@ -15,7 +16,14 @@ from av.stream import Disposition, Stream
 from video_llama.errors import MediaError, NoSoundTrackError
 from video_llama.processor.files import check_media_file, describe_content, find_truncation
 
-__all__ = ["demux_packets", "open_container", "select_stream", "translate_errors"]
+__all__ = [
+    "demux_packets",
+    "limit_frames",
+    "max_frame_pixels",
+    "open_container",
+    "select_stream",
+    "translate_errors",
+]
 
 # Packets are flagged as damaged wherever a broadcast recording starts or ends, and where a WAV file says to
 # be a few bytes longer than it is (one that is really cut short never gets here). Elsewhere the flag means
@@ -25,6 +33,24 @@ _FORMATS_FLAGGED_WITHOUT_DAMAGE = {"mpeg", "mpegts", "wav"}
 # Only the file itself may be read, never what it names. Metadata in some other encoding is no reason to fail.
 _OPEN_OPTIONS = {"protocol_whitelist": "file"}
 _OPEN_TIMEOUT_SECONDS = 60.0
+
+# Four times 8K; a damaged header can claim sizes that would fill the memory.
+_max_frame_pixels: ContextVar[int] = ContextVar("max_frame_pixels", default=2**27)
+
+
+def max_frame_pixels() -> int:
+    """Largest frame, width times height, that is decoded."""
+    return _max_frame_pixels.get()
+
+
+@contextmanager
+def limit_frames(pixels: int) -> Iterator[None]:
+    """Decode no larger frames within this block and thread, wherever in a video they come."""
+    before = _max_frame_pixels.set(pixels)
+    try:
+        yield
+    finally:
+        _max_frame_pixels.reset(before)
 
 
 @contextmanager
@@ -44,9 +70,8 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     if truncation:
         raise MediaError(path, truncation, "copy or download it again")
     with translate_errors(path, "not a media file, or damaged beyond reading"):
-        container = av.open(
-            name, metadata_errors="replace", options=_OPEN_OPTIONS, timeout=(_OPEN_TIMEOUT_SECONDS, None)
-        )
+        options = {**_OPEN_OPTIONS, "max_pixels": str(max_frame_pixels())}  # opening decodes a frame of each stream
+        container = av.open(name, metadata_errors="replace", options=options, timeout=(_OPEN_TIMEOUT_SECONDS, None))
     with container:
         yield container
 

@@ -23,7 +23,13 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
-from video_llama.processor.containers import demux_packets, open_container, select_stream, translate_errors
+from video_llama.processor.containers import (
+    demux_packets,
+    max_frame_pixels,
+    open_container,
+    select_stream,
+    translate_errors,
+)
 from video_llama.processor.mp4_index import FrameTimes, read_frame_times
 from video_llama.processor.video import num_decoder_threads
 from video_llama.registry import VIDEO_READERS
@@ -38,8 +44,6 @@ _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 # reliable.
 _FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
 _FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
-
-_MAX_FRAME_PIXELS = 2**27  # four times 8K; a damaged header can claim sizes that would fill the memory
 
 # The display matrix gives a turn in degrees, counter-clockwise.
 _ROTATION_FILTERS = {
@@ -78,7 +82,7 @@ class PyAVReader:
         self._path = path
         self._container = container
         self._stream = cast(VideoStream, select_stream(container, path, "video"))
-        if self._stream.width * self._stream.height > _MAX_FRAME_PIXELS:
+        if self._stream.width * self._stream.height > max_frame_pixels():
             raise MediaError(path, f"frames of {self._stream.width}x{self._stream.height} are too large")
         self._index = self._read_index()
         if not self._index.num_frames:
@@ -86,6 +90,7 @@ class PyAVReader:
         self._scaler = _FrameScaler(height, width)
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = num_decoder_threads()
+        self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels())}  # the size may change midway
         self.num_frames = self._index.num_frames
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
 
