@@ -6,8 +6,9 @@
 
 Each client has a clip of its own, of the generated world that the small model knows, and asks two questions about it,
 whose right answers no other client's clip shares. The server is `demo_video.py` in a process of its own, with default
-settings; its resident memory is read before the first round and after each, when all clients have left. The exit
-status is 1 if an answer is wrong, a call fails, or files are left behind.
+settings; its resident memory is read before the first round and after each, 40 seconds after all clients have left
+(twice a minute it gives memory back). The exit status is 1 if an answer is wrong, a call fails, or files are left
+behind.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 # Colours that the small model tells well; every sound it knows.
 COLOURS = ("red", "yellow", "pink", "cyan")
 QUESTIONS = {"colour": "What colour do you see?", "sound": "And what do you hear?"}
+_SETTLING_SECONDS = 40.0
 _PATIENCE_SECONDS = 120.0  # until the model is loaded, and until what clients left is freed
 
 
@@ -182,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     talks = talk_at_once(address, clips)
                     seconds = time.perf_counter() - start
                     left = wait_until_left(files)
+                    time.sleep(_SETTLING_SECONDS)
                 is_fine &= report(number, talks, seconds, memory, left)
         left_files = [path for path in files.rglob("*") if "video-llama-demo" in str(path)]
         print(f"files left after the end: {len(left_files)}")

@@ -8,7 +8,9 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -144,3 +146,20 @@ def server(shared_model: SharedModel) -> Iterator[SimpleNamespace]:
     address = running.start()
     yield SimpleNamespace(address=address, sessions=running.sessions, folder=running.folder, demo=running)
     running.close()
+
+
+def join_queue(server: SimpleNamespace, name: str, data: list[Any], session: str) -> str:
+    """Call an endpoint as a browser does, without a client that checks anything; returns all events."""
+    with httpx.Client(base_url=server.address, timeout=60) as browser:
+        config = browser.get("config").json()
+        number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
+        body = {"data": data, "fn_index": number, "session_hash": session}
+        assert browser.post("gradio_api/queue/join", json=body).status_code == 200
+        events = ""
+        with browser.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                events += line
+                if "process_completed" in line:
+                    break
+        server.sessions.end(session)
+        return events

@@ -48,6 +48,16 @@ def test_a_length_is_measured_and_not_believed(make_video: Callable[..., Path]) 
         Limits(seconds=20).check_file(path)
 
 
+def test_a_video_whose_frames_are_costly_to_reach_is_refused(make_video: Callable[..., Path]) -> None:
+    sparse, dense = (
+        make_video(f"{size}.mp4", num_frames=40, options={"g": str(size), "sc_threshold": "0"}) for size in (100, 5)
+    )
+    limits = Limits(pixels_between_keyframes=64 * 48 * 10)
+    assert limits.check_file(dense) == "video"
+    with pytest.raises(MediaError, match="key frames are too far apart"):
+        limits.check_file(sparse)
+
+
 def test_a_sound_track_longer_than_its_video_counts(make_video: Callable[..., Path]) -> None:
     path = make_video("clip.mkv", num_frames=5, audio=True, audio_seconds=12.0)
     assert Limits(seconds=15).check_file(path) == "video"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import logging
 import os
 import shutil
@@ -139,9 +141,13 @@ class DemoServer:
             self.model.set_exception(error)
 
     def _sweep(self) -> None:
+        ended = 0
         while not self._closing.wait(_SWEEP_SECONDS):
             self.sessions.end_idle()
             self.sessions.uploads.sweep()
+            if self.sessions.num_ended > ended:
+                ended = self.sessions.num_ended
+                _return_memory()
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -221,6 +227,15 @@ def read_auth(path: str | None) -> tuple[tuple[str, str], ...]:
     if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise VideoLlamaError(f"{path}: every line must be user:password")
     return tuple((user, password) for user, password in pairs)
+
+
+def _return_memory() -> None:
+    """Give what ended sessions held back to the system; glibc would keep it for later."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:

@@ -48,6 +48,7 @@ class Sessions:
         self.folder = folder / "sessions"
         self.limits = limits or Limits()
         self._template = template
+        self.num_ended = 0
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # a request that waited too long must not revive one
         self._lock = threading.Lock()
@@ -85,6 +86,7 @@ class Sessions:
         """Free a visitor's conversation and files; the key is not accepted again."""
         with self._lock:
             session = self._sessions.pop(key or "", None)
+            self.num_ended += session is not None
             self._ended[key or ""] = None
             while len(self._ended) > _KEYS_REMEMBERED:
                 self._ended.popitem(last=False)

@@ -1,0 +1,209 @@
+"""What people with bad intentions send to the server: refused, and the next visitor is served as before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from http.client import HTTPConnection
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from tests.conftest import join_videos
+from tests.demo.conftest import join_queue
+
+GIGABYTE = 10**9
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+
+
+@pytest.fixture
+def client(server: SimpleNamespace) -> Iterator[Client]:
+    client = Client(server.address, verbose=False, httpx_kwargs={"timeout": 120})
+    yield client
+    server.sessions.end(client.session_hash)
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def neighbour(server: SimpleNamespace) -> Iterator[Client]:
+    """Somebody who uses the server as it is meant."""
+    client = Client(server.address, verbose=False, httpx_kwargs={"timeout": 120})
+    yield client
+    server.sessions.end(client.session_hash)
+    client.close()
+
+
+@pytest.fixture(autouse=True)
+def _still_usable(neighbour: Client, image: Path) -> Iterator[None]:
+    """After each attack others are served as before."""
+    yield
+    assert neighbour.predict(file=handle_file(image), api_name="/upload")["kind"] == "image"
+    assert isinstance(neighbour.predict("What is it?", api_name="/ask"), str)
+    assert neighbour.predict(api_name="/clear") is True
+
+
+def parts(*bodies: bytes, name: str = "a.mp4") -> Iterator[bytes]:
+    """A form with one file, its content in pieces."""
+    yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n' % name.encode()
+    yield from bodies
+    yield b"\r\n--x--\r\n"
+
+
+def stored(server: SimpleNamespace) -> set[Path]:
+    return {path for path in server.sessions.uploads.folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "{folder}/uploads/../secret.mp4", "https://example.com/a.mp4"])
+def test_a_path_that_was_not_uploaded_is_never_opened(path: str, server: SimpleNamespace) -> None:
+    (server.folder / "secret.mp4").write_bytes(b"#!secret")
+    file = {"path": path.format(folder=server.folder), "meta": {"_type": "gradio.FileData"}}
+    events = join_queue(server, "upload", [file, None, True], f"stranger at {path}")
+    assert '"success":false' in events.replace(" ", "")
+    assert "text file" not in events
+    assert "secret" not in events.replace(file["path"], "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "{folder}/sessions/../../../etc/passwd",
+        "{folder}/sessions/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "{folder}/sessions/link",
+        "{here}",
+        "demo_video.py",
+        "https://example.com/",
+        "//etc/passwd",
+        "file:///etc/passwd",
+    ],
+)
+def test_only_files_of_sessions_are_served(path: str, server: SimpleNamespace) -> None:
+    link = server.sessions.folder / "link"
+    link.symlink_to("/etc/passwd")
+    try:
+        for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
+            address = server.address + route + path.format(folder=server.folder, here=__file__)
+            answer = httpx.get(address, follow_redirects=True)
+            assert answer.status_code >= 400
+            assert "root:" not in answer.text
+    finally:
+        link.unlink()
+
+
+@pytest.mark.parametrize("name", ["../../../../escaped.mp4", "/tmp/escaped.mp4", "..", "a\\..\\..\\escaped.mp4"])
+def test_an_upload_cannot_choose_where_it_is_stored(name: str, server: SimpleNamespace) -> None:
+    answer = httpx.post(f"{server.address}gradio_api/upload", content=b"".join(parts(b"abc", name=name)), headers=FORM)
+    places = [Path(path) for path in answer.json()] if answer.status_code == 200 else []
+    assert all(place.resolve().is_relative_to(server.sessions.uploads.folder.resolve()) for place in places)
+    assert not list(Path("/tmp").glob("escaped*"))
+    assert not list(server.folder.parent.glob("escaped*"))
+
+
+def test_an_upload_of_a_gigabyte_is_refused_before_it_is_sent(server: SimpleNamespace) -> None:
+    address, before = httpx.URL(server.address), stored(server)
+    with contextlib.closing(HTTPConnection(address.host, address.port, timeout=60)) as sender:
+        sender.putrequest("POST", "/gradio_api/upload")
+        for name, value in {**FORM, "content-length": str(GIGABYTE)}.items():
+            sender.putheader(name, value)
+        sender.endheaders(b"a")
+        assert sender.getresponse().status == 413
+    assert stored(server) == before
+
+
+def test_a_gigabyte_that_does_not_say_so_is_cut_off_early(server: SimpleNamespace) -> None:
+    sent = 0
+
+    def stream() -> Iterator[bytes]:
+        nonlocal sent
+        for part in parts(*([bytes(100_000)] * (GIGABYTE // 100_000))):
+            sent += len(part)
+            yield part
+
+    with contextlib.suppress(httpx.TransportError):  # hung up upon
+        answer = httpx.post(f"{server.address}gradio_api/upload", content=stream(), headers=FORM, timeout=120)
+        assert answer.status_code >= 400
+    assert sent < GIGABYTE / 2
+    assert all(path.stat().st_size <= server.demo.limits.upload_bytes for path in stored(server))
+
+
+def test_many_uploads_cannot_fill_the_disk(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler = server.sessions.uploads.folder / "filler"
+    filler.parent.mkdir(exist_ok=True)
+    with filler.open("wb") as file:
+        file.truncate(server.demo.limits.stored_bytes)  # takes no room, but says so
+    try:
+        body = b"".join(parts(bytes(1000)))
+        assert httpx.post(f"{server.address}gradio_api/upload", content=body, headers=FORM).status_code == 507
+    finally:
+        filler.unlink()
+
+
+def test_a_form_without_an_end_and_one_with_endless_headers_are_refused(server: SimpleNamespace) -> None:
+    before = {path.parent for path in stored(server)}
+    for body in (b"--x\r\n" + b"A" * 500_000, b"--x\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--x--\r\n"):
+        answer = httpx.post(f"{server.address}gradio_api/upload", content=body, headers=FORM, timeout=60)
+        assert answer.status_code >= 400 or answer.json() == []
+    assert {path.parent for path in stored(server)} <= before | {server.sessions.uploads.folder}
+
+
+def test_a_request_beside_uploads_is_small(server: SimpleNamespace) -> None:
+    body = {"data": ["a" * 1_500_000], "fn_index": 0, "session_hash": "large"}
+    assert httpx.post(f"{server.address}gradio_api/queue/join", json=body).status_code == 413
+
+
+def test_bombs_are_refused_before_they_are_unpacked(
+    server: SimpleNamespace, client: Client, make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("1", (20_000, 20_000)).save(picture)
+    wide = make_video("wide.mp4", num_frames=2, size=(1024, 768), options={"preset": "ultrafast"})
+    later = [make_video("a.h264"), make_video("b.h264", size=(1024, 768), options={"preset": "ultrafast"})]
+    bombs = {
+        picture: "too many|cannot be read",
+        make_video("hours.mp4", num_frames=300, fps=Fraction(1, 60)): "300 minutes are too long",
+        wide: "1024x768 pixels are too many",
+        join_videos(tmp_path / "grows.mkv", *later): "pixels are too many|damaged",
+    }
+    for bomb, message in bombs.items():
+        with pytest.raises(AppError, match=message) as refused:
+            client.predict(file=handle_file(bomb), api_name="/upload")
+        assert bomb.name in str(refused.value)
+        assert str(server.folder) not in str(refused.value)
+    assert json.loads(client.predict(api_name="/export")) == {"turns": []}
+    assert list(server.sessions.find(client.session_hash).folder.iterdir()) == []
+
+
+def test_a_picture_that_calls_itself_a_page_is_never_served_as_one(
+    server: SimpleNamespace, client: Client, image: Path, tmp_path: Path
+) -> None:
+    for suffix in (".html", ".svg", ".js"):
+        page = tmp_path / f"page{suffix}"
+        page.write_bytes(image.read_bytes())
+        client.predict(file=handle_file(page), api_name="/upload")
+    for item in server.sessions.find(client.session_hash).media:
+        answer = httpx.get(f"{server.address}gradio_api/file={item.path}")
+        assert (answer.status_code, answer.content) == (200, image.read_bytes())
+        assert not any(word in answer.headers["content-type"] for word in ("html", "svg", "script"))
+
+
+@pytest.mark.parametrize(
+    "path", ["gradio_api/deep_link?session_hash=a", "monitoring", "monitoring/summary", "gradio_api/proxy=https://a.b/"]
+)
+def test_what_the_page_does_not_need_is_closed(path: str, server: SimpleNamespace) -> None:
+    assert httpx.get(server.address + path).status_code == 403
+
+
+def test_a_session_that_has_ended_is_not_revived(server: SimpleNamespace) -> None:
+    key = "visitor who left"
+    server.sessions.get(key)
+    server.sessions.end(key)
+    events = join_queue(server, "ask", ["Am I here?", None, None, None, None], key)
+    assert "has ended" in events
+    assert server.sessions.find(key) is None
