@@ -88,6 +88,7 @@ class DemoServer:
         self._app: Any = None
         self._environment = {name: os.environ.get(name) for name in _ENVIRONMENT}
         self._closing = threading.Event()
+        self._swept = 0
 
     def start(self) -> str:
         """Serve and return the address; the model goes on loading."""
@@ -118,7 +119,7 @@ class DemoServer:
             prevent_thread_lock=True,
         )
         threading.Thread(target=self._load_model, name="video-llama-load", daemon=True).start()
-        threading.Thread(target=self._sweep, name="video-llama-sweep", daemon=True).start()
+        threading.Thread(target=self._sweep_on, name="video-llama-sweep", daemon=True).start()
         return shared or address
 
     def close(self) -> None:
@@ -140,14 +141,17 @@ class DemoServer:
         except BaseException as error:  # carried to whoever waits for the model
             self.model.set_exception(error)
 
-    def _sweep(self) -> None:
-        ended = 0
+    def sweep(self) -> None:
+        """Free what is no longer needed; the server does so by itself, twice a minute."""
+        self.sessions.end_idle()
+        self.sessions.uploads.sweep()
+        if _forget_closed_pages(self._app.app.state_holder) or self.sessions.num_ended > self._swept:
+            self._swept = self.sessions.num_ended
+            _return_memory()
+
+    def _sweep_on(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
-            self.sessions.end_idle()
-            self.sessions.uploads.sweep()
-            if self.sessions.num_ended > ended:
-                ended = self.sessions.num_ended
-                _return_memory()
+            self.sweep()
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -227,6 +231,16 @@ def read_auth(path: str | None) -> tuple[tuple[str, str], ...]:
     if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise VideoLlamaError(f"{path}: every line must be user:password")
     return tuple((user, password) for user, password in pairs)
+
+
+def _forget_closed_pages(holder: Any) -> int:
+    """Forget what Gradio keeps of pages that were closed, all they showed: it would for as long as the server runs."""
+    closed = [key for key, state in list(holder.session_data.items()) if state.is_closed]
+    with holder.lock:
+        for key in closed:
+            holder.session_data.pop(key, None)
+            holder.time_last_used.pop(key, None)
+    return len(closed)
 
 
 def _return_memory() -> None:
