@@ -187,12 +187,11 @@ def test_opening_the_page_to_strangers_warns(
     assert all(text in line for text, line in zip(warnings, lines, strict=True))
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signals here")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: Path, image: Path) -> None:
     code = (
-        "import sys; from types import SimpleNamespace; from video_llama.demo import opening, terminal;"
-        "opening.load_model = lambda arguments: SimpleNamespace(model=None, processor=None);"
+        "import sys, threading; from video_llama.demo import opening, terminal;"
+        "opening.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
         "sys.exit(terminal.main(['--port', sys.argv[1]]))"
     )
     port = free_port()
