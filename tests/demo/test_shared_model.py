@@ -64,6 +64,6 @@ def test_answers_of_several_threads_are_those_of_one(
         thread.join()
     for number in range(2):
         sessions.end(f"visitor {number}")
-        converse(sessions.get("alone"), number, "alone")
-        sessions.end("alone")
+        converse(sessions.get(f"alone {number}"), number, "alone")
+        sessions.end(f"alone {number}")
         assert answers["together", number] == answers["alone", number]
