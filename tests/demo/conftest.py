@@ -140,7 +140,7 @@ def server(shared_model: SharedModel) -> Iterator[SimpleNamespace]:
     """The running page of a model with random weights: its address and its parts."""
     running = DemoServer(
         lambda: shared_model,
-        limits=Limits(upload_mb=2, seconds=60, answer_tokens=4000),
+        limits=Limits(upload_mb=2, seconds=60, pixels=640 * 480, answer_tokens=4000),
         options=GenerationOptions(max_new_tokens=6),
     )
     address = running.start()
