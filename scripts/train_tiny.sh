@@ -67,11 +67,18 @@ save() { # FOLDER VISION AUDIO
 save stage1 visionbranch_stage1_pretrain/checkpoint_1.pth audiobranch_stage1_pretrain/checkpoint_0.pth
 save video-llama-tiny visionbranch_stage2_finetune/checkpoint_7.pth audiobranch_stage2_finetune/checkpoint_0.pth
 
-for model in stage1 video-llama-tiny; do
-    [ -e "$out/$model.json" ] || run scripts/evaluate.py --model "$out/$model" --data "$out/test" --json "$out/$model.json"
+# Two at a time, one on each core; the figures of both stages and of what each part does lie beside the models.
+evaluate() { # FIGURES MODEL [OPTION...]
+    [ -e "$out/$1.json" ] || run scripts/evaluate.py --model "$out/$2" --data "$out/test" --json "$out/$1.json" "${@:3}"
+}
+evaluate stage1 stage1 >"$out/stage1.log" 2>&1 &
+beside=$!
+evaluate video-llama-tiny video-llama-tiny
+wait $beside
+for pair in "frame_positions video_qformer" "audio_qformer audio" "shuffle_frames swap_sound"; do
+    evaluate "without_${pair#* }" video-llama-tiny --limit 100 --ablate "${pair#* }" >"$out/without_${pair#* }.log" 2>&1 &
+    beside=$!
+    evaluate "without_${pair% *}" video-llama-tiny --limit 100 --ablate "${pair% *}"
+    wait $beside
 done
-for part in frame_positions video_qformer audio_qformer audio shuffle_frames swap_sound; do
-    [ -e "$out/without_$part.json" ] ||
-        run scripts/evaluate.py --model "$out/video-llama-tiny" --data "$out/test" --limit 100 --ablate $part --json "$out/without_$part.json"
-done
-echo "done in $((SECONDS / 60)) minutes: $out/video-llama-tiny, figures beside it"
+echo "done in $((SECONDS / 60)) minutes: $out/video-llama-tiny, its figures in $out/video-llama-tiny.json"
