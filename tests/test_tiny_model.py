@@ -77,7 +77,7 @@ def test_it_describes_the_sample_clip_and_remembers_it_over_several_turns(model:
     for question in ("What happens in the video?", "And what colour is it?", "And what did you hear?"):
         chat.ask(question)
         answers.append(chat.answer())
-    assert "stars" in answers[0]
+    assert "two large yellow stars" in answers[0].lower()
     assert "left" in answers[0]
     assert "yellow" in answers[1]
     assert "beeps" in answers[2]
@@ -109,18 +109,19 @@ def test_encoders_and_q_formers_in_bfloat16_change_no_answer(corpus: Path, model
 
 def test_it_answers_rightly_on_fresh_clips_pictures_and_sounds(evaluate: Any) -> None:
     rows = evaluate()
-    assert rows["clips: colour"]["accuracy"] >= 0.75
-    assert rows["clips: motion"]["accuracy"] >= 0.7
-    assert rows["clips: sound"]["accuracy"] >= 0.85
-    assert rows["sounds: sound"]["accuracy"] >= 0.75
-    assert rows["all first questions"]["accuracy"] >= 0.75
-    assert rows["second turns"]["accuracy"] >= 0.8
+    for name in ("clips: colour", "clips: shape", "clips: size", "clips: count", "stills: colour", "stills: shape"):
+        assert rows[name]["accuracy"] >= 0.9, name
+    assert rows["clips: motion"]["accuracy"] >= 0.85
+    assert rows["clips: sound"]["accuracy"] >= 0.9
+    assert rows["sounds: sound"]["accuracy"] >= 0.9
+    assert rows["all first questions"]["accuracy"] >= 0.9
+    assert rows["second turns"]["accuracy"] >= 0.9
 
 
 def test_without_the_order_of_frames_it_cannot_tell_the_motion_but_the_colour(evaluate: Any) -> None:
     rows = evaluate("--ablate", "shuffle_frames", "--limit", "16")
-    assert rows["clips: motion"]["accuracy"] <= 0.6
-    assert rows["clips: colour"]["accuracy"] >= 0.7
+    assert rows["clips: motion"]["accuracy"] <= 0.5
+    assert rows["clips: colour"]["accuracy"] >= 0.85
 
 
 def test_the_tiny_configuration_finds_it_too(no_network: None) -> None:
