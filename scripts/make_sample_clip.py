@@ -1,6 +1,6 @@
-"""Draw the clip that `scripts/demo.sh` asks about when it is given no file: of the world that the small model knows.
+"""Draw the examples of the page, of the world that the small model knows; `scripts/demo.sh` asks about the clip, too.
 
-python scripts/make_sample_clip.py video_llama/demo/samples/stars.mp4
+python scripts/make_sample_clip.py video_llama/demo/samples
 """
 
 from __future__ import annotations
@@ -9,38 +9,44 @@ import argparse
 from itertools import count
 from pathlib import Path
 
-from video_llama.clipworld.drawing import draw_clip
-from video_llama.clipworld.encoding import write_clip
+import numpy as np
+
+from video_llama.clipworld.drawing import draw_clip, draw_frame
+from video_llama.clipworld.encoding import encode_jpeg, write_clip, write_sound
 from video_llama.clipworld.samples import Sample, random_sample
-from video_llama.clipworld.sounds import draw_sound
+from video_llama.clipworld.sounds import draw_sound, random_sound
 
 SEED = 2_000  # no corpus that the small model learns from has it
 IMAGE_SIZE = 256
-WANTED = {"shape": "star", "colour": "yellow", "count": "two", "motion": "left", "size": "large", "background": "black"}
+STARS = {"shape": "star", "colour": "yellow", "count": "two", "motion": "left", "size": "large", "background": "black"}
+CROSS = {"shape": "cross", "colour": "red", "count": "one", "size": "large", "background": "white"}
 
 
-def find_sample() -> Sample:
-    """The first clip in which two large yellow stars move to the left, and something beeps."""
+def find_sample(stream: str, wanted: dict[str, str]) -> Sample:
+    """The first clip or picture of which all this is true, without a change halfway, with beeps if it is a clip."""
     for index in count():
-        sample = random_sample(SEED, "test", "clip", index)
+        sample = random_sample(SEED, "test", stream, index)
         truth = sample.truth("")
-        is_wanted = all(truth[name] == value for name, value in WANTED.items())
-        if is_wanted and truth["sound"] == "beeps" and truth["changes"] is None:
+        is_wanted = all(truth[name] == value for name, value in wanted.items())
+        if is_wanted and truth.get("sound", "beeps") == "beeps" and truth.get("changes") is None:
             return sample
     raise AssertionError("there is no end of numbers")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, help="where to write the mp4 file")
-    arguments = parser.parse_args()
-    sample = find_sample()
-    assert sample.scene is not None
-    assert sample.sound is not None
-    write_clip(
-        arguments.output, draw_clip(sample.scene, sample.num_frames, IMAGE_SIZE), sample.fps, draw_sound(sample.sound)
-    )
-    print(f"wrote {arguments.output}: {sample.caption}")
+    parser.add_argument("output", type=Path, help="folder where to write stars.mp4, cross.jpg and tone.m4a")
+    output = parser.parse_args().output
+    clip, picture = find_sample("clip", STARS), find_sample("image", CROSS)
+    assert clip.scene is not None
+    assert clip.sound is not None
+    assert picture.scene is not None
+    frames = draw_clip(clip.scene, clip.num_frames, IMAGE_SIZE)
+    write_clip(output / "stars.mp4", frames, clip.fps, draw_sound(clip.sound))
+    (output / "cross.jpg").write_bytes(encode_jpeg(draw_frame(picture.scene, IMAGE_SIZE)))
+    tone = random_sound(np.random.default_rng(SEED), seconds=3.0, kind="rising tone")
+    write_sound(output / "tone.m4a", draw_sound(tone))
+    print(f"wrote to {output}: {clip.caption}; {picture.caption}; {tone.kind}")
 
 
 if __name__ == "__main__":

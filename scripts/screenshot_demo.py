@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 DESKTOP, PHONE = {"width": 1240, "height": 1080}, {"width": 375, "height": 812}
-PATIENCE_MS = 30_000  # a model on a busy CPU takes a while
+PATIENCE_MS = 120_000  # a model on a busy CPU takes a while
 
 
 def find_browser() -> str | None:
@@ -27,13 +27,14 @@ def find_browser() -> str | None:
 
 
 def launch(playwright: Any) -> Browser:
-    """A headless browser without a sandbox, which containers forbid; it visits this machine only."""
-    return playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+    """A headless browser with a pretended camera; without a sandbox, which containers forbid."""
+    devices = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    return playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", *devices])
 
 
-def open_page(browser: Browser, address: str, **settings: Any) -> Page:
-    """The page, ready to be used; every visitor has cookies of their own."""
-    page = browser.new_context(**settings).new_page()
+def open_page(visitor: BrowserContext, address: str) -> Page:
+    """The page, ready to be used."""
+    page = visitor.new_page()
     page.set_default_timeout(PATIENCE_MS)
     page.goto(address)
     page.wait_for_selector("#vl-question textarea")
@@ -50,12 +51,24 @@ def add_file(page: Page, path: Path) -> None:
 
 def ask(page: Page, question: str) -> str:
     """Type a question, wait for the whole answer and return it."""
-    before = page.locator("#vl-chat .message.bot").count()
+    before = page.locator("#vl-chat .message.user").count()
     page.fill("#vl-question textarea", question)
     page.press("#vl-question textarea", "Enter")
-    page.wait_for_function(f"document.querySelectorAll('#vl-chat .message.bot').length > {before}")
+    page.wait_for_function(f"document.querySelectorAll('#vl-chat .message.user').length > {before}")
     page.wait_for_selector("#vl-send")
     return page.locator("#vl-chat .message.bot").last.inner_text()
+
+
+def save(page: Page, path: Path, full_page: bool = False) -> None:
+    """A picture of the page, once its videos are there, in few enough colours to be small."""
+    from PIL import Image
+
+    page.wait_for_function("[...document.querySelectorAll('video.vl-player')].every((one) => one.readyState >= 2)")
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(400)  # until the players' signs have faded
+    page.screenshot(path=path, full_page=full_page)
+    with Image.open(path) as picture:
+        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def take_screenshots(address: str, clip: Path, questions: Sequence[str], output: Path) -> None:
@@ -66,8 +79,8 @@ def take_screenshots(address: str, clip: Path, questions: Sequence[str], output:
     broken = output / "broken.mp4"
     with sync_playwright() as playwright:
         browser = launch(playwright)
-        page = open_page(browser, address, viewport=DESKTOP)
-        page.screenshot(path=output / "demo_empty.png")
+        page = open_page(browser.new_context(viewport=DESKTOP), address)
+        save(page, output / "demo_empty.png")
         add_file(page, clip)
         page.fill("#vl-question textarea", questions[0])
         page.press("#vl-question textarea", "Enter")
@@ -76,20 +89,21 @@ def take_screenshots(address: str, clip: Path, questions: Sequence[str], output:
         page.wait_for_selector("#vl-send")
         for question in questions[1:]:
             ask(page, question)
-        page.screenshot(path=output / "demo.png")
+        save(page, output / "demo.png")
         broken.write_bytes(bytes(range(256)) * 40)
         page.set_input_files("#vl-upload input[type=file]", str(broken))
         page.wait_for_selector("#vl-notice .vl-error")
-        page.screenshot(path=output / "demo_error.png")
+        save(page, output / "demo_error.png")
         broken.unlink()
         for name, settings in (
             ("demo_dark.png", {"viewport": DESKTOP, "color_scheme": "dark"}),
             ("demo_phone.png", {"viewport": PHONE}),
         ):
-            page = open_page(browser, address, **settings)
+            page = open_page(browser.new_context(**settings), address)
             add_file(page, clip)
-            ask(page, questions[0])
-            page.screenshot(path=output / name, full_page=True)
+            for question in questions:
+                ask(page, question)
+            save(page, output / name, full_page=name == "demo_phone.png")
         browser.close()
 
 
@@ -98,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="checkpoint folder, hub id or packaged model")
     parser.add_argument("--clip", type=Path, default=None, help="what to show; by default a bundled clip")
-    parser.add_argument("--question", nargs="+", default=["What happens in the video?", "What do you hear?"])
+    parser.add_argument("--question", nargs="+", default=["Which way does the motion go?", "And what do you hear?"])
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder of the pictures")
     arguments = parser.parse_args(argv)
     if find_browser() is None:

@@ -1,22 +1,31 @@
-"""The real page in a real browser."""
+"""The real page in a real browser, answered by the small model of the package."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from scripts.bench_demo import QUESTIONS, Clip
 from scripts.screenshot_demo import PHONE, add_file, ask, find_browser, launch, open_page
+from video_llama.clipworld.encoding import write_sound
+from video_llama.clipworld.sounds import draw_sound, random_sound
+from video_llama.demo.page import EXAMPLES
+from video_llama.evaluation.answers import parse_answer
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if find_browser() is None:
     pytest.skip("no Chromium here (on Debian: apt-get install chromium)", allow_module_level=True)
 
 Visit = Callable[..., Any]
+PATIENCE_MS = 120_000
+COLOUR, SOUND = QUESTIONS["colour"], QUESTIONS["sound"]
 
 
 @pytest.fixture(scope="module")
@@ -28,126 +37,226 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(browser: Any, server: SimpleNamespace) -> Iterator[Visit]:
-    """Open the page as a new visitor."""
-    pages = []
+def visit(browser: Any, world: SimpleNamespace) -> Iterator[Visit]:
+    """Open the page as a new visitor; nobody may need anything from other servers."""
+    pages, asked = [], []
 
     def visit(**settings: Any) -> Any:
-        pages.append(open_page(browser, server.address, **settings))
+        context = browser.new_context(**settings)
+        context.on("request", lambda request: asked.append(request.url))
+        pages.append(open_page(context, world.address))
+        pages[-1].set_default_timeout(PATIENCE_MS)
         return pages[-1]
 
     yield visit
+    world.model.gate.set()
+    world.model.says = None
     for page in pages:
         page.context.close()
+    assert asked
+    assert [url for url in asked if not url.startswith((world.address, "data:", "blob:"))] == []
 
 
-def lower_limit(page: Any, tokens: int) -> None:
-    """Let answers be as long as this."""
-    page.click("#vl-settings button")
-    page.get_by_label("number input for Longest answer").fill(str(tokens))
-    page.keyboard.press("Tab")
+@pytest.fixture
+def red_cross() -> Path:
+    """The picture of the examples."""
+    return next(path for path, _ in EXAMPLES if path.suffix == ".jpg")
 
 
 def bubbles(page: Any, role: str) -> list[str]:
+    """Questions ("user"), or answers and what came of files ("bot")."""
     return page.locator(f"#vl-chat .message.{role}").all_inner_texts()
 
 
-def test_a_clip_is_seen_heard_asked_about_twice_and_forgotten(visit: Visit, make_video: Callable[..., Path]) -> None:
-    page = visit()
-    add_file(page, make_video("clip.mp4", num_frames=40, audio=True))
+def wait_until(page: Any, is_so: Callable[[], bool]) -> None:
+    """Let the page go on until something is so on the server."""
+    for _ in range(600):
+        if is_so():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it never was")
+
+
+def saved(page: Any) -> list[dict[str, Any]]:
+    """The turns of the conversation, as the page saves them."""
+    with page.expect_download() as download:
+        page.click("#vl-save")
+    return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["turns"]
+
+
+def test_a_clip_is_seen_heard_asked_about_twice_and_forgotten(
+    visit: Visit, world: SimpleNamespace, clips: list[Clip]
+) -> None:
+    page, clip = visit(), clips[10]
+    add_file(page, clip.path)
     assert page.locator(".vl-cell").count() == 16
-    page.locator(".vl-cell").nth(4).click()
-    seconds = float(page.locator(".vl-cell").nth(4).get_attribute("data-seconds"))
+    cell = page.locator(".vl-cell").nth(4)
+    cell.click()
+    seconds = float(cell.get_attribute("data-seconds"))
     assert page.evaluate("document.querySelector('video.vl-player').currentTime") == pytest.approx(seconds, abs=0.01)
-    assert "8 frames seen" in bubbles(page, "user")[0]
-    ask(page, "What is it?")
-    ask(page, "Why?")
-    assert len(bubbles(page, "bot")) == 2
+    assert "8 frames seen" in bubbles(page, "bot")[0]
+    world.model.gate.clear()
+    page.fill("#vl-question textarea", COLOUR)
+    page.press("#vl-question textarea", "Enter")
+    page.wait_for_selector("#vl-chat .message.user")
+    early = bubbles(page, "bot")[-1]
+    assert clip.colour not in early  # it streams: the first word is there, the whole is not
+    world.model.gate.set()
+    page.wait_for_selector("#vl-send")
+    assert parse_answer("colour", bubbles(page, "bot")[-1]) == clip.colour
+    assert parse_answer("sound", ask(page, SOUND)) == clip.sound
     assert page.input_value("#vl-question textarea") == ""
     page.click("#vl-clear")
     page.wait_for_selector(".vl-empty")
     assert bubbles(page, "user") == []
 
 
-@pytest.mark.parametrize("kind", ["image", "audio"])
-def test_an_image_and_a_sound_are_shown_and_asked_about(
-    kind: str, visit: Visit, image: Path, make_sound: Callable[..., Path]
+def test_an_image_and_a_sound_are_shown_and_asked_about_in_one_conversation(
+    visit: Visit, red_cross: Path, tmp_path: Path
 ) -> None:
+    sound = tmp_path / "sound.wav"
+    write_sound(sound, draw_sound(random_sound(np.random.default_rng(1), 3.0, "whistle")))
     page = visit()
-    add_file(page, image if kind == "image" else make_sound())
-    assert page.locator("img.vl-player" if kind == "image" else "audio.vl-player").count() == 1
-    ask(page, "What is it?")
-    assert len(bubbles(page, "bot")) == 1
+    add_file(page, red_cross)
+    assert page.locator("img.vl-player").count() == 1
+    assert parse_answer("colour", ask(page, COLOUR)) == "red"
+    page.click("#vl-clear")
+    page.wait_for_selector(".vl-empty")
+    add_file(page, sound)
+    assert parse_answer("sound", ask(page, "What do you hear?")) == "whistle"
+    add_file(page, red_cross)
+    assert (page.locator("img.vl-player").count(), page.locator("audio.vl-player").count()) == (1, 1)
+    (first, second) = saved(page)
+    assert [item["kind"] for turn in (first, second) for item in turn["media"]] == ["audio", "image"]
 
 
-def test_a_corrupt_file_is_explained_and_the_page_stays_usable(visit: Visit, image: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "holiday.mp4"
-    broken.write_bytes(bytes(range(256)) * 40)
+def test_bad_files_are_explained_and_the_page_stays_usable(visit: Visit, red_cross: Path, tmp_path: Path) -> None:
     page = visit()
-    page.set_input_files("#vl-upload input[type=file]", str(broken))
-    page.wait_for_selector("#vl-notice [role=alert]")
-    assert page.inner_text("#vl-notice").strip().startswith("holiday.mp4: not a media file")
-    add_file(page, image)
-    ask(page, "What is it?")
-    assert page.locator("[role=alert]").count() == 0
+    for name, content, message in (
+        ("holiday.mp4", bytes(range(256)) * 40, "holiday.mp4: not a media file"),
+        ("note.txt", b"just a note\n" * 100, "note.txt: neither video nor sound but"),
+        ("large.mp4", bytes(2_100_000), "large.mp4: 2.1 MB is too large (at most 2.0 MB)"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        page.set_input_files("#vl-upload input[type=file]", str(tmp_path / name))
+        page.wait_for_function(
+            "(text) => [...document.querySelectorAll('[role=alert]')].some((one) => one.innerText.includes(text))",
+            arg=message,
+        )
+    add_file(page, red_cross)
+    assert parse_answer("colour", ask(page, COLOUR)) == "red"
+    assert page.locator("[role=alert]:visible").count() == 0
 
 
-def test_an_answer_streams_and_can_be_stopped(visit: Visit) -> None:
+def test_an_answer_is_stopped_and_given_again(visit: Visit, world: SimpleNamespace, red_cross: Path) -> None:
     page = visit()
-    lower_limit(page, 1500)
-    page.fill("#vl-question textarea", "Go on for ever")
+    add_file(page, red_cross)
+    world.model.gate.clear()
+    page.fill("#vl-question textarea", COLOUR)
     page.click("#vl-send")
-    page.wait_for_selector("#vl-chat .message.bot")
-    early = len(bubbles(page, "bot")[0])
-    page.wait_for_function(f"document.querySelector('#vl-chat .message.bot').innerText.length > {early}")
+    page.wait_for_selector("#vl-chat .message.user")  # with the first word of the answer
     page.click("#vl-stop")
+    (session,) = [session for session in world.sessions._sessions.values() if session.busy]
+    wait_until(page, session._stop.is_set)
+    world.model.gate.set()
     page.wait_for_selector("#vl-stop", state="hidden")
     page.wait_for_selector("#vl-send")
+    (turn,) = saved(page)
+    stopped = turn["answer"]
+    assert "red" not in stopped
+    page.click("#vl-retry")
+    page.wait_for_function("[...document.querySelectorAll('#vl-chat .message.bot')].at(-1).innerText.includes('red')")
+    page.wait_for_selector("#vl-send")
+    (turn,) = saved(page)
+    assert turn["answer"].startswith(stopped)
 
 
-def test_two_visitors_never_see_each_other(visit: Visit, image: Path) -> None:
+def test_two_visitors_at_once_never_see_each_other(visit: Visit, world: SimpleNamespace, clips: list[Clip]) -> None:
+    pages, both = (visit(), visit()), (clips[0], clips[5])
+    for page, clip in zip(pages, both, strict=True):
+        add_file(page, clip.path)
+    for page in pages:  # the second asks while the first is being answered
+        page.fill("#vl-question textarea", SOUND)
+        page.press("#vl-question textarea", "Enter")
+    for page, clip, other in zip(pages, both, reversed(both), strict=True):
+        page.wait_for_function("document.querySelectorAll('#vl-chat .message.user').length == 1")
+        page.wait_for_selector("#vl-send")
+        page.wait_for_function(
+            "(sound) => document.querySelector('#vl-chat').innerText.includes(sound)", arg=clip.sound
+        )
+        everything = page.inner_text("body")
+        assert other.path.name not in everything
+        assert other.sound not in everything
+        assert page.locator(".vl-card").count() == 1
+
+
+def test_the_place_in_the_queue_is_shown(visit: Visit, world: SimpleNamespace) -> None:
     first, second = visit(), visit()
-    add_file(first, image)
-    ask(first, "Mine?")
-    ask(second, "Yours?")
-    assert second.locator(".vl-card").count() == 0
-    assert ["Mine?" in text for text in (bubbles(first, "user")[-1], bubbles(second, "user")[-1])] == [True, False]
-    assert (len(bubbles(first, "bot")), len(bubbles(second, "bot"))) == (1, 1)
+    world.model.gate.clear()
+    for page in (first, second):
+        page.fill("#vl-question textarea", "What do you hear?")
+        page.press("#vl-question textarea", "Enter")
+        page.wait_for_timeout(300)
+    place = second.locator("#vl-notice .progress-text")
+    place.wait_for()
+    assert re.search(r"queue: \d+/\d+", place.inner_text())
+    assert place.bounding_box()["height"] > 10
+    world.model.gate.set()
+    second.wait_for_selector("#vl-chat .message.bot")
 
 
-def test_the_last_question_is_undone_and_the_conversation_saved(visit: Visit) -> None:
+def test_the_last_question_is_changed_undone_and_the_conversation_saved(visit: Visit, red_cross: Path) -> None:
     page = visit()
-    ask(page, "First?")
-    ask(page, "Second?")
+    add_file(page, red_cross)
+    ask(page, "What is the background?")
+    ask(page, "What is it?")
+    page.locator("#vl-chat button[aria-label=Edit]:visible, #vl-chat button[title=Edit]:visible").last.click()
+    page.locator("#vl-chat textarea").fill(COLOUR)
+    page.locator("#vl-chat button[aria-label=Submit], #vl-chat button[title=Submit]").click()
+    page.wait_for_function("[...document.querySelectorAll('#vl-chat .message.bot')].at(-1).innerText.includes('red')")
+    page.wait_for_selector("#vl-send")
+    assert [turn["question"] for turn in saved(page)] == ["What is the background?", COLOUR]
     page.click("#vl-undo")
-    page.wait_for_function("document.querySelector('#vl-question textarea').value === 'Second?'")
-    with page.expect_download() as download:
-        page.click("#vl-save")
-    saved = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
-    assert [turn["question"] for turn in saved["turns"]] == ["First?"]
+    page.wait_for_function(f"document.querySelector('#vl-question textarea').value === '{COLOUR}'")
+    assert [turn["question"] for turn in saved(page)] == ["What is the background?"]
 
 
-def test_what_people_type_is_text(visit: Visit) -> None:
+def test_what_people_the_model_and_file_names_say_is_text(visit: Visit, world: SimpleNamespace, image: Path) -> None:
+    nasty = "<img src=x onerror=\"document.title='broken'\"> & <b>bold</b> **stars**"
+    named = image.rename(image.with_name("<img src=x onerror=alert(1)> & co.png"))
+    world.model.says = f"{nasty} <script>document.title = 'broken'</script>"
     page = visit()
-    ask(page, "<img src=x onerror=\"document.title='broken'\"> & <b>bold</b>?")
-    assert "& <b>bold</b>?" in bubbles(page, "user")[0]
+    add_file(page, named)
+    assert "<img src=x onerror=alert(1)> & co.png" in bubbles(page, "bot")[0]
+    assert "<img src=x onerror=alert(1)> & co.png" in page.inner_text("#vl-panel")
+    assert world.model.says in ask(page, nasty)
+    assert nasty in bubbles(page, "user")[0]
     assert page.title() == "Video-LLaMA"
 
 
 def test_an_example_is_one_click(visit: Visit) -> None:
     page = visit()
-    page.locator("#vl-examples button").first.click()
-    page.wait_for_selector(".vl-card")
-    page.wait_for_function("document.querySelector('#vl-question textarea').value !== ''")
+    for number, cards in ((0, 1), (1, 1), (2, 2)):  # the second is about the first one's clip
+        page.locator("#vl-examples button").nth(number).click()
+        page.wait_for_function(f"document.querySelectorAll('#vl-chat .message.user').length == {number + 1}")
+        page.wait_for_selector("#vl-send")
+        assert page.locator(".vl-card").count() == cards
+    turns = saved(page)
+    assert [turn["question"] for turn in turns] == [question for _, question in EXAMPLES[:3]]
+    assert parse_answer("sound", turns[1]["answer"]) == "beeps"
 
 
-def test_the_keyboard_is_enough(visit: Visit, image: Path) -> None:
+def test_the_keyboard_is_enough(visit: Visit, red_cross: Path) -> None:
     page = visit()
-    add_file(page, image)
+    page.locator("#vl-upload button").first.focus()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(str(red_cross))
+    page.wait_for_selector(".vl-card")
     page.locator("#vl-question textarea").focus()
-    page.keyboard.type("What is it?")
+    page.keyboard.type(COLOUR)
     page.keyboard.press("Enter")
-    page.wait_for_selector("#vl-chat .message.bot")
+    page.wait_for_function("[...document.querySelectorAll('#vl-chat .message.bot')].at(-1).innerText.includes('red')")
     page.wait_for_selector("#vl-send")
     reached = []
     page.locator("#vl-question textarea").focus()
@@ -160,9 +269,9 @@ def test_the_keyboard_is_enough(visit: Visit, image: Path) -> None:
     page.wait_for_selector(".vl-empty")
 
 
-def test_everything_fits_a_phone(visit: Visit, make_video: Callable[..., Path]) -> None:
+def test_everything_fits_a_phone(visit: Visit, clips: list[Clip]) -> None:
     page = visit(viewport=PHONE)
-    add_file(page, make_video("clip.mp4", num_frames=40, audio=True))
+    add_file(page, clips[0].path)
     ask(page, "What is it? " + "Supercalifragilistic" * 5)
     outside = page.evaluate(
         "[...document.querySelectorAll('button, textarea, video, .vl-card, .message')]"
@@ -170,15 +279,32 @@ def test_everything_fits_a_phone(visit: Visit, make_video: Callable[..., Path]) 
         ".map((one) => one.getBoundingClientRect()).filter((box) => box.left < 0 || box.right > 375).length"
     )
     assert outside == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert page.locator("#vl-ask").bounding_box()["y"] < page.locator("#vl-panel").bounding_box()["y"]
 
 
-def test_the_page_asks_nothing_of_other_servers(browser: Any, server: SimpleNamespace) -> None:
-    context = browser.new_context()
-    asked: list[str] = []
-    context.on("request", lambda request: asked.append(request.url))
-    page = context.new_page()
-    page.goto(server.address)
-    page.wait_for_selector("#vl-question textarea")
-    context.close()
-    assert asked
-    assert [url for url in asked if not url.startswith((server.address, "data:", "blob:"))] == []
+def test_the_webcam_and_the_microphone_are_recorded(visit: Visit) -> None:
+    page = visit(permissions=["camera", "microphone"])
+    for tab, player in (("Microphone", "audio.vl-player"), ("Webcam", "video.vl-player")):
+        page.get_by_role("tab", name=tab).click()
+        if tab == "Webcam":
+            page.get_by_text("Click to Access Webcam").click()
+        page.locator("button:visible", has_text="Record").click()
+        page.locator("button:visible", has_text="Stop").wait_for()
+        page.wait_for_timeout(3000)
+        page.locator("button:visible", has_text="Stop").first.click()
+        page.wait_for_selector(player)
+    assert [item["kind"] for turn in saved(page) for item in turn["media"]] == ["audio", "video"]
+
+
+def test_closing_the_tab_frees_the_conversation_and_its_files(
+    visit: Visit, world: SimpleNamespace, red_cross: Path
+) -> None:
+    before = set(world.sessions._sessions)
+    page = visit()
+    add_file(page, red_cross)
+    (key,) = set(world.sessions._sessions) - before
+    folder = world.sessions.find(key).folder
+    assert list(folder.iterdir())
+    page.close()
+    wait_until(visit(), lambda: world.sessions.find(key) is None and not folder.exists())

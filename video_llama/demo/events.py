@@ -57,7 +57,7 @@ class Events:
         work(page.webcam.stop_recording, self.add_file, [page.webcam, *look])
         work(page.microphone.stop_recording, self.add_file, [page.microphone, *look])
         for button, path, question in page.examples:
-            work(button.click, self.sample_handler(path, question), look)
+            work(button.click, self.sample_handler(path, question), [*look, *settings])
         work(page.question.submit, self.ask, [page.question, *settings])
         work(page.send.click, self.ask, [page.question, *settings])
         work(page.retry.click, self.retry, settings)
@@ -105,13 +105,23 @@ class Events:
         yield from self._add(path, name, frames, listen, request)
 
     def sample_handler(self, path: Path, question: str) -> Callable[..., Iterator[Changes]]:
-        """The handler that takes in one file of the examples and proposes its question."""
+        """The handler that takes in one file of the examples, unless it is there already, and asks its question."""
 
-        def add_sample(frames: Any, listen: Any, request: gr.Request) -> Iterator[Changes]:
-            if (yield from self._add(path, path.name, frames, listen, request)):
-                yield {self.page.question: question}
+        def ask_about_sample(
+            frames: Any,
+            listen: Any,
+            temperature: Any,
+            top_p: Any,
+            num_beams: Any,
+            max_new_tokens: Any,
+            request: gr.Request,
+        ) -> Iterator[Changes]:
+            session = self.sessions.find(request.session_hash)
+            is_there = session is not None and path in [item.source for item in session.media]
+            if is_there or (yield from self._add(path, path.name, frames, listen, request)):
+                yield from self._answer(question, "ask", (temperature, top_p, num_beams, max_new_tokens), request)
 
-        return add_sample
+        return ask_about_sample
 
     def ask(
         self, question: Any, temperature: Any, top_p: Any, num_beams: Any, max_new_tokens: Any, request: gr.Request
@@ -212,7 +222,7 @@ class Events:
             }
             for number, said in enumerate(pieces):
                 shown = [*messages(session), {"role": "assistant", "content": shown_text(said) or "…"}]
-                first = {page.notice: "", page.question: ""} if number == 0 else {}
+                first = {page.notice: ""} | ({page.question: ""} if how == "ask" else {}) if number == 0 else {}
                 yield {page.chatbot: shown} | first
         except VideoLlamaError as error:
             yield self._failure(error, session) | idle

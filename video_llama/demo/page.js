@@ -14,3 +14,34 @@ window.saveConversation = (text) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 };
+
+// A file that is too large is refused before it travels; the server would refuse it, too.
+const tell = (text) => {
+  let line = document.getElementById("vl-refused");
+  if (!line) {
+    line = document.createElement("div");
+    line.id = "vl-refused";
+    line.className = "vl-notice vl-error";
+    line.setAttribute("role", "alert");
+    document.getElementById("vl-notice").after(line);
+  }
+  line.textContent = text;
+  line.hidden = !text;
+};
+const refuseLarge = (event) => {
+  if (!event.target.closest || !event.target.closest("#vl-upload")) return;
+  const files = [...((event.dataTransfer || event.target).files || [])];
+  const large = files.find((file) => file.size > window.uploadBytes);
+  if (!large) return tell("");
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  if (event.type === "drop") event.target.dispatchEvent(new DragEvent("dragleave", { bubbles: true }));
+  else event.target.value = "";
+  const megabytes = (bytes) => (bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0);
+  tell(`${large.name}: ${megabytes(large.size)} MB is too large (at most ${megabytes(window.uploadBytes)} MB)`);
+};
+document.addEventListener("change", refuseLarge, true);
+document.addEventListener("drop", refuseLarge, true);
+document.addEventListener("click", (event) => {
+  if (event.target.closest && event.target.closest("#vl-columns button") && document.getElementById("vl-refused")) tell("");
+});

@@ -16,9 +16,13 @@ from video_llama.model.generation import GenerationOptions
 __all__ = ["EXAMPLES", "Page", "build_page"]
 
 SAMPLES = Path(__file__).parent / "samples"
-QUESTIONS = ("What happens in the video?", "What do you hear?")
-EXAMPLES = [(path, question) for path in sorted(SAMPLES.glob("*.mp4")) for question in QUESTIONS]
-FILE_TYPES = ["video", "image", "audio"]
+EXAMPLES = [
+    (SAMPLES / "stars.mp4", "Which way does the motion go?"),
+    (SAMPLES / "stars.mp4", "What do you hear?"),
+    (SAMPLES / "cross.jpg", "What colour do you see?"),
+    (SAMPLES / "tone.m4a", "Does the pitch rise or fall?"),
+]
+"""Of the generated world that the small model of the package knows."""
 
 
 @dataclass
@@ -93,7 +97,6 @@ def _media_column(limits: Limits) -> dict[str, Any]:
         with gr.Tab("File"):
             found["upload"] = gr.File(
                 label=f"Up to {limits.upload_mb:g} MB",
-                file_types=FILE_TYPES,
                 height=170,
                 elem_id="vl-upload",
             )
@@ -105,9 +108,10 @@ def _media_column(limits: Limits) -> dict[str, Any]:
         with gr.Tab("Microphone"):
             found["microphone"] = gr.Audio(sources=["microphone"], type="filepath", label="Record a sound")
     found["examples"] = []
+    gr.HTML("Examples", elem_id="vl-examples-title", padding=False)
     with gr.Row(elem_id="vl-examples"):
         for path, question in EXAMPLES:
-            button = gr.Button(f"{path.stem}: {question}", size="sm", variant="secondary", min_width=120)
+            button = gr.Button(f"{path.name}: {question}", size="sm", variant="secondary", min_width=210)
             found["examples"].append((button, path, question))
     found["panel"] = gr.HTML(NOTHING_YET, elem_id="vl-panel", padding=False)
     return found
@@ -119,12 +123,13 @@ def _chat_column() -> dict[str, Any]:
             label="Conversation",
             show_label=False,
             elem_id="vl-chat",
-            height=460,
+            height="60vh",
+            min_height=340,
             render_markdown=False,
             sanitize_html=True,
             editable="user",
             buttons=["copy"],
-            placeholder="Add a file, then ask about it.",
+            placeholder="Add a video, an image or a sound, then ask about it.",
         )
     }
     found["notice"] = gr.HTML("", elem_id="vl-notice", padding=False)
@@ -132,7 +137,7 @@ def _chat_column() -> dict[str, Any]:
         found["question"] = gr.Textbox(
             show_label=False,
             container=False,
-            placeholder="Ask about what is seen and heard …",
+            placeholder="Ask about it …",
             scale=6,
             min_width=180,
             elem_id="vl-question",

@@ -108,7 +108,7 @@ class DemoServer:
             max_file_size=self.limits.upload_bytes,
             allowed_paths=[str(self.sessions.folder)],
             css_paths=[_HERE / "page.css"],
-            head=f"<script>{script}</script>",
+            head=f"<script>window.uploadBytes = {self.limits.upload_bytes};\n{script}</script>",
             theme=_theme(),
             app_kwargs={"middleware": middleware},
             footer_links=[],
@@ -274,4 +274,4 @@ def _theme() -> Any:
         primary_hue="indigo",
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "Consolas", "monospace"],
-    )
+    ).set(block_border_width="1px", input_border_width="1px")

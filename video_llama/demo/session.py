@@ -34,6 +34,7 @@ class MediaItem:
     Attributes:
         name: what its owner calls it.
         kind: "video", "image" or "audio".
+        source: where it was taken from.
         path: the session's own copy.
         upload: what the model saw and heard.
         frame_shares, segment_shares: of the Q-Formers' attention; empty where there was nothing to see or hear.
@@ -41,6 +42,7 @@ class MediaItem:
 
     name: str
     kind: str
+    source: Path
     path: Path
     upload: Upload
     frame_shares: list[float]
@@ -97,7 +99,7 @@ class Session:
             except BaseException:
                 copy.unlink(missing_ok=True)
                 raise
-            item = MediaItem(name, kind, copy, upload, *self._shares(upload))
+            item = MediaItem(name, kind, Path(path), copy, upload, *self._shares(upload))
             self._items[upload] = item
             return item
 

@@ -61,7 +61,7 @@ def summary(upload: Upload) -> str:
 
 
 def messages(session: Session | None) -> list[dict[str, Any]]:
-    """The conversation as messages of a chat window, files first."""
+    """The conversation as messages of a chat window; what came of a file is said by the assistant."""
     return [message for _, message in _numbered_messages(session)]
 
 
@@ -71,7 +71,7 @@ def turn_of_message(session: Session, index: int) -> int:
     if not 0 <= index < len(numbered):
         return -1
     number, message = numbered[index]
-    return number if message["metadata"] is None and message["role"] == "user" else -1
+    return number if message["role"] == "user" else -1
 
 
 def _numbered_messages(session: Session | None) -> list[tuple[int, dict[str, Any]]]:
@@ -80,7 +80,7 @@ def _numbered_messages(session: Session | None) -> list[tuple[int, dict[str, Any
         for upload in turn.uploads:
             item = session.item(upload) if session is not None else None
             title = f"{item.kind.capitalize()}: {escape(item.name)}" if item is not None else ""
-            found.append((number, _message("user", summary(upload), {"title": title})))
+            found.append((number, _message("assistant", summary(upload), {"title": title})))
         if turn.question is not None:
             found.append((number, _message("user", turn.question)))
         if turn.answer is not None:
