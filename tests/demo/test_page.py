@@ -24,7 +24,7 @@ if find_browser() is None:
     pytest.skip("no Chromium here (on Debian: apt-get install chromium)", allow_module_level=True)
 
 Visit = Callable[..., Any]
-PATIENCE_MS = 120_000
+PATIENCE_MS = 20_000
 COLOUR, SOUND = QUESTIONS["colour"], QUESTIONS["sound"]
 
 

@@ -190,7 +190,8 @@ def test_opening_the_page_to_strangers_warns(
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: Path, image: Path) -> None:
     code = (
-        "import sys, threading; from video_llama.demo import opening, terminal;"
+        "import signal, sys, threading; from video_llama.demo import opening, terminal;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
         "opening.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
         "sys.exit(terminal.main(['--port', sys.argv[1]]))"
     )

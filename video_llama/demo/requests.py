@@ -107,20 +107,28 @@ class RequestGuard:
         elif int(length) > room:
             await _refuse(send, 507, b"There is no room at the moment; try again in a few minutes.")
         else:
-            await self.app(scope, _counted(receive, min(most, room)), send)
+            await self.app(scope, *_counted(receive, send, min(most, room)))
 
 
-def _counted(receive: Callable[[], Awaitable[Message]], most: int) -> Callable[[], Awaitable[Message]]:
-    """`receive` that hangs up on a body larger than it may be, whatever its headers say."""
+def _counted(
+    receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]], most: int
+) -> tuple[Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]]:
+    """`receive` and `send` that hang up on a body larger than it may be, whatever its headers say."""
     total = 0
 
     async def count() -> Message:
         nonlocal total
-        message = await receive()
+        message = await receive() if total <= most else {}
         total += len(message.get("body", b""))
         return message if total <= most else {"type": "http.disconnect"}
 
-    return count
+    async def answer(message: Message) -> None:
+        if message["type"] == "http.response.start" and (total > most or message["status"] == 413):
+            # Otherwise the web server would read the rest of the body, to keep the connection.
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return count, answer
 
 
 async def _refuse(send: Callable[[Message], Awaitable[None]], status: int, text: bytes) -> None:
