@@ -118,7 +118,7 @@ def _counted(
 
     async def count() -> Message:
         nonlocal total
-        message = await receive() if total <= most else {}
+        message: Message = await receive() if total <= most else {}
         total += len(message.get("body", b""))
         return message if total <= most else {"type": "http.disconnect"}
 
