@@ -261,11 +261,15 @@ def test_a_full_disk_is_one_line(
 def estimate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> dict[str, list[float]]:
-    """The printed table: precision to figures, the last is the sum."""
+    """The printed table: precision to figures in GiB, the last is the sum."""
     monkeypatch.setattr(sys, "argv", ["estimate_memory.py", *arguments])
     estimate_memory.main()
-    rows = [line.strip("| ").replace(" GiB", "").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    return {name.strip(): [float(figure) for figure in figures] for name, *figures in rows}
+    table = {}
+    for line in capsys.readouterr().out.splitlines()[2:]:
+        *cells, unit = line.strip("| ").rsplit(" ", 1)  # the unit stands behind the last figure and is that of all
+        name, *figures = cells[0].split(" | ")
+        table[name.strip()] = [float(figure) * {"GiB": 1.0, "MiB": 2**-10}[unit] for figure in figures]
+    return table
 
 
 def test_an_estimate_adds_up_and_follows_its_options(
