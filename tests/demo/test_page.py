@@ -246,6 +246,29 @@ def test_an_example_is_one_click(visit: Visit) -> None:
     assert parse_answer("sound", turns[1]["answer"]) == "beeps"
 
 
+def test_the_keyboard_is_enough(visit: Visit, red_cross: Path) -> None:
+    page = visit()
+    page.locator("#vl-upload button").first.focus()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files(str(red_cross))
+    page.wait_for_selector(".vl-card")
+    page.locator("#vl-question textarea").focus()
+    page.keyboard.type(COLOUR)
+    page.keyboard.press("Enter")
+    page.wait_for_function("[...document.querySelectorAll('#vl-chat .message.bot')].at(-1).innerText.includes('red')")
+    page.wait_for_selector("#vl-send")
+    reached = []
+    page.locator("#vl-question textarea").focus()
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+        if reached[-1] == "vl-clear":
+            page.keyboard.press("Enter")
+            break
+    page.wait_for_selector(".vl-empty")
+
+
 def test_everything_fits_a_phone(visit: Visit, clips: list[Clip]) -> None:
     page = visit(viewport=PHONE)
     add_file(page, clips[0].path)
