@@ -283,14 +283,18 @@ def test_everything_fits_a_phone(visit: Visit, clips: list[Clip]) -> None:
     assert page.locator("#vl-ask").bounding_box()["y"] < page.locator("#vl-panel").bounding_box()["y"]
 
 
-def test_the_microphone_is_recorded(visit: Visit) -> None:
-    page = visit(permissions=["microphone"])
-    page.get_by_role("tab", name="Microphone").click()
-    page.locator("button:visible", has_text="Record").click()
-    page.locator("button:visible", has_text="Stop").wait_for()
-    page.wait_for_timeout(3000)
-    page.locator("button:visible", has_text="Stop").first.click()
-    page.wait_for_selector("audio.vl-player")
+def test_the_webcam_and_the_microphone_are_recorded(visit: Visit) -> None:
+    page = visit(permissions=["camera", "microphone"])
+    for tab, player in (("Microphone", "audio.vl-player"), ("Webcam", "video.vl-player")):
+        page.get_by_role("tab", name=tab).click()
+        if tab == "Webcam":
+            page.get_by_text("Click to Access Webcam").click()
+        page.locator("button:visible", has_text="Record").click()
+        page.locator("button:visible", has_text="Stop").wait_for()
+        page.wait_for_timeout(3000)
+        page.locator("button:visible", has_text="Stop").first.click()
+        page.wait_for_selector(player)
+    assert [item["kind"] for turn in saved(page) for item in turn["media"]] == ["audio", "video"]
 
 
 def test_closing_the_tab_frees_the_conversation_and_its_files(
