@@ -94,6 +94,7 @@ def join_videos(path: Path, *parts: Path) -> Path:
                     if packet.size:
                         packet.stream, packet.time_base = stream, Fraction(1, 10)
                         packet.pts = packet.dts = number
+                        packet.duration = 1
                         output.mux(packet)
                         number += 1
     return path

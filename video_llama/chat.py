@@ -14,27 +14,36 @@ from video_llama.model.generation import GenerationOptions, PrefixCache
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
 from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
 
-__all__ = ["Chat", "Turn", "Upload"]
+__all__ = ["Chat", "Decoded", "Turn", "Upload"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Upload:
-    """A file that was read and encoded, and what came of it.
+class Decoded:
+    """A file that was read, and what came of it.
 
     Args:
         source: the file.
-        frames: what the model saw; None for a sound file.
-        audio: what the model heard; None if there was nothing to hear.
+        frames: what the model will see; None for a sound file.
+        audio: what the model will hear; None if there is nothing to hear.
         sound: one phrase for people: "heard", "no sound track", "not listened to", or why it cannot be decoded.
-        encoded: the features, in the order of the introduction's placeholders.
     """
 
     source: str
     frames: VideoFrames | None
     audio: AudioSegments | None
     sound: str
+
+
+@dataclass(frozen=True, eq=False)
+class Upload(Decoded):
+    """A file of a conversation: what was read of it, and its features.
+
+    Args:
+        encoded: the features, in the order of the introduction's placeholders.
+    """
+
     encoded: tuple[EncodedMedia, ...]
 
     @property
@@ -85,30 +94,50 @@ class Chat:
     def upload_video(self, path: str | Path, *, num_frames: int | None = None) -> Upload:
         """Show a video and, if the model can hear and the file has a sound track, let it be heard.
 
-        A sound track that cannot be decoded does not hide the video: the upload says so in `sound`.
+        Args, Raises: as for `decode_video`.
+        """
+        return self.add(self.decode_video(path, num_frames=num_frames))
+
+    def upload_video_without_audio(self, path: str | Path, *, num_frames: int | None = None) -> Upload:
+        """Show a video and do not listen to it."""
+        return self.add(self.decode_video(path, num_frames=num_frames, listen=False))
+
+    def upload_img(self, path: str | Path) -> Upload:
+        """Show a still image: a video of one frame."""
+        return self.add(self.decode_img(path))
+
+    def upload_audio(self, path: str | Path) -> Upload:
+        """Play a sound file, or the sound track of a video without its frames.
+
+        Raises: as `decode_audio`.
+        """
+        return self.add(self.decode_audio(path))
+
+    def decode_video(self, path: str | Path, *, num_frames: int | None = None, listen: bool = True) -> Decoded:
+        """The first half of `upload_video`, for those who show how far they are; `add` is the second.
+
+        A sound track that cannot be decoded does not hide the video: the result says so in `sound`.
 
         Args:
             path: the file.
             num_frames: frames to look at; by default as many as the model was trained with.
+            listen: to its sound track as well.
 
         Raises:
             MediaError: the video cannot be read.
         """
         frames, _ = self.media_processor.process_video(path, num_frames=num_frames, audio=False)
+        if not listen:
+            return Decoded(str(path), frames, None, "not listened to")
         audio, sound = self._listen(path) if self.model.has_audio else (None, "the model has no audio branch")
-        return self._add(str(path), frames, audio, sound)
+        return Decoded(str(path), frames, audio, sound)
 
-    def upload_video_without_audio(self, path: str | Path, *, num_frames: int | None = None) -> Upload:
-        """Show a video and do not listen to it."""
-        frames, _ = self.media_processor.process_video(path, num_frames=num_frames, audio=False)
-        return self._add(str(path), frames, None, "not listened to")
+    def decode_img(self, path: str | Path) -> Decoded:
+        """The first half of `upload_img`."""
+        return Decoded(str(path), self.media_processor.process_image(path), None, "an image has no sound")
 
-    def upload_img(self, path: str | Path) -> Upload:
-        """Show a still image: a video of one frame."""
-        return self._add(str(path), self.media_processor.process_image(path), None, "an image has no sound")
-
-    def upload_audio(self, path: str | Path) -> Upload:
-        """Play a sound file, or the sound track of a video without its frames.
+    def decode_audio(self, path: str | Path) -> Decoded:
+        """The first half of `upload_audio`.
 
         Raises:
             MediaError: there is no sound to decode.
@@ -118,7 +147,15 @@ class Chat:
             raise VideoLlamaError(
                 f"{path}: the model has no audio branch; load it with equip_audio_branch and an AL_*.pth checkpoint"
             )
-        return self._add(str(path), None, self.media_processor.process_audio(path), "heard")
+        return Decoded(str(path), None, self.media_processor.process_audio(path), "heard")
+
+    def add(self, decoded: Decoded) -> Upload:
+        """Encode what was read of a file and put it into the conversation, before the next question."""
+        media = (decoded.audio, decoded.frames)
+        encoded = tuple(self.model.encode(item) for item in media if item is not None)
+        upload = Upload(decoded.source, decoded.frames, decoded.audio, decoded.sound, encoded)
+        self._open_turn().uploads.append(upload)
+        return upload
 
     def ask(self, text: str) -> None:
         """Put a question; text asked before an answer is given joins the question with a space."""
@@ -190,12 +227,6 @@ class Chat:
             logger.warning("the sound track is left out: %s", error)
             return None, f"sound track cannot be decoded: {error.reason}"
         return audio, "heard"
-
-    def _add(self, source: str, frames: VideoFrames | None, audio: AudioSegments | None, sound: str) -> Upload:
-        encoded = tuple(self.model.encode(item) for item in (audio, frames) if item is not None)
-        upload = Upload(source, frames, audio, sound, encoded)
-        self._open_turn().uploads.append(upload)
-        return upload
 
     def _open_turn(self) -> Turn:
         """The turn that has no answer yet; a new one if all have."""

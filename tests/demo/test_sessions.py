@@ -33,6 +33,30 @@ def test_a_file_is_copied_decoded_once_and_asked_about_twice(
     assert session.media == [item]
 
 
+def test_a_visitor_is_told_what_is_being_done_with_a_file(
+    session: Session, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    media_processor, model = session.chat.media_processor, session.chat.model
+    decode, encode = media_processor.process_image, model.encode
+    monkeypatch.setattr(MediaProcessor, "process_image", lambda self, path: (done.append("decoded"), decode(path))[1])
+    monkeypatch.setattr(model, "encode", lambda media: (done.append("encoded"), encode(media))[1])
+    steps = session.adding(image, "cat.png", num_frames=None, listen=True)
+    assert (next(steps), done, session.busy) == ("decoding", [], True)
+    assert (next(steps), done, session.media) == ("encoding", ["decoded"], [])
+    with pytest.raises(StopIteration) as returned:
+        next(steps)
+    assert (session.media, done) == ([returned.value.value], ["decoded", "encoded"])
+
+
+def test_a_file_whose_visitor_left_midway_is_removed(session: Session, image: Path) -> None:
+    steps = session.adding(image, "cat.png", num_frames=None, listen=True)
+    assert [next(steps), next(steps)] == ["decoding", "encoding"]
+    assert len(list(session.folder.iterdir())) == 1
+    steps.close()
+    assert (session.media, list(session.folder.iterdir()), session.busy) == ([], [], False)
+
+
 def test_frames_and_listening_are_the_visitors_choice(session: Session, make_video: Callable[..., Path]) -> None:
     clip = make_video("clip.mp4", audio=True)
     heard = session.add(clip, "a.mp4", num_frames=3, listen=True)

@@ -13,7 +13,7 @@ import gradio as gr
 
 from video_llama.demo.page import Page
 from video_llama.demo.requests import answer_options, num_frames
-from video_llama.demo.session import Session
+from video_llama.demo.session import MediaItem, Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.views import (
     conversation_json,
@@ -31,6 +31,7 @@ from video_llama.model.generation import GenerationOptions
 __all__ = ["Events"]
 
 Changes = dict[Any, Any]
+DOING = {"decoding": "Decoding {} …", "encoding": "Looking at and listening to {} …"}
 
 
 class Events:
@@ -194,17 +195,27 @@ class Events:
     ) -> Generator[Changes, None, bool]:
         """Yields changes as every handler; returns whether the file was taken in."""
         page = self.page
-        yield {page.notice: notice(f"Looking at and listening to {name} …", "busy")}
         try:
             frames = num_frames(frames, self.sessions.limits)
             session = self.sessions.get(request.session_hash)
-            item = session.add(path, name, num_frames=frames, listen=bool(listen))
+            steps = session.adding(path, name, num_frames=frames, listen=bool(listen))
+            item = yield from self._told(steps, name)
         except VideoLlamaError as error:
             yield self._failure(error) | self._emptied()
             return False
         ready = notice(f"{name}: {summary(item.upload)}. Ask about it.")
         yield self._refresh(session) | self._emptied() | {page.notice: ready}
         return True
+
+    def _told(self, steps: Generator[str, None, MediaItem], name: str) -> Generator[Changes, None, MediaItem]:
+        """Say at every step of taking in a file what is going on."""
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as done:
+                item: MediaItem = done.value
+                return item
+            yield {self.page.notice: notice(DOING[step].format(name), "busy")}
 
     def _answer(
         self, question: str | None, how: str, settings: tuple[Any, ...], request: gr.Request

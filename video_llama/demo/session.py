@@ -8,13 +8,13 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from video_llama.chat import Chat, Turn, Upload
+from video_llama.chat import Chat, Decoded, Turn, Upload
 from video_llama.demo.limits import Limits
 from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import MediaError, VideoLlamaError
@@ -85,20 +85,37 @@ class Session:
         Raises:
             VideoLlamaError: the file cannot be used; its message names the file as its owner does.
         """
-        with self._working(), _called(name), limit_frames(self.limits.pixels):
+        steps = self.adding(path, name, num_frames=num_frames, listen=listen)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                item: MediaItem = done.value
+                return item
+
+    def adding(
+        self, path: str | os.PathLike[str], name: str, *, num_frames: int | None, listen: bool
+    ) -> Generator[str, None, MediaItem]:
+        """`add` in steps: yields what is done next, "decoding" and "encoding", and returns the file's entry."""
+        with self._working(), _called(name):
             if len(self.media) >= self.limits.media:
                 raise VideoLlamaError(f"a conversation holds {self.limits.media} files; clear it first")
-            kind = self.limits.check_file(path)
-            copy = self.folder / (secrets.token_hex(16) + _served_suffix(name, kind))
+            copy = self.folder / secrets.token_hex(16)
+            is_kept = False
             try:
-                os.link(path, copy)
-            except OSError:  # another file system
-                shutil.copyfile(path, copy)
-            try:
-                upload = self._upload(copy, kind, num_frames, listen)
-            except BaseException:
-                copy.unlink(missing_ok=True)
-                raise
+                yield "decoding"
+                # Not around a yield: the steps of a generator may run in different threads and contexts.
+                with limit_frames(self.limits.pixels):
+                    kind = self.limits.check_file(path)
+                    copy = copy.with_suffix(_served_suffix(name, kind))
+                    _link_or_copy(path, copy)
+                    decoded = self._decode(copy, kind, num_frames, listen)
+                yield "encoding"
+                upload = self.chat.add(decoded)
+                is_kept = True
+            finally:
+                if not is_kept:
+                    copy.unlink(missing_ok=True)
             item = MediaItem(name, kind, Path(path), copy, upload, *self._shares(upload))
             self._items[upload] = item
             return item
@@ -196,14 +213,13 @@ class Session:
             raise VideoLlamaError("there is no question to answer again")
         return self.turns[-1]
 
-    def _upload(self, path: Path, kind: str, num_frames: int | None, listen: bool) -> Upload:
+    def _decode(self, path: Path, kind: str, num_frames: int | None, listen: bool) -> Decoded:
         if kind == "image":
-            return self.chat.upload_img(path)
+            return self.chat.decode_img(path)
         if kind == "audio":
-            return self.chat.upload_audio(path)
+            return self.chat.decode_audio(path)
         frames = None if num_frames is None else max(1, min(num_frames, self.limits.frames))
-        upload = self.chat.upload_video if listen else self.chat.upload_video_without_audio
-        return upload(path, num_frames=frames)
+        return self.chat.decode_video(path, num_frames=frames, listen=listen)
 
     def _shares(self, upload: Upload) -> tuple[list[float], list[float]]:
         found: dict[str, list[float]] = {"image": [], "audio": []}
@@ -221,6 +237,13 @@ class Session:
             self._forget(upload)
         if self.closed:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _link_or_copy(source: str | os.PathLike[str], copy: Path) -> None:
+    try:
+        os.link(source, copy)
+    except OSError:  # another file system
+        shutil.copyfile(source, copy)
 
 
 def _served_suffix(name: str, kind: str) -> str:
