@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -183,3 +184,22 @@ def test_a_flac_file_cut_between_two_blocks_is_truncated(make_sound: MakeSound) 
     path.write_bytes(path.read_bytes()[:last_block])
     with pytest.raises(MediaError, match=r"tone\.flac: the file is truncated: \d+ of 32000 samples are there"):
         decode_audio(path)
+
+
+@pytest.mark.parametrize("times_ms", [[0, 33, 66, 1500, 2500, 3800], [0, 1, 3799, 3800]])
+def test_a_recording_with_fewer_frames_than_its_header_says_keeps_its_length(
+    tmp_path: Path, times_ms: list[int]
+) -> None:
+    path = tmp_path / "webcam.webm"
+    with av.open(str(path), "w") as container:
+        stream = add_video_stream(container, (64, 48), 30, "libvpx")
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time in enumerate(times_ms):
+            frame = av.VideoFrame.from_ndarray(draw_frame(number, 64, 48), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 30
+    decoded = decode_video(path, len(times_ms), 48, 64)
+    assert decoded.times_seconds[-1] == pytest.approx(3.8)

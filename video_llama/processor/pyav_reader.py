@@ -45,6 +45,9 @@ _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 _FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
 _FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
 
+# A rate that a header gives as a whole number, or frame times rounded to milliseconds, are off by less.
+_RATE_TOLERANCE = 0.05
+
 # The display matrix gives a turn in degrees, counter-clockwise.
 _ROTATION_FILTERS = {
     0: [],
@@ -92,7 +95,19 @@ class PyAVReader:
         self._stream.codec_context.thread_count = num_decoder_threads()
         self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels())}  # the size may change midway
         self.num_frames = self._index.num_frames
-        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+        self.fps = self._average_rate()
+
+    def _average_rate(self) -> float:
+        """Frames per second: what the file says, unless its header does not count the frames and is far off.
+
+        Browsers record WebM files with as many frames as they find time for, and a header that speaks of 30 a second.
+        """
+        stated = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+        times = self._index.times
+        if self._stream.frames or times is None or times[0] == times[-1] or self._stream.time_base is None:
+            return stated
+        measured = (len(times) - 1) / float((times[-1] - times[0]) * self._stream.time_base)
+        return stated if abs(stated - measured) <= _RATE_TOLERANCE * measured else measured
 
     def _read_index(self) -> _FrameIndex:
         """From the tables of the file where it has some, so that a long one is not read; else from all packets."""
