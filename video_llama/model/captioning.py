@@ -19,7 +19,7 @@ __all__ = ["DEFAULT_PROMPT", "BatchCaptioner", "WindowCaption", "caption_clips"]
 
 DEFAULT_PROMPT = "Please describe this in detail."
 
-_SORTED_BATCHES = 4  # prompts of so many batches are sorted by length before they are answered
+_WAITING_BATCHES = 4  # so many prompts wait for others of their length; then they are sorted, and padded
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class WindowCaption:
     sound: str = ""
     start_seconds: float | None = None
     end_seconds: float | None = None
+
+
+_Question = tuple[WindowCaption, Prompt]
 
 
 @dataclass
@@ -74,26 +77,29 @@ class BatchCaptioner:
     def run(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
         """Caption windows as they come; errors come out at once, captions in any order."""
         unencoded: list[WindowRead] = []
-        prompts: list[tuple[WindowCaption, Prompt]] = []
+        waiting: dict[int, list[_Question]] = {}  # by length
         for read in reads:
             if isinstance(read.window, VideoLlamaError):
                 yield WindowCaption(read.key, read.number, read.num_windows, None, read.window)
                 continue
             unencoded.append(read)
             if len(unencoded) >= self.batch_size or _num_pictures(unencoded) >= self.max_pictures:
-                prompts += self._encode(unencoded)
+                self._encode(unencoded, waiting)
                 unencoded = []
-            if len(prompts) >= _SORTED_BATCHES * self.batch_size:
-                yield from self._answer(prompts)
-                prompts = []
-        yield from self._answer(prompts + self._encode(unencoded))
+            for equal in waiting.values():  # the best company there is; the next clips are decoded meanwhile
+                while len(equal) >= self.batch_size:
+                    yield from self._answer(equal[: self.batch_size])
+                    del equal[: self.batch_size]
+            if sum(map(len, waiting.values())) >= _WAITING_BATCHES * self.batch_size:
+                yield from self._answer_all(waiting)
+        self._encode(unencoded, waiting)
+        yield from self._answer_all(waiting)
 
-    def _encode(self, reads: Sequence[WindowRead]) -> list[tuple[WindowCaption, Prompt]]:
-        """Prompts with their media; the media themselves are let go."""
+    def _encode(self, reads: Sequence[WindowRead], waiting: dict[int, list[_Question]]) -> None:
+        """Add prompts with their media to those that wait; the media themselves are let go."""
         windows = [read.window for read in reads if isinstance(read.window, Window)]
         items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
         encoded = iter(encode_batch(self.model, [item for of_one in items for item in of_one], self.max_pictures))
-        prompts = []
         for read, window, of_one in zip(reads, windows, items, strict=True):
             conversation = (self.conversation or self.model.new_conversation()).copy()
             conversation.ask(self.prompt)
@@ -109,16 +115,19 @@ class BatchCaptioner:
                 start_seconds=window.start_seconds,
                 end_seconds=window.end_seconds,
             )
-            prompts.append((caption, prompt))
-        return prompts
+            waiting.setdefault(len(prompt.keys), []).append((caption, prompt))
 
-    def _answer(self, prompts: list[tuple[WindowCaption, Prompt]]) -> Iterator[WindowCaption]:
-        ordered = sorted(prompts, key=lambda item: len(item[1].keys))  # stable: no more padding than there must be
+    def _answer_all(self, waiting: dict[int, list[_Question]]) -> Iterator[WindowCaption]:
+        """Answer all that wait, in batches with as little padding as can be."""
+        ordered = [question for length in sorted(waiting) for question in waiting[length]]
+        waiting.clear()
         for start in range(0, len(ordered), self.batch_size):
-            batch = ordered[start : start + self.batch_size]
-            texts = complete_batch(self.model, [prompt for _, prompt in batch], self.options, self._prefix)
-            for (caption, _), text in zip(batch, texts, strict=True):
-                yield replace(caption, text=text)
+            yield from self._answer(ordered[start : start + self.batch_size])
+
+    def _answer(self, batch: Sequence[_Question]) -> Iterator[WindowCaption]:
+        texts = complete_batch(self.model, [prompt for _, prompt in batch], self.options, self._prefix)
+        for (caption, _), text in zip(batch, texts, strict=True):
+            yield replace(caption, text=text)
 
 
 def caption_clips(
