@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 
 from scripts.bench_demo import QUESTIONS, Clip
 from scripts.screenshot_demo import PHONE, add_file, ask, find_browser, launch, open_page
+from video_llama.chat import Chat
 from video_llama.clipworld.encoding import write_sound
 from video_llama.clipworld.sounds import draw_sound, random_sound
 from video_llama.demo.page import EXAMPLES
@@ -128,6 +130,23 @@ def test_an_image_and_a_sound_are_shown_and_asked_about_in_one_conversation(
     assert (page.locator("img.vl-player").count(), page.locator("audio.vl-player").count()) == (1, 1)
     (first, second) = saved(page)
     assert [item["kind"] for turn in (first, second) for item in turn["media"]] == ["audio", "image"]
+
+
+def test_the_page_says_when_a_file_is_decoded_and_when_the_model_looks_at_it(
+    visit: Visit, red_cross: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {name: threading.Event() for name in ("decode_img", "add")}
+    for name, event in held.items():
+        step = getattr(Chat, name)
+        monkeypatch.setattr(Chat, name, lambda chat, item, step=step, event=event: event.wait(60) and step(chat, item))
+    page = visit()
+    page.set_input_files("#vl-upload input[type=file]", str(red_cross))
+    for name, told in (("decode_img", "Decoding"), ("add", "Looking at and listening to")):
+        page.locator("#vl-notice", has_text=f"{told} {red_cross.name}").wait_for()
+        assert page.locator(".vl-card").count() == 0
+        held[name].set()
+    page.locator("#vl-notice", has_text="Ask about it").wait_for()
+    assert page.locator(".vl-card").count() == 1
 
 
 def test_bad_files_are_explained_and_the_page_stays_usable(visit: Visit, red_cross: Path, tmp_path: Path) -> None:
