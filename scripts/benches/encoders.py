@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +122,19 @@ def vit_operations(config: VideoLlamaConfig, num_frames: int) -> float:
     return float(num_frames * (vision.num_hidden_layers * (linear + attention) + patches))
 
 
-def share_of_limit(operations_ratio: float, seconds: float, seconds_of_product: float) -> float:
-    """How near something comes to the rate of a plain matrix product."""
-    return operations_ratio * seconds_of_product / max(seconds, 1e-9)
+def products_task(encoder: Any, rows: int) -> tuple[Callable[[], Any], float]:
+    """The matrix products of a ViT's linear layers, each with its own weights, and nothing else; their operations."""
+    layers = [
+        layer for block in encoder.blocks for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+    ]
+    dtype = layers[0].weight.dtype
+    inputs = {width: torch.randn(rows, width).to(dtype) for width in {layer.in_features for layer in layers}}
+
+    def run() -> None:
+        for layer in layers:
+            torch.nn.functional.linear(inputs[layer.in_features], layer.weight)
+
+    return run, sum(2.0 * rows * layer.weight.numel() for layer in layers)
 
 
 @torch.inference_mode()
@@ -137,36 +149,39 @@ def run_vision(size: str, repeats: int, folder: Path) -> list[Row]:
     half = VideoBranch(config).eval().to(torch.bfloat16)
     half.load_state_dict(branch.state_dict())
     half.vision_encoder.to(torch.bfloat16)
-    gemm, operations = gemm_task(tokens, vision.hidden_size, vision.intermediate_size, torch.float32)
-    half_gemm, _ = gemm_task(tokens, vision.hidden_size, vision.intermediate_size, torch.bfloat16)
-    medians = alternate(
-        {
-            "float32": lambda: branch.encode_frames(pixels),
-            "bfloat16": lambda: half.encode_frames(pixels),
-            "peer": lambda: peer(pixels),
-            "vit": lambda: branch.vision_encoder(pixels[0]),
-            "half vit": lambda: half.vision_encoder(pixels[0].to(torch.bfloat16)),
-            "gemm": gemm,
-            "half gemm": half_gemm,
-        },
-        repeats,
-    )
-    expected = peer(pixels)
-    rows = []
-    for name, against, target, tolerance, vit, product in (
-        ("float32", "peer", 1.0, 1e-4, "vit", "gemm"),
-        ("bfloat16", "float32", 2.0, 2e-2, "half vit", "half gemm"),
-    ):
-        own = branch if name == "float32" else half
-        difference = relative_difference(own.encode_frames(pixels), expected)
-        share = share_of_limit(vit_operations(config, NUM_FRAMES) / operations, medians[vit], medians[product])
-        by_work = share_of_limit(
-            vit_operations(config, NUM_FRAMES) / operations, medians.processor[vit], medians.processor[product]
+    operations = {"ViT": vit_operations(config, NUM_FRAMES)}
+    tasks: dict[str, Callable[[], Any]] = {"peer": lambda: peer(pixels)}
+    for name, own in (("float32", branch), ("bfloat16", half)):
+        dtype = own.vision_encoder.cls_token.dtype
+        tasks[name] = partial(own.encode_frames, pixels)
+        tasks[f"{name} ViT"] = partial(own.vision_encoder, pixels[0].to(dtype))
+        tasks[f"{name} products"], operations["products"] = products_task(own.vision_encoder, tokens)
+        tasks[f"{name} product"], operations["product"] = gemm_task(
+            tokens, vision.hidden_size, vision.intermediate_size, dtype
         )
-        rate, limit = vit_operations(config, NUM_FRAMES) / medians[vit], operations / medians[product]
+    medians = alternate(tasks, repeats)
+    expected = peer(pixels)
+
+    def share(seconds: Mapping[str, float], name: str, of: str) -> str:
+        """The ViT's rate as a part of that of plain products."""
+        rate = operations["ViT"] / seconds[f"{name} ViT"]
+        return f"{rate * seconds[f'{name} {of}'] / operations[of]:.0%}"
+
+    rows = []
+    for name, own, against, target, tolerance in (
+        ("float32", branch, "peer", 1.0, 1e-4),
+        ("bfloat16", half, "float32", 2.0, 2e-2),
+    ):
+        difference = relative_difference(own.encode_frames(pixels), expected)
+        rates = {of: operations[of] / medians[f"{name} {of}"] / 1e9 for of in operations}
+        shares = [
+            f"{share(medians, name, of)} of the {rates[of]:.0f} of {what}, "
+            f"{share(medians.processor, name, of)} by processor seconds"
+            for of, what in (("products", "its products alone"), ("product", "one large product"))
+        ]
         note = (
-            f"ViT {rate / 1e9:.0f} of {limit / 1e9:.0f} GFLOP/s of a matrix product ({share:.0%}; {by_work:.0%} by "
-            f"processor seconds); {medians.processor_ratio(name, against)}; differs by {difference:.1e}"
+            f"ViT {rates['ViT']:.0f} GFLOP/s: {'; '.join(shares)}; {medians.processor_ratio(name, against)}; "
+            f"differs by {difference:.1e}"
         )
         peer_name = "transformers, float32" if against == "peer" else "ours, float32"
         what = f"{NUM_FRAMES} frames, ViT depth {vision.num_hidden_layers} and Q-Former, {name}"
