@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
 
 __all__ = ["build_eva_vit", "interpolate_position_table"]
@@ -36,6 +37,8 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
         global_pool="",
     )
     encoder.norm = nn.Identity()
+    for block in encoder.blocks:
+        block.mlp.act = FrugalGELU()
     return encoder
 
 

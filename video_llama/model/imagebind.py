@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import ImageBindTrunkConfig
 
 __all__ = ["ImageBindTrunk"]
@@ -125,7 +126,8 @@ class MLP(nn.Module):
     def __init__(self, config: ImageBindTrunkConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = FrugalGELU()
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(hidden_states)))
+        return self.fc2(self.activation(self.fc1(hidden_states)))
