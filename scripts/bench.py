@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds that are counted (5)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (2)")
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="clips to caption (64)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that decode for captioning (1)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode for captioning (2)")
     parser.add_argument("--of", nargs="+", choices=COSTS, metavar="COST", help="growth of: " + ", ".join(COSTS))
     parser.add_argument(
         "--work", type=Path, default=Path("output/bench"), help="clips and random weights are kept here"

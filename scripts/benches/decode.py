@@ -26,7 +26,9 @@ MAX_DIFFERENCE = 4.0  # mean over pixels of 255; decord's own scaling moved by a
 
 OURS = """
 import sys
+from video_llama.processor import pyav_reader
 from video_llama.processor.video import decode_video
+pyav_reader.num_decoder_threads = lambda: 2  # as beside torch, which is not loaded here for its memory's sake
 decode_video(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[3]))
 """
 DECORD = """

@@ -90,6 +90,7 @@ def _first_token(model: VideoLlama, peer: Any, pixels: Tensor, repeats: int) -> 
     texts: dict[str, str] = {}
 
     def ours() -> None:
+        model.media_cache.clear()
         texts["ours"] = model.complete(_prompt(model, pixels), one)
 
     medians = alternate({"ours": ours, "peer": lambda: peer.generate(**inputs, max_new_tokens=1)}, repeats)

@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import MakeVideo, draw_frame, frame_number
 from video_llama.processor import pyav_reader
 from video_llama.processor.containers import demux_packets
+from video_llama.processor.frame_index import FrameIndex, index_frames, index_times
 from video_llama.processor.mp4_index import FrameTimes, read_frame_times
-from video_llama.processor.pyav_reader import _FrameIndex, _index_frames, _index_times
 from video_llama.processor.video import decode_video
 
 
@@ -23,10 +23,10 @@ def times_of(path: Path) -> FrameTimes | None:
         return read_frame_times(path, container, container.streams.video[0])
 
 
-def index_by_packets(path: Path) -> _FrameIndex:
+def index_by_packets(path: Path) -> FrameIndex:
     with av.open(str(path)) as container:
         packets = demux_packets(container, container.streams.video[0], path)
-        return _index_frames(packets, container.format.name)
+        return index_frames(packets, container.format.name)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_index_says_what_all_packets_say(make_video: MakeVideo, options: dic
         assert times is None
     else:
         assert times is not None
-        assert _index_times(times) == index_by_packets(path)
+        assert index_times(times) == index_by_packets(path)
 
 
 def test_frames_of_unequal_length_are_found(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_frames_of_unequal_length_are_found(tmp_path: Path) -> None:
         container.mux(stream.encode())
     times = times_of(path)
     assert times is not None
-    assert _index_times(times) == index_by_packets(path)
+    assert index_times(times) == index_by_packets(path)
     assert [frame_number(frame) for frame in decode_video(path, 10, 48, 64).frames] == list(range(10))
 
 
@@ -98,7 +98,7 @@ def test_frames_that_an_edit_list_cuts_away_are_left_to_the_packets(make_video: 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert read_frame_times(path, container, stream) is None
-        assert _index_frames(demux_packets(container, stream, path), container.format.name) == expected
+        assert index_frames(demux_packets(container, stream, path), container.format.name) == expected
 
 
 @pytest.mark.parametrize("format_name", ["clip.mkv", "clip.avi", "clip.ts"])

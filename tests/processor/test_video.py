@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,18 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.conftest import MakeSound, MakeVideo, add_video_stream, draw_frame, encode_video, frame_number
+from tests.conftest import (
+    MakeSound,
+    MakeVideo,
+    add_video_stream,
+    draw_frame,
+    encode_video,
+    frame_number,
+    join_videos,
+)
 from video_llama.errors import ConfigError, MediaError
+from video_llama.processor import pyav_reader
+from video_llama.processor.containers import limit_frames
 from video_llama.processor.video import DecodedVideo, decode_video, num_decoder_threads
 from video_llama.registry import VIDEO_READERS
 
@@ -184,6 +195,59 @@ def test_both_readers_are_registered_and_another_name_is_an_error(make_video: Ma
     assert reader in VIDEO_READERS.names()
     with pytest.raises(ConfigError, match=rf"unknown video reader '{reader}2'; did you mean '{reader}'"):
         decode(make_video(), reader + "2")
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let even small videos be decoded by three decoders at once; says which keyframes each of them decoded from."""
+    monkeypatch.setattr(pyav_reader, "num_decoder_threads", lambda: 3)
+    monkeypatch.setattr(pyav_reader, "_MIN_PARALLEL_PIXELS", 0)
+    starts: list[int] = []
+    read = pyav_reader._Decoder.read
+
+    def remember(self: Any, start: int, wanted: list[int]) -> Any:
+        assert threading.current_thread().name.startswith("video-llama-frames")
+        starts.append(start)
+        return read(self, start, wanted)
+
+    monkeypatch.setattr(pyav_reader._Decoder, "read", remember)
+    return starts
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts"])
+def test_frames_behind_several_keyframes_are_decoded_at_once_and_the_same(
+    make_video: MakeVideo, at_once: list[int], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = make_video(name, num_frames=48, options={"g": "8", "bf": "2", "x264-params": "scenecut=0:open-gop=0"})
+    first, second = decode(path, "pyav", 12), decode(path, "pyav", 12)
+    assert sorted(at_once) == sorted([0, 8, 16, 24, 32, 40] * 2)
+    monkeypatch.undo()
+    expected = decode(path, "pyav", 12)
+    assert (first.indices, numbers(first)) == (expected.indices, numbers(expected))
+    assert np.array_equal(first.frames, expected.frames)
+    assert np.array_equal(second.frames, expected.frames)
+
+
+def test_damage_behind_one_of_several_keyframes_is_an_error(make_video: MakeVideo, at_once: list[int]) -> None:
+    path = make_video(num_frames=48, options={"g": "8", "x264-params": "scenecut=0"})
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        damaged = [(packet.pos, packet.size) for packet in packets[16:24]]
+    content = bytearray(path.read_bytes())
+    for position, size in damaged:
+        content[position : position + size] = bytes(size)
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=r"clip\.mp4: the video is damaged near frame"):
+        decode(path, "pyav", 12)
+    assert len(at_once) > 1
+
+
+def test_frames_may_grow_no_larger_in_any_thread(make_video: MakeVideo, tmp_path: Path, at_once: list[int]) -> None:
+    parts = [make_video("a.h264", num_frames=8), make_video("b.h264", num_frames=8, size=(256, 192))]
+    path = join_videos(tmp_path / "grows.mkv", *parts)
+    with limit_frames(100 * 100), pytest.raises(MediaError, match="damaged near frame 8"):
+        decode(path, "pyav", 8)
+    assert sorted(at_once) == [0, 8]
 
 
 def test_decoders_use_torchs_threads_but_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,19 +6,19 @@ that was FFmpeg's default then. The graph built here gives the same pixels, bit 
 
 from __future__ import annotations
 
-import bisect
 import os
+import queue
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from typing import cast
 
 import numpy as np
 from av import VideoFrame
 from av.container import InputContainer
 from av.filter import Graph
-from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -30,7 +30,8 @@ from video_llama.processor.containers import (
     select_stream,
     translate_errors,
 )
-from video_llama.processor.mp4_index import FrameTimes, read_frame_times
+from video_llama.processor.frame_index import FrameIndex, index_frames, index_times
+from video_llama.processor.mp4_index import read_frame_times
 from video_llama.processor.video import num_decoder_threads
 from video_llama.registry import VIDEO_READERS
 
@@ -40,10 +41,8 @@ __all__ = ["PyAVReader", "open_pyav"]
 # decoded. (HEVC's may still be referred to by higher temporal layers.)
 _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 
-# AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
-# reliable.
-_FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
-_FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
+# Less than a tenth of a second's work: opening the file once more for it would gain nothing.
+_MIN_PARALLEL_PIXELS = 50_000_000
 
 # A rate that a header gives as a whole number, or frame times rounded to milliseconds, are off by less.
 _RATE_TOLERANCE = 0.05
@@ -65,35 +64,33 @@ def open_pyav(path: str | os.PathLike[str], height: int, width: int) -> Iterator
     Raises:
         MediaError: the file is no video or is damaged.
     """
-    with open_container(path) as container:
-        yield PyAVReader(path, container, height, width)
+    with ExitStack() as files:
+        yield PyAVReader(path, files, height, width)
 
 
 class PyAVReader:
-    """A `VideoReader` on an open container.
+    """A `VideoReader`. Frames behind different keyframes are decoded at the same time, if that is worth it.
 
     Args:
-        path: for messages.
-        container: where the video is read from; stays the caller's to close.
+        path: the file.
+        files: what is opened stays open until this is closed.
         height, width: size the frames are scaled to.
 
     Raises:
         MediaError: no video stream, no frames, or a damaged one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], container: InputContainer, height: int, width: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], files: ExitStack, height: int, width: int) -> None:
         self._path = path
-        self._container = container
-        self._stream = cast(VideoStream, select_stream(container, path, "video"))
-        if self._stream.width * self._stream.height > max_frame_pixels():
-            raise MediaError(path, f"frames of {self._stream.width}x{self._stream.height} are too large")
-        self._index = self._read_index()
+        self._files = files
+        self._size = height, width
+        container = files.enter_context(open_container(path))
+        self._stream = _select_video(path, container)
+        self._index = _read_index(path, container, self._stream)
         if not self._index.num_frames:
             raise MediaError(path, "the video has no frames")
-        self._scaler = _FrameScaler(height, width)
-        self._stream.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = num_decoder_threads()
-        self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels())}  # the size may change midway
+        self._decoder = _Decoder(path, container, self._index, self._size, num_decoder_threads())
+        self._decoders: list[_Decoder] = []  # one thread each
         self.num_frames = self._index.num_frames
         self.fps = self._average_rate()
 
@@ -109,25 +106,86 @@ class PyAVReader:
         measured = (len(times) - 1) / float((times[-1] - times[0]) * self._stream.time_base)
         return stated if abs(stated - measured) <= _RATE_TOLERANCE * measured else measured
 
-    def _read_index(self) -> _FrameIndex:
-        """From the tables of the file where it has some, so that a long one is not read; else from all packets."""
-        times = read_frame_times(self._path, self._container, self._stream)
-        if times is not None:
-            return _index_times(times)
-        return _index_frames(demux_packets(self._container, self._stream, self._path), self._container.format.name)
-
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames by ascending index; see `VideoReader.read`."""
-        found: dict[int, NDArray[np.uint8]] = {}
-        for start, wanted in self._index.group_by_keyframe(indices).items():
-            frames = self._collect(start, wanted)
-            if len(frames) < len(wanted):  # the demuxer's own index led past the keyframe
-                frames = self._collect(0, wanted)
-            if len(frames) < len(wanted):
-                missing = next(index for index in wanted if index not in frames)
-                raise MediaError(self._path, f"frame {missing} of {self.num_frames} cannot be decoded")
-            found.update(frames)
+        groups = self._index.group_by_keyframe(indices)
+        num_decoders = min(num_decoder_threads(), len(groups))
+        num_pixels = sum(wanted[-1] - start + 1 for start, wanted in groups.items()) * _frame_pixels(self._stream)
+        if num_decoders < 2 or num_pixels < _MIN_PARALLEL_PIXELS:
+            parts = [self._decoder.read(start, wanted) for start, wanted in groups.items()]
+        else:
+            parts = self._read_at_once(groups, num_decoders)
+        found = {index: frame for part in parts for index, frame in part.items()}
         return np.stack([found[index] for index in indices])
+
+    def _read_at_once(self, groups: dict[int, list[int]], num_decoders: int) -> list[dict[int, NDArray[np.uint8]]]:
+        """What is behind each keyframe; a decoder that is done with one takes the next that nobody has."""
+        while len(self._decoders) < num_decoders:
+            container = self._files.enter_context(open_container(self._path))
+            self._decoders.append(_Decoder(self._path, container, self._index, self._size, num_threads=1))
+        idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        for decoder in self._decoders:
+            idle.put(decoder)
+
+        def read(group: tuple[int, list[int]]) -> dict[int, NDArray[np.uint8]]:
+            decoder = idle.get()
+            try:
+                return decoder.read(*group)
+            finally:
+                idle.put(decoder)
+
+        with ThreadPoolExecutor(num_decoders, "video-llama-frames") as threads:
+            # A thread does not know of `limit_frames` unless it runs in a copy of this one's context.
+            parts = [threads.submit(copy_context().run, read, group) for group in groups.items()]
+            try:
+                return [part.result() for part in parts]
+            finally:
+                threads.shutdown(wait=True, cancel_futures=True)
+
+
+class _Decoder:
+    """One decoder on an open file.
+
+    Args:
+        path: for messages.
+        container: the file.
+        index: of its video stream.
+        size: (height, width) the frames are scaled to.
+        num_threads: of the codec.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        container: InputContainer,
+        index: FrameIndex,
+        size: tuple[int, int],
+        num_threads: int,
+    ) -> None:
+        self._path, self._container, self._index = path, container, index
+        self._stream = _select_video(path, container)
+        self._scaler = _FrameScaler(*size)
+        self._stream.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = num_threads
+        self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels())}  # the size may change midway
+
+    def read(self, start: int, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Scaled frames by index.
+
+        Args:
+            start: the keyframe they are decoded from.
+            wanted: their indices, ascending.
+
+        Raises:
+            MediaError: one of them cannot be decoded.
+        """
+        frames = self._collect(start, wanted)
+        if len(frames) < len(wanted):  # the demuxer's own index led past the keyframe
+            frames = self._collect(0, wanted)
+        if len(frames) < len(wanted):
+            missing = next(index for index in wanted if index not in frames)
+            raise MediaError(self._path, f"frame {missing} of {self._index.num_frames} cannot be decoded")
+        return frames
 
     def _collect(self, start: int, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
         """Scaled frames by index, decoded from the keyframe `start` on; may end early.
@@ -169,68 +227,28 @@ class PyAVReader:
                 count += 1
 
 
-@dataclass(frozen=True)
-class _FrameIndex:
-    """Where the frames of a stream are, from its packets alone.
+def _select_video(path: str | os.PathLike[str], container: InputContainer) -> VideoStream:
+    """The stream to be shown.
 
-    Attributes:
-        num_frames: packets that show a frame.
-        times: presentation times in the stream's time base, ascending; None if they are unknown. Then
-            frames are counted from the start.
-        keyframes: indices of the frames where decoding can start, ascending, and where to send the demuxer
-            for each.
-        rewind_time: where to send the demuxer for the very first packet.
+    Raises:
+        MediaError: there is none, or its frames are too large.
     """
-
-    num_frames: int
-    times: list[int] | None
-    keyframes: dict[int, int]
-    rewind_time: int
-
-    def group_by_keyframe(self, indices: Sequence[int]) -> dict[int, list[int]]:
-        """For each keyframe that is needed, the frames to decode from there; without repeats."""
-        keyframes = list(self.keyframes)
-        groups: dict[int, list[int]] = {}
-        for index in sorted(set(indices)):
-            position = bisect.bisect_right(keyframes, index) - 1
-            groups.setdefault(keyframes[position] if position >= 0 else 0, []).append(index)
-        return groups
-
-    def seek_time(self, start: int) -> int:
-        """Where to send the demuxer for decoding from frame `start` on."""
-        return self.keyframes[start] if start else self.rewind_time
-
-    def position(self, time: int | None, count: int) -> int:
-        """Index of the frame shown at `time`, or `count` if times are unknown."""
-        if self.times is None or time is None:
-            return count
-        return bisect.bisect_right(self.times, time) - 1
+    stream = cast(VideoStream, select_stream(container, path, "video"))
+    if _frame_pixels(stream) > max_frame_pixels():
+        raise MediaError(path, f"frames of {stream.width}x{stream.height} are too large")
+    return stream
 
 
-def _index_frames(packets: Iterable[Packet], format_name: str) -> _FrameIndex:
-    num_frames, rewind_time = 0, 0
-    times: list[int] = []
-    keyframe_times: list[tuple[int, int]] = []  # when it is shown, and where to send the demuxer for it
-    for packet in packets:  # the packets hold the whole file: none may be kept
-        if not packet.size or packet.is_discard:
-            continue
-        num_frames += 1
-        rewind_time = min(rewind_time, *(time for time in (packet.pts, packet.dts) if time is not None), 0)
-        if packet.pts is not None:
-            times.append(packet.pts)
-            seek_time = packet.dts if format_name in _FORMATS_SOUGHT_BY_DECODING_TIME else packet.pts
-            if packet.is_keyframe and seek_time is not None:
-                keyframe_times.append((packet.pts, seek_time))
-    if len(times) < num_frames or format_name in _FORMATS_WITHOUT_TIMES:
-        return _FrameIndex(num_frames, None, {}, rewind_time)
-    times.sort()
-    keyframes = {bisect.bisect_left(times, shown): seek_time for shown, seek_time in sorted(keyframe_times)}
-    return _FrameIndex(num_frames, times, keyframes, rewind_time)
+def _frame_pixels(stream: VideoStream) -> int:
+    return stream.width * stream.height
 
 
-def _index_times(known: FrameTimes) -> _FrameIndex:
-    keyframes = {bisect.bisect_left(known.times, time): time for time in known.keyframe_times}
-    return _FrameIndex(len(known.times), known.times, keyframes, min(known.first_time, 0))
+def _read_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex:
+    """From the tables of the file where it has some, so that a long one is not read; else from all packets."""
+    times = read_frame_times(path, container, stream)
+    if times is not None:
+        return index_times(times)
+    return index_frames(demux_packets(container, stream, path), container.format.name)
 
 
 class _FrameScaler:
