@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from video_llama.model.checkpoint import (
@@ -24,8 +23,8 @@ from video_llama.model.checkpoint import (
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.language_model import check_language_model
 from video_llama.model.load_report import Found, LoadReport, Source, match_weights
+from video_llama.model.memory import build_skeleton
 from video_llama.model.original_files import OriginalFiles
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_files import Weights, open_weights
 
 __all__ = ["log_report", "match_original", "match_transformers"]
@@ -80,8 +79,7 @@ def _is_renamed(config: VideoLlamaConfig) -> bool:
 
 def _expected_weights(config: VideoLlamaConfig) -> dict[str, Tensor]:
     """All weights that files must hold, on the meta device: no tied ones, and none that transformers matches."""
-    with torch.device("meta"):
-        model = VideoLlamaForConditionalGeneration(config)
+    model = build_skeleton(config)
     left_out = set(model.all_tied_weights_keys)
     if _is_renamed(config):
         left_out |= {name for name in model.state_dict() if part_of(name) is LANGUAGE_MODEL}
