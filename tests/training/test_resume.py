@@ -95,3 +95,17 @@ def test_a_checkpoint_of_other_trainable_parts_is_refused(make_config: MakeConfi
     Trainer(make_config()).train()
     with pytest.raises(CheckpointError, match=r"other parts trained there.*video_branch\.projection"):
         Trainer(make_config("run.resume_ckpt_path=auto", "model.frozen_llama_proj=True"))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_run_over_a_quantised_language_model_saves_and_goes_on(bits: int, make_config: MakeConfig) -> None:
+    pytest.importorskip("bitsandbytes")
+    options = [f"model.load_in_{bits}bit=True", "run.max_epoch=1"]
+    first = Trainer(make_config(*options))
+    assert {8: "Linear8bitLt", 4: "Linear4bit"}[bits] in {type(module).__name__ for module in first.model.modules()}
+    first.train()
+    saved = trained(first.folder)
+    assert saved.keys() == {name for name, value in first.model.named_parameters() if value.requires_grad}
+    resumed = Trainer(make_config(*options, "run.max_epoch=2", "run.resume_ckpt_path=auto"))
+    assert all(torch.equal(resumed.model.get_parameter(name), value) for name, value in saved.items())
+    assert resumed.train().iteration == 8

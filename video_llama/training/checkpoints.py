@@ -32,6 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 from video_llama.errors import CheckpointError
 from video_llama.model.trained_run import checkpoint_name
@@ -78,8 +80,10 @@ def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
     """Everything that trains, whole and on the CPU, under the model's own names; call it on every process."""
     if _is_deepspeed(model):
         return _gather_from_deepspeed(model)
+    if not _is_sharded(model):
+        return {name: value.detach().cpu().clone() for name, value in _trainable(model).items()}
     states: dict[str, Any] = get_model_state_dict(model, options=_gathered())
-    trains = _trainable_names(model)  # buffers, which torch gathers too, do not
+    trains = _trainable(model)  # buffers, which torch gathers too, do not
     return {name: value for name, value in states.items() if name in trains}
 
 
@@ -208,13 +212,16 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         model.load_checkpoint(str(path), tag=_DEEPSPEED, load_module_strict=False)  # type: ignore[operator]
         return state
     options = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(model, trainable, options=options)
+    if _is_sharded(model):
+        set_model_state_dict(model, trainable, options=options)
+    else:
+        _copy_into(_trainable(model), trainable, path)
     set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
     return state
 
 
 def _check_names(path: Path, model: nn.Module, trainable: Mapping[str, Any]) -> None:
-    differing = sorted(_trainable_names(model) ^ trainable.keys())
+    differing = sorted(_trainable(model).keys() ^ trainable.keys())
     if differing:
         raise CheckpointError(
             f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
@@ -222,9 +229,19 @@ def _check_names(path: Path, model: nn.Module, trainable: Mapping[str, Any]) -> 
         )
 
 
-def _trainable_names(model: nn.Module) -> set[str]:
-    """As they are without the wrapper of DDP."""
-    return {name.removeprefix("module.") for name, value in model.named_parameters() if value.requires_grad}
+@torch.no_grad()
+def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], path: Path) -> None:
+    for name, parameter in parameters.items():
+        if parameter.shape != values[name].shape:
+            there, here = tuple(values[name].shape), tuple(parameter.shape)
+            raise CheckpointError(f"{path}: {name} has the shape {there} there, and {here} in this configuration")
+        parameter.copy_(values[name])
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains, under its names without the wrapper of DDP."""
+    named = model.named_parameters()
+    return {name.removeprefix("module."): parameter for name, parameter in named if parameter.requires_grad}
 
 
 def write_file(path: Path, content: Any) -> None:
@@ -246,3 +263,14 @@ def _gathered() -> StateDictOptions:
 def _is_deepspeed(model: nn.Module) -> bool:
     """Whether DeepSpeed wraps the model; it has its own way to shard and to save the optimizer."""
     return type(model).__name__ == "DeepSpeedEngine"
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP shares the weights out over processes.
+
+    Only then torch's own functions are needed. They walk the state of the whole model, and that of a frozen language
+    model in 8 bit names tensors which its layers do not have.
+    """
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return True
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
