@@ -41,6 +41,13 @@ def test_iterations_done_again_after_a_kill_count_once_as_they_were_last(tmp_pat
     assert log.resumed == [5]
 
 
+def test_iterations_past_the_checkpoint_that_a_run_went_back_to_are_not_drawn(tmp_path: Path) -> None:
+    lines = [train(5, 3.0), VALID, train(10, 9.0), train(15, 9.0), {"event": "resume", "iteration": 5}, train(10, 2.0)]
+    log = read_log(write(tmp_path / "log.jsonl", *lines))
+    assert log.train["loss"] == Curve([5, 10], [3.0, 2.0])
+    assert log.valid == {}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import assert_same, trained
@@ -109,3 +110,54 @@ def test_a_run_over_a_quantised_language_model_saves_and_goes_on(bits: int, make
     resumed = Trainer(make_config(*options, "run.max_epoch=2", "run.resume_ckpt_path=auto"))
     assert all(torch.equal(resumed.model.get_parameter(name), value) for name, value in saved.items())
     assert resumed.train().iteration == 8
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside_and_goes_on_from_there(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ["run.save_freq=1", "run.keep_checkpoints=3"]
+    first = Trainer(make_config(*options))
+    first.train()
+    checkpoints, abandoned_export = first.folder / "checkpoints", (first.folder / "checkpoint_1.pth").read_bytes()
+    assert names(checkpoints) == ["step_00000006", "step_00000007", "step_00000008"]
+    earlier = f"run.resume_ckpt_path={checkpoints / 'step_00000006'}"
+    back = Trainer(make_config(*options, earlier, "run.init_lr=1e-4"))
+    assert names(checkpoints) == ["step_00000006", "step_00000007", "step_00000008"]  # nothing moves before it trains
+    back.train()
+    assert names(checkpoints) == ["step_00000006", "step_00000007", "step_00000008"]
+    (aside,) = first.folder.glob("abandoned-00000006-*")
+    assert names(aside) == ["checkpoint_1.pth", "step_00000007", "step_00000008"]
+    assert (aside / "checkpoint_1.pth").read_bytes() == abandoned_export
+    assert (first.folder / "checkpoint_0.pth").exists()
+    assert f"after iteration 6 is in {aside}" in caplog.text
+    new, old = (load_file(path / "step_00000008" / "trainable.safetensors") for path in (checkpoints, aside))
+    assert any(not torch.equal(new[name], old[name]) for name in new)
+    assert_same(new, trained(first.folder))
+
+
+def test_a_run_that_went_back_and_was_stopped_goes_on_with_its_new_course(make_config: MakeConfig) -> None:
+    options = ["run.save_freq=1", "run.keep_checkpoints=4"]
+    first = Trainer(make_config(*options))
+    first.train()
+    path = first.folder / "checkpoints" / "step_00000005"
+    back = Trainer(make_config(*options, f"run.resume_ckpt_path={path}", "run.keep_checkpoints=1"))
+    back._stop_signal = 15
+    assert back.train().iteration == 6
+    assert names(first.folder / "checkpoints") == ["step_00000006"]
+    assert Trainer(make_config(*options, "run.resume_ckpt_path=auto")).state.iteration == 6
+
+
+def test_a_checkpoint_of_another_folder_writes_over_nothing_either(make_config: MakeConfig, tmp_path: Path) -> None:
+    other = Trainer(make_config("run.max_epoch=1", f"run.output_dir={tmp_path / 'other'}"))
+    other.train()
+    first = Trainer(make_config("run.save_freq=2"))
+    first.train()
+    source = other.folder / "checkpoints" / "step_00000004"
+    Trainer(make_config(f"run.resume_ckpt_path={source}")).train()
+    (aside,) = first.folder.glob("abandoned-00000004-*")
+    assert names(aside) == ["checkpoint_1.pth", "step_00000004", "step_00000006", "step_00000008"]
+    assert names(other.folder / "checkpoints") == ["step_00000004"]

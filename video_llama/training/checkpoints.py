@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -46,6 +47,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "save_checkpoint",
+    "set_later_ones_aside",
     "write_file",
 ]
 
@@ -98,7 +100,7 @@ def _gather_from_deepspeed(engine: Any) -> dict[str, Tensor]:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, *, keep: int, writes: bool
 ) -> None:
-    """Write a checkpoint and remove the oldest ones.
+    """Write a checkpoint and remove the oldest of those up to it.
 
     Args:
         folder: OUTPUT_DIR/checkpoints.
@@ -133,7 +135,8 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(in_progress, final)
         sync(folder)
-    for old in list_checkpoints(folder)[: -max(keep, 1)]:
+    until_here = [path for path in list_checkpoints(folder) if path.name <= final.name]
+    for old in until_here[: -max(keep, 1)]:
         shutil.rmtree(old)
 
 
@@ -188,6 +191,41 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     if not newest:
         raise CheckpointError(f"run.resume_ckpt_path: {path} is no training checkpoint (a folder with state.json)")
     return newest[-1]
+
+
+def set_later_ones_aside(folder: Path, resumed: Path, iteration: int, iters_per_epoch: int) -> Path | None:
+    """Move what a run wrote after the checkpoint that it goes back to, so that the new course writes over nothing.
+
+    Args:
+        folder: the run's `output_dir`.
+        resumed: the checkpoint that the run goes on from; it stays.
+        iteration: of that checkpoint.
+        iters_per_epoch: tells which `checkpoint_EPOCH.pth` are later.
+
+    Returns:
+        where they are now: a new folder in `folder`; None if there are none.
+
+    Raises:
+        OSError: they cannot be moved.
+    """
+    written = list_checkpoints(folder / "checkpoints")
+    later = [path for path in written if _iteration_of(path) >= iteration and path.resolve() != resumed.resolve()]
+    for path in folder.glob(checkpoint_name("*")):
+        epoch = path.stem.partition("_")[2]
+        if epoch.isdecimal() and (int(epoch) + 1) * iters_per_epoch > iteration:
+            later.append(path)
+    if not later:
+        return None
+    aside = folder / f"abandoned-{iteration:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
+    aside.mkdir(exist_ok=True)
+    for path in later:
+        os.replace(path, aside / path.name)
+    sync(folder)
+    return aside
+
+
+def _iteration_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:

@@ -43,7 +43,8 @@ class RunLog:
 def read_log(path: Path) -> RunLog:
     """The curves of a run.
 
-    A run that was killed may have logged iterations that it then did again: the last line counts.
+    A run that was killed, or that went back to an earlier checkpoint, has logged iterations that it then did again:
+    what it logged past the point where it was continued does not count.
 
     Args:
         path: `log.jsonl`, or the folder it is in.
@@ -56,10 +57,15 @@ def read_log(path: Path) -> RunLog:
     train: dict[int, dict[str, Any]] = {}
     valid: dict[str, dict[int, dict[str, Any]]] = {}
     for line in lines:
-        if line["event"] == "train":
+        if line["event"] == "resume":
+            for entries in (train, *valid.values()):
+                for iteration in [number for number in entries if number > line["iteration"]]:
+                    del entries[iteration]
+        elif line["event"] == "train":
             train[line["iteration"]] = line
         elif line["event"] == "valid":
             valid.setdefault(line["dataset"], {})[line["iteration"]] = line
+    valid = {name: entries for name, entries in valid.items() if entries}
     if not train and not valid:
         raise DatasetError(f"{file}: no iteration is logged yet")
     resumed = [line["iteration"] for line in lines if line["event"] == "resume"]

@@ -55,7 +55,7 @@ class Logbook:
         """One line of the log.
 
         Args:
-            event: "train", "valid", "start", "resume", "save", "stop".
+            event: "train", "valid", "start", "resume", "abandon", "save", "skip", "stop".
             iteration: where the run stands.
         """
         if not self._writes:

@@ -30,6 +30,7 @@ from video_llama.training.checkpoints import (
     gather_trainable,
     load_checkpoint,
     save_checkpoint,
+    set_later_ones_aside,
     write_file,
 )
 from video_llama.training.export import original_checkpoint
@@ -100,7 +101,7 @@ class Trainer:
             self.accelerator, self.logbook, num_examples=num_examples, max_bad_share=run.max_bad_samples
         )
         self.state = self._start_or_restore(resume_from)
-        self._is_resumed = resume_from is not None
+        self._resumed_from = resume_from
         self._stop_signal: int | None = None
 
     @property
@@ -136,7 +137,8 @@ class Trainer:
             self.logbook.open(self.config)
             processes = describe_processes(self.accelerator)
             logger.info("training with %s", processes)
-            event = "resume" if self._is_resumed else "start"
+            self._abandon_later_ones()
+            event = "start" if self._resumed_from is None else "resume"
             self.logbook.write(event, self.state.iteration, processes=processes)
             try:
                 self._run()
@@ -204,6 +206,18 @@ class Trainer:
         if self.config.run.evaluate and resume is None:
             return None  # only what the model section names is looked at
         return find_checkpoint(resume, self.folder / "checkpoints")
+
+    def _abandon_later_ones(self) -> None:
+        """A run that goes back to a checkpoint by its path may have gone further before."""
+        if self.config.run.resume_ckpt_path in (None, "auto") or self._resumed_from is None:
+            return
+        if self.accelerator.is_main_process:
+            iteration, per_epoch = self.state.iteration, self.config.run.iters_per_epoch
+            aside = set_later_ones_aside(self.folder, self._resumed_from, iteration, per_epoch)
+            if aside is not None:
+                logger.warning("what was written after iteration %d is in %s now", iteration, aside)
+                self.logbook.write("abandon", iteration, folder=aside.name)
+        self.accelerator.wait_for_everyone()
 
     def _build_model(self, as_sound: bool) -> VideoLlama:
         model: VideoLlama = MODELS.get(self.config.model.arch)(
