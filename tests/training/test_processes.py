@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.training.conftest import MakeConfig
 from video_llama.config import load_config
 from video_llama.errors import ConfigError
 from video_llama.training import processes
-from video_llama.training.processes import check_processes
+from video_llama.training.processes import build_accelerator, check_launcher, check_processes
 
 ONE = SimpleNamespace(num_processes=1)
 LAUNCH = ["python", "/bin/accelerate", "launch"]
@@ -64,3 +67,69 @@ def test_the_configuration_that_accelerate_takes_by_itself_counts_too(check: Che
 )
 def test_one_process_is_right_where_nothing_else_was_asked_for(words: list[str], check: Check) -> None:
     check(*words)
+
+
+SLURM_STEP = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Look at an environment in which nothing but these variables speaks of a launcher."""
+
+    def run(variables: dict[str, str]) -> None:
+        for name in list(os.environ):
+            if name.startswith(("SLURM_", "PMI_", "OMPI_", "MV2_", "MPI_")) or name in ("WORLD_SIZE", "MASTER_ADDR"):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        check_launcher()
+
+    return run
+
+
+@pytest.mark.parametrize("left_out", ["", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_NTASKS"])
+def test_several_tasks_of_srun_without_a_launcher_are_refused(left_out: str, launched: Any) -> None:
+    with pytest.raises(ConfigError, match=r"srun started 4 tasks.*--ntasks-per-node=1 torchrun"):
+        launched({name: value for name, value in SLURM_STEP.items() if name != left_out})
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"},  # a batch script
+        {**SLURM_STEP, "SLURM_STEP_NUM_TASKS": "1"},  # srun -n1 within a larger allocation
+        {**SLURM_STEP, "WORLD_SIZE": "8"},  # torchrun within srun
+        {"PMI_SIZE": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},  # accelerate makes one run of these
+        {"OMPI_COMM_WORLD_SIZE": "2", "MASTER_ADDR": "first"},
+    ],
+)
+def test_what_can_be_one_run_is_not_refused(variables: dict[str, str], launched: Any) -> None:
+    launched(variables)
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_of_mpi_that_do_not_know_each_other_are_refused(variable: str, launched: Any) -> None:
+    with pytest.raises(ConfigError, match=r"MPI started 2 processes.*start it with torchrun"):
+        launched({variable: "2"})
+
+
+def test_processes_of_mpi_that_accelerate_makes_nothing_of_are_found_out(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were asked for, but this run has 1"):
+        check("mpirun", "-n", "2", "python", "train.py")
+
+
+def test_tasks_of_srun_are_refused_before_accelerate_sets_anything_up(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in SLURM_STEP.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "Accelerator", pytest.fail)
+    with pytest.raises(ConfigError, match="srun started 4 tasks"):
+        build_accelerator(make_config().run)

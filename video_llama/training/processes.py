@@ -19,9 +19,13 @@ from video_llama.config import RunConfig
 from video_llama.errors import ConfigError
 from video_llama.utils.utils import resolve_device, resolve_dtype
 
-__all__ = ["build_accelerator", "check_processes", "describe_processes", "sum_over_processes"]
+__all__ = ["build_accelerator", "check_launcher", "check_processes", "describe_processes", "sum_over_processes"]
 
 logger = logging.getLogger(__name__)
+
+# What MPI says of a job and of one machine, where accelerate looks for it.
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_MPI_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
 def build_accelerator(run: RunConfig) -> Accelerator:
@@ -33,6 +37,7 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     Raises:
         ConfigError: fewer processes, or another way of sharing the work, than was asked for.
     """
+    check_launcher()
     on_cpu = run.device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(
         cpu=on_cpu and not _asks_for("DEEPSPEED"),  # with it accelerate would ignore DeepSpeed
@@ -47,13 +52,38 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     return accelerator
 
 
+def check_launcher() -> None:
+    """Find out a launcher whose processes do not know how to become one run; each would train for itself.
+
+    Raises:
+        ConfigError: srun or mpirun started several processes, and neither torchrun nor accelerate lies between.
+    """
+    if "WORLD_SIZE" in os.environ:  # set by torchrun and accelerate for each process that they start
+        return
+    num_tasks = _tasks_of_srun()
+    if num_tasks > 1:
+        raise ConfigError(
+            f"srun started {num_tasks} tasks of this command, which would train for themselves in one run.output_dir; "
+            f"let srun start one launcher on each node: srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES "
+            f"--nproc_per_node=GPUS --rdzv_backend=c10d --rdzv_endpoint=FIRST_NODE:29500 train.py … (or accelerate "
+            f"launch)"
+        )
+    num_processes, num_here = (max(map(_number, names)) for names in (_MPI_SIZES, _MPI_LOCAL_SIZES))
+    if num_processes > 1 and num_here != num_processes and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"MPI started {num_processes} processes of this command, which do not know where the first one runs "
+            f"(MASTER_ADDR); start it with torchrun --nproc_per_node=… train.py … or accelerate launch instead"
+        )
+
+
 def check_processes(accelerator: Accelerator, run: RunConfig) -> None:
     """Compare what there is with what was asked for: some launch paths fall back to one process in silence.
 
     Raises:
         ConfigError: they differ.
     """
-    asked = max(run.world_size, int(os.environ.get("WORLD_SIZE", 1)), _processes_of_launcher())
+    by_environment = max(map(_number, ["WORLD_SIZE"] if "WORLD_SIZE" in os.environ else _MPI_SIZES))
+    asked = max(run.world_size, by_environment, _processes_of_launcher())
     if accelerator.num_processes != asked:
         raise ConfigError(
             f"{asked} processes were asked for, but this run has {accelerator.num_processes}; start it with "
@@ -94,6 +124,18 @@ def _mixed_precision(run: RunConfig) -> str:
 
 def _asks_for(name: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+
+
+def _tasks_of_srun() -> int:
+    """The tasks of the job step that this process belongs to; 1 in a batch script itself, whatever it was allotted."""
+    if "SLURM_PROCID" not in os.environ or not {"SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        return 1
+    return _number("SLURM_STEP_NUM_TASKS") if "SLURM_STEP_NUM_TASKS" in os.environ else _number("SLURM_NTASKS")
+
+
+def _number(variable: str) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 1
 
 
 def _processes_of_launcher() -> int:
