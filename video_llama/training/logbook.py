@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ __all__ = ["Logbook", "Window"]
 
 logger = logging.getLogger(__name__)
 
+_LOG, _QUARANTINE, _ANSWERS = "log.jsonl", "quarantine.jsonl", "answers.jsonl"
+
 
 class Logbook:
     """Files of one run; only the main process writes those that all share.
@@ -28,6 +30,8 @@ class Logbook:
     Args:
         accelerator: of the run; its trackers get the numbers, too.
         folder: where the files go: `log.jsonl`, `quarantine.jsonl`, `answers.jsonl`, `config.yaml`.
+
+    A full disk may have cut off the last line of a file; it is removed before the next one is appended.
 
     Raises:
         ConfigError: there cannot be such a folder.
@@ -38,6 +42,9 @@ class Logbook:
         self._folder = folder
         self._writes = accelerator.is_main_process
         make_folder(folder, "run.output_dir")
+        if self._writes:
+            for name in (_LOG, _QUARANTINE, _ANSWERS):
+                _mend(folder / name)
 
     def open(self, config: Config) -> None:
         """Write the resolved configuration and start the trackers."""
@@ -61,7 +68,7 @@ class Logbook:
         if not self._writes:
             return
         line = {"event": event, "iteration": iteration, "time": round(time.time(), 3), **values}
-        self._append("log.jsonl", line)
+        self._append(_LOG, line)
         numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
         if numbers and self._accelerator.trackers:
             self._accelerator.log(numbers, step=iteration)
@@ -71,26 +78,58 @@ class Logbook:
         for failure in failures:
             logger.warning("sample %s (%s) cannot be used: %s", failure.id, split, failure.reason)
             noted = {"id": failure.id, "reason": failure.reason, "iteration": iteration, "split": split}
-            self._append("quarantine.jsonl", noted)
+            self._append(_QUARANTINE, noted)
 
     def quarantined(self) -> list[str]:
         """The bad samples of the training split so far, as lines for people, each once."""
-        path = self._folder / "quarantine.jsonl"
-        if not path.exists():
-            return []
-        entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-        bad = (entry for entry in entries if entry.get("split", "train") == "train")
-        return list(dict.fromkeys(f"{entry['id']}: {entry['reason']}" for entry in bad))
+        bad = (entry for entry in _entries(self._folder / _QUARANTINE) if entry.get("split", "train") == "train")
+        return list(dict.fromkeys(f"{entry.get('id')}: {entry.get('reason')}" for entry in bad))
 
     def answers(self, iteration: int, lines: Sequence[dict[str, str]]) -> None:
         """Generated answers beside the expected ones."""
         if self._writes:
             for line in lines:
-                self._append("answers.jsonl", {"iteration": iteration, **line})
+                self._append(_ANSWERS, {"iteration": iteration, **line})
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self._folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _mend(path: Path) -> None:
+    """End the last line of a JSONL file, or remove it if it is cut off."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if start == len(content):
+            return
+        if _read_entry(content[start:]) is not None:
+            file.write(b"\n")
+            return
+        logger.warning("%s: the last line is cut off and is removed (%d bytes)", path, len(content) - start)
+        file.truncate(start)
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSONL file; one that cannot be read is told with its number, and left out."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        entry = _read_entry(line)
+        if entry is None:
+            logger.warning("%s, line %d: cannot be read and is left out", path, number)
+        else:
+            yield entry
+
+
+def _read_entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # half of a character included
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,76 @@
+"""Logs whose end a full disk cut off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from tests.training.conftest import MakeConfig
+from tests.training.test_trainer import read_log
+from video_llama.data.batches import Failure
+from video_llama.training import curves
+from video_llama.training.logbook import Logbook
+from video_llama.training.trainer import Trainer
+
+WHOLE = '{"event": "train", "iteration": 2, "loss": 1.5}\n'
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize("torn", ['{"event": "tra', "{", '{"event": "train", "name": "é'.encode()[:-1], b"\x00\x00"])
+def test_a_line_that_was_cut_off_is_removed_before_the_next_is_appended(
+    torn: str | bytes, accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(WHOLE.encode() + (torn.encode() if isinstance(torn, str) else torn))
+    Logbook(accelerator, tmp_path).write("train", 4, loss=1.0)
+    assert f"{path}: the last line is cut off and is removed" in caplog.text
+    assert [line["iteration"] for line in read_log(tmp_path)] == [2, 4]
+    assert curves.read_log(tmp_path).train["loss"].values == [1.5, 1.0]
+
+
+def test_a_whole_line_that_only_lacks_its_end_is_kept(accelerator: Accelerator, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(WHOLE.strip())
+    Logbook(accelerator, tmp_path).write("train", 4, loss=1.0)
+    assert [line["iteration"] for line in read_log(tmp_path)] == [2, 4]
+
+
+def test_whole_files_are_left_as_they_are(accelerator: Accelerator, tmp_path: Path) -> None:
+    for name in ("log.jsonl", "quarantine.jsonl", "answers.jsonl"):
+        (tmp_path / name).write_text(WHOLE)
+    Logbook(accelerator, tmp_path)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {WHOLE}
+
+
+def test_bad_samples_noted_before_and_after_a_cut_are_listed(accelerator: Accelerator, tmp_path: Path) -> None:
+    Logbook(accelerator, tmp_path).quarantine([Failure("a", "no such file")], 1)
+    with (tmp_path / "quarantine.jsonl").open("a") as file:
+        file.write('{"id": "b", "rea')
+    logbook = Logbook(accelerator, tmp_path)
+    logbook.quarantine([Failure("c", "truncated")], 2)
+    assert logbook.quarantined() == ["a: no such file", "c: truncated"]
+
+
+def test_a_line_within_the_list_of_bad_samples_that_cannot_be_read_is_named(
+    accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = json.dumps({"id": "a", "reason": "no such file"})
+    path = tmp_path / "quarantine.jsonl"
+    path.write_text(f'{entry}\n{{"id": "b", "rea{entry}\n{entry}\n')
+    assert Logbook(accelerator, tmp_path).quarantined() == ["a: no such file"]
+    assert f"{path}, line 2: cannot be read" in caplog.text
+
+
+def test_a_run_goes_on_over_a_log_that_was_cut_off(make_config: MakeConfig) -> None:
+    first = Trainer(make_config("run.max_epoch=1"))
+    first.train()
+    with (first.folder / "log.jsonl").open("a") as file:
+        file.write('{"event": "trai')
+    Trainer(make_config("run.resume_ckpt_path=auto")).train()
+    assert [line["iteration"] for line in read_log(first.folder) if line["event"] == "train"] == [2, 4, 6, 8]
