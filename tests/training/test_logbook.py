@@ -74,3 +74,22 @@ def test_a_run_goes_on_over_a_log_that_was_cut_off(make_config: MakeConfig) -> N
         file.write('{"event": "trai')
     Trainer(make_config("run.resume_ckpt_path=auto")).train()
     assert [line["iteration"] for line in read_log(first.folder) if line["event"] == "train"] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("later", "datasets"),
+    [
+        ([], {"clips"}),
+        ([("train", 6), ("valid", 8)], {"clips"}),  # it went on, and was killed before the next checkpoint
+        ([("train", 6), ("resume", 4), ("train", 6)], {"clips"}),
+        ([("resume", 2)], set()),  # it went back: iteration 4 is another one now
+        ([("resume", 2), ("save", 4)], set()),
+    ],
+)
+def test_a_validation_counts_until_the_run_goes_back_before_it(
+    later: list[tuple[str, int]], datasets: set[str], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    logbook = Logbook(accelerator, tmp_path)
+    for event, iteration in [("start", 0), ("train", 2), ("save", 4), ("valid", 4), *later]:
+        logbook.write(event, iteration, **({"dataset": "clips"} if event == "valid" else {}))
+    assert logbook.validated_at(4) == datasets

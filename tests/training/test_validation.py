@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.training.conftest import MakeConfig
-from tests.training.test_trainer import read_log
+from tests.training.test_trainer import assert_same, read_log, trained
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.encoding import EncodedSample, MediaInput
 from video_llama.data.examples import Example
 from video_llama.errors import DatasetError, MediaError
 from video_llama.training.trainer import Trainer
-from video_llama.training.validation import first_answer, media_of_prompt, rouge_l
+from video_llama.training.validation import first_answer, media_of_prompt, rouge_l, validate
 
 
 @pytest.fixture
@@ -122,3 +124,77 @@ def test_a_split_that_cannot_be_read_is_an_error(make_config: MakeConfig, corpus
     )
     with pytest.raises(DatasetError, match="no sample of its validation split can be used"):
         trainer.evaluate()
+
+
+MakeValidated = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make_validated(make_config: MakeConfig, corpus: Path) -> MakeValidated:
+    """Trainers with a validation split of clips and one of pictures."""
+    split = corpus / "validation"
+    settings = [
+        f"datasets.webvid.valid_build_info.anno_dir={split / 'webvid' / 'annotations'}",
+        f"datasets.webvid.valid_build_info.videos_dir={split / 'webvid' / 'videos'}",
+        f"datasets.cc_sbu_align.valid_build_info.storage={split / 'cc_sbu_align'}",
+    ]
+    return lambda *options: Trainer(make_config(*settings, *options))
+
+
+def validations(folder: Path) -> list[tuple[int, str]]:
+    return [(line["iteration"], line["dataset"]) for line in read_log(folder) if line["event"] == "valid"]
+
+
+class Killed(BaseException):
+    pass
+
+
+BOTH_EPOCHS = [(4, "webvid"), (4, "cc_sbu_align"), (8, "webvid"), (8, "cc_sbu_align")]
+
+
+@pytest.mark.parametrize("validated_before", [0, 1, 2, 3])
+def test_a_run_killed_between_an_epochs_checkpoint_and_its_validation_makes_up_for_it(
+    validated_before: int, make_validated: MakeValidated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = make_validated(f"run.output_dir={tmp_path / 'unbroken'}")
+    unbroken.train()
+    first = make_validated()
+    calls = iter(range(10))
+
+    def be_killed(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == validated_before:
+            raise Killed
+        return validate(*args, **kwargs)
+
+    monkeypatch.setattr("video_llama.training.trainer.validate", be_killed)
+    with pytest.raises(Killed):
+        first.train()
+    monkeypatch.undo()
+    assert validations(first.folder) == BOTH_EPOCHS[:validated_before]
+    make_validated("run.resume_ckpt_path=auto").train()
+    assert validations(first.folder) == BOTH_EPOCHS
+    assert_same(trained(first.folder), trained(unbroken.folder))
+    make_validated("run.resume_ckpt_path=auto").train()  # a finished run has nothing to make up for
+    assert validations(first.folder) == BOTH_EPOCHS
+
+
+def test_a_sigterm_in_the_last_step_of_an_epoch_leaves_its_validation_to_the_run_that_goes_on(
+    make_validated: MakeValidated,
+) -> None:
+    first = make_validated("run.accum_grad_iters=4")
+    first._stop_signal = 15
+    assert first.train().iteration == 4
+    assert validations(first.folder) == []
+    make_validated("run.accum_grad_iters=4", "run.resume_ckpt_path=auto").train()
+    assert validations(first.folder) == BOTH_EPOCHS
+
+
+def test_what_a_course_that_was_left_has_validated_does_not_count(make_validated: MakeValidated) -> None:
+    first = make_validated("run.save_freq=1", "run.keep_checkpoints=8")
+    first.train()
+    path = first.folder / "checkpoints" / "step_00000007"
+    back = make_validated(f"run.resume_ckpt_path={path}")
+    back._stop_signal = 15
+    assert back.train().iteration == 8
+    make_validated("run.resume_ckpt_path=auto").train()
+    assert validations(first.folder) == [*BOTH_EPOCHS, *BOTH_EPOCHS[2:]]

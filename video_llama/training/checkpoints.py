@@ -67,6 +67,7 @@ class TrainingState:
         iteration: batches of each process that were learnt from.
         samples_seen, samples_bad: of all processes, the unreadable ones included in both.
         seed, batch_size, world_size, accum_grad_iters: what the order of samples depends on.
+        validation_due: an epoch has ended here, and what the run validates on was not looked at when this was written.
     """
 
     iteration: int = 0
@@ -76,6 +77,7 @@ class TrainingState:
     batch_size: int = 0
     world_size: int = 1
     accum_grad_iters: int = 1
+    validation_due: bool = False
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -85,6 +85,19 @@ class Logbook:
         bad = (entry for entry in _entries(self._folder / _QUARANTINE) if entry.get("split", "train") == "train")
         return list(dict.fromkeys(f"{entry.get('id')}: {entry.get('reason')}" for entry in bad))
 
+    def validated_at(self, iteration: int) -> set[str]:
+        """The datasets on which the run has already validated where it stands.
+
+        Lines from before the run last came to this iteration are of another course, which it left.
+        """
+        datasets = set()
+        for line in reversed(list(_entries(self._folder / _LOG))):
+            if line.get("iteration", 0) < iteration:
+                break
+            if line.get("event") == "valid" and line["iteration"] == iteration:
+                datasets.add(str(line.get("dataset")))
+        return datasets
+
     def answers(self, iteration: int, lines: Sequence[dict[str, str]]) -> None:
         """Generated answers beside the expected ones."""
         if self._writes:

@@ -9,7 +9,7 @@ import itertools
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from video_llama.training.features import FeatureFiller, fill_cache, open_featur
 from video_llama.training.learner import Learner, Step
 from video_llama.training.logbook import Logbook, Window
 from video_llama.training.optim import build_optimizer, build_schedule
-from video_llama.training.processes import build_accelerator, describe_processes
+from video_llama.training.processes import build_accelerator, describe_processes, sum_over_processes
 from video_llama.training.samples import SampleCounter, Totals
 from video_llama.training.settings import check_settings
 from video_llama.training.stages import TrainedParts, freeze_for_training, trained_branches
@@ -141,6 +141,7 @@ class Trainer:
             event = "start" if self._resumed_from is None else "resume"
             self.logbook.write(event, self.state.iteration, processes=processes)
             try:
+                self._catch_up_on_validation()
                 self._run()
             finally:
                 self.logbook.close()
@@ -156,9 +157,12 @@ class Trainer:
 
     def evaluate(self) -> dict[str, ValidationReport]:
         """Validate on every dataset that has a validation split, and log the figures."""
+        return self._evaluate(self.valid_datasets)
+
+    def _evaluate(self, datasets: Iterable[EncodedDataset]) -> dict[str, ValidationReport]:
         run, reports = self.config.run, {}
         note_bad = functools.partial(self.logbook.quarantine, iteration=self.state.iteration, split="validation")
-        for dataset in self.valid_datasets:
+        for dataset in datasets:
             report = validate(
                 self.accelerator,
                 self.learner.model,
@@ -171,8 +175,8 @@ class Trainer:
                 filler=self._filler,
             )
             values = {key: value for key, value in dataclasses.asdict(report).items() if key != "answers"}
-            self.logbook.write("valid", self.state.iteration, dataset=dataset.name, **values)
             self.logbook.answers(self.state.iteration, report.answers)
+            self.logbook.write("valid", self.state.iteration, dataset=dataset.name, **values)
             logger.info("validation on %s: %s", dataset.name, values)
             reports[dataset.name] = report
         return reports
@@ -318,15 +322,28 @@ class Trainer:
         is_due = epoch_ends or bool(run.save_freq and iteration % run.save_freq == 0)
         if epoch_ends:
             self._export(iteration // run.iters_per_epoch - 1)
+        self.state.validation_due = epoch_ends and bool(self.valid_datasets)
         if is_due:
             self.save()
         if epoch_ends:
             self.evaluate()
+            self.state.validation_due = False
         return is_due
+
+    def _catch_up_on_validation(self) -> None:
+        """Validate as the end of an epoch should have, where the run was stopped before it could."""
+        if not self.state.validation_due:
+            return
+        done = self.logbook.validated_at(self.state.iteration) if self.accelerator.is_main_process else set()
+        is_done = [float(dataset.name in done) for dataset in self.valid_datasets]
+        is_done = sum_over_processes(self.accelerator, is_done)  # the main process has the log
+        self._evaluate(dataset for dataset, by_now in zip(self.valid_datasets, is_done, strict=True) if not by_now)
+        self.state.validation_due = False
 
     def _stop(self) -> None:
         if self.state.iteration % self.config.run.iters_per_epoch == 0:  # who goes on does not come by here again
             self._export(self.state.iteration // self.config.run.iters_per_epoch - 1)
+            self.state.validation_due = bool(self.valid_datasets)
         self.save()
         self.logbook.write("stop", self.state.iteration, reason="SIGTERM")
         logger.info("stopped by SIGTERM at iteration %d; the checkpoint is written", self.state.iteration)
