@@ -176,7 +176,7 @@ class RunConfig:
         save_freq: iterations between two checkpoints within an epoch; 0 saves at the end of epochs only (new).
         keep_checkpoints: how many of them to keep (new).
         on_nan: "stop" at a loss that is not finite, or "skip" its step (new).
-        max_bad_samples: share of unreadable samples past which training stops (new).
+        max_bad_samples: share of samples that cannot be used, past which training stops (new).
         max_valid_batches: batches of each dataset to validate on after an epoch (new).
         num_generations: answers to generate and log at each validation (new).
         trackers: of accelerate: "tensorboard", "wandb" (new).

@@ -141,4 +141,5 @@ def test_each_process_notes_its_own_bad_samples(config_file: Path, corpus: Path,
     lines = (tmp_path / "two" / "quarantine.jsonl").read_text().splitlines()
     state = json.loads((tmp_path / "two" / "checkpoints" / "step_00000016" / "state.json").read_text())
     assert len(lines) == state["samples_bad"] > 0
+    assert state["bad_ids"] == [json.loads(lines[0])["id"]]
     assert all("no such file" in json.loads(line)["reason"] for line in lines)

@@ -250,6 +250,7 @@ def test_a_few_unreadable_samples_are_replaced_counted_and_noted(
     noted = [json.loads(line) for line in (trainer.folder / "quarantine.jsonl").read_text().splitlines()]
     assert len(noted) == state.samples_bad
     assert all(images[0].stem in line["id"] and "truncated" in line["reason"] for line in noted)
+    assert state.bad_ids == [noted[0]["id"]]
     strict = make_config("datasets.webvid.sample_ratio=0", f"run.output_dir={tmp_path / 'strict'}")
     strict.datasets["cc_sbu_align"].build_info.storage = str(copy)
     with pytest.raises(DatasetError, match=r"samples cannot be used, more than run\.max_bad_samples \(1\.00%\)"):

@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -65,7 +65,8 @@ class TrainingState:
 
     Args:
         iteration: batches of each process that were learnt from.
-        samples_seen, samples_bad: of all processes, the unreadable ones included in both.
+        samples_seen, samples_bad: of all processes, each time one was drawn; the unreadable ones included in both.
+        bad_ids: which samples cannot be used, each once, sorted.
         seed, batch_size, world_size, accum_grad_iters: what the order of samples depends on.
         validation_due: an epoch has ended here, and what the run validates on was not looked at when this was written.
     """
@@ -73,6 +74,7 @@ class TrainingState:
     iteration: int = 0
     samples_seen: int = 0
     samples_bad: int = 0
+    bad_ids: list[str] = field(default_factory=list)
     seed: int = 0
     batch_size: int = 0
     world_size: int = 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 
 from video_llama.data.batches import Batch
 from video_llama.errors import DatasetError
@@ -16,9 +17,8 @@ from video_llama.training.processes import sum_over_processes
 
 __all__ = ["SampleCounter", "Totals"]
 
-# Samples that must have been seen before their share of bad ones is taken at its word.
-_FIRST_WINDOW = 1000
 _SHOWN = 20
+_ROUNDING = 1e-12  # of a sum of shares that is just the limit
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,33 @@ class Totals:
 
 
 class SampleCounter:
-    """Keeps the counts of a run.
+    """Keeps the counts of a run, and judges its data.
+
+    A sample that cannot be used counts once, however often it is drawn. Bad samples found so far are compared with all
+    that the datasets hold: data within the limit never stop a run, however long it goes and in whatever order, and
+    others do so in their first round at the latest, the sooner the worse they are.
 
     Args:
         accelerator: of the run.
         logbook: notes bad samples.
-        num_examples: of all datasets.
-        max_bad_share: of the samples seen; past it the run stops.
+        sizes: the number of examples of each dataset; ids begin with its name.
+        shares: of the batches that each dataset gets, in the same order.
+        max_bad_share: of what the run draws; past it the run stops.
     """
 
-    def __init__(self, accelerator: Accelerator, logbook: Logbook, *, num_examples: int, max_bad_share: float) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        logbook: Logbook,
+        *,
+        sizes: Mapping[str, int],
+        shares: Sequence[float],
+        max_bad_share: float,
+    ) -> None:
         self._accelerator = accelerator
         self._logbook = logbook
-        self._num_examples = num_examples
+        self._num_examples = sum(size for size, share in zip(sizes.values(), shares, strict=True) if share)
+        self._weights = {name: share / max(size, 1) for (name, size), share in zip(sizes.items(), shares, strict=True)}
         self._max_bad_share = max_bad_share
 
     def count(self, group: Sequence[Batch], state: TrainingState, must_stop: bool = False) -> Totals:
@@ -76,6 +90,7 @@ class SampleCounter:
         state.samples_seen += int(totals.samples + totals.bad)
         state.samples_bad += int(totals.bad)
         if totals.bad:
+            self._add_bad([failure.id for failure in failures], state)
             self._check(state)
         for batch in group:
             if batch.gave_up:
@@ -100,15 +115,27 @@ class SampleCounter:
                 "with pictures, with sound and without media in datasets of their own, or train with DDP"
             )
 
+    def _add_bad(self, ids: Sequence[str], state: TrainingState) -> None:
+        """Add the bad samples of all processes to those that the state knows, the same in every process."""
+        new = set(gather_object(list(ids))).difference(state.bad_ids)
+        state.bad_ids = sorted([*state.bad_ids, *new])
+
     def _check(self, state: TrainingState) -> None:
-        window = max(state.samples_seen, min(self._num_examples, _FIRST_WINDOW))
-        if state.samples_bad <= self._max_bad_share * window:
+        share = self._share_of(state.bad_ids)
+        if share <= self._max_bad_share + _ROUNDING:
             return
         self._accelerator.wait_for_everyone()  # until all have noted theirs
         bad = self._logbook.quarantined()
         shown = "".join(f"\n  {line}" for line in bad[:_SHOWN])
         more = f"\n  and {len(bad) - _SHOWN} more in quarantine.jsonl" if len(bad) > _SHOWN else ""
+        as_mixed = f"; as the datasets are mixed, {share:.2%} of what is drawn" if len(self._weights) > 1 else ""
         raise DatasetError(
-            f"{state.samples_bad} of {state.samples_seen} samples cannot be used, more than run.max_bad_samples "
-            f"({self._max_bad_share:.2%}) allows:{shown}{more}"
+            f"{len(state.bad_ids)} of {self._num_examples} samples cannot be used, more than run.max_bad_samples "
+            f"({self._max_bad_share:.2%}) allows{as_mixed}:{shown}{more}"
         )
+
+    def _share_of(self, bad_ids: Sequence[str]) -> float:
+        """The share that these have of what the run draws."""
+        counts = Counter(id_.partition("/")[0] for id_ in bad_ids)
+        of_unknown = 1 / max(self._num_examples, 1)
+        return sum(count * self._weights.get(name, of_unknown) for name, count in counts.items())

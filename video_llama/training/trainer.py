@@ -20,6 +20,7 @@ from tqdm import tqdm
 from video_llama.config import Config
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, index_shards
+from video_llama.data.mixture import mixture_shares
 from video_llama.errors import ConfigError
 from video_llama.model.inference import VideoLlama
 from video_llama.model.trained_run import checkpoint_name
@@ -96,10 +97,7 @@ class Trainer:
             )
         optimizer = build_optimizer(self.model, lr=run.init_lr, weight_decay=run.weight_decay, beta2=run.beta2)
         self.learner = Learner(self.accelerator, self.model, optimizer, build_schedule(run), run, self._filler)
-        num_examples = sum(len(dataset.examples) for dataset in self.datasets)
-        self._counter = SampleCounter(
-            self.accelerator, self.logbook, num_examples=num_examples, max_bad_share=run.max_bad_samples
-        )
+        self._counter = self._build_counter()
         self.state = self._start_or_restore(resume_from)
         self._resumed_from = resume_from
         self._stop_signal: int | None = None
@@ -238,6 +236,13 @@ class Trainer:
         if store is None:
             return None
         return FeatureFiller(self.model, store, self.accelerator.device, self._is_sharded)
+
+    def _build_counter(self) -> SampleCounter:
+        sizes = {dataset.name: len(dataset.examples) for dataset in self.datasets}
+        ratios = [self.config.datasets[name].sample_ratio for name in sizes]
+        shares = mixture_shares(list(sizes.values()), ratios, list(sizes)) if sizes else []
+        limit = self.config.run.max_bad_samples
+        return SampleCounter(self.accelerator, self.logbook, sizes=sizes, shares=shares, max_bad_share=limit)
 
     def _start_or_restore(self, path: Path | None) -> TrainingState:
         run = self.config.run
