@@ -50,7 +50,7 @@ def test_what_the_system_refuses_is_told_in_one_line(
 def test_ctrl_c_says_how_to_go_on(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("video_llama.training.trainer.Trainer.__init__", interrupt)
@@ -73,6 +73,17 @@ def test_the_cache_alone_is_filled_on_request(config_file: Path, tmp_path: Path)
     assert main(["--cfg-path", str(config_file), "--cache-features", *options]) == 0
     assert any((tmp_path / "cache" / "features").rglob("*"))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_cache_is_filled_although_a_run_is_there_which_is_left_as_it_was(config_file: Path, tmp_path: Path) -> None:
+    assert main(["--cfg-path", str(config_file), "--options", "run.max_epoch=1"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for more in ([], ["--resume"]):
+        cache = tmp_path / f"cache{len(more)}"
+        options = ["--cache-features", *more, "--options", f"features.dir={cache}"]
+        assert main(["--cfg-path", str(config_file), *options]) == 0
+        assert any((cache / "features").rglob("*"))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_evaluation_alone_trains_nothing(config_file: Path, corpus: Path, tmp_path: Path) -> None:

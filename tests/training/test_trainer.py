@@ -58,6 +58,20 @@ def test_a_run_changes_what_trains_and_nothing_else_and_logs_its_course(make_con
     assert load_config(trainer.folder / "config.yaml") == trainer.config
 
 
+def test_the_iterations_left_at_the_end_of_an_epoch_and_before_a_stop_are_logged_too(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    options = ["run.iters_per_epoch=5", "run.log_freq=3"]
+    whole = Trainer(make_config(*options))
+    whole.train()
+    logged = [line["iteration"] for line in read_log(whole.folder) if line["event"] == "train"]
+    assert logged == [3, 5, 6, 9, 10]
+    stopped = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'stopped'}"))
+    stopped._stop_signal = signal.SIGTERM
+    assert stopped.train().iteration == 1
+    assert events(stopped.folder) == ["start", "train", "save", "stop"]
+
+
 def test_frozen_parts_stay_in_evaluation_mode_while_training(make_config: MakeConfig) -> None:
     trainer = Trainer(make_config("run.max_epoch=1", "run.iters_per_epoch=1"))
     trainer.train()

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Trainer,
         )  # after the configuration is known to be right: it takes seconds
 
-        trainer = Trainer(config)
+        trainer = Trainer(config, for_features=options.cache_features)
         if options.cache_features:
             logger.info("features of %d items computed, %d samples cannot be used", *trainer.cache_features())
         elif config.run.evaluate:

@@ -61,20 +61,26 @@ class Trainer:
         config: all of it; `run.output_dir` gets the log and the checkpoints.
         model: a model to train in the place of the one that the configuration describes.
         datasets: examples to train on in the place of those that the configuration describes.
+        for_features: only the feature cache will be filled: `run.output_dir` may hold a run, which is left alone.
 
     Raises:
         ConfigError, CheckpointError, DatasetError: whatever is wrong with the configuration and what it names.
     """
 
     def __init__(
-        self, config: Config, *, model: VideoLlama | None = None, datasets: list[EncodedDataset] | None = None
+        self,
+        config: Config,
+        *,
+        model: VideoLlama | None = None,
+        datasets: list[EncodedDataset] | None = None,
+        for_features: bool = False,
     ) -> None:
         self.config, run = config, config.run
         check_settings(config)
         trains = trained_branches(config.model)
         self.accelerator = build_accelerator(run)
         self.folder = Path(run.output_dir).expanduser()
-        resume_from = self._find_checkpoint()
+        resume_from = None if for_features else self._find_checkpoint()
         self.logbook = Logbook(self.accelerator, self.folder)
         as_sound = _gives_pictures_to_the_ear(config, trains)
         set_seed(run.seed)  # what no checkpoint holds starts from random values
@@ -279,7 +285,7 @@ class Trainer:
                 window.data_seconds += time.perf_counter() - waited
                 step, totals = self._step(group)
                 self._note(step, totals, len(group), window, bar)
-                if self.state.iteration % run.log_freq < len(group):
+                if self._is_log_due(len(group)) or totals.stops:
                     self._log(window)
                     window = Window()
                 if totals.stops:
@@ -309,6 +315,11 @@ class Trainer:
         bar.update(iterations)
         speed = f"{window.samples_per_second:.1f}/s"
         bar.set_postfix(loss=f"{step.loss:.4f}", lr=f"{step.lr:.2e}", samples=speed)
+
+    def _is_log_due(self, num_new: int) -> bool:
+        """Every `log_freq` iterations, and for those that are left at the end of an epoch."""
+        iteration, run = self.state.iteration, self.config.run
+        return iteration % run.log_freq < num_new or iteration % run.iters_per_epoch == 0
 
     def _log(self, window: Window) -> None:
         iteration = self.state.iteration
