@@ -143,3 +143,19 @@ def test_each_process_notes_its_own_bad_samples(config_file: Path, corpus: Path,
     assert len(lines) == state["samples_bad"] > 0
     assert state["bad_ids"] == [json.loads(lines[0])["id"]]
     assert all("no such file" in json.loads(line)["reason"] for line in lines)
+
+
+def test_two_processes_make_up_for_a_validation_together(config_file: Path, corpus: Path, tmp_path: Path) -> None:
+    folder, split = tmp_path / "run", corpus / "validation"
+    options = [
+        f"datasets.webvid.valid_build_info.anno_dir={split / 'webvid' / 'annotations'}",
+        f"datasets.webvid.valid_build_info.videos_dir={split / 'webvid' / 'videos'}",
+        f"datasets.cc_sbu_align.valid_build_info.storage={split / 'cc_sbu_align'}",
+        "run.max_epoch=1",
+    ]
+    succeeded(launch(2, config_file, *options))
+    log = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(line).get("dataset") for line in log[-2:]] == ["webvid", "cc_sbu_align"]
+    (folder / "log.jsonl").write_text("".join(log[:-1]))  # as if it had been killed between the two
+    succeeded(launch(2, config_file, *options, "run.resume_ckpt_path=auto"))
+    assert [line["dataset"] for line in read_log(folder) if line["event"] == "valid"] == ["webvid", "cc_sbu_align"]
