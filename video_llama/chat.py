@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,12 +177,17 @@ class Chat:
         self._open_turn().answer = text
         return text
 
-    def stream_answer(self, **options: Any) -> Generator[str]:
-        """Like `answer`, in pieces; closing the iterator stops, and what was said until then is the answer."""
+    def stream_answer(self, *, stop: threading.Event | None = None, **options: Any) -> Generator[str]:
+        """Like `answer`, in pieces; closing the iterator stops, and what was said until then is the answer.
+
+        Args:
+            stop: set from another thread, it ends the answer, too, and even one that beam search has not begun to say.
+            options: as for `answer`.
+        """
         chosen = replace(self.options, **options)
         prompt, said = self._prompt(chosen), ""
         try:
-            for piece in self.model.stream(prompt, chosen, self._cache):
+            for piece in self.model.stream(prompt, chosen, self._cache, stop):
                 said += piece
                 yield piece
         except GeneratorExit:  # the listener left: what was said until then stays said

@@ -33,10 +33,11 @@ BUILD_AUDIO_BRANCH = """
 import sys, torch
 from scripts.benches.encoders import make_config
 from video_llama.model.audio_branch import AudioBranch
-branch = AudioBranch(make_config(sys.argv[1])) if sys.argv[2] == "build" else None
+branch = AudioBranch(make_config(sys.argv[1])) if sys.argv[2] != "import" else None
 if branch is not None:
     for parameter in branch.parameters():
         torch.nn.init.normal_(parameter.data, std=0.02)
+if sys.argv[2] == "run":
     with torch.inference_mode():
         branch(torch.zeros(1, 8, 1, *make_config(sys.argv[1]).audio_config.input_size))
 """
@@ -206,10 +207,10 @@ def run_audio(size: str, repeats: int, folder: Path) -> list[Row]:
     difference = relative_difference(branch.encode_segments(values), one_by_one())
     what, note = f"{NUM_SEGMENTS} segments, float32", f"differs by {difference:.1e}"
     rows = [Row("audio", what, medians["ours"], medians["peer"], "s", "one by one", None, difference < 1e-4, note)]
-    built, bare = (memory_of(BUILD_AUDIO_BRANCH, size, task) for task in ("build", "import"))
+    built, run, bare = (memory_of(BUILD_AUDIO_BRANCH, size, task) for task in ("build", "run", "import"))
     for name, own, before, whole, target in (
-        ("resident memory", built[0], bare[0], IMAGEBIND_RESIDENT, 10.0),
-        ("peak memory", built[1], bare[1], IMAGEBIND_PEAK, 1 / 0.12),
+        ("resident memory as built", built[0], bare[0], IMAGEBIND_RESIDENT, 10.0),
+        (f"peak memory, {NUM_SEGMENTS} segments included", run[1], bare[1], IMAGEBIND_PEAK, 1 / 0.12),
     ):
         note = f"over {before:.0f} MiB of imports"
         rows.append(

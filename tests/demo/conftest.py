@@ -106,9 +106,13 @@ class HeldModel(SharedModel):
         self.says: str | None = None
 
     def stream(
-        self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        cache: PrefixCache | None = None,
+        stop: threading.Event | None = None,
     ) -> Generator[str, None, None]:
-        for piece in super().stream(prompt, options, cache) if self.says is None else [self.says]:
+        for piece in super().stream(prompt, options, cache, stop) if self.says is None else [self.says]:
             yield piece
             assert self.gate.wait(120)
 

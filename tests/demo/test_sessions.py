@@ -7,12 +7,14 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.errors import MediaError, VideoLlamaError
+from video_llama.model.generation import StopSignal
 from video_llama.processor.media import MediaProcessor
 
 
@@ -89,6 +91,54 @@ def test_an_answer_can_be_stopped_and_the_next_question_asked(session: Session) 
     assert session.turns[0].answer.startswith(first)
     assert not session.busy
     say(session, "And now?")
+
+
+def test_an_answer_of_beam_search_is_stopped_before_it_is_whole(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[bool] = []
+    judge = StopSignal.__call__
+
+    def stop_at_the_third(self: StopSignal, *arguments: Any, **settings: Any) -> Any:
+        if len(steps) == 2:
+            session.stop()
+        verdict = judge(self, *arguments, **settings)
+        steps.append(bool(verdict.all()))
+        return verdict
+
+    monkeypatch.setattr(StopSignal, "__call__", stop_at_the_third)
+    list(session.ask("Go on for ever", num_beams=3, max_new_tokens=100, min_new_tokens=100))
+    assert steps == [False, False, True]
+    assert session.turns[0].answer is not None
+    say(session, "And now?")
+
+
+def test_an_error_of_the_model_is_told_and_does_not_stand_in_the_way(
+    session: Session, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        raise RuntimeError("out of memory\nand much more")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(session.chat.model, "stream", fail)
+        with pytest.raises(VideoLlamaError, match=r"could not be answered: RuntimeError: out of memory \(the server"):
+            list(session.ask("What is it?"))
+        broken.setattr(session.chat.model, "encode", fail)
+        with pytest.raises(VideoLlamaError, match=r"cat.png could not be taken in: RuntimeError"):
+            session.add(image, "cat.png", num_frames=None, listen=True)
+    assert caplog.text.count("Traceback") == 2
+    assert (session.busy, list(session.folder.iterdir())) == (False, [])
+    say(session, "Which?")
+    assert [turn.question for turn in session.turns] == ["Which?"]
+
+
+def test_a_question_before_the_last_file_is_not_given_again_and_the_reason_is_told(
+    session: Session, image: Path
+) -> None:
+    say(session)
+    session.add(image, "cat.png", num_frames=None, listen=True)
+    with pytest.raises(VideoLlamaError, match="a file was added after the last question"):
+        list(session.retry())
 
 
 def test_a_second_request_during_an_answer_is_refused_and_harms_nothing(session: Session) -> None:

@@ -64,18 +64,20 @@ class Events:
         work(page.retry.click, self.retry, settings)
         work(page.chatbot.edit, self.edit, settings)
         quick(page.undo.click, self.undo, [])
-        quick(page.clear.click, self.clear, [])
-        quick(page.chatbot.clear, self.clear, [])
+        for clear in (page.clear.click, page.chatbot.clear):
+            cleared = quick(clear, self.clear, [])
+            # What an answer said just before it was stopped may reach the page after the reply to this.
+            quick(cleared.then, self.show_again, [])
         quick(page.stop.click, self.stop, [])
         saving = page.save.click(
             self.save, None, page.exported, queue=False, show_progress="hidden", api_visibility="private"
         )
         saving.then(None, page.exported, None, js="(text) => saveConversation(text)", api_visibility="private")
 
-    def _on(self, event: Any, handler: Any, inputs: list[Any], **settings: Any) -> None:
+    def _on(self, event: Any, handler: Any, inputs: list[Any], **settings: Any) -> Any:
         changing = self.page.changing
         settings |= {"preprocess": False, "show_progress": "minimal", "show_progress_on": self.page.notice}
-        event(handler, inputs, changing, api_visibility="private", trigger_mode="once", **settings)
+        return event(handler, inputs, changing, api_visibility="private", trigger_mode="once", **settings)
 
     def load(self) -> Iterator[Changes]:
         """Say how long the model has been loading, until it is there; then show what it can do."""
@@ -150,9 +152,8 @@ class Events:
         session, index = self.sessions.find(request.session_hash), edited.index
         turn = turn_of_message(session, index) if session is not None and isinstance(index, int) else -1
         if session is None or turn < 0 or turn != len(session.turns) - 1:
-            yield self._refresh(session) | {
-                self.page.notice: notice("Only the last question can be changed; undo later ones first.", "error")
-            }
+            reason = "Only the last question can be changed; undo later ones, and later files, first."
+            yield self._refresh(session) | {self.page.notice: notice(reason, "error")}
             return
         yield from self._answer(
             typed_text(str(edited.value)), "retry", (temperature, top_p, num_beams, max_new_tokens), request
@@ -178,6 +179,12 @@ class Events:
         except VideoLlamaError as error:
             return self._failure(error)
         return self._refresh(session) | {self.page.question: ""}
+
+    def show_again(self, request: gr.Request) -> Changes:
+        """The conversation as it is a moment later."""
+        time.sleep(0.5)
+        session = self.sessions.find(request.session_hash)
+        return {} if session is not None and session.busy else self._refresh(session)
 
     def stop(self, request: gr.Request) -> Changes:
         """End the answer after its current word."""
@@ -225,6 +232,7 @@ class Events:
         try:
             options = answer_options(settings, self.sessions.limits, self.options)
             session = self.sessions.get(request.session_hash)
+            times_cleared = session.times_cleared
             pieces = session.ask(question or "", **options) if how == "ask" else session.retry(question, **options)
             yield {
                 page.notice: notice("Reading the question …", "busy"),
@@ -232,13 +240,15 @@ class Events:
                 page.stop: gr.Button(visible=True),
             }
             for number, said in enumerate(pieces):
+                if session.times_cleared != times_cleared:
+                    continue  # the page shows an empty conversation by now
                 shown = [*messages(session), {"role": "assistant", "content": shown_text(said) or "…"}]
                 first = {page.notice: ""} | ({page.question: ""} if how == "ask" else {}) if number == 0 else {}
                 yield {page.chatbot: shown} | first
         except VideoLlamaError as error:
             yield self._failure(error, session) | idle
             return
-        yield self._refresh(session) | idle
+        yield idle if session.times_cleared != times_cleared else self._refresh(session) | idle
 
     def _refresh(self, session: Session | None) -> Changes:
         page = self.page

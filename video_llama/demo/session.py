@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mimetypes
 import os
 import secrets
@@ -21,6 +22,8 @@ from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.processor.containers import limit_frames
 
 __all__ = ["SESSION_ENDED", "MediaItem", "Session"]
+
+logger = logging.getLogger(__name__)
 
 SESSION_ENDED = "this conversation has ended, and its files are removed; load the page again"
 BUSY = "the last request of this conversation is not finished yet; wait for it or stop it"
@@ -61,6 +64,8 @@ class Session:
         self.limits = limits
         self.last_used = time.monotonic()
         self.closed = False
+        self.times_cleared = 0
+        """Whoever shows an answer looks whether it has been forgotten meanwhile."""
         self._items: dict[Upload, MediaItem] = {}
         self._busy = threading.Lock()
         self._stop = threading.Event()
@@ -113,6 +118,10 @@ class Session:
                 yield "encoding"
                 upload = self.chat.add(decoded)
                 is_kept = True
+            except (MediaError, FileNotFoundError):
+                raise  # told in the owner's words
+            except Exception as error:
+                raise _explained(error, f"{name} could not be taken in") from error
             finally:
                 if not is_kept:
                     copy.unlink(missing_ok=True)
@@ -149,6 +158,7 @@ class Session:
 
     def clear(self) -> None:
         """Forget everything and free its memory and files; an answer that is being given is stopped."""
+        self.times_cleared += 1
         self.stop()
         if not self._busy.acquire(timeout=_STOP_SECONDS):
             raise VideoLlamaError(BUSY)
@@ -193,22 +203,24 @@ class Session:
 
     def _answer(self, options: dict[str, Any]) -> Iterator[str]:
         turn, said = self._last_question(), ""
-        pieces = self.chat.stream_answer(**options)
+        pieces = self.chat.stream_answer(stop=self._stop, **options)
         try:
             for piece in pieces:
                 said += piece
                 yield said
                 if self._stop.is_set():
                     break
-        except (VideoLlamaError, ValueError) as error:
+        except Exception as error:
             turn.question = None  # a question that cannot be answered must not stand in the way of the next
-            raise VideoLlamaError(str(error)) from error
+            raise _explained(error, "the question could not be answered") from error
         finally:
             pieces.close()  # ends the generation if it still runs
         if not said:
             yield ""
 
     def _last_question(self) -> Turn:
+        if any(turn.question for turn in self.turns) and self.turns[-1].question is None:
+            raise VideoLlamaError("a file was added after the last question; ask about it, or undo it first")
         if not self.turns or self.turns[-1].question is None:
             raise VideoLlamaError("there is no question to answer again")
         return self.turns[-1]
@@ -251,6 +263,15 @@ def _served_suffix(name: str, kind: str) -> str:
     suffix = Path(name).suffix.lower()
     media_type = mimetypes.guess_type(f"file{suffix}")[0] or ""
     return suffix if media_type.startswith(f"{kind}/") and "xml" not in media_type else ""
+
+
+def _explained(error: Exception, what: str) -> VideoLlamaError:
+    """For the visitor: errors that are meant for people as they are; others shortly, with all of it in the log."""
+    if isinstance(error, (VideoLlamaError, ValueError)):
+        return VideoLlamaError(str(error))
+    logger.error("%s", what, exc_info=error)
+    reason = str(error).strip().splitlines() or [""]
+    return VideoLlamaError(f"{what}: {type(error).__name__}: {reason[0][:200]} (the server's log has more)")
 
 
 @contextmanager

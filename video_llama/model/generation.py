@@ -134,13 +134,19 @@ def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
 
 
 class StopSignal(StoppingCriteria):
-    """Ends generation after the current token when somebody no longer wants the answer."""
+    """Ends generation after the current token when somebody no longer wants the answer.
 
-    def __init__(self) -> None:
+    Args:
+        wish: set by whoever wants that, from another thread; `requested` does the same.
+    """
+
+    def __init__(self, wish: threading.Event | None = None) -> None:
         self.requested = threading.Event()
+        self._wish = wish or self.requested
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.requested.is_set(), device=input_ids.device, dtype=torch.bool)
+        ends = self.requested.is_set() or self._wish.is_set()
+        return torch.full((len(input_ids),), ends, device=input_ids.device, dtype=torch.bool)
 
 
 class TextStream(BaseStreamer):
@@ -178,7 +184,9 @@ class TextStream(BaseStreamer):
             self._sent = len(text)
 
 
-def stream_text(stream: TextStream, run: Callable[[StoppingCriteriaList], None]) -> Iterator[str]:
+def stream_text(
+    stream: TextStream, run: Callable[[StoppingCriteriaList], None], stop: threading.Event | None = None
+) -> Iterator[str]:
     """Run a generation in a thread and yield its text as it grows.
 
     Closing the iterator early stops the generation after its current token and waits for it.
@@ -186,8 +194,9 @@ def stream_text(stream: TextStream, run: Callable[[StoppingCriteriaList], None])
     Args:
         stream: the streamer that `run` passes to `generate`.
         run: does the generation with the given stopping criteria; its exceptions are raised here.
+        stop: ends the generation as well; what was said until then is still yielded.
     """
-    signal, failure = StopSignal(), []
+    signal, failure = StopSignal(stop), []
 
     def work() -> None:
         try:

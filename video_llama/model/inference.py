@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -228,20 +229,32 @@ class VideoLlama:
         ids = self._run(prompt, options, cache)
         return cut_at_stop(self.processor.tokenizer.decode(ids, skip_special_tokens=True), prompt.stop_strings)
 
-    def stream(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        cache: PrefixCache | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[str]:
         """Like `complete`, in pieces as they are generated; closing the iterator stops the generation.
 
         Beam search knows its answer only at the end and yields it whole.
+
+        Args:
+            prompt, options, cache: as for `complete`.
+            stop: set from another thread, it ends the answer after the current token, with beams as well.
         """
-        if options.num_beams > 1:
-            yield self.complete(prompt, options, cache)
-            return
-        stream = TextStream(self.processor.tokenizer, prompt.stop_strings)
+        tokenizer = self.processor.tokenizer
+        stream = TextStream(tokenizer, prompt.stop_strings)
 
         def run(stopping: StoppingCriteriaList) -> None:
-            self._run(prompt, options, cache, streamer=stream, stopping_criteria=stopping)
+            if options.num_beams == 1:
+                self._run(prompt, options, cache, streamer=stream, stopping_criteria=stopping)
+                return
+            ids = self._run(prompt, options, cache, stopping_criteria=stopping)
+            stream.pieces.put(cut_at_stop(tokenizer.decode(ids, skip_special_tokens=True), prompt.stop_strings))
 
-        yield from stream_text(stream, run)
+        yield from stream_text(stream, run, stop)
 
     def too_long(self, prompt: Prompt, options: GenerationOptions) -> VideoLlamaError | None:
         """What to tell the user if prompt and answer together exceed the model's context; None if they fit."""
