@@ -174,6 +174,8 @@ def test_an_answer_is_stopped_and_given_again(visit: Visit, world: SimpleNamespa
     page.fill("#vl-question textarea", COLOUR)
     page.click("#vl-send")
     page.wait_for_selector("#vl-chat .message.user")  # with the first word of the answer
+    others = page.locator("#vl-retry, #vl-examples button")
+    assert {button.is_disabled() for button in others.all()} == {True}
     page.click("#vl-stop")
     (session,) = [session for session in world.sessions._sessions.values() if session.busy]
     wait_until(page, session._stop.is_set)
@@ -181,6 +183,7 @@ def test_an_answer_is_stopped_and_given_again(visit: Visit, world: SimpleNamespa
     page.wait_for_selector("#vl-stop", state="hidden")
     page.wait_for_selector("#vl-send")
     (turn,) = saved(page)
+    assert {button.is_disabled() for button in others.all()} == {False}
     stopped = turn["answer"]
     assert "red" not in stopped
     page.click("#vl-retry")

@@ -228,17 +228,13 @@ class Events:
         self, question: str | None, how: str, settings: tuple[Any, ...], request: gr.Request
     ) -> Iterator[Changes]:
         page, session = self.page, None
-        idle = {page.send: gr.Button(visible=True), page.stop: gr.Button(visible=False)}
+        idle = self._answering(False)
         try:
             options = answer_options(settings, self.sessions.limits, self.options)
             session = self.sessions.get(request.session_hash)
             times_cleared = session.times_cleared
             pieces = session.ask(question or "", **options) if how == "ask" else session.retry(question, **options)
-            yield {
-                page.notice: notice("Reading the question …", "busy"),
-                page.send: gr.Button(visible=False),
-                page.stop: gr.Button(visible=True),
-            }
+            yield {page.notice: notice("Reading the question …", "busy")} | self._answering(True)
             for number, said in enumerate(pieces):
                 if session.times_cleared != times_cleared:
                     continue  # the page shows an empty conversation by now
@@ -249,6 +245,14 @@ class Events:
             yield self._failure(error, session) | idle
             return
         yield idle if session.times_cleared != times_cleared else self._refresh(session) | idle
+
+    def _answering(self, is_so: bool) -> Changes:
+        """While an answer is given it can be stopped; another one asked for would only wait unseen, and then begin."""
+        page = self.page
+        others = [page.retry, *page.example_buttons]
+        return {page.send: gr.Button(visible=not is_so), page.stop: gr.Button(visible=is_so)} | {
+            button: gr.Button(interactive=not is_so) for button in others
+        }
 
     def _refresh(self, session: Session | None) -> Changes:
         page = self.page

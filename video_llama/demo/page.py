@@ -64,7 +64,14 @@ class Page:
             self.question,
             self.send,
             self.stop,
+            self.retry,
+            *self.example_buttons,
         ]
+
+    @property
+    def example_buttons(self) -> list[Any]:
+        """One for each example."""
+        return [button for button, _, _ in self.examples]
 
 
 def build_page(title: str, options: GenerationOptions, limits: Limits) -> Page:
