@@ -112,6 +112,63 @@ def test_a_file_is_read_once_for_its_key(tmp_path: Path, picture: Path, monkeypa
     assert key(make_store(tmp_path), picture) == first
 
 
+def memos(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "digests").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("damage", ["zeros", "zeros of its length", "random bytes", "cut", "flipped", "empty", "text"])
+def test_a_damaged_memo_of_a_files_content_is_not_used(
+    damage: str, tmp_path: Path, picture: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, other = make_store(tmp_path / "cache"), write_picture(tmp_path / "other.jpg", (0, 0, 0))
+    expected = [key(store, picture), key(store, other)]
+    for path in memos(tmp_path / "cache"):
+        content = path.read_bytes()
+        damaged = {
+            "zeros": bytes(32),
+            "zeros of its length": bytes(len(content)),
+            "random bytes": bytes(range(128, 256)),
+            "cut": content[:32],
+            "flipped": bytes([content[0] ^ 1]) + content[1:],
+            "empty": b"",
+            "text": b"hello" * 13,
+        }
+        path.write_bytes(damaged[damage])
+    assert [key(store, picture), key(store, other)] == expected
+    assert caplog.text.count("damaged, will be computed again") == 2
+    caplog.clear()
+    assert [key(store, picture), key(store, other)] == expected
+    assert caplog.text == ""
+
+
+def test_the_memo_of_another_file_is_not_used(tmp_path: Path, picture: Path) -> None:
+    store, other = make_store(tmp_path / "cache"), write_picture(tmp_path / "other.jpg", (0, 0, 0))
+    expected = key(store, picture)
+    [own] = memos(tmp_path / "cache")
+    key(store, other)
+    [foreign] = set(memos(tmp_path / "cache")) - {own}
+    own.write_bytes(foreign.read_bytes())
+    assert key(store, picture) == expected
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_changed_file_of_the_same_size_and_time_has_another_key(
+    replaced: bool, tmp_path: Path, picture: Path
+) -> None:
+    store = make_store(tmp_path / "cache")
+    before, stat = key(store, picture), picture.stat()
+    content = bytearray(picture.read_bytes())
+    content[-5] ^= 1
+    changed = tmp_path / "changed.jpg" if replaced else picture
+    changed.write_bytes(content)
+    os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    while changed.stat().st_ctime_ns == stat.st_ctime_ns:  # the clock of a file system has ticks
+        os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed.replace(picture)
+    assert (picture.stat().st_size, picture.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert key(store, picture) != before
+
+
 def test_an_absent_file_is_a_bad_sample_with_a_cache_too(tmp_path: Path, make_encoder: MakeEncoder) -> None:
     with pytest.raises(MediaError, match="no such file"):
         make_encoder(features=make_store(tmp_path))(captioned(tmp_path / "absent.jpg"))

@@ -116,24 +116,45 @@ class FeatureStore:
         return self.folder / "features" / key[:2] / key
 
     def _content_digest(self, source: MediaSource) -> str:
-        """Digest of a file's content, remembered as long as its size and time of change stay the same."""
+        """Digest of a file's content, remembered as long as nothing that `stat` says of the file changes.
+
+        Size and time of change alone would not do: a file of the same size can take another's place, and its time
+        can be set back. The inode tells the first, and the time of the inode's own change (ctime), which no program
+        can set, tells the second.
+        """
         path = check_media_file(source.path)
         stat = os.stat(path)
+        state = f"{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ino}\n{stat.st_ctime_ns}"
         place = f"\n{source.offset}\n{source.size}" if source.name is not None else ""
-        identity = _digest(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}{place}".encode())
+        identity = _digest(f"{path}\n{state}{place}".encode())
         memo = self.folder / "digests" / identity[:2] / identity
-        try:
-            remembered = memo.read_text()
-        except FileNotFoundError:
-            remembered = ""
-        if len(remembered) == 2 * _DIGEST_BYTES:
+        remembered = _read_memo(memo, identity)
+        if remembered is not None:
             return remembered
         content = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         for piece in read_media(source):
             content.update(piece)
         with contextlib.suppress(OSError):  # a full disk: the next one to ask computes it again
-            _write(memo, content.hexdigest().encode())
+            _write(memo, _memo(identity, content.hexdigest().encode()))
         return content.hexdigest()
+
+
+def _memo(identity: str, content_digest: bytes) -> bytes:
+    """A content digest as it is remembered: with a checksum over it and what it was computed of."""
+    return content_digest + b" " + _digest(identity.encode() + content_digest).encode()
+
+
+def _read_memo(path: Path, identity: str) -> str | None:
+    """The content digest that a file remembers, or None if there is none that is whole and of this identity."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    content_digest = content[: 2 * _DIGEST_BYTES]
+    if content != _memo(identity, content_digest):
+        logger.warning("%s: damaged, will be computed again", path)
+        return None
+    return content_digest.decode()
 
 
 def encode_features(values: Tensor, encoding: Encoding) -> dict[str, Tensor]:
@@ -164,6 +185,8 @@ def _digest(content: bytes) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """What is lost in a power cut fails its checksum, or is computed again: nobody waits for the disk."""
+    """Nobody waits for the disk: all that is written here, entries and memos, has a checksum, which what a power cut
+    left behind fails. It is then computed again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda partial: partial.write_bytes(content), durable=False)
