@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["CheckpointError", "ConfigError", "DatasetError", "MediaError", "NoSoundTrackError", "VideoLlamaError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "MediaError",
+    "MessagesError",
+    "NoSoundTrackError",
+    "VideoLlamaError",
+]
 
 
 class VideoLlamaError(Exception):
@@ -50,3 +58,10 @@ class ConfigError(VideoLlamaError):
 
 class DatasetError(VideoLlamaError):
     """Annotations or samples that do not have the documented form."""
+
+
+class MessagesError(DatasetError, ValueError):
+    """Chat messages that do not have the documented form: a bad sample in training.
+
+    To a caller of `apply_chat_template` it is a `ValueError`, as any unfit argument is.
+    """

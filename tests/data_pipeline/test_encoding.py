@@ -12,9 +12,10 @@ import torch
 from tests.conftest import MakeSound, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned
 from video_llama.constants import IGNORE_INDEX
+from video_llama.data.checking import check_sample
 from video_llama.data.encoding import EncodedSample
 from video_llama.data.examples import Example, MediaSource
-from video_llama.errors import DatasetError, MediaError
+from video_llama.errors import DatasetError, MediaError, VideoLlamaError
 from video_llama.processor.captions import BlipCaptionProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -240,6 +241,57 @@ def test_an_annotation_of_another_form_is_a_dataset_error(
 ) -> None:
     with pytest.raises(DatasetError):
         make_encoder()(Example("1", "image", MediaSource(str(picture)), text))
+
+
+HELLO, SURE = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "Sure."}
+BRIEF = {"role": "system", "content": "Be brief."}
+ABSENT = [{"type": "image", "path": "absent.jpg"}]  # the order of messages is looked at before any file
+
+
+@pytest.mark.parametrize("template", ["vicuna", "llama_v2"])
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([HELLO, HELLO, SURE], "message 2 is the user's and follows one of the user; expected are one system"),
+        ([SURE, HELLO, SURE], "message 1 is the assistant's and stands first"),
+        ([HELLO, SURE, SURE], "message 3 is the assistant's and follows one of the assistant"),
+        ([HELLO, SURE, BRIEF, HELLO, SURE], "message 3 is the system's and follows one of the assistant"),
+        ([HELLO, {"role": "assistant", "content": ABSENT}], r"message 2 \(assistant\): holds image; expected"),
+        ([{"role": "system", "content": ABSENT}, HELLO, SURE], r"message 1 \(system\): holds image; expected"),
+        ([{"role": "user", "content": ""}, SURE], r"message 1 \(user\): says nothing"),
+        ([HELLO, {"role": "assistant", "content": " \n"}], r"message 2 \(assistant\): .* no answer to learn"),
+        ([HELLO, SURE, HELLO, {"role": "assistant", "content": []}], "no answer to learn"),
+    ],
+)
+def test_messages_out_of_order_are_bad_samples(
+    messages: list[dict[str, Any]], reason: str, template: str, make_encoder: MakeEncoder
+) -> None:
+    example = Example("1", "image", None, {"messages": messages})
+    with pytest.raises(DatasetError, match=reason):
+        make_encoder(template=template)(example)
+    checked = check_sample(make_encoder(template=template), example)
+    assert checked.outcome == "malformed"
+
+
+def test_a_system_message_in_front_replaces_the_templates(make_encoder: MakeEncoder, text_of: Any) -> None:
+    sample = make_encoder(template="llama_v2")(Example("1", "video", None, {"messages": [BRIEF, HELLO, SURE]}))
+    assert text_of(sample) == "<s> [INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhello [/INST] Sure. </s>"
+
+
+def test_a_mistake_in_a_program_that_reads_messages_is_no_bad_sample(
+    picture: Path, make_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def process_image(*_: Any) -> None:
+        raise ValueError("not enough values to unpack")
+
+    encoder = make_encoder()
+    monkeypatch.setattr(type(encoder.media), "process_image", process_image)
+    example = Example("1", "image", None, talk({"type": "image", "path": str(picture)}))
+    with pytest.raises(ValueError, match="not enough values") as caught:
+        encoder(example)
+    assert not isinstance(caught.value, VideoLlamaError)
+    with pytest.raises(ValueError, match="not enough values"):
+        check_sample(encoder, example)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from video_llama.conversation import (
     introduce_video,
     introduce_video_with_sound,
 )
-from video_llama.errors import ConfigError, MediaError
+from video_llama.errors import ConfigError, MediaError, MessagesError
 from video_llama.processor.batching import pad_ids, pad_items
 from video_llama.processor.media import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -262,6 +262,47 @@ def test_messages_of_another_form_are_errors(
 ) -> None:
     with pytest.raises(ValueError, match=cause):
         processor.apply_chat_template([message], tokenize=True)
+
+
+IMAGE = {"type": "image", "image": Image.new("RGB", (8, 8))}
+HELLO, SURE = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Sure."}
+BRIEF = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("tokenize", [True, False])
+@pytest.mark.parametrize("template", ["v1", "video_llama_2"])
+@pytest.mark.parametrize(
+    ("messages", "cause"),
+    [
+        ([SURE, HELLO], "message 1 is the assistant's and stands first; expected are one system"),
+        ([BRIEF, SURE], "message 2 is the assistant's and follows one of the system"),
+        ([HELLO, SURE, SURE], "message 3 is the assistant's and follows one of the assistant"),
+        ([HELLO, BRIEF], "message 2 is the system's and follows one of the user"),
+        ([BRIEF, BRIEF, HELLO], "message 2 is the system's"),
+        ([{"role": "system", "content": [IMAGE]}, HELLO], r"message 1 \(system\): holds image; expected"),
+        ([HELLO, {"role": "assistant", "content": [IMAGE]}], r"message 2 \(assistant\): holds image"),
+        ([HELLO, SURE, {"role": "user", "content": " "}], r"message 3 \(user\): says nothing"),
+        ([{"role": "user", "content": 3}], "must be text or a list of items, but is 3"),
+        ([{"role": "user", "content": ["Hello"]}], "must be text or a list of items"),
+    ],
+)
+def test_messages_out_of_order_are_errors_and_never_a_wrong_prompt(
+    messages: list[dict[str, Any]], cause: str, template: str, tokenize: bool
+) -> None:
+    with pytest.raises(MessagesError, match=cause):
+        build_processor(conv_template=template).apply_chat_template(messages, tokenize=tokenize)
+
+
+@pytest.mark.parametrize("template", ["v1", "video_llama_2"])
+def test_user_messages_in_a_row_are_one_question(template: str) -> None:
+    processor = build_processor(conv_template=template)
+    ask_in = [{"role": "user", "content": [IMAGE]}, {"role": "user", "content": "What is it?"}]
+    whole = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is it?"}]}]
+    in_parts, at_once = (
+        processor.apply_chat_template([*messages, SURE, HELLO], add_generation_prompt=True, tokenize=True)
+        for messages in (ask_in, whole)
+    )
+    assert in_parts["input_ids"].tolist() == at_once["input_ids"].tolist()
 
 
 # Settings

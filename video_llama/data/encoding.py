@@ -173,11 +173,9 @@ class SampleEncoder:
     def _encode_messages(self, example: Example) -> EncodedSample:
         conversation = dialogue_template(self.text.template).copy()
         # Messages name their media one by one, so no picture has to stand in for sound.
-        reader = MessageReader(_InputReader(dataclasses.replace(self, images_as_sound=False)), listen=False)
-        try:
-            reader.fill(conversation, [_with_heard_clips(message) for message in example.text["messages"]])
-        except ValueError as error:  # of messages that are no messages
-            raise DatasetError(f"{example.id}: {error}") from error
+        media = _InputReader(dataclasses.replace(self, images_as_sound=False))
+        reader = MessageReader(media, listen=False, strict=True)
+        reader.fill(conversation, [_with_heard_clips(message) for message in example.text["messages"]])
         tokens = build_conversation_sample(
             conversation,
             self.text.tokenizer,

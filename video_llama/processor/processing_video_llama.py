@@ -156,7 +156,8 @@ class VideoLlamaProcessor(ProcessorMixin):
 
         Args:
             conversation: messages, or a list of conversations. Items are `{"type": "text", "text": …}` and
-                `{"type": "image" | "video" | "audio", "path": …}`; typed text stays text.
+                `{"type": "image" | "video" | "audio", "path": …}`; typed text stays text. User and assistant take
+                turns after a system message, if there is one; user messages in a row become one, joined by a space.
             add_generation_prompt: end with the beginning of an answer.
             tokenize: True reads the files and gives model inputs. False gives strings, to be passed to
                 `__call__` with the media: nothing is read, so no sentence says which frames were sampled.
@@ -165,7 +166,7 @@ class VideoLlamaProcessor(ProcessorMixin):
             kwargs: padding, padding_side and return_tensors of `__call__`.
 
         Raises:
-            ValueError: an unknown role or item type, or a media item without its file.
+            MessagesError: a `ValueError`: as `MessageReader.fill`.
             MediaError: a file cannot be read.
         """
         is_single = not conversation or not isinstance(conversation[0], Sequence)
