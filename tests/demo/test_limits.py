@@ -77,5 +77,8 @@ def test_questions_are_trimmed_and_bounded() -> None:
     assert Limits().check_question("  Why? ") == "Why?"
     with pytest.raises(VideoLlamaError, match="type a question"):
         Limits().check_question(" \n")
+    for wrong in (5, None, ["a"]):
+        with pytest.raises(VideoLlamaError, match="the question must be text"):
+            Limits().check_question(wrong)
     with pytest.raises(VideoLlamaError, match="has 11 characters; at most 10"):
         Limits(question_characters=10).check_question("a" * 11)

@@ -15,31 +15,57 @@ from video_llama.model.generation import GenerationOptions
 
 def test_settings_are_the_visitors_or_the_defaults() -> None:
     defaults = GenerationOptions(max_new_tokens=7, temperature=0.5)
-    chosen = answer_options((None, 0.8, "2", None), Limits(), defaults)
+    chosen = answer_options((None, 0.8, 2.0, ""), Limits(), defaults)
     assert chosen == {"temperature": 0.5, "top_p": 0.8, "num_beams": 2, "max_new_tokens": 7}
+    assert isinstance(chosen["num_beams"], int)
+
+
+@pytest.mark.parametrize("value", [0, 1e-45, 1e-5, 0.009])
+def test_a_temperature_so_low_that_it_would_overflow_is_greedy(value: float) -> None:
+    warm = GenerationOptions(temperature=0.5)
+    assert answer_options((value, None, None, None), Limits(), warm)["temperature"] == 0
+    assert answer_options((0.01, None, None, None), Limits(), warm)["temperature"] == 0.01
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((-1, None, None, None), "temperature must not be negative"),
-        ((None, None, None, 10**6), "max_new_tokens may be at most 1024"),
-        ((None, None, 50, None), "num_beams may be at most 8"),
-        ((None, "many", None, None), "could not convert"),
-        (([], None, None, None), "must be a string or a real number"),
-        ((None, None, None, float("inf")), "infinity"),
+        ((-1, None, None, None), "Temperature must be at least 0"),
+        ((2.5, None, None, None), "Temperature may be at most 2"),
+        ((float("nan"), None, None, None), "Temperature must be a number"),
+        ((float("inf"), None, None, None), "Temperature must be a number"),
+        (([1], None, None, None), "Temperature must be a number"),
+        ((True, None, None, None), "Temperature must be a number"),
+        ((None, "many", None, None), "Top-p must be a number"),
+        ((None, 0, None, None), "Top-p must lie above 0"),
+        ((None, 1.1, None, None), "Top-p may be at most 1"),
+        ((None, None, 50, None), "Beams may be at most 8"),
+        ((None, None, "x", None), "Beams must be a whole number"),
+        ((None, None, 1.5, None), "Beams must be a whole number"),
+        ((None, None, True, None), "Beams must be a whole number"),
+        ((None, None, None, 0), "Longest answer must be at least 1"),
+        ((None, None, None, 10**400), "Longest answer may be at most 1024"),
+        ((None, None, None, 10**6), "Longest answer may be at most 1024"),
+        ((None, None, None, float("inf")), "Longest answer must be a whole number"),
+        ((None, None, None, {}), "Longest answer must be a whole number"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(VideoLlamaError, match=message):
+def test_settings_that_make_no_sense_are_refused_by_their_names_on_the_page(
+    settings: tuple[Any, ...], message: str
+) -> None:
+    with pytest.raises(VideoLlamaError, match=f"^{message}$"):
         answer_options(settings, Limits(), GenerationOptions())
 
 
-def test_frames_lie_within_the_limits() -> None:
-    assert (num_frames(None, Limits()), num_frames(4.0, Limits())) == (None, 4)
-    for wrong in (0, 33, "8", float("nan"), True):
-        with pytest.raises(VideoLlamaError, match="frames must lie from 1 to 32"):
-            num_frames(wrong, Limits())
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(0, "must be at least 1"), (33, "may be at most 32"), ("8", "must be a whole number")]
+    + [(wrong, "must be a whole number") for wrong in (2.5, float("nan"), True, [8])],
+)
+def test_frames_lie_within_the_limits(wrong: Any, message: str) -> None:
+    assert (num_frames(None, Limits()), num_frames("", Limits()), num_frames(4.0, Limits())) == (None, None, 4)
+    with pytest.raises(VideoLlamaError, match=f"^Frames to look at {message}$"):
+        num_frames(wrong, Limits())
 
 
 def ask_guard(

@@ -69,7 +69,12 @@ def test_a_script_can_stop_an_answer(client: Client) -> None:
     [
         (("  ",), "type a question first"),
         (("a" * 2001,), "has 2001 characters"),
-        (("What?", -1.0), "temperature must not be negative"),
+        ((5,), "the question must be text"),
+        ((None,), "the question must be text"),
+        ((["a"],), "the question must be text"),
+        (("What?", -1.0), "Temperature must be at least 0"),
+        (("What?", [1]), "Temperature must be a number"),
+        (("What?", None, None, "x"), "Beams must be a whole number"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(arguments: tuple[Any, ...], message: str, client: Client) -> None:

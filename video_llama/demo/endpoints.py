@@ -45,6 +45,8 @@ class Endpoints:
             path, name = self.sessions.uploads.find(file)
             session = self.sessions.get(request.session_hash)
             frames = num_frames(frames, self.sessions.limits)
+            if not isinstance(listen, bool):
+                raise VideoLlamaError("listen must be true or false")
             return describe_item(session.add(path, name, num_frames=frames, listen=listen))
         except VideoLlamaError as error:
             raise _refusal(error) from error

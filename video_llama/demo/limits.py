@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from av import VideoStream
 from PIL import Image
@@ -32,6 +32,8 @@ class Limits:
         media: files in one conversation.
         question_characters: longest question.
         answer_tokens: most tokens a visitor may ask for.
+        beams: widest beam search a visitor may ask for.
+        temperature: highest temperature.
         frames: most frames a visitor may have sampled.
         sessions: visitors at one time; each holds features and a KV cache.
         idle_seconds: a session that was not used for so long is ended.
@@ -45,6 +47,8 @@ class Limits:
     media: int = 8
     question_characters: int = 2000
     answer_tokens: int = 1024
+    beams: int = 8
+    temperature: float = 2
     frames: int = 32
     sessions: int = 64
     idle_seconds: float = 1800
@@ -75,12 +79,14 @@ class Limits:
             self._check_streams(path, kind == "video")
         return kind
 
-    def check_question(self, text: str) -> str:
+    def check_question(self, text: Any) -> str:
         """The question without white space around it.
 
         Raises:
-            VideoLlamaError: it is empty or too long.
+            VideoLlamaError: it is no text, empty or too long.
         """
+        if not isinstance(text, str):
+            raise VideoLlamaError("the question must be text")
         text = text.strip()
         if not text:
             raise VideoLlamaError("type a question first")

@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from video_llama.demo.limits import Limits
-from video_llama.demo.requests import MAX_BEAMS
 from video_llama.demo.views import NOTHING_YET
 from video_llama.model.generation import GenerationOptions
 
@@ -161,13 +160,14 @@ def _chat_column() -> dict[str, Any]:
 
 
 def _settings(options: GenerationOptions, limits: Limits) -> dict[str, Any]:
+    hottest, widest, longest = limits.temperature, limits.beams, limits.answer_tokens
     return {
         "num_frames": gr.Slider(1, limits.frames, 8, step=1, label="Frames to look at", info="for the next video"),
         "listen": gr.Checkbox(True, label="Listen to the sound", info="of the next video"),
-        "temperature": gr.Slider(0, 2, options.temperature, step=0.05, label="Temperature", info="0 is greedy"),
+        "temperature": gr.Slider(0, hottest, options.temperature, step=0.05, label="Temperature", info="0 is greedy"),
         "top_p": gr.Slider(0.05, 1, options.top_p, step=0.05, label="Top-p", info="with a temperature above 0"),
-        "num_beams": gr.Slider(1, MAX_BEAMS, options.num_beams, step=1, label="Beams", info="above 1 nothing streams"),
+        "num_beams": gr.Slider(1, widest, options.num_beams, step=1, label="Beams", info="above 1 nothing streams"),
         "max_new_tokens": gr.Slider(
-            1, limits.answer_tokens, options.max_new_tokens, step=1, label="Longest answer", info="in tokens"
+            1, longest, options.max_new_tokens, step=1, label="Longest answer", info="in tokens"
         ),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from video_llama.model.generation import GenerationOptions
 
 __all__ = ["RequestGuard", "answer_options", "num_frames"]
 
-MAX_BEAMS = 8
+LEAST_TEMPERATURE = 0.01  # what lies below is greedy: dividing by it would overflow
 _FORM_BYTES = 1_000_000  # of a request beside the file in it
 
 # Of the framework's addresses: those that fetch from other servers, and those the page has no use for.
@@ -37,26 +38,26 @@ def answer_options(settings: Sequence[Any], limits: Limits, defaults: Generation
     """Settings of a visitor as fields of `GenerationOptions`.
 
     Args:
-        settings: temperature, top_p, num_beams and max_new_tokens; None stands for the default.
+        settings: temperature, top_p, num_beams and max_new_tokens; None (or "", an emptied field) stands for the
+            default.
         limits: what a visitor may ask for.
         defaults: where a setting is None.
 
     Raises:
         VideoLlamaError: a value that is no number, or makes no sense.
     """
-    given = dict(zip(("temperature", "top_p", "num_beams", "max_new_tokens"), settings, strict=True))
-    try:
-        chosen = {
-            name: type(getattr(defaults, name))(getattr(defaults, name) if value is None else value)
-            for name, value in given.items()
-        }
-        GenerationOptions(**chosen)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise VideoLlamaError(str(error)) from error
-    for name, most in (("num_beams", MAX_BEAMS), ("max_new_tokens", limits.answer_tokens)):
-        if chosen[name] > most:
-            raise VideoLlamaError(f"{name} may be at most {most} here")
-    return chosen
+    temperature, top_p, num_beams, max_new_tokens = (None if value == "" else value for value in settings)
+    chosen: dict[str, Any] = {
+        "temperature": _number("Temperature", temperature, 0, limits.temperature),
+        "top_p": _number("Top-p", top_p, 0, 1),
+        "num_beams": _whole("Beams", num_beams, limits.beams),
+        "max_new_tokens": _whole("Longest answer", max_new_tokens, limits.answer_tokens),
+    }
+    if chosen["top_p"] == 0:
+        raise VideoLlamaError("Top-p must lie above 0")
+    if chosen["temperature"] is not None and chosen["temperature"] < LEAST_TEMPERATURE:
+        chosen["temperature"] = 0.0
+    return {name: getattr(defaults, name) if value is None else value for name, value in chosen.items()}
 
 
 def num_frames(value: Any, limits: Limits) -> int | None:
@@ -65,11 +66,29 @@ def num_frames(value: Any, limits: Limits) -> int | None:
     Raises:
         VideoLlamaError: no whole number, or out of range.
     """
+    return _whole("Frames to look at", None if value == "" else value, limits.frames)
+
+
+def _number(name: str, value: Any, least: float, most: float) -> float | None:
+    """A number that lies from `least` to `most`; None stays None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= limits.frames:
-        raise VideoLlamaError(f"frames must lie from 1 to {limits.frames}")
-    return int(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
+        raise VideoLlamaError(f"{name} must be a number")
+    if value < least:
+        raise VideoLlamaError(f"{name} must be at least {least}")
+    if value > most:
+        raise VideoLlamaError(f"{name} may be at most {most}")
+    return float(value)
+
+
+def _whole(name: str, value: Any, most: int) -> int | None:
+    """A whole number that lies from 1 to `most`; None stays None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0):
+        raise VideoLlamaError(f"{name} must be a whole number")
+    number = _number(name, value, 1, most)
+    return None if number is None else int(number)
 
 
 @dataclass(frozen=True)
