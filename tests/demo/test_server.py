@@ -19,8 +19,11 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from video_llama.demo.requests import answer_options
 from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_of_strangers
+from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import VideoLlamaError
+from video_llama.model.generation import GenerationOptions
 
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = {"/upload", "/ask", "/retry", "/undo", "/clear", "/stop", "/export"}
@@ -149,6 +152,32 @@ def test_the_page_is_there_while_the_model_loads_and_everything_is_gone_at_the_e
     assert (demo.folder.exists(), os.environ.get("GRADIO_TEMP_DIR")) == (False, before)
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
+
+
+def test_the_settings_of_the_command_line_are_where_the_page_and_scripts_start(
+    shared_model: Any, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[GenerationOptions] = []
+    complete = SharedModel.stream
+    monkeypatch.setattr(SharedModel, "stream", lambda *given: (used.append(given[2]), complete(*given))[1])
+    options = GenerationOptions(max_new_tokens=2000, num_beams=9, repetition_penalty=1.5)
+    demo = DemoServer(lambda: shared_model, options=options, num_frames=40, listen=False)
+    try:
+        address = demo.start()
+        found = {one["props"].get("label"): one["props"] for one in httpx.get(f"{address}config").json()["components"]}
+        for label, value in (("Longest answer", 2000), ("Beams", 9), ("Frames to look at", 40)):
+            assert (found[label]["value"], found[label]["maximum"]) == (value, value)
+        assert found["Listen to the sound"]["value"] is False
+        client = Client(address, verbose=False)
+        clip = make_video("clip.mp4", num_frames=60, audio=True)
+        seen = client.predict(file=handle_file(clip), api_name="/upload")
+        assert (len(seen["frame_seconds"]), seen["sound"]) == (40, "not listened to")
+        assert shared_model.processor.media_processor.num_frames == 8
+        client.predict("What is it?", None, None, 1, 3, api_name="/ask")
+        assert used == [GenerationOptions(max_new_tokens=3, num_beams=1, repetition_penalty=1.5)]
+        assert answer_options((None,) * 4, demo.limits, options)["max_new_tokens"] == 2000
+    finally:
+        demo.close()
 
 
 def test_a_password_is_asked_for(shared_model: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from video_llama.demo.endpoints import Endpoints
@@ -26,11 +28,14 @@ def build_app(sessions: Sessions, options: GenerationOptions, title: str = "", c
     """
     with gr.Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as app:
         Endpoints(sessions, options, concurrency).connect()  # first: the names of the page's handlers give way
-        page = build_page(title, options, sessions.limits)
+        page = build_page(title, options, sessions.limits, sessions.num_frames, sessions.listen)
         events = Events(page, sessions, options, concurrency)
         events.connect()
         shown = [page.notice, page.listen, page.num_frames]
-        app.load(events.load, None, shown, show_progress="hidden", api_visibility="private", concurrency_limit=None)
+        quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        loaded = app.load(events.load, None, shown, concurrency_limit=None, **quietly)
+        if not sessions.listen:  # the model can, but nobody asked for it yet
+            loaded.then(lambda: False, None, page.listen, queue=False, **quietly)
         app.unload(events.leave)
     app.queue(max_size=QUEUE_SIZE)
     return app

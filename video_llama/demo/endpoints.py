@@ -38,13 +38,14 @@ class Endpoints:
             gr.api(quick, queue=False)
 
     def upload(
-        self, file: dict[str, Any], request: gr.Request, frames: int | None = None, listen: bool = True
+        self, file: dict[str, Any], request: gr.Request, frames: int | None = None, listen: bool | None = None
     ) -> dict[str, Any]:
         """Show a video or an image, or play a sound; returns what was seen and heard."""
         try:
             path, name = self.sessions.uploads.find(file)
             session = self.sessions.get(request.session_hash)
             frames = num_frames(frames, self.sessions.limits)
+            listen = self.sessions.listen if listen is None else listen
             if not isinstance(listen, bool):
                 raise VideoLlamaError("listen must be true or false")
             return describe_item(session.add(path, name, num_frames=frames, listen=listen))

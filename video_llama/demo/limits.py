@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from av import VideoStream
 from PIL import Image
 
 from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
+from video_llama.model.generation import GenerationOptions
 from video_llama.processor.containers import demux_packets, open_container, select_stream
 from video_llama.processor.kind import media_kind
 
@@ -62,6 +63,21 @@ class Limits:
     def stored_bytes(self) -> int:
         """Most bytes of uploads at one time."""
         return self.uploads_kept * self.upload_bytes
+
+    def raised(self, options: GenerationOptions, num_frames: int | None = None) -> Limits:
+        """Limits that let visitors have what the owner of the server chose, were it beyond them.
+
+        Args:
+            options: how answers are drawn unless a visitor chooses otherwise.
+            num_frames: frames to look at in a video; None for as many as the model was trained with.
+        """
+        return replace(
+            self,
+            answer_tokens=max(self.answer_tokens, options.max_new_tokens),
+            beams=max(self.beams, options.num_beams),
+            temperature=max(self.temperature, options.temperature),
+            frames=max(self.frames, num_frames or 1),
+        )
 
     def check_file(self, path: str | os.PathLike[str]) -> str:
         """The kind of a file ("video", "image" or "audio") that keeps within the limits.

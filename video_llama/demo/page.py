@@ -11,6 +11,7 @@ import gradio as gr
 from video_llama.demo.limits import Limits
 from video_llama.demo.views import NOTHING_YET
 from video_llama.model.generation import GenerationOptions
+from video_llama.processor.media import DEFAULT_NUM_FRAMES
 
 __all__ = ["EXAMPLES", "Page", "build_page"]
 
@@ -73,13 +74,16 @@ class Page:
         return [button for button, _, _ in self.examples]
 
 
-def build_page(title: str, options: GenerationOptions, limits: Limits) -> Page:
+def build_page(
+    title: str, options: GenerationOptions, limits: Limits, num_frames: int | None = None, listen: bool = True
+) -> Page:
     """Lay the page out; call it inside `gr.Blocks`.
 
     Args:
         title: which model answers.
         options: what the controls are set to.
         limits: what they can be set to.
+        num_frames, listen: how the next video is taken in; the model's number of frames is set when it is there.
     """
     answerer = f"; {title} answers" if title else ""
     gr.HTML(
@@ -93,7 +97,7 @@ def build_page(title: str, options: GenerationOptions, limits: Limits) -> Page:
         with gr.Column(scale=6, min_width=320):
             found |= _chat_column()
             with gr.Accordion("Settings", open=False, elem_id="vl-settings"):
-                found |= _settings(options, limits)
+                found |= _settings(options, limits, num_frames or DEFAULT_NUM_FRAMES, listen)
     return Page(**found)
 
 
@@ -159,11 +163,13 @@ def _chat_column() -> dict[str, Any]:
     return found
 
 
-def _settings(options: GenerationOptions, limits: Limits) -> dict[str, Any]:
+def _settings(options: GenerationOptions, limits: Limits, num_frames: int, listen: bool) -> dict[str, Any]:
     hottest, widest, longest = limits.temperature, limits.beams, limits.answer_tokens
     return {
-        "num_frames": gr.Slider(1, limits.frames, 8, step=1, label="Frames to look at", info="for the next video"),
-        "listen": gr.Checkbox(True, label="Listen to the sound", info="of the next video"),
+        "num_frames": gr.Slider(
+            1, limits.frames, num_frames, step=1, label="Frames to look at", info="for the next video"
+        ),
+        "listen": gr.Checkbox(listen, label="Listen to the sound", info="of the next video"),
         "temperature": gr.Slider(0, hottest, options.temperature, step=0.05, label="Temperature", info="0 is greedy"),
         "top_p": gr.Slider(0.05, 1, options.top_p, step=0.05, label="Top-p", info="with a temperature above 0"),
         "num_beams": gr.Slider(1, widest, options.num_beams, step=1, label="Beams", info="above 1 nothing streams"),

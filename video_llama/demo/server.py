@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import logging
@@ -14,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ class DemoServer:
         limits: what visitors may do.
         options: how answers are drawn unless visitors choose otherwise.
         template: of the conversations; by default the one that belongs to the weights.
+        num_frames: frames to look at in a video unless visitors choose otherwise; by default as many as the model was
+            trained with.
+        listen: whether videos are listened to unless visitors choose otherwise.
     """
 
     def __init__(
@@ -78,12 +82,22 @@ class DemoServer:
         limits: Limits | None = None,
         options: GenerationOptions | None = None,
         template: Conversation | None = None,
+        num_frames: int | None = None,
+        listen: bool = True,
     ) -> None:
-        self.settings, self.limits = settings or ServerSettings(), limits or Limits()
-        self.options = options or GenerationOptions()
+        self.settings, self.options = settings or ServerSettings(), options or GenerationOptions()
+        self.limits = (limits or Limits()).raised(self.options, num_frames)
         self.folder = Path(tempfile.mkdtemp(prefix="video-llama-demo-"))
         self.model: Future[SharedModel] = Future()
-        self.sessions = Sessions(self.model, self.folder, limits=self.limits, template=template)
+        self.sessions = Sessions(
+            self.model,
+            self.folder,
+            limits=self.limits,
+            template=template,
+            options=self.options,
+            num_frames=num_frames,
+            listen=listen,
+        )
         self._load = load
         self._app: Any = None
         self._environment = {name: os.environ.get(name) for name in _ENVIRONMENT}
@@ -137,7 +151,12 @@ class DemoServer:
 
     def _load_model(self) -> None:
         try:
-            self.model.set_result(SharedModel(self._load()))
+            model = SharedModel(self._load())
+            if self.sessions.num_frames is not None:
+                model.processor = copy.copy(model.processor)  # whose model it was keeps its own setting
+                media_processor = model.processor.media_processor
+                model.processor.media_processor = replace(media_processor, num_frames=self.sessions.num_frames)
+            self.model.set_result(model)
         except BaseException as error:  # carried to whoever waits for the model
             self.model.set_exception(error)
 
@@ -178,6 +197,8 @@ def serve(arguments: argparse.Namespace) -> None:
         limits=Limits(upload_mb=arguments.max_upload_mb, seconds=60 * arguments.max_minutes),
         options=choose_options(arguments),
         template=choose_template(arguments),
+        num_frames=arguments.num_frames,
+        listen=not arguments.no_audio,
     )
     try:
         try:

@@ -17,6 +17,7 @@ from video_llama.demo.session import SESSION_ENDED, Session
 from video_llama.demo.shared_model import SharedModel
 from video_llama.demo.uploads import Uploads
 from video_llama.errors import VideoLlamaError
+from video_llama.model.generation import GenerationOptions
 
 __all__ = ["Sessions"]
 
@@ -32,7 +33,11 @@ class Sessions:
         model: the model, or the promise of it while it is loading.
         folder: where files are kept: `uploads` as they come, and in `sessions` those of each session, in a folder that
             nobody can guess.
+        limits: what visitors may do.
         template: of the conversations; by default the one that belongs to the weights.
+        options: how answers are drawn, as far as a visitor does not choose otherwise.
+        num_frames: frames to look at in a video unless a visitor chooses otherwise; None for the model's own number.
+        listen: whether videos are listened to unless a visitor chooses otherwise.
     """
 
     def __init__(
@@ -42,12 +47,16 @@ class Sessions:
         *,
         limits: Limits | None = None,
         template: Conversation | None = None,
+        options: GenerationOptions | None = None,
+        num_frames: int | None = None,
+        listen: bool = True,
     ) -> None:
         self.model = model
         self.uploads = Uploads(folder / "uploads")
         self.folder = folder / "sessions"
         self.limits = limits or Limits()
-        self._template = template
+        self.num_frames, self.listen = num_frames, listen
+        self._template, self._options = template, options
         self.num_ended = 0
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # a request that waited too long must not revive one
@@ -73,7 +82,8 @@ class Sessions:
                 self._make_room()
                 folder = self.folder / secrets.token_hex(16)
                 folder.mkdir(mode=0o700, parents=True)
-                self._sessions[key] = Session(Chat(model, self._template), folder, self.limits)
+                chat = Chat(model, self._template, options=self._options)
+                self._sessions[key] = Session(chat, folder, self.limits)
             session = self._sessions[key]
             session.last_used = time.monotonic()
             return session
