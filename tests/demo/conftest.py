@@ -44,7 +44,8 @@ def run(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: p
     def run(*arguments: str | Path, model: str | Path | None = tiny_checkpoint) -> SimpleNamespace:
         source = [] if model is None else ["--model", str(model)]
         capfd.readouterr()
-        code = terminal.main([*source, "--device", "cpu", "--max-new-tokens", "6", *map(str, arguments)])
+        device = [] if "--gpu-id" in arguments else ["--device", "cpu"]
+        code = terminal.main([*source, *device, "--max-new-tokens", "6", *map(str, arguments)])
         output = capfd.readouterr()
         messages = [line for line in output.err.splitlines() if line and "Loading weights" not in line]
         return SimpleNamespace(code=code, lines=output.out.splitlines(), messages=messages)

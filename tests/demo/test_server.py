@@ -19,9 +19,11 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from video_llama.demo.addresses import check_address
 from video_llama.demo.requests import answer_options
 from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_of_strangers
 from video_llama.demo.shared_model import SharedModel
+from video_llama.demo.terminal import main
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions
 
@@ -219,6 +221,30 @@ def test_opening_the_page_to_strangers_warns(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(warnings)
     assert all(text in line for text, line in zip(warnings, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("notahost.invalid", "--host notahost.invalid: no such host"),
+        ("a..b", "--host a..b: no such host"),
+        ("192.0.2.1", "--host 192.0.2.1: not an address of this machine"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_one_line(host: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--host", host, "--model", "absent"]) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port), "--model", "absent"]) == 1
+    message = f"error: --port {port}: something else is served there; choose another, or leave it out\n"
+    assert capsys.readouterr().err == message
+    check_address("localhost", free_port())
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

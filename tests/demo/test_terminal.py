@@ -235,6 +235,13 @@ def test_a_setting_that_makes_no_sense_is_one_line(arguments: list[str], message
         (["--model", "a", "--cfg-path", "b"], "--cfg-path: not allowed with argument --model"),
         (["--model", "a", "--question", "What?", "--options", "model.ckpt=b"], "give --cfg-path too"),
         (["--model", "a", "--question", "What?", "--num-frames", "0"], "--num-frames: must be at least 1, not 0"),
+        (["--model", "a", "--input", "a.mp4", "--question", "Why?", " "], "--question: it is empty; type a question"),
+        (["--port", "70000"], "--port: must lie from 1 to 65535, which 70000 does not"),
+        (["--port", "0"], "--port: must lie from 1 to 65535"),
+        (["--port", "abc"], "--port: not a whole number: abc"),
+        (["--temperature", "warm"], "--temperature: not a number: warm"),
+        (["--gpu-id", "-1"], "--gpu-id: must not be negative"),
+        (["--gpu-id", "7", "--device", "cpu"], "--gpu-id 7 and --device cpu contradict each other; give one"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_to_give(

@@ -37,10 +37,38 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a number: {text}") from error
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a whole number: {text}") from error
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, as {value} is")
+    return value
+
+
+def _port(text: str) -> int:
+    value = _whole(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must lie from 1 to 65535, which {value} does not")
     return value
 
 
@@ -61,7 +89,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="conversation template; by default the one that belongs to the weights",
     )
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default a GPU if there is one")
-    group.add_argument("--gpu-id", type=int, metavar="N", help="the same as --device cuda:N")
+    group.add_argument("--gpu-id", type=_not_negative, metavar="N", help="the same as --device cuda:N")
     group.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)"
     )
@@ -78,18 +106,20 @@ def _add_input_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_answer_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (300)")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
-    group.add_argument("--top-p", type=float, default=0.9, metavar="P", help="with a temperature: nucleus size (0.9)")
-    group.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search width (1)")
-    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less (1.0)")
+    group.add_argument("--max-new-tokens", type=_whole, default=300, metavar="N", help="longest answer (300)")
+    group.add_argument("--temperature", type=_number, default=0.0, metavar="T", help="0 is greedy (0)")
+    group.add_argument("--top-p", type=_number, default=0.9, metavar="P", help="with a temperature: nucleus size (0.9)")
+    group.add_argument("--num-beams", type=_whole, default=1, metavar="N", help="beam search width (1)")
+    group.add_argument(
+        "--repetition-penalty", type=_number, default=1.0, metavar="R", help="above 1 repeats less (1.0)"
+    )
 
 
 def _add_page_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="who may connect: this machine (127.0.0.1)"
     )
-    group.add_argument("--port", type=_positive, metavar="N", help="the first free one from 7860 on")
+    group.add_argument("--port", type=_port, metavar="N", help="the first free one from 7860 on")
     group.add_argument("--share", action="store_true", help="a public address through Gradio's servers, for anybody")
     group.add_argument("--auth-file", metavar="FILE", help="ask for a password: lines of user:password")
     group.add_argument("--max-upload-mb", type=_positive, default=200, metavar="N", help="largest upload (200)")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from video_llama.conversation import Conversation
+from video_llama.demo.addresses import check_address
 from video_llama.demo.limits import Limits
 from video_llama.demo.requests import RequestGuard
 from video_llama.demo.sessions import Sessions
@@ -105,7 +106,12 @@ class DemoServer:
         self._swept = 0
 
     def start(self) -> str:
-        """Serve and return the address; the model goes on loading."""
+        """Serve and return the address; the model goes on loading.
+
+        Raises:
+            VideoLlamaError: the address cannot be had.
+        """
+        check_address(self.settings.host, self.settings.port)
         self.sessions.folder.mkdir()
         # The second also keeps it from asking after newer versions.
         _set_environment(dict(zip(_ENVIRONMENT, (str(self.sessions.uploads.folder), "False"), strict=True)))
@@ -114,7 +120,7 @@ class DemoServer:
         self._app = build_app(self.sessions, self.options, escape(self.settings.title), self.settings.concurrency)
         script = (_HERE / "page.js").read_text(encoding="utf-8")
         middleware = _middleware(self.limits.upload_bytes, self._room)
-        _, address, shared = self._app.launch(
+        _, address, shared = self._launch(
             server_name=self.settings.host,
             server_port=self.settings.port,
             share=self.settings.share,
@@ -135,6 +141,14 @@ class DemoServer:
         threading.Thread(target=self._load_model, name="video-llama-load", daemon=True).start()
         threading.Thread(target=self._sweep_on, name="video-llama-sweep", daemon=True).start()
         return shared or address
+
+    def _launch(self, **settings: Any) -> tuple[Any, str, str | None]:
+        try:
+            launched: tuple[Any, str, str | None] = self._app.launch(**settings)
+        except OSError as error:
+            where = f"{self.settings.host}, port {self.settings.port or 'from 7860 on'}"
+            raise VideoLlamaError(f"{where}: no port is free; choose one with --port") from error
+        return launched
 
     def close(self) -> None:
         """Stop serving, free the model's sessions and remove all files."""
@@ -189,6 +203,7 @@ def serve(arguments: argparse.Namespace) -> None:
         concurrency=arguments.concurrency,
         title=Path(arguments.model or arguments.cfg_path).name,
     )
+    check_address(settings.host, settings.port)  # before the model, which takes a while to load
     warn_of_strangers(settings)
     _leave_in_good_order()
     server = DemoServer(
@@ -201,10 +216,7 @@ def serve(arguments: argparse.Namespace) -> None:
         listen=not arguments.no_audio,
     )
     try:
-        try:
-            address = server.start()
-        except OSError as error:
-            raise VideoLlamaError(f"{settings.host}:{settings.port}: {error}") from error
+        address = server.start()
         print(f"The page is at {address} (Ctrl-C ends it); loading the model …", flush=True)
         server.model.result()
         print("The model is ready.", flush=True)

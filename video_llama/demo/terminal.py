@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give --question TEXT, or run on a terminal to have a conversation")
     if arguments.options and not arguments.cfg_path:
         parser.error("--options overrides settings of a YAML file; give --cfg-path too")
+    if any(not question.strip() for question in arguments.question or ()):
+        parser.error("argument --question: it is empty; type a question")
+    if arguments.gpu_id is not None and arguments.device not in (None, "cuda", f"cuda:{arguments.gpu_id}"):
+        parser.error(f"--gpu-id {arguments.gpu_id} and --device {arguments.device} contradict each other; give one")
     warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")  # as intended
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
