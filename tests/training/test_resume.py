@@ -112,6 +112,24 @@ def test_a_run_over_a_quantised_language_model_saves_and_goes_on(bits: int, make
     assert resumed.train().iteration == 8
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_pass_a_quantised_language_model_also_after_a_validation(bits: int, make_config: MakeConfig) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = Trainer(make_config(f"model.load_in_{bits}bit=True")).model
+    layer: Any = model.language_model.model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        layer(torch.ones(1, layer.in_features))
+    values = torch.randn(2, 3, layer.in_features, requires_grad=True)
+    layer(values).sum().backward()
+    if bits == 8:
+        held = layer.weight if layer.state.CB is None else layer.state  # from its first use on, the latter
+        weights = held.CB * held.SCB[:, None] / 127
+    else:
+        weights = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    expected = weights.float().sum(0).expand_as(values)
+    torch.testing.assert_close(values.grad, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

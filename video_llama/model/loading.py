@@ -111,7 +111,7 @@ def load_original(
             **spare_branches(options),
         )
     _check_language_model_is_whole(files.language_model, info)
-    settle_quantised_layers(model)
+    settle_quantised_layers(model, for_training=trainable_dtype is not None)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype)
     return model
@@ -152,7 +152,7 @@ def load_transformers(
         **spare_branches(options),
     )
     _check_language_model_is_whole(folder, info)
-    settle_quantised_layers(model)
+    settle_quantised_layers(model, for_training=trainable_dtype is not None)
     if is_quantised:
         for branch in (model.video_branch, model.audio_branch):
             if branch is not None:

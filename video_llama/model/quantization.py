@@ -49,17 +49,23 @@ def spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-@torch.inference_mode()
-def settle_quantised_layers(model: nn.Module) -> None:
+def settle_quantised_layers(model: nn.Module, *, for_training: bool = False) -> None:
     """Have 4-bit layers on a CPU take their final form now, one by one.
 
     bitsandbytes rearranges the weights of a layer when it is first used. Old and new copies of all layers then lie
     about in the heap, so that freed ones cannot be given back: 2.3 GiB for 7B.
+
+    Args:
+        model: with layers of bitsandbytes or without.
+        for_training: leave the weights as they are for good, since rearranged ones let no gradient through.
     """
     layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
     for layer in layers:
-        if layer.weight.device.type == "cpu":
-            layer.eval()(torch.zeros(1, layer.in_features, dtype=layer.compute_dtype))
+        if for_training:
+            layer.support_avx512bf16_for_cpu = False
+        elif layer.weight.device.type == "cpu":
+            with torch.inference_mode():
+                layer.eval()(torch.zeros(1, layer.in_features, dtype=layer.compute_dtype))
             _return_freed_memory()
 
 
