@@ -54,7 +54,8 @@ def _second_turn(arguments: argparse.Namespace) -> list[Any]:
 def _captioning(arguments: argparse.Namespace) -> list[Any]:
     from scripts.benches.language import run_captioning
 
-    return run_captioning(arguments.size, arguments.repeats, arguments.work, arguments.clips, arguments.workers)
+    sizes = (arguments.clips, arguments.workers, arguments.batch_size)
+    return run_captioning(arguments.size, arguments.repeats, arguments.work, *sizes)
 
 
 def _loading(arguments: argparse.Namespace) -> list[Any]:
@@ -105,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (2)")
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="clips to caption (64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode for captioning (2)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips captioned together (8)")
     parser.add_argument("--of", nargs="+", choices=COSTS, metavar="COST", help="growth of: " + ", ".join(COSTS))
     parser.add_argument(
         "--work", type=Path, default=Path("output/bench"), help="clips and random weights are kept here"

@@ -62,7 +62,9 @@ def run_second_turn(size: str, repeats: int, folder: Path) -> list[Row]:
     return [Row("second-turn", what, medians["ours"], medians["peer"], "s", "recomputed", 8.0, agrees)]
 
 
-def run_captioning(size: str, repeats: int, folder: Path, num_clips: int, num_workers: int) -> list[Row]:
+def run_captioning(
+    size: str, repeats: int, folder: Path, num_clips: int, num_workers: int, batch_size: int
+) -> list[Row]:
     """Many clips in one pass, in the precision of the machine and in float32, against one at a time in float32."""
     clips = [make_clip(folder, 320 + 16 * (number % 4), 180, 2 + number % 3, 3) for number in range(min(num_clips, 12))]
     paths = [clips[number % len(clips)] for number in range(num_clips)]
@@ -75,7 +77,11 @@ def run_captioning(size: str, repeats: int, folder: Path, num_clips: int, num_wo
         texts["peer"] = [caption_alone(single, path) for path in paths]
 
     def together(model: VideoLlama, name: str) -> None:
-        options: dict[str, Any] = {"batch_size": 16, "num_workers": num_workers, "max_new_tokens": CAPTION_TOKENS}
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "max_new_tokens": CAPTION_TOKENS,
+        }
         texts[name] = model.caption(paths, PROMPT, **options)
 
     tasks = {
@@ -90,7 +96,8 @@ def run_captioning(size: str, repeats: int, folder: Path, num_clips: int, num_wo
         same = sum(ours == theirs for ours, theirs in zip(texts[name], texts["peer"], strict=True))
         agrees = same == num_clips if dtype == "float32" else None
         note = f"{num_clips / medians[name]:.2f} against {num_clips / medians['peer']:.2f} clips/s, {same} same texts"
-        what = f"{num_clips} clips, {CAPTION_TOKENS} tokens each, {dtype}, {num_workers} worker(s)"
+        how = f"{dtype}, batches of {batch_size}, {num_workers} worker(s)"
+        what = f"{num_clips} clips, {CAPTION_TOKENS} tokens each, {how}"
         rows.append(Row("captioning", what, medians[name], medians["peer"], "s", "one at a time", target, agrees, note))
     return rows
 
