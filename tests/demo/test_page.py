@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts.bench_demo import QUESTIONS, Clip
 from scripts.screenshot_demo import PHONE, add_file, ask, find_browser, launch, open_page
@@ -272,6 +273,41 @@ def test_what_people_the_model_and_file_names_say_is_text(visit: Visit, world: S
     assert world.model.says in ask(page, nasty)
     assert nasty in bubbles(page, "user")[0]
     assert page.title() == "Video-LLaMA"
+
+
+def test_files_the_browser_cannot_play_are_shown_as_the_model_saw_them(
+    visit: Visit, red_cross: Path, tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    page = visit()
+    still, moving = tmp_path / "still.tiff", tmp_path / "moving.gif"
+    Image.open(red_cross).save(still)
+    frames = [Image.new("RGB", (64, 48), (80 * number, 0, 0)) for number in range(3)]
+    frames[0].save(moving, save_all=True, append_images=frames[1:], duration=200)
+    add_file(page, make_video("clip.avi", codec="mpeg4", num_frames=8))
+    page.wait_for_selector(".vl-unplayable")
+    card = page.locator(".vl-card")
+    assert card.locator("p").inner_text().startswith("Your browser cannot play this file; the frames below")
+    assert card.locator(".vl-seek").count() == 0
+    assert card.locator(".vl-cell:disabled").count() == card.locator(".vl-cell").count() > 0
+    page.click("#vl-clear")
+    page.wait_for_selector(".vl-empty")
+    for path, shown in ((moving, "gradio_api"), (still, "data:image/jpeg")):
+        add_file(page, path)
+        picture = page.locator(".vl-card").first.locator("img.vl-player")  # the latest file is the first
+        wait_until(page, lambda picture=picture: picture.evaluate("one => one.naturalWidth") > 0)
+        assert shown in picture.get_attribute("src")
+
+
+def test_an_emptied_setting_is_the_default_again(visit: Visit) -> None:
+    page = visit()
+    page.click("#vl-settings button")
+    field = page.get_by_label("number input for Longest answer")
+    before = field.input_value()
+    assert int(before) > 1
+    field.fill("7")
+    field.fill("")
+    page.focus("#vl-question textarea")
+    wait_until(page, lambda: field.input_value() == before)
 
 
 def test_an_example_is_one_click(visit: Visit) -> None:

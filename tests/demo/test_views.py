@@ -74,7 +74,7 @@ def test_times_are_written_as_players_do(seconds: float, text: str) -> None:
 
 def test_messages_are_files_questions_and_answers_in_order(asked: Session) -> None:
     file, question, answer = views.messages(asked)
-    assert file["content"] == "4 frames seen, 8 segments of 1.2 s of sound heard"
+    assert file["content"] == "4 frames seen, 1.2 s of sound heard, in 8 segments"
     assert file["metadata"]["title"].startswith("Video: &lt;img")
     assert (question["role"], answer["role"]) == ("user", "assistant")
     assert [views.turn_of_message(asked, index) for index in range(-1, 4)] == [-1, -1, 0, -1, -1]
@@ -88,7 +88,22 @@ def test_an_image_and_a_sound_have_players_of_their_kind(
     panel = views.media_panel(session)
     assert panel.index("<audio ") < panel.index('<img class="vl-player"')  # the latest file first
     assert "Frames the model saw" not in panel
-    assert [views.summary(item.upload) for item in session.media] == ["one image", "8 segments of 1.0 s of sound heard"]
+    assert [views.summary(item.upload) for item in session.media] == [
+        "one image",
+        "1.0 s of sound heard, in 8 segments",
+    ]
+
+
+def test_a_gif_is_an_image_to_the_browser_whose_frames_cannot_be_gone_to(session: Session, tmp_path: Path) -> None:
+    for count in (4, 1):
+        path = tmp_path / f"{count}.gif"
+        first, *rest = [Image.new("RGB", (32, 24), (60 * number, 0, 0)) for number in range(count)]
+        first.save(path, save_all=True, append_images=rest, duration=200)
+        session.add(path, path.name, num_frames=None, listen=True)
+    panel = views.media_panel(session)
+    assert panel.count('<img class="vl-player"') == panel.count('data-seen="data:image/jpeg;base64,') == 2
+    assert ("<video" in panel, "click to go there" in panel) == (False, False)
+    assert panel.count(" disabled>") == panel.count("<button") >= 4
 
 
 def test_an_exported_conversation_can_be_read_again(asked: Session) -> None:

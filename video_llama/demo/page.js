@@ -6,6 +6,38 @@ document.addEventListener("click", (event) => {
   if (player) player.currentTime = Number(cell.dataset.seconds);
 });
 
+// A file that the model reads and the browser cannot show: what the model saw or heard must do.
+const replacePlayer = (player) => {
+  const card = player.closest(".vl-card");
+  if (player.tagName === "IMG") {
+    if (player.dataset.seen) player.src = player.dataset.seen;
+    delete player.dataset.seen;
+    return;
+  }
+  const line = document.createElement("p");
+  line.className = "vl-unplayable";
+  const below = player.tagName === "VIDEO" ? "the frames below are what the model saw" : "below is what the model heard";
+  line.textContent = `Your browser cannot play this file; ${below}.`;
+  player.replaceWith(line);
+  card.querySelectorAll(".vl-seek").forEach((hint) => hint.remove());
+  card.querySelectorAll(".vl-cell").forEach((cell) => { cell.disabled = true; });
+};
+const isPlayer = (target) => target.matches && target.matches(".vl-card .vl-player");
+document.addEventListener("error", (event) => {
+  if (isPlayer(event.target)) replacePlayer(event.target);
+}, true);
+document.addEventListener("loadedmetadata", (event) => {  // its sound could be played, its pictures not
+  if (isPlayer(event.target) && event.target.tagName === "VIDEO" && !event.target.videoWidth) replacePlayer(event.target);
+}, true);
+
+// A number of the settings that is emptied is the one it began with; the framework would make it the lowest.
+document.addEventListener("blur", (event) => {
+  const field = event.target;
+  if (!field.matches || !field.matches('#vl-settings input[type="number"]') || field.value !== "") return;
+  const reset = field.closest(".block").querySelector(".reset-button");
+  if (reset) reset.click();
+}, true);
+
 // The conversation as a file; the text comes from a hidden field.
 window.saveConversation = (text) => {
   const link = document.createElement("a");

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from html import escape, unescape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ NOTHING_YET = (
     "<span>Drop in a video, an image or a sound, or try an example.</span></div>"
 )
 _THUMBNAIL = 112
+_PREVIEW = 224
 _SPECTRUM = np.array([(10, 12, 40), (72, 28, 110), (190, 55, 85), (250, 150, 45), (252, 250, 190)], dtype=float)
 
 
@@ -51,7 +53,7 @@ def summary(upload: Upload) -> str:
     heard = upload.sound
     if upload.audio is not None:
         count = len(upload.audio.start_seconds)
-        heard = f"{count} segment{'s' * (count > 1)} of {upload.audio.duration_seconds:.1f} s of sound heard"
+        heard = f"{upload.audio.duration_seconds:.1f} s of sound heard, in {count} segment{'s' * (count > 1)}"
     if upload.frames is None:
         return heard
     if upload.frames.kind == "image":
@@ -132,12 +134,12 @@ def media_panel(session: Session | None) -> str:
 
 
 def _card(item: MediaItem) -> str:
-    upload, strips = item.upload, ""
+    upload, strips, seekable = item.upload, "", not _is_gif(item)
     if upload.frames is not None:
-        strips += _frame_strip(upload.frames.frames, upload.frames.times_seconds, item.frame_shares)
+        strips += _frame_strip(upload.frames.frames, upload.frames.times_seconds, item.frame_shares, seekable)
     if upload.audio is not None:
         values = upload.audio.values[:, 0].float().numpy()
-        strips += _sound_strip(values, upload.audio.start_seconds, item.segment_shares)
+        strips += _sound_strip(values, upload.audio.start_seconds, item.segment_shares, seekable)
     name = escape(item.name)
     return (
         f'<section class="vl-card" aria-label="{name}"><header><strong>{name}</strong>'
@@ -145,46 +147,55 @@ def _card(item: MediaItem) -> str:
     )
 
 
+def _is_gif(item: MediaItem) -> bool:
+    return item.kind != "audio" and Path(item.name).suffix.lower() == ".gif"
+
+
 def _player(item: MediaItem) -> str:
+    """The file itself; page.js puts a line, or what `data-seen` holds, in its place where a browser cannot show it."""
     source, name = f"gradio_api/file={quote(str(item.path))}", escape(item.name)
-    if item.kind == "image":
-        return f'<img class="vl-player" src="{source}" alt="{name}">'
+    if item.kind == "image" or _is_gif(item):
+        frames = item.upload.frames
+        seen = _picture(frames.frames[0], "JPEG", _PREVIEW) if frames is not None else ""
+        return f'<img class="vl-player" src="{source}" alt="{name}" data-seen="{seen}">'
     tag = "video" if item.kind == "video" else "audio"
     return f'<{tag} class="vl-player" src="{source}" controls preload="metadata" aria-label="{name}"></{tag}>'
 
 
-def _frame_strip(frames: NDArray[np.uint8], times: Sequence[float], shares: Sequence[float]) -> str:
+def _frame_strip(frames: NDArray[np.uint8], times: Sequence[float], shares: Sequence[float], seekable: bool) -> str:
     if not times:  # a still image has one frame, which got all the attention
         return ""
     cells = [
-        _cell(_picture(frame, "JPEG"), seconds, share, max(shares), "Frame")
+        _cell(_picture(frame, "JPEG"), seconds, share, max(shares), "Frame", seekable)
         for frame, seconds, share in zip(frames, times, shares, strict=True)
     ]
-    return _strip("Frames the model saw", cells)
+    return _strip("Frames the model saw", cells, seekable)
 
 
-def _sound_strip(values: NDArray[np.float32], starts: Sequence[float], shares: Sequence[float]) -> str:
+def _sound_strip(values: NDArray[np.float32], starts: Sequence[float], shares: Sequence[float], seekable: bool) -> str:
     low, high = float(values.min()), float(values.max())
     cells = [
-        _cell(_picture(spectrum_picture(segment, low, high), "PNG"), seconds, share, max(shares), "Sound")
+        _cell(_picture(spectrum_picture(segment, low, high), "PNG"), seconds, share, max(shares), "Sound", seekable)
         for segment, seconds, share in zip(values, starts, shares, strict=True)
     ]
-    return _strip("Sound the model heard", cells)
+    return _strip("Sound the model heard", cells, seekable)
 
 
-def _strip(title: str, cells: Sequence[str]) -> str:
-    hint = "bars: share of attention; click to go there"
+def _strip(title: str, cells: Sequence[str], seekable: bool) -> str:
+    hint = 'bars: share of attention<span class="vl-seek">; click to go there</span>'
     return (
-        f'<div class="vl-strip-title"><span>{title}</span><small>{hint}</small></div>'
+        f'<div class="vl-strip-title"><span>{title}</span><small>'
+        f"{hint if seekable else 'bars: share of attention'}</small></div>"
         f'<div class="vl-strip">{"".join(cells)}</div>'
     )
 
 
-def _cell(picture: str, seconds: float, share: float, highest: float, what: str) -> str:
+def _cell(picture: str, seconds: float, share: float, highest: float, what: str, seekable: bool = True) -> str:
     label = f"{what} at {seconds:.1f} seconds, {share:.0%} of the attention"
     height = round(100 * share / highest) if highest > 0 else 0
     return (
-        f'<button type="button" class="vl-cell" data-seconds="{seconds:.3f}" aria-label="{label}" title="{label}">'
+        f'<button type="button" class="vl-cell" data-seconds="{seconds:.3f}" aria-label="{label}" title="{label}"'
+        f"{'' if seekable else ' disabled'}>"
         f'<span class="vl-bar"><i style="height:{height}%"></i></span><img src="{picture}" alt="">'
         f"<span>{clock(seconds)}</span><small>{share:.0%}</small></button>"
     )
@@ -205,8 +216,8 @@ def spectrum_picture(segment: NDArray[np.float32], low: float, high: float) -> N
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def _picture(pixels: NDArray[np.uint8], format: str) -> str:
+def _picture(pixels: NDArray[np.uint8], format: str, size: int = _THUMBNAIL) -> str:
     image, buffer = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image.thumbnail((size, size))
     image.save(buffer, format=format, quality=80)
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
