@@ -223,6 +223,33 @@ def test_a_question_that_fills_the_text_leaves_nothing_to_learn_and_is_an_error(
         encoder(Example("1", "image", MediaSource(str(picture)), long))
 
 
+@pytest.mark.parametrize("nothing", ["", "  ", " \n"])
+@pytest.mark.parametrize("form", ["caption", "QA", "conversations", "messages"])
+@pytest.mark.parametrize("template", ["vicuna", "llama_v2"])
+def test_an_empty_answer_is_a_bad_sample_even_beside_others(
+    template: str, form: str, nothing: str, picture: Path, make_encoder: MakeEncoder
+) -> None:
+    asked, said = {"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A dog."}
+    text: dict[str, Any] = {
+        "caption": nothing,
+        "QA": [{"q": "What?", "a": "A dog."}, {"q": "Where?", "a": nothing}],
+        "conversations": [asked, said, {"from": "human", "value": "Where?"}, {"from": "gpt", "value": nothing}],
+        "messages": [*talk()["messages"], *talk(answer=nothing)["messages"]],
+    }
+    source = None if form == "messages" else MediaSource(str(picture))
+    example = Example("1", "image", source, {form: text[form]})
+    with pytest.raises(DatasetError, match="says nothing"):
+        make_encoder(template=template)(example)
+    assert check_sample(make_encoder(template=template), example).outcome == "malformed"
+
+
+def test_a_caption_of_which_the_cleaner_leaves_nothing_is_a_bad_sample(
+    picture: Path, make_encoder: MakeEncoder
+) -> None:
+    with pytest.raises(DatasetError, match="says nothing"):
+        make_encoder(caption_processor=BlipCaptionProcessor())(captioned(picture, "..."))
+
+
 @pytest.mark.parametrize(
     "text",
     [

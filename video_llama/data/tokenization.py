@@ -63,8 +63,10 @@ def build_caption_sample(
 
     Raises:
         ConfigError: the prompt does not hold exactly one media position.
-        DatasetError: nothing is left to learn: caption and `end_sym` are empty.
+        DatasetError: the caption says nothing: `end_sym` alone is no answer to learn.
     """
+    if not caption.strip():
+        raise DatasetError(f"the caption {caption!r} says nothing: no token of an answer to learn")
     wrapping = [Placeholder("image")] if prompt is None else parse_placeholders(prompt)
     if sum(isinstance(piece, Placeholder) for piece in wrapping) != 1:
         raise ConfigError(f"the prompt {prompt!r} must hold one media position, e.g. <ImageHere>")
@@ -96,7 +98,7 @@ def build_dialogue_sample(
         input_ids and labels of equal length; labels are IGNORE_INDEX but on answers and what ends them.
 
     Raises:
-        DatasetError: the cut leaves no answer, or takes a media position away.
+        DatasetError: an answer says nothing; the cut leaves no answer, or takes a media position away.
     """
     conversation = template.copy()
     conversation.messages = [
@@ -131,8 +133,12 @@ def build_conversation_sample(
         as `build_dialogue_sample`.
 
     Raises:
-        DatasetError: the cut leaves no answer, or takes a media position away.
+        DatasetError: an answer says nothing; the cut leaves no answer, or takes a media position away.
     """
+    answers = [content for role, content in conversation.messages if role == conversation.roles[1]]
+    for number, content in enumerate(answers, start=1):
+        if not "".join(item for item in content or () if isinstance(item, str)).strip():
+            raise DatasetError(f"answer {number} of {len(answers)} says nothing: there is no answer to learn")
     sample = encode_pieces(conversation.get_pieces(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
     has_bos = sample.input_ids[:1] == [tokenizer.bos_token_id]
     media_ids = set(placeholder_ids.values())
