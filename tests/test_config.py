@@ -123,6 +123,28 @@ def test_keys_without_effect_warn(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "model.vit_precision has no effect here" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("option", "key", "instead"),
+    [
+        ("run.train_splits=[validation]", "run.train_splits", "build_info"),
+        ("run.valid_splits=[val]", "run.valid_splits", "valid_build_info"),
+        ("run.test_splits=[test]", "run.test_splits", "valid_build_info"),
+        ("datasets.llava_instruct.tokenizer_name=other", "datasets.llava_instruct.tokenizer_name", "model.llama_model"),
+        ("datasets.webvid_instruct:b.tokenizer_name=x", "datasets.webvid_instruct:b.tokenizer_name", "llama_model"),
+    ],
+)
+def test_splits_and_tokenizers_of_the_originals_files_warn_if_they_ask_for_something_else(
+    option: str, key: str, instead: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = ROOT / "configs/train/visionbranch_stage2_finetune.yaml"
+    load_config(shipped, ["run.valid_splits=[]"])
+    assert caplog.text == ""
+    load_config(shipped, [option])
+    [message] = caplog.messages
+    assert f"{key} has no effect here: " in message
+    assert instead in message
+
+
 def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     config = load_config(SHIPPED[0], ["run.seed=7"])
     save_config(config, tmp_path / "resolved.yaml")

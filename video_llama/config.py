@@ -66,10 +66,9 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
     mistakes = [mistake for key, value in leaves.items() if (mistake := _set(config, key, value))]
     if mistakes:
         raise ConfigError(f"{path}: " + "; ".join(mistakes))
-    for key in WITHOUT_EFFECT.keys() & leaves.keys():
-        logger.warning("%s: %s has no effect here: %s", path, key, WITHOUT_EFFECT[key])
     resolved = OmegaConf.to_object(config)
     assert isinstance(resolved, Config)
+    _note_without_effect(path, leaves, resolved)
     return resolved
 
 
@@ -92,6 +91,19 @@ def _read_yaml(path: Path) -> Any:
     if not values:
         raise ConfigError(f"{path}: the file holds no settings")
     return values
+
+
+def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any], config: Config) -> None:
+    """Warn of keys that do nothing, unless what they say is what happens without them."""
+    splits = {f"run.{name}": getattr(RunConfig(), name) for name in ("train_splits", "valid_splits", "test_splits")}
+    for key, value in leaves.items():
+        section, *_, name = key.split(".")
+        pattern = f"datasets.*.{name}" if section == "datasets" else key
+        means_nothing_else = key in splits and value == splits[key]
+        if name == "tokenizer_name":
+            means_nothing_else = value in (None, config.model.llama_model)
+        if pattern in WITHOUT_EFFECT and not means_nothing_else:
+            logger.warning("%s: %s has no effect here: %s", path, key, WITHOUT_EFFECT[pattern])
 
 
 def _check_is_mapping(values: Any, where: str) -> None:

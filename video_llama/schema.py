@@ -142,7 +142,7 @@ class DatasetConfig:
         valid_build_info: where a validation split lies (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
-        tokenizer_name: the tokenizer of instruction data; the language model's by default.
+        tokenizer_name: of the original's files; without effect: all data takes the language model's tokenizer.
         model_type: template of instruction data: "vicuna" or "llama_v2".
     """
 
@@ -171,6 +171,8 @@ class RunConfig:
         amp: mixed precision: bfloat16 where the device computes in it, float16 on other GPUs, else none.
         resume_ckpt_path: a checkpoint folder to go on from; "auto" takes the newest of `output_dir`, if any.
         evaluate: only validate.
+        train_splits, valid_splits, test_splits: of the original's files; without effect: a dataset is trained on if it
+            has `build_info`, and validated on if it has `valid_build_info`.
         world_size: if more than 1, the number of processes there must be.
         max_grad_norm: clip the gradient to this norm; null does not (new).
         save_freq: iterations between two checkpoints within an epoch; 0 saves at the end of epochs only (new).
@@ -256,9 +258,14 @@ CHOICES = {
     "features.encoding": ("float32", "bfloat16", "int8"),
 }
 DATA_TYPES = ("video", "images", "audio")
-# Keys of the original that are accepted, so that its files still load, and what to use in their place.
+# Keys of the original that are accepted, so that its files still load, and what to use in their place. A `*` stands for
+# the name of a dataset.
 WITHOUT_EFFECT = {
     "run.dist_url": "torchrun or accelerate launch set the rendezvous",
     "run.distributed": "torchrun or accelerate launch make a run distributed",
+    "run.train_splits": "datasets.NAME.build_info names the training split",
+    "run.valid_splits": "datasets.NAME.valid_build_info names a validation split",
+    "run.test_splits": "datasets.NAME.valid_build_info names a split that is not trained on",
     "model.vit_precision": "model.dtype sets the precision of the frozen parts",
+    "datasets.*.tokenizer_name": "all data takes the tokenizer of model.llama_model",
 }
