@@ -158,6 +158,9 @@ class SampleEncoder:
             turns = video_instruct_turns(text["QA"], item.message, is_sound=item.kind == "audio")
         else:
             turns = llava_instruct_turns(text["conversations"])
+        silent = next((number for number, (_, answer) in enumerate(turns, start=1) if not answer.strip()), None)
+        if silent is not None:
+            raise DatasetError(f"answer {silent} of {len(turns)} says nothing: there is no answer to learn")
         return build_dialogue_sample(
             turns,
             settings.tokenizer,

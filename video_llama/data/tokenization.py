@@ -98,7 +98,7 @@ def build_dialogue_sample(
         input_ids and labels of equal length; labels are IGNORE_INDEX but on answers and what ends them.
 
     Raises:
-        DatasetError: an answer says nothing; the cut leaves no answer, or takes a media position away.
+        DatasetError: the cut leaves no answer, or takes a media position away.
     """
     conversation = template.copy()
     conversation.messages = [
@@ -133,12 +133,8 @@ def build_conversation_sample(
         as `build_dialogue_sample`.
 
     Raises:
-        DatasetError: an answer says nothing; the cut leaves no answer, or takes a media position away.
+        DatasetError: the cut leaves no answer, or takes a media position away.
     """
-    answers = [content for role, content in conversation.messages if role == conversation.roles[1]]
-    for number, content in enumerate(answers, start=1):
-        if not "".join(item for item in content or () if isinstance(item, str)).strip():
-            raise DatasetError(f"answer {number} of {len(answers)} says nothing: there is no answer to learn")
     sample = encode_pieces(conversation.get_pieces(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
     has_bos = sample.input_ids[:1] == [tokenizer.bos_token_id]
     media_ids = set(placeholder_ids.values())
