@@ -106,7 +106,7 @@ def _media_column(limits: Limits) -> dict[str, Any]:
     with gr.Tabs(elem_id="vl-sources"):
         with gr.Tab("File"):
             found["upload"] = gr.File(
-                label=f"Up to {limits.upload_mb:g} MB",
+                label=f"Video, image or sound, up to {limits.upload_mb:g} MB",
                 height=170,
                 elem_id="vl-upload",
             )
