@@ -33,9 +33,7 @@ def build_app(sessions: Sessions, options: GenerationOptions, title: str = "", c
         events.connect()
         shown = [page.notice, page.listen, page.num_frames]
         quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        loaded = app.load(events.load, None, shown, concurrency_limit=None, **quietly)
-        if not sessions.listen:  # the model can, but nobody asked for it yet
-            loaded.then(lambda: False, None, page.listen, queue=False, **quietly)
+        app.load(events.load, None, shown, concurrency_limit=None, **quietly)
         app.unload(events.leave)
     app.queue(max_size=QUEUE_SIZE)
     return app

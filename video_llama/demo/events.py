@@ -90,7 +90,7 @@ class Events:
         except VideoLlamaError:
             yield {page.notice: notice("The model could not be loaded; the terminal says why.", "error")}
             return
-        listen = gr.Checkbox(interactive=model.has_audio, value=model.has_audio)
+        listen = gr.Checkbox(interactive=model.has_audio, value=model.has_audio and self.sessions.listen)
         frames = gr.Slider(value=model.processor.media_processor.num_frames)
         yield {page.notice: "", page.listen: listen, page.num_frames: frames}
 
