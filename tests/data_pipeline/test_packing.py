@@ -16,7 +16,8 @@ from torch.testing import assert_close
 
 from tests.data_pipeline.conftest import MakeEncoder, WriteText, captioned, write_picture
 from tests.data_pipeline.test_datasets import LAYOUTS, build, layout
-from video_llama.config import BuildInfo
+from video_llama.config import BuildInfo, DatasetConfig
+from video_llama.data.build import holds_messages
 from video_llama.data.examples import Example, media_sources, read_media
 from video_llama.data.packing import pack_examples
 from video_llama.errors import DatasetError, MediaError
@@ -65,6 +66,8 @@ def test_every_dataset_comes_back_as_it_was(name: str, corpus: Path, make_encode
     assert (first.input_ids, first.labels) == (second.input_ids, second.labels)
     for old_item, new_item in zip(first.media, second.media, strict=True):
         assert_close(new_item.values, old_item.values, rtol=0, atol=0)
+    section = DatasetConfig(data_type=LAYOUTS[name][0], build_info=BuildInfo(storage=str(tmp_path / "shards")))
+    assert holds_messages(f"shards:{name}", section) == name.startswith("messages")
 
 
 def test_a_file_that_messages_name_twice_is_packed_once(corpus: Path, tmp_path: Path) -> None:

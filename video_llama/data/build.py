@@ -24,7 +24,7 @@ from video_llama.processor.media import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import PROCESSORS
 
-__all__ = ["EncodedDataset", "build_batch_reader", "build_datasets", "index_shards", "load_prompts"]
+__all__ = ["EncodedDataset", "build_batch_reader", "build_datasets", "holds_messages", "index_shards", "load_prompts"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def build_datasets(
         if section.data_type == "audio" and not processor.use_audio:
             raise ConfigError(f"datasets.{name} is of sounds, but the model is built without its audio branch")
         # Messages name their media one by one, so nothing has to stand in for sound there.
-        as_sound = images_as_sound and section.data_type != "audio" and not name.startswith("messages")
+        as_sound = images_as_sound and section.data_type != "audio" and not holds_messages(name, section)
         text = _text_settings(name, section, config.model, processor, hears=as_sound or section.data_type == "audio")
         built.append(EncodedDataset(name, examples, SampleEncoder(text, media, as_sound, features)))
     return built
@@ -108,6 +108,22 @@ def index_shards(config: Config, rank: int, world_size: int) -> None:
                     shards = [] if info.storage is None else find_shards(str(Path(info.storage).expanduser()))
                     for path in shards[rank::world_size]:
                         index_shard(path, MEDIA_KINDS[section.data_type])
+
+
+def holds_messages(name: str, section: DatasetConfig) -> bool:
+    """Whether a dataset's samples are messages: `messages` itself, or shards that such samples were packed into.
+
+    What is wrong with shards, `build_datasets` tells.
+    """
+    kind = name.partition(":")[0]
+    if kind not in _SHARD_DATASETS:
+        return kind == "messages"
+    storages = [info.storage for info in (section.build_info, section.valid_build_info) if info.storage is not None]
+    rows: list[Any] = []
+    for storage in storages:
+        with contextlib.suppress(DatasetError):
+            rows += index_shard(find_shards(str(Path(storage).expanduser()))[0], MEDIA_KINDS[section.data_type])
+    return bool(rows) and all(source is None for _, source, _ in rows)  # messages name their media in their text
 
 
 def build_batch_reader(

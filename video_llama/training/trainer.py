@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from video_llama.config import Config
 from video_llama.data.batches import Batch, BatchReader, load_batches
-from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, index_shards
+from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
 from video_llama.data.mixture import mixture_shares
 from video_llama.errors import ConfigError
 from video_llama.model.inference import VideoLlama
@@ -82,6 +82,9 @@ class Trainer:
         self.folder = Path(run.output_dir).expanduser()
         resume_from = None if for_features else self._find_checkpoint()
         self.logbook = Logbook(self.accelerator, self.folder)
+        if datasets is None:
+            index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
+            self.accelerator.wait_for_everyone()
         as_sound = _gives_pictures_to_the_ear(config, trains)
         set_seed(run.seed)  # what no checkpoint holds starts from random values
         model = model or self._build_model(as_sound)
@@ -95,8 +98,6 @@ class Trainer:
         store = None if self._filler is None else self._filler.store
         self.datasets, self.valid_datasets = datasets or [], []
         if datasets is None:
-            index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
-            self.accelerator.wait_for_everyone()
             self.datasets, self.valid_datasets = (
                 build_datasets(config, self.processor, training=training, images_as_sound=as_sound, features=store)
                 for training in (True, False)
@@ -391,5 +392,5 @@ class Trainer:
 def _gives_pictures_to_the_ear(config: Config, trains: TrainedParts) -> bool:
     """Whether the audio branch trains on pictures, as in the original; messages name their sounds themselves."""
     return trains.audio and any(
-        section.data_type != "audio" and not name.startswith("messages") for name, section in config.datasets.items()
+        section.data_type != "audio" and not holds_messages(name, section) for name, section in config.datasets.items()
     )
