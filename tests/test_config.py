@@ -112,6 +112,23 @@ def test_an_absent_file_and_a_malformed_option_are_errors(tmp_path: Path) -> Non
             load_config(write(tmp_path, "run: {seed: 1}\n"), [option])
 
 
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("run.seed=???", r"seed"),
+        ("run.output_dir=${nowhere}/run", r"nowhere"),
+        ("model.attn_implementation=flash", r"must be one of eager, sdpa, flash_attention_2.*but is 'flash'"),
+    ],
+)
+def test_an_option_that_stands_for_nothing_is_an_error_of_one_line(tmp_path: Path, option: str, reason: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: {max_epoch: 1}\n")
+    with pytest.raises(ConfigError, match=reason) as error:
+        load_config(path, [option])
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
 def test_environment_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTS", "/weights")
     assert load_config(write(tmp_path, "model: {ckpt: '${oc.env:WEIGHTS}/a.pth'}\n")).model.ckpt == "/weights/a.pth"

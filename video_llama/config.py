@@ -66,7 +66,10 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
     mistakes = [mistake for key, value in leaves.items() if (mistake := _set(config, key, value))]
     if mistakes:
         raise ConfigError(f"{path}: " + "; ".join(mistakes))
-    resolved = OmegaConf.to_object(config)
+    try:
+        resolved = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an option that refers to nothing, or ???, which stands for no value
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     assert isinstance(resolved, Config)
     _note_without_effect(path, leaves, resolved)
     return resolved
@@ -150,7 +153,7 @@ def _set(config: Any, key: str, value: Any) -> str:
     except OmegaConfBaseException:
         return f"{key} must be {_type_name(expected)}, but is {value!r}"
     choices = CHOICES.get(key) or (DATA_TYPES if key.endswith(".data_type") else None)
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
         return f"{key} must be one of {', '.join(choices)}, but is {value!r}"
     return ""
 

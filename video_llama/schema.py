@@ -248,6 +248,7 @@ class Config:
 
 
 CHOICES = {
+    "model.attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.vit_precision": ("fp16", "bf16", "fp32"),
     "model.vit_model": ("eva_clip_g",),
