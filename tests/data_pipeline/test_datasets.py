@@ -53,6 +53,12 @@ def layout(name: str, corpus: Path) -> list[Example]:
     return build(name, where(corpus / "train"), data_type)
 
 
+def test_an_error_about_a_file_names_the_dataset_that_asked_for_it(tmp_path: Path) -> None:
+    where = BuildInfo(anno_dir=str(tmp_path / "nowhere"), videos_dir=str(tmp_path))
+    with pytest.raises(DatasetError, match=r"^datasets\.webvid:cooking: .*nowhere: no such file or folder"):
+        build("webvid:cooking", where)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_names_examples_whose_files_are_there(name: str, corpus: Path) -> None:
     examples = layout(name, corpus)

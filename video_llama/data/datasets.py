@@ -67,7 +67,10 @@ def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = No
     """
     reader: Reader = DATASETS.get(name.partition(":")[0])
     place = _Place(name, MEDIA_KINDS[config.data_type], info or config.build_info)
-    table = ExampleTable(reader(place))
+    try:
+        table = ExampleTable(reader(place))
+    except DatasetError as error:  # about a file that several datasets of a configuration could have named
+        raise DatasetError(f"datasets.{name}: {error}") from error
     if not len(table):
         raise DatasetError(f"datasets.{name}: no examples in its files")
     return table
