@@ -267,9 +267,11 @@ def _served_suffix(name: str, kind: str) -> str:
 
 def _explained(error: Exception, what: str) -> VideoLlamaError:
     """For the visitor: errors that are meant for people as they are; others shortly, with all of it in the log."""
-    if isinstance(error, (VideoLlamaError, ValueError)):
+    if isinstance(error, VideoLlamaError):
         return VideoLlamaError(str(error))
     logger.error("%s", what, exc_info=error)
+    if isinstance(error, ValueError):  # of an option, most likely; a bug otherwise, which the log shows
+        return VideoLlamaError(str(error))
     reason = str(error).strip().splitlines() or [""]
     return VideoLlamaError(f"{what}: {type(error).__name__}: {reason[0][:200]} (the server's log has more)")
 
