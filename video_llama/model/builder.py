@@ -57,6 +57,7 @@ def load_pretrained_model(
     load_in_4bit: bool = False,
     device_map: Any = None,
     attn_implementation: str | None = None,
+    pack: bool = True,
 ) -> VideoLlama:
     """Load a model ready to answer.
 
@@ -74,6 +75,8 @@ def load_pretrained_model(
         load_in_8bit, load_in_4bit: quantise the language model with bitsandbytes; branches stay as they are.
         device_map: how accelerate spreads the model over devices; `device` is then not used.
         attn_implementation: "eager", "sdpa" or "flash_attention_2" (the language model's; encoders use sdpa).
+        pack: in bfloat16 on a CPU, bring the frame encoder into a form that is faster, but only for answering there:
+            it cannot be moved, converted or trained any more.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
@@ -88,6 +91,8 @@ def load_pretrained_model(
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
         model = _load_found(model_path, model_base, template, precision, audio, options)
     model.media_cache.max_items = MAX_ITEMS
+    if pack:
+        _pack(model)
     return model
 
 
@@ -105,7 +110,8 @@ def build_model(
     Args:
         config: the section.
         device: where to; by default a GPU if there is one.
-        for_training: branches that no checkpoint is named for start untrained; otherwise that is an error.
+        for_training: branches that no checkpoint is named for start untrained; otherwise that is an error, and the
+            frame encoder is packed as by `load_pretrained_model`.
         audio_from_images: build ImageBind's vision trunk too, to train the audio branch on images.
         options: further arguments of `load_original`, e.g. `trainable_dtype`.
 
@@ -120,13 +126,17 @@ def build_model(
     path = None if config.ckpt is None else resolve_checkpoint(config.ckpt, hears, wanted)
     if path is not None and is_transformers_folder(path):
         check_sizes(config, VideoLlamaConfig.from_pretrained(path), path / "config.json")
-        return _load_transformers(path, None, precision, hears, options, audio_from_images)
+        model = _load_transformers(path, None, precision, hears, options, audio_from_images)
+    else:
+        if not for_training:
+            _check_is_trained(config)
+        files = configured_files(config)
+        sizes = sizes_to_set(config, files)
+        template = _template_name(config.model_type)
+        model = _load_original(files, template, precision, options, sizes, audio_from_images)
     if not for_training:
-        _check_is_trained(config)
-    files = configured_files(config)
-    sizes = sizes_to_set(config, files)
-    template = _template_name(config.model_type)
-    return _load_original(files, template, precision, options, sizes, audio_from_images)
+        _pack(model)
+    return model
 
 
 def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
@@ -231,6 +241,11 @@ def _load_original(
     processor = build_processor(config, files.language_model, template)
     _check_fits(config, precision, options)
     return VideoLlama(load_original(files, config=config, dtype=precision, **options), processor)
+
+
+def _pack(model: VideoLlama) -> None:
+    if model.model.video_branch.vision_encoder.pack():
+        logger.info("frame encoder packed for bfloat16 on this CPU")
 
 
 def _check_fits(config: VideoLlamaConfig, precision: torch.dtype, options: dict[str, Any]) -> None:

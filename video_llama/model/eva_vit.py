@@ -8,7 +8,9 @@ the last block (BLIP-2 puts its own, `vision_norm`, behind it).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +19,59 @@ from torch import Tensor, nn
 
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
+from video_llama.model.packed_block import PackedBlock, PatchProduct, can_pack
+from video_llama.utils.threads import map_on_threads
 
-__all__ = ["build_eva_vit", "interpolate_position_table"]
+__all__ = ["EvaVit", "build_eva_vit", "interpolate_position_table"]
 
 
-def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
+class EvaVit(Eva):
+    """timm's EVA ViT, which can be packed for inference on a CPU."""
+
+    patch_embed: nn.Module
+    is_packed = False
+
+    def pack(self) -> bool:
+        """Bring the blocks into the form of `packed_block.py` for good, where that makes them faster.
+
+        Names and values of a `state_dict` stay as they are. The memory too: each weight is let go of once it is packed.
+
+        Returns:
+            whether they are packed now.
+        """
+        if not self.is_packed and all(can_pack(block) for block in self.blocks):
+            tokens = self.pos_embed.shape[1]
+            self.patch_embed = PatchProduct(self.patch_embed)
+            for number, block in enumerate(self.blocks):
+                self.blocks[number] = PackedBlock(block, tokens)
+            self.is_packed = True
+        return self.is_packed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EvaVit:
+        if self.is_packed:
+            moved = fn(torch.empty(0, dtype=torch.bfloat16))
+            if moved.dtype != torch.bfloat16 or moved.device.type != "cpu":
+                raise RuntimeError(
+                    f"this model's frame encoder is packed for bfloat16 on the CPU and cannot become {moved.dtype} on "
+                    f"{moved.device}: load it there (device=, dtype=), or load it with pack=False"
+                )
+        return super()._apply(fn, recurse)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """Images (images, 3, height, width) to all tokens (images, 1 + patches, width).
+
+        Args:
+            x: images.
+            options: what timm's forward takes.
+        """
+        encode = partial(super().forward, **options)
+        tokens: Tensor = map_on_threads(encode, x) if self.is_packed else encode(x)
+        return tokens
+
+
+def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:
     """An uninitialised-by-checkpoint EVA ViT that maps (images, 3, H, W) to all tokens (images, 1 + patches, width)."""
-    encoder = Eva(
+    encoder = EvaVit(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.hidden_size,

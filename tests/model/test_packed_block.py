@@ -1,0 +1,190 @@
+"""The packed frame encoder: the values of timm's, its names, and a clear word where it cannot be used."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from video_llama.model.configuration import VideoLlamaConfig, VideoLlamaVisionConfig
+from video_llama.model.eva_vit import EvaVit, build_eva_vit
+from video_llama.model.packed_block import MIN_WIDTH, PackedBlock, can_pack
+from video_llama.model.video_branch import VideoBranch
+from video_llama.utils.utils import resolve_dtype
+
+# A width whose MLP has rows of a whole number of memory pages, so that they are padded.
+SIZES = {"hidden_size": MIN_WIDTH, "num_attention_heads": 8, "intermediate_size": 2048, "num_hidden_layers": 2}
+
+
+def make_encoder(image_size: int = 56, **changes: int) -> EvaVit:
+    """A frozen encoder in bfloat16 with random weights; images of 56 pixels have 17 tokens."""
+    torch.manual_seed(0)
+    encoder = build_eva_vit(VideoLlamaVisionConfig(image_size=image_size, **{**SIZES, **changes})).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.04)
+    return encoder.requires_grad_(False).to(torch.bfloat16)
+
+
+def make_images(number: int, image_size: int = 56) -> Tensor:
+    return torch.randn(number, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def restored_threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+needs_bfloat16 = pytest.mark.skipif(not can_pack(make_encoder().blocks[0]), reason="this CPU has no bfloat16 products")
+
+
+def relative_error(states: Tensor, expected: Tensor) -> float:
+    return float((states.float() - expected.float()).norm() / expected.float().norm())
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_it_computes_what_the_exact_weights_give_as_nearly_as_before(number: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    encoder, images = make_encoder(), make_images(number)
+    with torch.inference_mode():
+        exact = copy.deepcopy(encoder).float()(images.bfloat16().float())
+        before = encoder(images.bfloat16())
+        assert encoder.pack()
+        after = encoder(images.bfloat16())
+    assert after.shape == before.shape
+    assert after.dtype == torch.bfloat16
+    assert relative_error(after, exact) < 1.1 * relative_error(before, exact)
+    assert all(relative_error(after[i], exact[i]) < 0.02 for i in range(number))
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("image_size", [28, 42, 70])  # 5, 10 and 26 tokens
+def test_spare_rows_are_not_looked_at_whatever_the_number_of_tokens(image_size: int) -> None:
+    encoder, images = make_encoder(image_size), make_images(2, image_size).bfloat16()
+    with torch.inference_mode():
+        before = encoder(images)
+        encoder.pack()
+        assert relative_error(encoder(images), before) < 0.01
+
+
+@needs_bfloat16
+def test_a_state_dict_has_the_names_and_values_that_were_packed() -> None:
+    encoder = make_encoder()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encoder.pack()
+    after = encoder.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@needs_bfloat16
+def test_weights_are_held_once() -> None:
+    encoder = make_encoder()
+    encoder.pack()
+    assert all(isinstance(block, PackedBlock) for block in encoder.blocks)
+    largest = max(parameter.numel() for parameter in encoder.blocks.parameters())
+    assert largest == SIZES["intermediate_size"]  # a bias: no matrix is left
+
+
+@needs_bfloat16
+def test_other_weights_can_be_loaded_into_it() -> None:
+    packed, other, images = make_encoder(), make_encoder(), make_images(2).bfloat16()
+    packed.pack()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    packed.load_state_dict(other.state_dict())
+    with torch.inference_mode():
+        assert relative_error(packed(images), other(images)) < 0.01
+
+
+@needs_bfloat16
+def test_weights_that_are_missing_or_misfit_are_named() -> None:
+    packed = make_encoder()
+    packed.pack()
+    weights = packed.state_dict()
+    del weights["blocks.0.mlp.fc1.weight"]
+    weights["blocks.1.attn.proj.weight"] = torch.zeros(3, 3)
+    with pytest.raises(RuntimeError) as raised:
+        packed.load_state_dict(weights)
+    assert "blocks.0.mlp.fc1.weight" in str(raised.value)
+    assert "blocks.1.attn.proj.weight: (3, 3) in the file, (512, 512) here" in str(raised.value)
+
+
+@needs_bfloat16
+def test_it_can_be_copied_and_pickled() -> None:
+    encoder, images = make_encoder(), make_images(2).bfloat16()
+    encoder.pack()
+    with torch.inference_mode():
+        expected = encoder(images)
+        assert torch.equal(copy.deepcopy(encoder)(images), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(encoder))(images), expected)
+
+
+@needs_bfloat16
+def test_it_stays_where_and_what_it_is() -> None:
+    encoder = make_encoder()
+    encoder.pack()
+    encoder.to("cpu").to(torch.bfloat16).eval()
+    for change in (torch.nn.Module.float, lambda module: module.to("meta")):
+        with pytest.raises(RuntimeError, match=r"packed for bfloat16 on the CPU.*pack=False"):
+            change(encoder)
+    assert {tensor.dtype for tensor in encoder.state_dict().values()} == {torch.bfloat16}
+
+
+@needs_bfloat16
+def test_gradients_and_masks_are_refused() -> None:
+    encoder, images = make_encoder(), make_images(2).bfloat16()
+    encoder.pack()
+    with pytest.raises(RuntimeError, match="lets no gradient through"):
+        encoder(images.requires_grad_())
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"takes no .*attn_mask"):
+        encoder(images, attn_mask=torch.ones(17, 17, dtype=torch.bool))
+
+
+@needs_bfloat16
+def test_pictures_of_another_size_are_refused() -> None:
+    encoder = make_encoder()
+    encoder.pack()
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"pictures are \(28, 28\) pixels .* \(56, 56\)"):
+        encoder(make_images(1, 28).bfloat16())
+
+
+def test_what_would_not_gain_is_left_as_it_is() -> None:
+    for encoder in (make_encoder(hidden_size=MIN_WIDTH // 2), make_encoder().float(), make_encoder().to("meta")):
+        assert not encoder.pack()
+        assert not any(isinstance(block, PackedBlock) for block in encoder.blocks)
+
+
+def test_without_the_operators_of_torch_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not make_encoder().pack()
+
+
+def test_a_packed_branch_encodes_as_the_plain_one() -> None:
+    if resolve_dtype("auto", "cpu") != torch.bfloat16 or not can_pack(make_encoder().blocks[0]):
+        pytest.skip("this CPU has no bfloat16 products")
+    small = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    config = VideoLlamaConfig(
+        vision_config={**SIZES, "image_size": 28},
+        qformer_config={**small, "num_hidden_layers": 2},
+        video_qformer_config=small,
+        text_config={"model_type": "llama", **small, "vocab_size": 96, "num_hidden_layers": 1},
+    )
+    torch.manual_seed(0)
+    branch = VideoBranch(config).eval().requires_grad_(False)
+    for parameter in branch.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    branch.to(torch.bfloat16)
+    pixels = torch.randn(2, 3, 3, 28, 28)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    expected = branch.encode_frames(pixels, mask)
+    assert branch.vision_encoder.pack()
+    found = branch.encode_frames(pixels, mask)
+    assert relative_error(found, expected) < 0.01
+    assert not found[~mask].any()
