@@ -151,7 +151,8 @@ def run_vision(size: str, repeats: int, folder: Path) -> list[Row]:
     half = VideoBranch(config).eval().to(torch.bfloat16)
     half.load_state_dict(branch.state_dict())
     plain = {"float32": branch.vision_encoder, "bfloat16": copy.deepcopy(half.vision_encoder)}
-    half.vision_encoder.pack()  # as loading does it for answering
+    for own in (branch, half):
+        own.vision_encoder.pack()  # as loading does it for answering
     operations = {"ViT": vit_operations(config, NUM_FRAMES)}
     tasks: dict[str, Callable[[], Any]] = {"peer": lambda: peer(pixels)}
     for name, own in (("float32", branch), ("bfloat16", half)):

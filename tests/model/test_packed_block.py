@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -159,6 +160,22 @@ def test_what_would_not_gain_is_left_as_it_is() -> None:
     for encoder in (make_encoder(hidden_size=MIN_WIDTH // 2), make_encoder().float(), make_encoder().to("meta")):
         assert not encoder.pack()
         assert not any(isinstance(block, PackedBlock) for block in encoder.blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_packed_shares_its_images_over_threads_with_the_same_result(dtype: torch.dtype) -> None:
+    torch.set_num_threads(2)
+    encoder = make_encoder(hidden_size=MIN_WIDTH // 2).to(dtype)
+    used: set[str] = set()
+    encoder.blocks[0].register_forward_hook(lambda *_: used.add(threading.current_thread().name))
+    images = make_images(5).to(dtype)
+    with torch.inference_mode():
+        before = encoder(images)
+        assert used == {threading.current_thread().name}
+        encoder.pack()
+        after = encoder(images)
+    assert relative_error(after, before) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert len(used) == 3
 
 
 def test_without_the_operators_of_torch_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
