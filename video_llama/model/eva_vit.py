@@ -66,11 +66,24 @@ class EvaVit(Eva):
 
         Args:
             x: images.
-            options: what timm's forward takes.
+            options: what timm's forward takes; nothing once the blocks are packed.
+
+        Raises:
+            RuntimeError: the blocks are packed, and there are options or gradients are wanted.
         """
-        encode = partial(super().forward, **options)
+        if self.is_packed and options:
+            raise RuntimeError(f"a packed frame encoder takes no {', '.join(options)}: load the model with pack=False")
+        encode = self._encode_packed if self.is_packed else partial(super().forward, **options)
         tokens: Tensor = map_on_threads(encode, x) if self.shares_images and x.device.type == "cpu" else encode(x)
         return tokens
+
+    def _encode_packed(self, pictures: Tensor) -> Tensor:
+        positions = self.pos_embed[0]
+        patches, class_token = self.patch_embed(pictures), self.cls_token[0]
+        images = [torch.cat([class_token, image]).add_(positions) for image in patches]
+        for block in self.blocks:
+            images = block(images)
+        return torch.stack(images)
 
 
 def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:

@@ -1,8 +1,9 @@
 """The frame encoder's blocks as an x86 CPU computes them fastest in bfloat16: nothing but inference, the same numbers.
 
 Where AMX makes the matrix products fast, all that lies between them counts. So weights are packed once into the order
-oneDNN multiplies them in, biases, the GELU and residual sums are done by the products themselves, and products take
-the images one by one, all of them before the next weight, so that one image's states stay in a core's cache.
+oneDNN multiplies them in, biases and residual sums are done by the products themselves, and products take the images
+one by one, all of them before the next weight, so that one image's states stay in a core's cache, where the GELU
+finds them too (as part of the product it took twice as long).
 
 The fused products are operators that torch keeps for what `torch.compile` generates. `can_pack` says whether
 this torch and this CPU have them; without them timm's own blocks do the same.
@@ -59,20 +60,13 @@ class PackedLinear(nn.Module):
         """A copy of the weight in the usual order: (out_features, in_features), bfloat16."""
         return self._packed.to_dense()[: self.out_features, : self.in_features].clone()
 
-    def forward(
-        self,
-        states: Tensor,
-        bias: Tensor | None = None,
-        add_to: Tensor | None = None,
-        gelu: bool = False,
-    ) -> Tensor:
+    def forward(self, states: Tensor, bias: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:
         """The layer's product.
 
         Args:
             states: (rows, in_features + extra_inputs), bfloat16.
             bias: (out_features), in the place of the layer's own.
             add_to: (rows, out_features), to which the result is added (in a new tensor).
-            gelu: apply the exact GELU to the result; not together with `add_to`.
 
         Returns:
             (rows, out_features + extra_outputs), bfloat16.
@@ -84,8 +78,7 @@ class PackedLinear(nn.Module):
         if add_to is not None:
             result: Tensor = product.binary(states, add_to, self._packed, bias, "add")
         else:
-            after, kind = ("gelu", "none") if gelu else ("none", "")
-            result = product(states, self._packed, bias, after, [], kind)
+            result = product(states, self._packed, bias, "none", [], "")
         return result
 
     def _pack(self, weight: Tensor) -> Tensor:
@@ -168,35 +161,31 @@ class PackedBlock(nn.Module):
         self.mlp.fc1 = PackedLinear(self.mlp.fc1, tokens, extra_outputs=extra)
         self.mlp.fc2 = PackedLinear(self.mlp.fc2, tokens, extra_inputs=extra)
 
-    def forward(self, states: Tensor, **options: Any) -> Tensor:
+    def forward(self, images: list[Tensor]) -> list[Tensor]:
         """One block.
 
         Args:
-            states: (images, tokens, width), bfloat16.
-            options: what timm passes to its blocks; all must be unset.
+            images: each (tokens, width), bfloat16.
+
+        Returns:
+            as many of the same shape.
 
         Raises:
-            RuntimeError: gradients are wanted, or an option is set.
+            RuntimeError: gradients are wanted.
         """
-        if torch.is_grad_enabled() and states.requires_grad:
+        if torch.is_grad_enabled() and any(image.requires_grad for image in images):
             raise RuntimeError("a packed frame encoder lets no gradient through: load the model with pack=False")
-        if any(value is not None and value is not False for value in options.values()):
-            raise RuntimeError(f"a packed frame encoder takes no {', '.join(options)}: load the model with pack=False")
-        images, tokens = list(states.unbind()), states.shape[1]
-        attention, mlp = self.attn, self.mlp
+        attention, mlp, tokens = self.attn, self.mlp, len(images[0])
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        mask = _mask_of_spare_rows(states)
+        spare, mask = _spare_rows(images[0])
         # Each result takes the place of what it was computed from, so that its memory is used again at once.
-        wide = [attention.qkv(_with_spare_rows(self.norm1(image)), bias=bias) for image in images]
+        wide = [attention.qkv(torch.cat([self.norm1(image), spare]), bias=bias) for image in images]
         for number, qkv in enumerate(wide):
             wide[number] = self._attend(qkv, tokens, mask)
+        images = [attention.proj(seen, add_to=image) for seen, image in zip(wide, images, strict=True)]
         for number, image in enumerate(images):
-            images[number] = attention.proj(wide[number], add_to=image)
-        for number, image in enumerate(images):
-            wide[number] = mlp.fc1(self.norm2(image), gelu=True)
-        for number, image in enumerate(images):
-            images[number] = mlp.fc2(wide[number], add_to=image)
-        return torch.stack(images)
+            wide[number] = mlp.act(mlp.fc1(self.norm2(image)))
+        return [mlp.fc2(hidden, add_to=image) for hidden, image in zip(wide, images, strict=True)]
 
     def _attend(self, qkv: Tensor, tokens: int, mask: Tensor | None) -> Tensor:
         """Attention of one image: (tokens and spare rows, 3 * width) to (tokens, width)."""
@@ -205,21 +194,15 @@ class PackedBlock(nn.Module):
         return found.transpose(1, 2).reshape(tokens, -1)
 
 
-def _with_spare_rows(tokens: Tensor) -> Tensor:
-    """Zeros behind an image's tokens (tokens, width), up to a multiple of the rows of a tile."""
-    spare = _rounded_up(len(tokens)) - len(tokens)
-    return F.pad(tokens, (0, 0, 0, spare)) if spare else tokens
-
-
-def _mask_of_spare_rows(states: Tensor) -> Tensor | None:
-    """What keeps the tokens of (images, tokens, width) from looking at the spare rows behind them."""
-    tokens = states.shape[1]
-    rows = _rounded_up(tokens)
-    if rows == tokens:
-        return None
-    mask = states.new_zeros(1, 1, 1, rows)
+def _spare_rows(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Zeros to put behind an image (tokens, width), and what keeps its tokens from looking at them."""
+    tokens = len(image)
+    spare = image.new_zeros(_rounded_up(tokens) - tokens, image.shape[1])
+    if not len(spare):
+        return spare, None
+    mask = image.new_zeros(1, 1, 1, tokens + len(spare))
     mask[..., tokens:] = -torch.inf
-    return mask
+    return spare, mask
 
 
 def _rounded_up(tokens: int) -> int:
