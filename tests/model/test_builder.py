@@ -17,6 +17,7 @@ from video_llama.model import hub
 from video_llama.model.inference import VideoLlama
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.utils.utils import resolve_dtype
 
 
 def assert_same_model(left: VideoLlama, right: VideoLlama) -> None:
@@ -169,6 +170,27 @@ def test_half_precision_on_a_cpu_that_is_good_at_it_is_bfloat16(
     assert load_checkpoint(checkpoints["hf"], half=True).model.dtype == torch.bfloat16
     assert build_checkpoint(checkpoints["original"], dtype="auto").model.dtype == torch.bfloat16
     assert load_checkpoint(checkpoints["hf"], half=False).model.dtype == torch.float32
+
+
+@pytest.mark.skipif(resolve_dtype("auto", "cpu") != torch.bfloat16, reason="this CPU has no bfloat16 products")
+def test_a_model_loaded_for_answering_in_bfloat16_is_packed_and_is_saved_like_any_other(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("video_llama.model.packed_block.MIN_WIDTH", 1)
+    packed = load_checkpoint(checkpoints["hf"], half=True)
+    plain = load_checkpoint(checkpoints["hf"], half=True, pack=False)
+    assert packed.model.video_branch.vision_encoder.is_packed
+    assert build_checkpoint(checkpoints["original"], dtype="auto").model.video_branch.vision_encoder.is_packed
+    in_training = build_checkpoint(checkpoints["original"], dtype="auto", for_training=True)
+    for model in (plain, in_training, load_checkpoint(checkpoints["hf"], half=False)):
+        assert not model.model.video_branch.vision_encoder.is_packed
+    frames = torch.rand(2, 3, 56, 56)
+    features, expected = packed.encode(frames).features, plain.encode(frames).features
+    assert (features - expected).norm() < 0.02 * expected.norm()
+    packed.model.save_pretrained(tmp_path)
+    packed.processor.save_pretrained(tmp_path)
+    assert_same_model(load_checkpoint(tmp_path, half=True), packed)
+    assert_equal_tensors(load_checkpoint(tmp_path, half=True).model.state_dict(), plain.model.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from video_llama.model.configuration import VideoLlamaConfig, VideoLlamaVisionConfig
 from video_llama.model.eva_vit import EvaVit, build_eva_vit
-from video_llama.model.packed_block import MIN_WIDTH, PackedBlock, can_pack
+from video_llama.model.packed_block import MIN_WIDTH, PackedBlock, all_weights, can_pack
 from video_llama.model.video_branch import VideoBranch
 from video_llama.utils.utils import resolve_dtype
 
@@ -91,6 +91,19 @@ def test_weights_are_held_once() -> None:
     assert all(isinstance(block, PackedBlock) for block in encoder.blocks)
     largest = max(parameter.numel() for parameter in encoder.blocks.parameters())
     assert largest == SIZES["intermediate_size"]  # a bias: no matrix is left
+
+
+@needs_bfloat16
+def test_nothing_is_left_out_of_all_weights() -> None:
+    plain, packed = make_encoder(), make_encoder()
+    packed.pack()
+    packed.load_state_dict(plain.state_dict())
+    of_plain, of_packed = ({*map(fingerprint_of, all_weights(encoder))} for encoder in (plain, packed))
+    assert of_plain == of_packed
+
+
+def fingerprint_of(weight: Tensor) -> tuple[object, ...]:
+    return (*weight.shape, float(weight.double().sum()))
 
 
 @needs_bfloat16

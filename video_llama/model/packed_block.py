@@ -11,6 +11,7 @@ this torch and this CPU have them; without them timm's own blocks do the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from timm.layers import PatchEmbed
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
-__all__ = ["PackedBlock", "PackedLinear", "PatchProduct", "can_pack"]
+__all__ = ["PackedBlock", "PackedLinear", "PatchProduct", "all_weights", "can_pack"]
 
 MIN_WIDTH = 512
 """In narrower models calling an operator for every image costs more than packing gains."""
@@ -37,6 +38,14 @@ def can_pack(block: EvaBlock) -> bool:
     computes_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
     operators = ("_linear_pointwise", "_reorder_linear_weight")
     return computes_bfloat16 and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+def all_weights(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters of a module and, each unpacked only when its turn comes, those that are packed."""
+    yield from module.parameters()
+    for layer in module.modules():
+        if isinstance(layer, PackedLinear):
+            yield layer.weight
 
 
 class PackedLinear(nn.Module):
