@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import warnings
@@ -41,8 +42,8 @@ def positive(text: str) -> int:
 
 def seconds(text: str) -> float:
     value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {value}")
+    if not 0.1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 0.1, not {value}")
     return value
 
 
@@ -132,7 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.audio,
         arguments.segment_seconds,
     )
-    begun_with = {"model": arguments.model, **settings.of_captions()}
+    precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
+    begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
     with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
         todo = sum(not file.is_complete(clip.id) for clip in clips)
         where = f" (part {part} of {num_parts})" if num_parts > 1 else ""

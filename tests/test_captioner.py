@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -225,12 +226,75 @@ def test_what_other_numbers_of_processes_wrote_is_not_done_again(tmp_path: Path)
         file.write({"id": "a", "caption": "x"})
     with CaptionFile(out, 2, 1, resume=True) as file:
         file.write({"id": "b", "error": "x"})
-    other = file_of_shard(out, 2, 0)
+    other = file_of_shard(out, 3, 0)
     other.write_bytes(b'{"id": "c", "caption": ""}\n{"id": "d"')  # another process is writing
     with CaptionFile(out, 3, 2, resume=True) as file:
         assert [file.is_complete(name) for name in "abcd"] == [True, True, True, False]
         assert [file.has_failed(name) for name in "abc"] == [False, True, False]
     assert other.read_bytes().endswith(b'{"id": "d"')
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_line_that_a_process_of_another_number_has_cut_is_dropped(tmp_path: Path, num_shards: int) -> None:
+    out = tmp_path / "out.jsonl"
+    other = file_of_shard(out, 2, 0)
+    other.write_bytes(b'{"id": "c", "caption": ""}\n{"id": "d"')
+    with CaptionFile(out, num_shards, 0, resume=True) as file:
+        assert not file.is_complete("d")
+    assert other.read_bytes() == b'{"id": "c", "caption": ""}\n'
+
+
+def test_a_name_that_is_not_utf8_is_done_once(tmp_path: Path) -> None:
+    out, name = tmp_path / "out.jsonl", os.fsdecode(b"caf\xe9.mp4")
+    with CaptionFile(out) as file:
+        file.write({"id": name, "caption": "x"})
+    with CaptionFile(out, resume=True) as file:
+        assert file.is_complete(name)
+    assert out.read_bytes() == b'{"id": "caf\\udce9.mp4", "caption": "x"}\n'
+
+
+def test_an_output_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for output, message in ((tmp_path / "file" / "x.jsonl", "cannot be written"), (tmp_path, "a folder; name the")):
+        with pytest.raises(ConfigError, match=message):
+            CaptionFile(output)
+
+
+def test_a_disk_that_fills_up_is_said_with_what_to_do(tmp_path: Path) -> None:
+    class FullDisk:
+        def write(self, line: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    with CaptionFile(tmp_path / "out.jsonl") as file:
+        opened, file._file = file._file, FullDisk()  # type: ignore[assignment]
+        with pytest.raises(ConfigError, match=r"No space left on device.*--resume goes on from here"):
+            file.write({"id": "a", "caption": "x"})
+        file._file = opened
+        assert not file.is_complete("a")
+
+
+def test_a_file_named_in_several_ways_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
+    monkeypatch.chdir(tmp_path)
+    found = find_clips(["clips", "./clips/a.mp4", str(tmp_path / "clips/a.mp4"), "clips/../clips/*.mp4"])
+    assert [clip.id for clip in found] == ["clips/a.mp4"]
+
+
+def test_a_pattern_leaves_out_what_only_lies_beside_the_clips(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.txt", "meta.csv", "more/b.mp4", "empty/readme.md"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a man walks on a beach\n")
+    found = find_clips([str(tmp_path / "*")])
+    assert [clip.id for clip in found] == [str(tmp_path / "a.mp4"), str(tmp_path / "more/b.mp4")]
+    lists = find_clips([str(tmp_path / "*.txt")])
+    assert [clip.id for clip in lists] == ["a man walks on a beach"]
+
+
+def test_an_empty_cell_of_a_table_is_no_clip(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,x\n,y\n")
+    assert [clip.id for clip in find_clips([str(tmp_path / "list.csv")])] == ["a.mp4"]
 
 
 def test_errors_count_in_a_continued_run(model: VideoLlama, tmp_path: Path) -> None:

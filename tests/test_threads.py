@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from video_llama.utils.threads import map_on_threads
 
@@ -20,12 +21,14 @@ def four_threads() -> object:
     torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("no_gradients")
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 5, 9])
 def test_results_come_in_the_order_of_the_items(number: int) -> None:
     batch = torch.arange(number * 2.0).view(number, 2)
     assert torch.equal(map_on_threads(lambda part: part * 2, batch), batch * 2)
 
 
+@pytest.mark.usefixtures("no_gradients")
 def test_threads_share_what_torch_may_use_and_leave_it_as_it_was() -> None:
     seen: set[tuple[str, int, int]] = set()
 
@@ -47,6 +50,7 @@ def test_threads_share_what_torch_may_use_and_leave_it_as_it_was() -> None:
     assert fresh == [4]
 
 
+@pytest.mark.usefixtures("no_gradients")
 def test_one_item_is_computed_where_it_is() -> None:
     names: list[str] = []
 
@@ -58,15 +62,34 @@ def test_one_item_is_computed_where_it_is() -> None:
     assert names == [threading.current_thread().name]
 
 
+@pytest.fixture
+def no_gradients() -> object:
+    with torch.no_grad():
+        yield
+
+
 def test_modes_of_the_caller_hold_on_the_threads() -> None:
     weight = torch.ones(1, requires_grad=True)
     for mode, expected in ((torch.inference_mode, (True, False)), (torch.no_grad, (False, False))):
         with mode():
             found = map_on_threads(lambda part: part * weight, torch.ones(4, 1))
             assert (found.is_inference(), found.requires_grad) == expected
-    assert map_on_threads(lambda part: part * weight, torch.ones(4, 1)).requires_grad
 
 
+def test_what_belongs_to_the_callers_thread_alone_still_sees_the_operations() -> None:
+    weight = torch.ones(1, 1, requires_grad=True)
+    found = map_on_threads(lambda part: part @ weight, torch.ones(4, 1))
+    found.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.item() == 4
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert map_on_threads(lambda part: part @ weight, torch.ones(4, 1)).dtype == torch.bfloat16
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        map_on_threads(lambda part: part @ weight, torch.ones(4, 1))
+    assert counter.get_total_flops() == 8
+
+
+@pytest.mark.usefixtures("no_gradients")
 def test_an_error_reaches_the_caller() -> None:
     def fail(part: Tensor) -> Tensor:
         raise ValueError(f"{len(part)} items too many")
@@ -76,6 +99,7 @@ def test_an_error_reaches_the_caller() -> None:
     assert torch.equal(map_on_threads(torch.neg, torch.ones(4, 1)), -torch.ones(4, 1))
 
 
+@pytest.mark.usefixtures("no_gradients")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
 def test_a_forked_process_starts_threads_of_its_own() -> None:
     batch = torch.ones(4, 1)

@@ -226,6 +226,12 @@ def test_sound_is_left_out_on_request(model: VideoLlama, clips: list[Path]) -> N
         model.caption([clips[4]], audio=False)
 
 
+def test_a_single_path_in_the_place_of_a_list_is_refused(model: VideoLlama, clips: list[Path]) -> None:
+    for path in (clips[0], str(clips[0])):
+        with pytest.raises(TypeError, match="give a list"):
+            model.caption(path)  # type: ignore[arg-type]
+
+
 def test_no_clips_give_no_captions(model: VideoLlama) -> None:
     assert model.caption([]) == []
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
 
 from video_llama.model.configuration import VideoLlamaConfig, VideoLlamaVisionConfig
@@ -155,10 +156,35 @@ def test_it_stays_where_and_what_it_is() -> None:
 def test_gradients_and_masks_are_refused() -> None:
     encoder, images = make_encoder(), make_images(2).bfloat16()
     encoder.pack()
-    with pytest.raises(RuntimeError, match="lets no gradient through"):
-        encoder(images.requires_grad_())
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"takes no .*attn_mask"):
         encoder(images, attn_mask=torch.ones(17, 17, dtype=torch.bool))
+    assert not encoder(images).requires_grad
+    with pytest.raises(RuntimeError, match="lets no gradient through"):
+        encoder(images.clone().requires_grad_())
+    encoder.blocks[-1].norm1.weight.requires_grad_()
+    with pytest.raises(RuntimeError, match="lets no gradient through"):
+        encoder(images)
+
+
+@needs_bfloat16
+def test_no_pictures_have_no_tokens() -> None:
+    encoder = make_encoder()
+    encoder.pack()
+    assert encoder(make_images(0).bfloat16()).shape == (0, 17, MIN_WIDTH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_weights_are_brought_in_and_neither_packed_nor_shared(dtype: torch.dtype) -> None:
+    torch.set_num_threads(2)
+    encoder, images = make_encoder().to(dtype), make_images(4).to(dtype)
+    with torch.inference_mode():
+        expected = encoder(images)
+    cpu_offload(encoder, execution_device=torch.device("cpu"))
+    assert encoder.blocks[0].attn.qkv.weight.device.type == "meta"
+    assert not encoder.pack()
+    assert not encoder.shares_images
+    with torch.no_grad():
+        assert relative_error(encoder(images), expected) < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
 @needs_bfloat16

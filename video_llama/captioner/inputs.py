@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ __all__ = ["Clip", "ShardMember", "find_clips", "take_shard"]
 
 VIDEO_SUFFIXES = {*SUFFIXES["video"], ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".ogv"}
 """Of the files that are taken from a folder; any other file can be named by itself."""
+
+LIST_SUFFIXES = (".txt", ".csv")
 
 PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "file_name")
 
@@ -46,7 +49,8 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
     Args:
         inputs: files, folders (videos and shards in them, at any depth), patterns (`clips/**/*.mp4`), lists (.txt
             with one path a line, .csv with a column of paths; relative to the list or to here), webdataset shards
-            (`shards/{0000..0099}.tar`).
+            (`shards/{0000..0099}.tar`). What a pattern finds beside clips is left out: folders without videos,
+            and lists unless the pattern ends like one.
 
     Raises:
         ConfigError: an input that names nothing, or a list that cannot be read.
@@ -55,7 +59,7 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
     clips: dict[str, Clip] = {}
     for name in inputs:
         for clip in _expand(name):
-            clips.setdefault(clip.id, clip)
+            clips.setdefault(os.path.abspath(clip.id), clip)
     return list(clips.values())
 
 
@@ -77,11 +81,11 @@ def _expand(name: str) -> Iterator[Clip]:
     elif path.suffix == ".tar":
         for shard in find_shards(name):
             yield from _members(shard)
-    elif path.is_file() and path.suffix.lower() in (".txt", ".csv"):
+    elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         for line in _read_csv(path) if path.suffix.lower() == ".csv" else _read_lines(path):
             yield from _expand_line(line, path)
     elif not path.exists() and glob.has_magic(name):
-        matches = sorted(glob.glob(name, recursive=True))
+        matches = [match for match in sorted(glob.glob(name, recursive=True)) if _is_meant(Path(match), path.suffix)]
         if not matches:
             raise ConfigError(f"{name}: no file is called like this")
         for match in matches:
@@ -91,12 +95,23 @@ def _expand(name: str) -> Iterator[Clip]:
 
 
 def _walk(folder: Path) -> Iterator[Clip]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES or path.suffix == ".tar"]
+    found = _videos_in(folder)
     if not found:
         raise ConfigError(f"{folder}: no videos in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})")
     for path in found:
         yield from _members(path) if path.suffix == ".tar" else [Clip(str(path), str(path))]
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES or path.suffix == ".tar"]
+
+
+def _is_meant(match: Path, suffix: str) -> bool:
+    """Whether what a pattern with this suffix has found is to be captioned, and does not only lie there."""
+    if match.is_dir():
+        return bool(_videos_in(match))
+    return match.suffix.lower() not in LIST_SUFFIXES or suffix.lower() in LIST_SUFFIXES
 
 
 def _members(shard: Path) -> Iterator[Clip]:
@@ -138,7 +153,8 @@ def _read_csv(path: Path) -> list[str]:
     if column is None and len(header) > 1:
         raise ConfigError(f"{path}: none of its columns is called {', '.join(PATH_COLUMNS)}")
     body = rows if column is None else rows[1:]
-    return [row[column or 0].strip() for row in body if len(row) > (column or 0)]
+    cells = [row[column or 0].strip() for row in body if len(row) > (column or 0)]
+    return [cell for cell in cells if cell]
 
 
 def _expand_line(line: str, listed_in: Path) -> Iterator[Clip]:

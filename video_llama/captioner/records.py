@@ -46,13 +46,22 @@ class CaptionFile:
         self._done: dict[str, set[int]] = {}
         self._num_windows: dict[str, int] = {}
         self._failed: set[str] = set()
+        try:
+            self._open(output, num_shards, settings or {}, resume)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written ({error}); name another file") from error
+
+    def _open(self, output: Path, num_shards: int, settings: Mapping[str, Any], resume: bool) -> None:
+        if self.path.is_dir():
+            raise ConfigError(f"{self.path}: a folder; name the file that captions shall go to")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and self.path.stat().st_size and not resume:
             raise ConfigError(f"{self.path}: there are captions already; continue them with --resume or name another")
-        _check_settings(output, settings or {}, resume)
+        _check_settings(output, settings, resume)
         if resume:
-            _drop_cut_line(self.path)
             for path in _all_files(output):
+                if path == self.path or not _belongs_to(path, output, num_shards):
+                    _drop_cut_line(path)  # nobody of this run is writing it
                 for record in _read_records(path):
                     self._note(record)
         self._file = self.path.open("ab", buffering=0)
@@ -64,10 +73,17 @@ class CaptionFile:
         self._file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a record; it is the operating system's, whole, when this returns."""
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        while line:
-            line = line[self._file.write(line) :]
+        """Add a record; it is the operating system's, whole, when this returns.
+
+        Raises:
+            ConfigError: it cannot be written, for instance because the disk is full.
+        """
+        line = _encode(record)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written ({error}); --resume goes on from here") from error
         self._note(record)
 
     def has(self, clip_id: str, window: int) -> bool:
@@ -88,6 +104,18 @@ class CaptionFile:
         self._num_windows[clip_id] = max(self._num_windows.get(clip_id, 1), record.get("num_segments", 1))
         if "error" in record:
             self._failed.add(clip_id)
+
+
+def _encode(record: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        # A file name that is not UTF-8 is escaped, so that it is read back as the same name; a text is mended.
+        mended = {
+            key: value.encode("utf-8", "replace").decode() if isinstance(value, str) and key != "id" else value
+            for key, value in record.items()
+        }
+        return (json.dumps(mended) + "\n").encode()
 
 
 def _check_settings(output: Path, settings: Mapping[str, Any], resume: bool) -> None:
@@ -113,8 +141,6 @@ def _check_settings(output: Path, settings: Mapping[str, Any], resume: bool) -> 
 
 def _drop_cut_line(path: Path) -> None:
     """End a file after its last complete line."""
-    if not path.exists():
-        return
     with path.open("r+b") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
@@ -132,6 +158,13 @@ def _all_files(output: Path) -> list[Path]:
     """What all processes of this run and of earlier ones have written, in whatever number of parts."""
     parts = sorted(output.parent.glob(f"{_escape(output.stem)}-[0-9]*-of-[0-9]*{output.suffix}"))
     return [path for path in [output, *parts] if path.is_file()]
+
+
+def _belongs_to(path: Path, output: Path, num_shards: int) -> bool:
+    """Whether a process of a run with so many parts writes there."""
+    if num_shards == 1:
+        return path == output
+    return path != output and path.stem.endswith(f"-of-{num_shards:05}")
 
 
 def _escape(text: str) -> str:

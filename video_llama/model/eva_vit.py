@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
 from video_llama.model.packed_block import PackedBlock, PatchProduct, can_pack
+from video_llama.model.qformer import trains
 from video_llama.utils.threads import map_on_threads
 
 __all__ = ["EvaVit", "build_eva_vit", "interpolate_position_table"]
@@ -36,14 +37,17 @@ class EvaVit(Eva):
         """Make it answer faster on a CPU; elsewhere nothing is done.
 
         Images are shared out over threads. In bfloat16 the blocks are brought into the form of `packed_block.py`, if
-        CPU and torch can and the model is wide enough to gain: for good, each weight being let go of once it is packed.
-        Names and values of a `state_dict` stay as they are.
+        CPU and torch can and the model is wide enough to gain: for good, and frozen, each weight being let go of once
+        it is packed. Names and values of a `state_dict` stay as they are; `parameters()` has no packed weights.
 
         Returns:
             whether the blocks are packed now.
         """
-        self.shares_images = self.pos_embed.device.type == "cpu"
+        if self._is_offloaded() or any(weight.device.type != "cpu" for weight in self.parameters()):
+            return False
+        self.shares_images = True
         if not self.is_packed and all(can_pack(block) for block in self.blocks):
+            self.requires_grad_(False)
             tokens = self.pos_embed.shape[1]
             self.patch_embed = PatchProduct(self.patch_embed)
             for number, block in enumerate(self.blocks):
@@ -71,14 +75,29 @@ class EvaVit(Eva):
         Raises:
             RuntimeError: the blocks are packed, and there are options or gradients are wanted.
         """
-        if self.is_packed and options:
-            raise RuntimeError(f"a packed frame encoder takes no {', '.join(options)}: load the model with pack=False")
-        encode = self._encode_packed if self.is_packed else partial(super().forward, **options)
+        if self.is_packed:
+            if options:
+                raise RuntimeError(f"a packed frame encoder takes no {', '.join(options)}: load it with pack=False")
+            if trains(self) or (x.requires_grad and torch.is_grad_enabled()):
+                raise RuntimeError("a packed frame encoder lets no gradient through: load the model with pack=False")
+            with torch.no_grad():
+                return map_on_threads(self._encode_packed, x)
+        if self._is_offloaded():
+            # timm's shorter way reads the layer's weight without calling the layer, which would bring the weight in.
+            for block in self.blocks:
+                block.attn.qkv_bias_separate = True
+        encode = partial(super().forward, **options)
         tokens: Tensor = map_on_threads(encode, x) if self.shares_images and x.device.type == "cpu" else encode(x)
         return tokens
 
+    def _is_offloaded(self) -> bool:
+        """Whether accelerate brings weights in for each call of a layer, and takes them away again."""
+        return any(hasattr(module, "_hf_hook") for module in self.modules())
+
     def _encode_packed(self, pictures: Tensor) -> Tensor:
         positions = self.pos_embed[0]
+        if not len(pictures):
+            return positions.new_empty(0, *positions.shape)
         patches, class_token = self.patch_embed(pictures), self.cls_token[0]
         images = [torch.cat([class_token, image]).add_(positions) for image in patches]
         for block in self.blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import queue
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -60,8 +61,8 @@ class GenerationOptions:
             raise ValueError("max_new_tokens and num_beams must be at least 1")
         if self.repetition_penalty <= 0:
             raise ValueError("repetition_penalty must lie above 0")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must not be negative and top_p must lie above 0 and up to 1")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ValueError("temperature must not be negative or infinite and top_p must lie above 0 and up to 1")
 
     def to_generate_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of `transformers`' `generate`; those that would have no effect are left out."""

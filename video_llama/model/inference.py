@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,10 @@ class VideoLlama:
 
         Raises:
             MediaError: a clip cannot be read, and there is no `on_error`.
+            TypeError: `clips` is a single path.
         """
+        if isinstance(clips, (str, os.PathLike)):
+            raise TypeError(f"clips is one path ({os.fspath(clips)}): give a list, [path]")
         # That module drives this class.
         from video_llama.model.captioning import DEFAULT_PROMPT, BatchCaptioner, caption_clips
 

@@ -178,12 +178,7 @@ class PackedBlock(nn.Module):
 
         Returns:
             as many of the same shape.
-
-        Raises:
-            RuntimeError: gradients are wanted.
         """
-        if torch.is_grad_enabled() and any(image.requires_grad for image in images):
-            raise RuntimeError("a packed frame encoder lets no gradient through: load the model with pack=False")
         attention, mlp, tokens = self.attn, self.mlp, len(images[0])
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
         spare, mask = _spare_rows(images[0])

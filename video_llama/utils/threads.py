@@ -21,8 +21,8 @@ def map_on_threads(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tenso
     not depend on each other, that waiting can be spared.
 
     Args:
-        function: maps (items, ...) to (items, ...), each item by itself; it is run in the caller's grad and
-            inference mode.
+        function: maps (items, ...) to (items, ...), each item by itself. Where gradients are recorded, or autocast or
+            another mode of the caller's thread would see the operations, it is simply called.
         batch: (items, ...), on a CPU.
 
     Raises:
@@ -30,15 +30,21 @@ def map_on_threads(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tenso
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(batch))
-    if workers <= 1:
+    if workers <= 1 or _is_watched():
         return function(batch)
-    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    inference = torch.is_inference_mode_enabled()
 
     def work(part: Tensor) -> Tensor:
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+        with torch.inference_mode(inference), torch.no_grad():
             return function(part)
 
     return torch.cat(list(_pool(workers, threads // workers).map(work, batch.tensor_split(workers))))
+
+
+def _is_watched() -> bool:
+    """Whether something that belongs to this thread alone takes part in its operations."""
+    modes = getattr(torch._C, "_len_torch_dispatch_stack", int)()  # e.g. a FlopCounterMode
+    return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or modes > 0
 
 
 @lru_cache(maxsize=1)
