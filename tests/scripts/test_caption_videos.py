@@ -158,6 +158,25 @@ def test_torchrun_splits_the_work(
     assert captions(*sorted(tmp_path.glob("c-*-of-00002.jsonl"))) == expected
 
 
+def test_a_run_is_not_continued_in_another_precision(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = ["--max-new-tokens", "1", "--dtype", "float32"]
+    assert run(tiny_checkpoint, tmp_path / "out.jsonl", folder, *begun) == 0
+    assert run(tiny_checkpoint, tmp_path / "out.jsonl", folder, *begun, "--resume") == 0
+    assert run(tiny_checkpoint, tmp_path / "out.jsonl", folder, *begun, "--resume", "--dtype", "auto") == 1
+    assert "was begun with dtype 'float32', not 'auto'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "0.001", "-1"])
+def test_a_window_has_a_length_that_makes_sense(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run(tiny_checkpoint, tmp_path / "out.jsonl", folder, "--segment-seconds", value)
+    assert "must be at least 0.1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
@@ -165,6 +184,7 @@ def test_torchrun_splits_the_work(
         ([], {"RANK": "3", "WORLD_SIZE": "2"}, "RANK is 3, but WORLD_SIZE is 2"),
         ([], {"RANK": "x"}, "not to numbers"),
         (["--temperature", "-1"], {}, "temperature must not be negative"),
+        (["--temperature", "nan"], {}, "temperature must not be negative or infinite"),
         (["--model", "absent"], {}, "absent"),
     ],
 )
