@@ -2,8 +2,8 @@
 
 Where AMX makes the matrix products fast, all that lies between them counts. So weights are packed once into the order
 oneDNN multiplies them in, biases and residual sums are done by the products themselves, and products take the images
-one by one, all of them before the next weight, so that one image's states stay in a core's cache, where the GELU
-finds them too (as part of the product it took twice as long).
+one by one, all of them before the next weight, so that one image's states stay in a core's cache. The GELU stays
+an operation of its own: as part of the product it takes as long.
 
 The fused products are operators that torch keeps for what `torch.compile` generates. `can_pack` says whether
 this torch and this CPU have them; without them timm's own blocks do the same.
@@ -20,6 +20,8 @@ from timm.layers import PatchEmbed
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
+from video_llama.utils.utils import cpu_has
+
 __all__ = ["PackedBlock", "PackedLinear", "PatchProduct", "all_weights", "can_pack"]
 
 MIN_WIDTH = 512
@@ -34,10 +36,8 @@ def can_pack(block: EvaBlock) -> bool:
     weight = block.mlp.fc1.weight
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.shape[1] < MIN_WIDTH:
         return False
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
-    computes_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
     operators = ("_linear_pointwise", "_reorder_linear_weight")
-    return computes_bfloat16 and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    return cpu_has("avx512_bf16", "amx_bf16") and all(hasattr(torch.ops.mkldnn, name) for name in operators)
 
 
 def all_weights(module: nn.Module) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from video_llama.errors import ConfigError
 
-__all__ = ["disable_torch_init", "resolve_device", "resolve_dtype", "set_seed"]
+__all__ = ["cpu_has", "disable_torch_init", "resolve_device", "resolve_dtype", "set_seed"]
 
 _SKIPPED_LAYERS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Conv3d)
 
@@ -102,5 +102,10 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: str | torch.device, h
 
 def _cpu_computes_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16 products: AVX512-BF16 or AMX on x86, BF16 on Arm."""
+    return cpu_has("avx512_bf16", "amx_bf16", "bf16")
+
+
+def cpu_has(*names: str) -> bool:
+    """Whether the CPU has any of the instruction sets, by torch's names for them."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return any(capabilities.get(name) for name in names)
