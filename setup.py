@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -53,6 +56,26 @@ EXTRAS_REQUIRE = {
     ],
 }
 
+
+def extensions() -> list[Extension]:
+    """C that is called through ctypes and makes one thing faster; without a compiler for it all else is installed."""
+    if sys.platform != "linux" or platform.machine() not in {"x86_64", "AMD64"}:
+        return []
+    source = "video_llama/model/eva_block.c"
+    instructions = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16"]
+    extension = Extension(
+        "video_llama.model._eva_block",
+        [source],
+        define_macros=[("EVA_BLOCK_SOURCE", f'"{hashlib.sha256((ROOT / source).read_bytes()).hexdigest()}"')],
+        # The code runs only where the CPU has these instructions, whatever the compiling one has.
+        extra_compile_args=["-O3", "-std=gnu11", "-pthread", *(f"-m{name}" for name in instructions)],
+        extra_link_args=["-pthread"],
+        libraries=["m"],
+        optional=True,
+    )
+    return [extension]
+
+
 setup(
     name="video_llama",
     version="0.1.0",
@@ -63,8 +86,17 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["video_llama", "video_llama.*"]),
     package_data={
-        "video_llama": ["py.typed", "demo/samples/*", "demo/*.css", "demo/*.js", "models/*/*", "models/*/*/*"]
+        "video_llama": [
+            "py.typed",
+            "model/*.c",
+            "demo/samples/*",
+            "demo/*.css",
+            "demo/*.js",
+            "models/*/*",
+            "models/*/*/*",
+        ]
     },
+    ext_modules=extensions(),
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

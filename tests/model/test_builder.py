@@ -176,7 +176,6 @@ def test_half_precision_on_a_cpu_that_is_good_at_it_is_bfloat16(
 def test_a_model_loaded_for_answering_in_bfloat16_is_packed_and_is_saved_like_any_other(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("video_llama.model.packed_block.MIN_WIDTH", 1)
     packed = load_checkpoint(checkpoints["hf"], half=True)
     plain = load_checkpoint(checkpoints["hf"], half=True, pack=False)
     assert packed.model.video_branch.vision_encoder.is_packed

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from video_llama.model import eva_block
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
 from video_llama.model.packed_block import PackedBlock, PatchProduct, can_pack
@@ -37,8 +38,8 @@ class EvaVit(Eva):
         """Make it answer faster on a CPU; elsewhere nothing is done.
 
         Images are shared out over threads. In bfloat16 the blocks are brought into the form of `packed_block.py`, if
-        CPU and torch can and the model is wide enough to gain: for good, and frozen, each weight being let go of once
-        it is packed. Names and values of a `state_dict` stay as they are; `parameters()` has no packed weights.
+        the CPU has AMX (`eva_block.why_not`): for good, and frozen, each weight being let go of once it is packed.
+        Names and values of a `state_dict` stay as they are; `parameters()` has no packed weights.
 
         Returns:
             whether the blocks are packed now.
@@ -48,10 +49,9 @@ class EvaVit(Eva):
         self.shares_images = True
         if not self.is_packed and all(can_pack(block) for block in self.blocks):
             self.requires_grad_(False)
-            tokens = self.pos_embed.shape[1]
             self.patch_embed = PatchProduct(self.patch_embed)
             for number, block in enumerate(self.blocks):
-                self.blocks[number] = PackedBlock(block, tokens)
+                self.blocks[number] = PackedBlock(block)
             self.is_packed = True
         return self.is_packed
 
@@ -81,7 +81,7 @@ class EvaVit(Eva):
             if trains(self) or (x.requires_grad and torch.is_grad_enabled()):
                 raise RuntimeError("a packed frame encoder lets no gradient through: load the model with pack=False")
             with torch.no_grad():
-                return map_on_threads(self._encode_packed, x)
+                return self._encode_packed(x)
         if self._is_offloaded():
             # timm's shorter way reads the layer's weight without calling the layer, which would bring the weight in.
             for block in self.blocks:
@@ -95,14 +95,12 @@ class EvaVit(Eva):
         return any(hasattr(module, "_hf_hook") for module in self.modules())
 
     def _encode_packed(self, pictures: Tensor) -> Tensor:
-        positions = self.pos_embed[0]
-        if not len(pictures):
-            return positions.new_empty(0, *positions.shape)
-        patches, class_token = self.patch_embed(pictures), self.cls_token[0]
-        images = [torch.cat([class_token, image]).add_(positions) for image in patches]
-        for block in self.blocks:
-            images = block(images)
-        return torch.stack(images)
+        patches = self.patch_embed(pictures)
+        states = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1).float()
+        blocks, kept = zip(*(block.addresses() for block in self.blocks), strict=True)
+        eva_block.forward(blocks, states.add_(self.pos_embed), torch.get_num_threads())
+        del kept  # not before the blocks have read it
+        return states.to(torch.bfloat16)
 
 
 def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:

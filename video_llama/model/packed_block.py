@@ -1,12 +1,8 @@
-"""The frame encoder's blocks as an x86 CPU computes them fastest in bfloat16: nothing but inference, the same numbers.
+"""The frame encoder's blocks as `eva_block.c` computes them in bfloat16: nothing but inference, the same numbers.
 
-Where AMX makes the matrix products fast, all that lies between them counts. So weights are packed once into the order
-oneDNN multiplies them in, biases and residual sums are done by the products themselves, and products take the images
-one by one, all of them before the next weight, so that one image's states stay in a core's cache. The GELU stays
-an operation of its own: as part of the product it takes as long.
-
-The fused products are operators that torch keeps for what `torch.compile` generates. `can_pack` says whether
-this torch and this CPU have them; without them timm's own blocks do the same.
+Where a CPU has AMX for the matrix products, what lies between them takes as long as they do if every operation reads
+and writes memory for itself. The C code does a block in one go, with weights in the order in which it multiplies them.
+`can_pack` says whether it is there for a block and this CPU; without it timm's own blocks do the same.
 """
 
 from __future__ import annotations
@@ -20,24 +16,21 @@ from timm.layers import PatchEmbed
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
-from video_llama.utils.utils import cpu_has
+from video_llama.model import eva_block
 
 __all__ = ["PackedBlock", "PackedLinear", "PatchProduct", "all_weights", "can_pack"]
 
-MIN_WIDTH = 512
-"""In narrower models calling an operator for every image costs more than packing gains."""
-
-ROW_MULTIPLE = 16
-"""Attention runs a fifth faster when the number of keys is a multiple of the CPU's tiles of 16 rows."""
-
 
 def can_pack(block: EvaBlock) -> bool:
-    """Whether a block's weights are of the kind that gains, and torch and the CPU are able to."""
+    """Whether a block's weights are of the kind that is packed, and the code for it is here."""
     weight = block.mlp.fc1.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.shape[1] < MIN_WIDTH:
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype != torch.bfloat16
+        or any(n % eva_block.MULTIPLE for n in weight.shape)
+    ):
         return False
-    operators = ("_linear_pointwise", "_reorder_linear_weight")
-    return cpu_has("avx512_bf16", "amx_bf16") and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    return eva_block.why_not() is None
 
 
 def all_weights(module: nn.Module) -> Iterator[Tensor]:
@@ -49,59 +42,39 @@ def all_weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer with its weight in oneDNN's order; a `state_dict` has it in the usual one.
+    """The weights of a frozen linear layer, packed for `eva_block.forward`; a `state_dict` has them in the usual order.
 
     Args:
         linear: whose weight, in bfloat16 on a CPU, is packed; its bias is kept as it is.
-        rows: of the inputs to expect; any other number works too.
-        extra_inputs, extra_outputs: zeros that inputs and outputs have behind the layer's own features.
+        input_group, output_group: so many numbers in a row belong together and are filled up with zeros to a multiple
+            of `eva_block.MULTIPLE`; by default all of them.
     """
 
-    def __init__(self, linear: nn.Linear, rows: int, extra_inputs: int = 0, extra_outputs: int = 0) -> None:
+    def __init__(self, linear: nn.Linear, input_group: int | None = None, output_group: int | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self._rows, self._extra = rows, (extra_inputs, extra_outputs)
+        self._groups = (output_group or self.out_features, input_group or self.in_features)
         self._packed = self._pack(linear.weight.detach())
 
     @property
     def weight(self) -> Tensor:
         """A copy of the weight in the usual order: (out_features, in_features), bfloat16."""
-        return self._packed.to_dense()[: self.out_features, : self.in_features].clone()
+        weight = eva_block.unpack(self._packed)
+        for dimension, group in enumerate(self._groups):
+            groups = weight.unflatten(dimension, (-1, _rounded_up(group)))
+            weight = groups.narrow(dimension + 1, 0, group).flatten(dimension, dimension + 1)
+        return weight.contiguous()
 
-    def forward(self, states: Tensor, bias: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:
-        """The layer's product.
-
-        Args:
-            states: (rows, in_features + extra_inputs), bfloat16.
-            bias: (out_features), in the place of the layer's own.
-            add_to: (rows, out_features), to which the result is added (in a new tensor).
-
-        Returns:
-            (rows, out_features + extra_outputs), bfloat16.
-        """
+    def addresses(self, bias: Tensor | None = None) -> eva_block.Layer:
+        """For `eva_block.forward`: of the weight, and of the layer's bias or another whose groups are filled up."""
         bias = self.bias if bias is None else bias
-        if bias is not None and self._extra[1]:
-            bias = F.pad(bias, (0, self._extra[1]))
-        product = torch.ops.mkldnn._linear_pointwise
-        if add_to is not None:
-            result: Tensor = product.binary(states, add_to, self._packed, bias, "add")
-        else:
-            result = product(states, self._packed, bias, "none", [], "")
-        return result
+        return eva_block.Layer(self._packed.data_ptr(), bias.data_ptr())
 
     def _pack(self, weight: Tensor) -> Tensor:
-        extra_inputs, extra_outputs = self._extra
-        padded = F.pad(weight, (0, extra_inputs, 0, extra_outputs)).contiguous()
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(padded, self._rows)
-        return packed
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": self.weight}  # oneDNN's own form can be neither copied nor pickled
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._packed = self._pack(state["_packed"])
+        for dimension, group in enumerate(self._groups):
+            weight = fill_groups(weight, dimension, group)
+        return eva_block.pack(weight.contiguous())
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight
@@ -154,65 +127,52 @@ class PatchProduct(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """A block of EVA ViT for inference, with the names of timm's: pre-norm attention and MLP (Fang et al., 2022).
+    """The weights of a block of EVA ViT, with the names of timm's: pre-norm attention and MLP (Fang et al., 2022).
 
     Args:
         block: of a ViT without rotary positions, gates and layer scales; its linear layers are replaced.
-        tokens: of each image.
     """
 
-    def __init__(self, block: EvaBlock, tokens: int) -> None:
+    def __init__(self, block: EvaBlock) -> None:
         super().__init__()
         self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
-        extra = _extra_features(self.mlp.fc1.out_features)
-        self.attn.qkv = PackedLinear(self.attn.qkv, _rounded_up(tokens))
-        self.attn.proj = PackedLinear(self.attn.proj, tokens)
-        self.mlp.fc1 = PackedLinear(self.mlp.fc1, tokens, extra_outputs=extra)
-        self.mlp.fc2 = PackedLinear(self.mlp.fc2, tokens, extra_inputs=extra)
+        self._head_width = self.attn.proj.in_features // self.attn.num_heads
+        self.attn.qkv = PackedLinear(self.attn.qkv, output_group=self._head_width)
+        self.attn.proj = PackedLinear(self.attn.proj, input_group=self._head_width)
+        self.mlp.fc1, self.mlp.fc2 = PackedLinear(self.mlp.fc1), PackedLinear(self.mlp.fc2)
 
-    def forward(self, images: list[Tensor]) -> list[Tensor]:
-        """One block.
-
-        Args:
-            images: each (tokens, width), bfloat16.
-
-        Returns:
-            as many of the same shape.
-        """
-        attention, mlp, tokens = self.attn, self.mlp, len(images[0])
+    def addresses(self) -> tuple[eva_block.Block, Tensor]:
+        """For `eva_block.forward`: the block, and what has to be kept until then."""
+        attention, mlp = self.attn, self.mlp
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        spare, mask = _spare_rows(images[0])
-        # Each result takes the place of what it was computed from, so that its memory is used again at once.
-        wide = [attention.qkv(torch.cat([self.norm1(image), spare]), bias=bias) for image in images]
-        for number, qkv in enumerate(wide):
-            wide[number] = self._attend(qkv, tokens, mask)
-        images = [attention.proj(seen, add_to=image) for seen, image in zip(wide, images, strict=True)]
-        for number, image in enumerate(images):
-            wide[number] = mlp.act(mlp.fc1(self.norm2(image)))
-        return [mlp.fc2(hidden, add_to=image) for hidden, image in zip(wide, images, strict=True)]
-
-    def _attend(self, qkv: Tensor, tokens: int, mask: Tensor | None) -> Tensor:
-        """Attention of one image: (tokens and spare rows, 3 * width) to (tokens, width)."""
-        query, key, value = qkv.view(1, len(qkv), 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(query[:, :, :tokens], key, value, attn_mask=mask)
-        return found.transpose(1, 2).reshape(tokens, -1)
-
-
-def _spare_rows(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Zeros to put behind an image (tokens, width), and what keeps its tokens from looking at them."""
-    tokens = len(image)
-    spare = image.new_zeros(_rounded_up(tokens) - tokens, image.shape[1])
-    if not len(spare):
-        return spare, None
-    mask = image.new_zeros(1, 1, 1, tokens + len(spare))
-    mask[..., tokens:] = -torch.inf
-    return spare, mask
+        bias = fill_groups(bias, 0, self._head_width)
+        block = eva_block.Block(
+            width=attention.proj.out_features,
+            heads=attention.num_heads,
+            head_width=self._head_width,
+            hidden=mlp.fc1.out_features,
+            epsilon=self.norm1.eps,
+            norm1_weight=self.norm1.weight.data_ptr(),
+            norm1_bias=self.norm1.bias.data_ptr(),
+            norm2_weight=self.norm2.weight.data_ptr(),
+            norm2_bias=self.norm2.bias.data_ptr(),
+            qkv=attention.qkv.addresses(bias),
+            proj=attention.proj.addresses(),
+            fc1=mlp.fc1.addresses(),
+            fc2=mlp.fc2.addresses(),
+        )
+        return block, bias
 
 
-def _rounded_up(tokens: int) -> int:
-    return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+def fill_groups(tensor: Tensor, dimension: int, group: int) -> Tensor:
+    """Zeros behind every `group` numbers along a dimension, up to a multiple of `eva_block.MULTIPLE`."""
+    missing = _rounded_up(group) - group
+    if not missing:
+        return tensor
+    groups = tensor.unflatten(dimension, (-1, group))
+    behind = [0, 0] * (groups.ndim - dimension - 2)
+    return F.pad(groups, (*behind, 0, missing)).flatten(dimension, dimension + 1)
 
 
-def _extra_features(features: int) -> int:
-    """To add to a tensor whose rows, of a multiple of 2 KiB, would all fall onto the same few sets of the caches."""
-    return 16 if features % 1024 == 0 else 0
+def _rounded_up(number: int) -> int:
+    return -(-number // eva_block.MULTIPLE) * eva_block.MULTIPLE
