@@ -13,11 +13,11 @@ from transformers.utils import logging as transformers_logging
 
 from tests.checkpoints import VL, assert_equal_tensors, build_checkpoint, load_checkpoint
 from video_llama.errors import CheckpointError, ConfigError
-from video_llama.model import hub
+from video_llama.model import eva_block, hub
 from video_llama.model.inference import VideoLlama
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
-from video_llama.utils.utils import resolve_dtype
+from video_llama.utils.utils import cpu_has
 
 
 def assert_same_model(left: VideoLlama, right: VideoLlama) -> None:
@@ -172,7 +172,7 @@ def test_half_precision_on_a_cpu_that_is_good_at_it_is_bfloat16(
     assert load_checkpoint(checkpoints["hf"], half=False).model.dtype == torch.float32
 
 
-@pytest.mark.skipif(resolve_dtype("auto", "cpu") != torch.bfloat16, reason="this CPU has no bfloat16 products")
+@pytest.mark.skipif(eva_block.why_not() is not None, reason=str(eva_block.why_not()))
 def test_a_model_loaded_for_answering_in_bfloat16_is_packed_and_is_saved_like_any_other(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -190,6 +190,19 @@ def test_a_model_loaded_for_answering_in_bfloat16_is_packed_and_is_saved_like_an
     packed.processor.save_pretrained(tmp_path)
     assert_same_model(load_checkpoint(tmp_path, half=True), packed)
     assert_equal_tensors(load_checkpoint(tmp_path, half=True).model.state_dict(), plain.model.state_dict())
+
+
+@pytest.mark.skipif(not cpu_has("amx_bf16"), reason="this CPU has no AMX for bfloat16")
+def test_who_could_be_faster_with_a_compiler_is_told_so(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("video_llama.model.eva_block._load", lambda: (None, "installed without a C compiler"))
+    load_checkpoint(checkpoints["hf"], half=False)
+    load_checkpoint(checkpoints["hf"], half=True, pack=False)
+    assert not [record for record in caplog.records if "compiler" in record.message]
+    assert not load_checkpoint(checkpoints["hf"], half=True).model.video_branch.vision_encoder.is_packed
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["frames could be encoded faster on this CPU: installed without a C compiler"]
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,6 @@ def test_peaked_attention_is_no_less_exact_than_with_timm_in_bfloat16() -> None:
     expected = exact[0](states)
     before = copy.deepcopy(exact[0]).bfloat16()(states.bfloat16()).float()
     assert relative_error(run(packed, states, 2), expected) < 0.8 * relative_error(before, expected)
-    large = 2.0**14 * states  # the norms divide it out again
-    added = run(packed, large, 2) - large
-    assert torch.allclose(added, run(packed, states, 2) - states, rtol=0.02, atol=0.02 * float(added.abs().max()))
 
 
 def test_the_activation_is_the_exact_gelu() -> None:
@@ -166,9 +163,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_a_library_of_another_source_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    other = tmp_path / "eva_block.c"
-    other.write_bytes(eva_block._SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(eva_block, "_SOURCE", other)
+    (tmp_path / "eva_block.c").write_text("/* a later version */\n", encoding="utf-8")
+    monkeypatch.setattr(eva_block, "_SOURCES", tmp_path)
     library, problem = eva_block._load.__wrapped__()
     assert library is None
     assert "install video_llama once more" in str(problem)

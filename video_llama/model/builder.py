@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from video_llama.config import ModelConfig
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError
+from video_llama.model import eva_block
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.fitting import check_model_fits
 from video_llama.model.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
@@ -36,7 +37,7 @@ from video_llama.model.trained_run import find_trained_run
 from video_llama.model.weight_files import open_weights
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
-from video_llama.utils.utils import resolve_device, resolve_dtype
+from video_llama.utils.utils import cpu_has, resolve_device, resolve_dtype
 
 __all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
 
@@ -244,8 +245,14 @@ def _load_original(
 
 
 def _pack(model: VideoLlama) -> None:
-    if model.model.video_branch.vision_encoder.pack():
+    encoder = model.model.video_branch.vision_encoder
+    if encoder.pack():
         logger.info("frame encoder packed for bfloat16 on this CPU")
+        return
+    weight = encoder.cls_token
+    could_be = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and cpu_has("amx_bf16")
+    if could_be and (problem := eva_block.why_not()):
+        logger.warning("frames could be encoded faster on this CPU: %s", problem)
 
 
 def _check_fits(config: VideoLlamaConfig, precision: torch.dtype, options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The blocks of EVA ViT in C (`eva_block.c`): whether they were compiled and can run here, and how they are called.
+"""The blocks of EVA ViT in C (`native/`): whether they were compiled and can run here, and how they are called.
 
 The installation compiles them where there is a C compiler. They hold no state and do not know Python or torch: they
 get addresses of tensors, which `forward` checks.
@@ -25,7 +25,7 @@ MULTIPLE = 32
 """Of which the numbers of a weight's inputs and outputs are."""
 
 _MODULE = "video_llama.model._eva_block"
-_SOURCE = Path(__file__).with_name("eva_block.c")
+_SOURCES = Path(__file__).with_name("native")
 
 
 class Layer(ctypes.Structure):
@@ -121,8 +121,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library.eva_block_forward.argtypes = [address, whole, address, whole, whole, address, whole]
     except (OSError, AttributeError) as error:
         return None, f"{found.origin} cannot be loaded ({error})"
-    if _SOURCE.exists() and library.eva_block_source().decode() != hashlib.sha256(_SOURCE.read_bytes()).hexdigest():
-        return None, f"{found.origin} was compiled from another eva_block.c; install video_llama once more"
+    sources = b"".join(path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]")))
+    if sources and library.eva_block_source().decode() != hashlib.sha256(sources).hexdigest():
+        return None, f"{found.origin} was compiled from other sources; install video_llama once more"
     if library.eva_block_prepare():
         return None, "the system does not let programs use AMX"
     return library, None

@@ -1,4 +1,4 @@
-"""The frame encoder's blocks as `eva_block.c` computes them in bfloat16: nothing but inference, the same numbers.
+"""The frame encoder's blocks as the code in `native/` computes them in bfloat16: for inference, the same numbers.
 
 Where a CPU has AMX for the matrix products, what lies between them takes as long as they do if every operation reads
 and writes memory for itself. The C code does a block in one go, with weights in the order in which it multiplies them.
