@@ -21,7 +21,7 @@ from video_llama.model import eva_block
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
 from video_llama.model.packed_block import PackedBlock, PatchProduct, can_pack
-from video_llama.model.qformer import trains
+from video_llama.model.qformer import is_offloaded, trains
 from video_llama.utils.threads import map_on_threads
 
 __all__ = ["EvaVit", "build_eva_vit", "interpolate_position_table"]
@@ -44,7 +44,7 @@ class EvaVit(Eva):
         Returns:
             whether the blocks are packed now.
         """
-        if self._is_offloaded() or any(weight.device.type != "cpu" for weight in self.parameters()):
+        if is_offloaded(self) or any(weight.device.type != "cpu" for weight in self.parameters()):
             return False
         self.shares_images = True
         if not self.is_packed and all(can_pack(block) for block in self.blocks):
@@ -82,17 +82,13 @@ class EvaVit(Eva):
                 raise RuntimeError("a packed frame encoder lets no gradient through: load the model with pack=False")
             with torch.no_grad():
                 return self._encode_packed(x)
-        if self._is_offloaded():
+        if is_offloaded(self):
             # timm's shorter way reads the layer's weight without calling the layer, which would bring the weight in.
             for block in self.blocks:
                 block.attn.qkv_bias_separate = True
         encode = partial(super().forward, **options)
         tokens: Tensor = map_on_threads(encode, x) if self.shares_images and x.device.type == "cpu" else encode(x)
         return tokens
-
-    def _is_offloaded(self) -> bool:
-        """Whether accelerate brings weights in for each call of a layer, and takes them away again."""
-        return any(hasattr(module, "_hf_hook") for module in self.modules())
 
     def _encode_packed(self, pictures: Tensor) -> Tensor:
         patches = self.patch_embed(pictures)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerModel
 
-__all__ = ["PICTURES_AT_ONCE", "ask_qformer", "encode_in_parts", "position_rows", "trains"]
+__all__ = ["PICTURES_AT_ONCE", "ask_qformer", "encode_in_parts", "is_offloaded", "position_rows", "trains"]
 
 PICTURES_AT_ONCE = 32
 """Frames, or segments of sound, that go through an encoder at once; more would need more memory and gain nothing."""
@@ -77,3 +77,8 @@ def encode_in_parts(encode: Callable[[Tensor], Tensor], pictures: Tensor, at_onc
 def trains(*modules: nn.Module) -> bool:
     """Whether gradients are wanted for any parameter of the modules; frozen encoders run without a graph."""
     return torch.is_grad_enabled() and any(p.requires_grad for module in modules for p in module.parameters())
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate brings weights in for each call of a layer, and takes them away again."""
+    return any(hasattr(part, "_hf_hook") for part in module.modules())
