@@ -110,8 +110,9 @@ def test_what_is_not_a_number_stays_in_its_image_and_is_not_hidden() -> None:
         assert found[1].isnan().all()
 
 
-def test_a_packed_weight_is_the_same_weight() -> None:
-    weight = torch.arange(64 * 96, dtype=torch.float32).view(64, 96)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_packed_weight_is_the_same_weight(offset: int) -> None:
+    weight = torch.randn(64 * 96 + offset).bfloat16()[offset:].view(64, 96)
     packed = eva_block.pack(weight)
     assert packed.is_contiguous()
     assert torch.equal(eva_block.unpack(packed), weight)

@@ -91,19 +91,23 @@ def pack(weight: Tensor) -> Tensor:
     """A weight as `forward` reads it.
 
     Args:
-        weight: (outputs, inputs), both multiples of `MULTIPLE`.
+        weight: (outputs, inputs), bfloat16, both multiples of `MULTIPLE`.
 
     Returns:
         (outputs / 32, inputs / 32, 2, 16, 16, 2): the fourth counts pairs of inputs, the last the inputs of a pair.
     """
     outputs, inputs = weight.shape
-    tiles = weight.view(outputs // 32, 2, 16, inputs // 32, 16, 2)
-    return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+    if weight.storage_offset() % 2:  # torch takes no view as pairs there
+        weight = weight.clone()
+    pairs = weight.view(torch.int32)  # moved as one number, four times as fast
+    tiles = pairs.view(outputs // 32, 2, 16, inputs // 32, 16).permute(0, 3, 1, 4, 2)
+    return tiles.contiguous().view(torch.bfloat16).unflatten(-1, (16, 2))
 
 
 def unpack(packed: Tensor) -> Tensor:
     """The (outputs, inputs) that were packed, in a new tensor."""
-    return packed.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2).clone()
+    pairs = packed.flatten(-2).view(torch.int32).permute(0, 2, 4, 1, 3)
+    return pairs.flatten(3).flatten(0, 2).contiguous().view(torch.bfloat16)
 
 
 @lru_cache(maxsize=1)
