@@ -114,14 +114,26 @@ def test_a_cut_off_shard_gives_what_is_whole_and_one_error(videos: list[Path], t
     assert broken.problem.startswith("not a whole tar file")
 
 
-@pytest.mark.parametrize("what", ["empty folder", "pattern", "columns", "latin"])
-def test_inputs_that_name_nothing_are_errors(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("empty", "no videos"),
+        ("*.mp4", "no file is called"),
+        ("columns.csv", "none of its"),
+        ("header.csv", r"none of its columns is called path, video"),
+        ("blank.txt", "no paths in this list"),
+        ("only_header.csv", "no paths in this list"),
+        ("latin.txt", "UTF-8"),
+    ],
+)
+def test_inputs_that_name_nothing_are_errors(tmp_path: Path, given: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "columns.csv").write_text("name,url\na,b\n")
+    (tmp_path / "header.csv").write_text("clips\na.mp4\n")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "only_header.csv").write_text("path,label\n")
     (tmp_path / "latin.txt").write_bytes("é.mp4".encode("latin-1"))
-    given = {"empty folder": "empty", "pattern": "*.mp4", "columns": "columns.csv", "latin": "latin.txt"}[what]
-    message = {"empty folder": "no videos", "pattern": "no file is called", "columns": "none of its", "latin": "UTF-8"}
-    with pytest.raises(ConfigError, match=message[what]):
+    with pytest.raises(ConfigError, match=message):
         find_clips([str(tmp_path / given)])
 
 

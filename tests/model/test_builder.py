@@ -183,6 +183,7 @@ def test_a_model_loaded_for_answering_in_bfloat16_is_packed_and_is_saved_like_an
     in_training = build_checkpoint(checkpoints["original"], dtype="auto", for_training=True)
     for model in (plain, in_training, load_checkpoint(checkpoints["hf"], half=False)):
         assert not model.model.video_branch.vision_encoder.is_packed
+    assert packed.model.num_parameters() == plain.model.num_parameters()
     frames = torch.rand(2, 3, 56, 56)
     features, expected = packed.encode(frames).features, plain.encode(frames).features
     assert (features - expected).norm() < 0.02 * expected.norm()

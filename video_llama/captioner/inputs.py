@@ -82,7 +82,10 @@ def _expand(name: str) -> Iterator[Clip]:
         for shard in find_shards(name):
             yield from _members(shard)
     elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-        for line in _read_csv(path) if path.suffix.lower() == ".csv" else _read_lines(path):
+        lines = _read_csv(path) if path.suffix.lower() == ".csv" else _read_lines(path)
+        if not lines:
+            raise ConfigError(f"{path}: no paths in this list")
+        for line in lines:
             yield from _expand_line(line, path)
     elif not path.exists() and glob.has_magic(name):
         matches = [match for match in sorted(glob.glob(name, recursive=True)) if _is_meant(Path(match), path.suffix)]
@@ -150,7 +153,8 @@ def _read_csv(path: Path) -> list[str]:
         raise ConfigError(f"{path}: not a table in UTF-8 ({error})") from error
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
-    if column is None and len(header) > 1:
+    # Without a header the first row is a path like the others, which has a suffix.
+    if column is None and (len(header) > 1 or (header and not Path(header[0]).suffix)):
         raise ConfigError(f"{path}: none of its columns is called {', '.join(PATH_COLUMNS)}")
     body = rows if column is None else rows[1:]
     cells = [row[column or 0].strip() for row in body if len(row) > (column or 0)]
