@@ -167,6 +167,15 @@ def test_gradients_and_masks_are_refused() -> None:
 
 
 @needs_amx
+def test_weights_that_were_replaced_by_others_are_not_read_as_what_they_are_not() -> None:
+    encoder = make_encoder()
+    encoder.pack()
+    encoder.load_state_dict({"blocks.0.norm2.weight": torch.ones(320)}, assign=True, strict=False)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"in bfloat16 on the CPU.* torch.float32"):
+        encoder(make_images(1).bfloat16())
+
+
+@needs_amx
 def test_no_pictures_have_no_tokens() -> None:
     encoder = make_encoder()
     encoder.pack()

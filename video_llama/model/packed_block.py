@@ -69,7 +69,7 @@ class PackedLinear(nn.Module):
     def addresses(self, bias: Tensor | None = None) -> eva_block.Layer:
         """For `eva_block.forward`: of the weight, and of the layer's bias or another whose groups are filled up."""
         bias = self.bias if bias is None else bias
-        return eva_block.Layer(self._packed.data_ptr(), bias.data_ptr())
+        return eva_block.Layer(address_of(self._packed), address_of(bias))
 
     def _pack(self, weight: Tensor) -> Tensor:
         for dimension, group in enumerate(self._groups):
@@ -152,16 +152,30 @@ class PackedBlock(nn.Module):
             head_width=self._head_width,
             hidden=mlp.fc1.out_features,
             epsilon=self.norm1.eps,
-            norm1_weight=self.norm1.weight.data_ptr(),
-            norm1_bias=self.norm1.bias.data_ptr(),
-            norm2_weight=self.norm2.weight.data_ptr(),
-            norm2_bias=self.norm2.bias.data_ptr(),
+            norm1_weight=address_of(self.norm1.weight),
+            norm1_bias=address_of(self.norm1.bias),
+            norm2_weight=address_of(self.norm2.weight),
+            norm2_bias=address_of(self.norm2.bias),
             qkv=attention.qkv.addresses(bias),
             proj=attention.proj.addresses(),
             fc1=mlp.fc1.addresses(),
             fc2=mlp.fc2.addresses(),
         )
         return block, bias
+
+
+def address_of(weight: Tensor) -> int:
+    """Where a weight begins that the code in C may read.
+
+    Raises:
+        RuntimeError: it could not.
+    """
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not weight.is_contiguous():
+        raise RuntimeError(
+            f"a packed frame encoder needs its weights in bfloat16 on the CPU, and there is one in {weight.dtype} on "
+            f"{weight.device}: load the model with pack=False"
+        )
+    return weight.data_ptr()
 
 
 def fill_groups(tensor: Tensor, dimension: int, group: int) -> Tensor:
