@@ -61,7 +61,7 @@ def extensions() -> list[Extension]:
     """C that is called through ctypes and makes one thing faster; without a compiler for it all else is installed."""
     if sys.platform != "linux" or platform.machine() not in {"x86_64", "AMD64"}:
         return []
-    sources = sorted((ROOT / "video_llama" / "model" / "native").glob("*.[ch]"))
+    sources = sorted((ROOT / "video_llama" / "model" / "native").glob("[!.]*.[ch]"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     instructions = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16"]
     extension = Extension(

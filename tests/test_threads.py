@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from video_llama.utils.threads import map_on_threads
+from video_llama.utils.threads import _pool, map_on_threads
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,14 @@ def test_threads_share_what_torch_may_use_and_leave_it_as_it_was() -> None:
     thread.start()
     thread.join()
     assert fresh == [4]
+
+
+@pytest.mark.usefixtures("no_gradients")
+def test_threads_are_kept_whatever_the_sizes_of_the_batches() -> None:
+    before = _pool.cache_info().misses
+    for number in (2, 4, 5, 3, 9, 2, 8, 3, 7, 2, 4):
+        map_on_threads(lambda part: part, torch.zeros(number, 1))
+    assert _pool.cache_info().misses - before <= 2  # two with two threads of torch each, four with one
 
 
 @pytest.mark.usefixtures("no_gradients")

@@ -184,6 +184,8 @@ def test_a_model_loaded_for_answering_in_bfloat16_is_packed_and_is_saved_like_an
     for model in (plain, in_training, load_checkpoint(checkpoints["hf"], half=False)):
         assert not model.model.video_branch.vision_encoder.is_packed
     assert packed.model.num_parameters() == plain.model.num_parameters()
+    # Features of a head are filled up from 8 to 32.
+    assert packed.model.get_memory_footprint() >= plain.model.get_memory_footprint()
     frames = torch.rand(2, 3, 56, 56)
     features, expected = packed.encode(frames).features, plain.encode(frames).features
     assert (features - expected).norm() < 0.02 * expected.norm()

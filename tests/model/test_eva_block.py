@@ -86,7 +86,7 @@ def test_the_activation_is_the_exact_gelu() -> None:
     identity.weight.copy_(torch.eye(32))
     identity.bias.zero_()
     block.attn.proj = PackedLinear(torch.nn.Linear(32, 32, bias=True).to(torch.bfloat16).requires_grad_(False))
-    block.attn.proj._packed.zero_()
+    block.attn.proj.packed.zero_()
     block.attn.proj.bias.zero_()
     block.mlp.fc1, block.mlp.fc2 = PackedLinear(identity), PackedLinear(identity)
     block.norm2.weight.fill_(3.0)

@@ -284,3 +284,9 @@ def test_beams_answer_whole_and_leave_the_cache_alone(model: VideoLlama, image: 
     answer = model.complete(prompt, OPTIONS, cache)
     assert cache.keys[: len(prompt.keys)] == prompt.keys
     assert model.complete(prompt, OPTIONS, cache) == answer == model.complete(prompt, OPTIONS)
+
+
+def test_sound_of_another_models_processor_is_refused_in_words(model: VideoLlama) -> None:
+    bins, frames = model.model.config.audio_config.input_size
+    with pytest.raises(ValueError, match=r"hears segments of .* read the sound with its own processor"):
+        model.encode(torch.zeros(2, 1, bins, frames + 8))

@@ -14,6 +14,7 @@ from torch import Tensor
 from video_llama.model import eva_block
 from video_llama.model.configuration import VideoLlamaConfig, VideoLlamaVisionConfig
 from video_llama.model.eva_vit import EvaVit, build_eva_vit
+from video_llama.model.media_cache import MediaCache
 from video_llama.model.packed_block import PackedBlock, all_weights
 from video_llama.model.video_branch import VideoBranch
 
@@ -170,9 +171,58 @@ def test_gradients_and_masks_are_refused() -> None:
 def test_weights_that_were_replaced_by_others_are_not_read_as_what_they_are_not() -> None:
     encoder = make_encoder()
     encoder.pack()
-    encoder.load_state_dict({"blocks.0.norm2.weight": torch.ones(320)}, assign=True, strict=False)
-    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"in bfloat16 on the CPU.* torch.float32"):
-        encoder(make_images(1).bfloat16())
+    weight = encoder.blocks[0].norm2.weight
+    for other in (torch.ones(320), torch.ones(3).bfloat16(), torch.ones(640).bfloat16()[::2]):
+        weight.data = other
+        message = (
+            rf"in bfloat16 on the CPU, of their size.* {other.dtype} on cpu, of shape \({len(other)},\) with strides"
+        )
+        with torch.inference_mode(), pytest.raises(RuntimeError, match=message):
+            encoder(make_images(1).bfloat16())
+
+
+@needs_amx
+def test_weights_may_be_loaded_while_another_thread_encodes() -> None:
+    """The code in C runs beside Python, and reads the weights that it was given to its end."""
+    encoder, images = make_encoder(hidden_size=1408, num_attention_heads=16, num_hidden_layers=1), make_images(2)
+    encoder.pack()
+    weights, stop = encoder.state_dict(), threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            encoder.load_state_dict(weights)
+
+    loader = threading.Thread(target=load)
+    with torch.inference_mode():
+        expected = encoder(images.bfloat16())
+        loader.start()
+        try:
+            assert all(torch.equal(encoder(images.bfloat16()), expected) for _ in range(100))
+        finally:
+            stop.set()
+            loader.join()
+
+
+@needs_amx
+def test_the_block_keeps_what_it_reads() -> None:
+    encoder = make_encoder()
+    encoder.pack()
+    block, kept = encoder.blocks[0].addresses()
+    places = {block.norm1_weight, block.norm1_bias, block.norm2_weight, block.norm2_bias}
+    for layer in (block.qkv, block.proj, block.fc1, block.fc2):
+        places |= {layer.weight, layer.bias}
+    assert places == {tensor.data_ptr() for tensor in kept}
+
+
+@needs_amx
+def test_what_a_packed_encoder_cannot_do_is_said() -> None:
+    encoder = make_encoder()
+    assert encoder.forward_features(make_images(1).bfloat16()).shape == (1, 17, 320)
+    assert encoder.forward_intermediates(make_images(1).bfloat16(), intermediates_only=True)
+    encoder.pack()
+    for method in (encoder.forward_features, encoder.forward_intermediates):
+        with pytest.raises(RuntimeError, match=rf"no {method.__name__}: load the model with pack=False"):
+            method(make_images(1).bfloat16())
 
 
 @needs_amx
@@ -261,3 +311,17 @@ def test_a_packed_branch_encodes_as_the_plain_one() -> None:
     found = branch.encode_frames(pixels, mask)
     assert relative_error(found, expected) < 0.01
     assert not found[~mask].any()
+
+
+@needs_amx
+def test_features_of_before_other_weights_were_loaded_are_forgotten() -> None:
+    encoder, cache = make_encoder(), MediaCache(max_items=2)
+    encoder.pack()
+    images = make_images(1).bfloat16()
+    with torch.inference_mode():
+        before = cache.get(images, encoder, lambda: encoder(images))
+        assert cache.get(images, encoder, lambda: None) is before
+        weight = encoder.state_dict()["blocks.0.mlp.fc1.weight"]
+        encoder.load_state_dict({"blocks.0.mlp.fc1.weight": -weight}, strict=False)
+        after = cache.get(images, encoder, lambda: encoder(images))
+    assert relative_error(after, before) > 0.01

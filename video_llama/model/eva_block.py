@@ -25,6 +25,7 @@ MULTIPLE = 32
 """Of which the numbers of a weight's inputs and outputs are."""
 
 _MODULE = "video_llama.model._eva_block"
+_INSTRUCTIONS = ("amx_bf16", "amx_tile", "avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16")
 _SOURCES = Path(__file__).with_name("native")
 
 
@@ -47,7 +48,9 @@ class Block(ctypes.Structure):
 
 def why_not() -> str | None:
     """What keeps the blocks from running here, for people; None if nothing does."""
-    if not cpu_has("amx_bf16"):
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return f"torch {torch.__version__} does not say what this CPU can; 2.12 does"
+    if not all(cpu_has(name) for name in _INSTRUCTIONS):
         return "this CPU has no AMX for bfloat16"
     _, problem = _load()
     return problem
@@ -125,9 +128,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library.eva_block_forward.argtypes = [address, whole, address, whole, whole, address, whole]
     except (OSError, AttributeError) as error:
         return None, f"{found.origin} cannot be loaded ({error})"
-    sources = b"".join(path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]")))
+    sources = b"".join(path.read_bytes() for path in sorted(_SOURCES.glob("[!.]*.[ch]")))
     if sources and library.eva_block_source().decode() != hashlib.sha256(sources).hexdigest():
-        return None, f"{found.origin} was compiled from other sources; install video_llama once more"
+        return None, f"{found.origin} was compiled from other sources; install video_llama once more, with a C compiler"
     if library.eva_block_prepare():
         return None, "the system does not let programs use AMX"
     return library, None

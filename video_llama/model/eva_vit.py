@@ -39,7 +39,9 @@ class EvaVit(Eva):
 
         Images are shared out over threads. In bfloat16 the blocks are brought into the form of `packed_block.py`, if
         the CPU has AMX (`eva_block.why_not`): for good, and frozen, each weight being let go of once it is packed.
-        Names and values of a `state_dict` stay as they are; `parameters()` has no packed weights.
+        Names and values of a `state_dict` stay as they are, but it holds copies; `parameters()` has no packed weights.
+        A packed block is not called: its hooks do not run, and `forward_features` and the like are refused. Where
+        images are shared out, a hook runs for each thread's part.
 
         Returns:
             whether the blocks are packed now.
@@ -89,6 +91,29 @@ class EvaVit(Eva):
         encode = partial(super().forward, **options)
         tokens: Tensor = map_on_threads(encode, x) if self.shares_images and x.device.type == "cpu" else encode(x)
         return tokens
+
+    def forward_features(self, *arguments: Any, **options: Any) -> Tensor:
+        """As in timm.
+
+        Raises:
+            RuntimeError: the blocks are packed.
+        """
+        self._refuse_if_packed("forward_features")
+        tokens: Tensor = super().forward_features(*arguments, **options)
+        return tokens
+
+    def forward_intermediates(self, *arguments: Any, **options: Any) -> Any:
+        """As in timm.
+
+        Raises:
+            RuntimeError: the blocks are packed.
+        """
+        self._refuse_if_packed("forward_intermediates")
+        return super().forward_intermediates(*arguments, **options)
+
+    def _refuse_if_packed(self, name: str) -> None:
+        if self.is_packed:
+            raise RuntimeError(f"a packed frame encoder has no {name}: load the model with pack=False")
 
     def _encode_packed(self, pictures: Tensor) -> Tensor:
         patches = self.patch_embed(pictures)

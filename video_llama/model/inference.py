@@ -112,11 +112,23 @@ class VideoLlama:
         return EncodedMedia(kind, features)
 
     def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:
-        """The tensor that a branch takes of an item: frames in the model's size, or segments with one channel."""
+        """The tensor that a branch takes of an item: frames in the model's size, or segments with one channel.
+
+        Raises:
+            ValueError: segments of another size than the model's, which cannot be brought to it.
+        """
         if isinstance(media, AudioSegments):
-            return media.values
-        values = media.pixel_values if isinstance(media, VideoFrames) else media
-        return values if values.shape[-3] == 1 else self._fit(values)
+            values = media.values
+        else:
+            values = media.pixel_values if isinstance(media, VideoFrames) else media
+        if values.shape[-3] != 1:
+            return self._fit(values)
+        if self.has_audio and tuple(values.shape[-2:]) != (wanted := tuple(self.model.config.audio_config.input_size)):
+            raise ValueError(
+                f"this model hears segments of {wanted} mel bins and frames, not {tuple(values.shape[-2:])}: "
+                "read the sound with its own processor (model.processor.media_processor)"
+            )
+        return values
 
     def caption(
         self,

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from video_llama.model.packed_block import PackedLinear
+
 __all__ = ["MAX_ITEMS", "MediaCache"]
 
 MAX_ITEMS = 64
@@ -62,7 +64,8 @@ class MediaCache:
 
 def _version(branch: nn.Module) -> int:
     """Another one after each step of an optimizer and each loading of weights."""
-    return sum(parameter._version for parameter in branch.parameters() if not parameter.is_inference())
+    steps = sum(parameter._version for parameter in branch.parameters() if not parameter.is_inference())
+    return steps + sum(layer.num_loads for layer in branch.modules() if isinstance(layer, PackedLinear))
 
 
 def content_key(values: Tensor) -> str:

@@ -48,6 +48,10 @@ class PackedLinear(nn.Module):
         linear: whose weight, in bfloat16 on a CPU, is packed; its bias is kept as it is.
         input_group, output_group: so many numbers in a row belong together and are filled up with zeros to a multiple
             of `eva_block.MULTIPLE`; by default all of them.
+
+    Attributes:
+        packed: as `eva_block.pack` makes it.
+        num_loads: how often another weight was loaded into it.
     """
 
     def __init__(self, linear: nn.Linear, input_group: int | None = None, output_group: int | None = None) -> None:
@@ -55,21 +59,17 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         self._groups = (output_group or self.out_features, input_group or self.in_features)
-        self._packed = self._pack(linear.weight.detach())
+        self.packed = self._pack(linear.weight.detach())
+        self.num_loads = 0
 
     @property
     def weight(self) -> Tensor:
         """A copy of the weight in the usual order: (out_features, in_features), bfloat16."""
-        weight = eva_block.unpack(self._packed)
+        weight = eva_block.unpack(self.packed)
         for dimension, group in enumerate(self._groups):
             groups = weight.unflatten(dimension, (-1, _rounded_up(group)))
             weight = groups.narrow(dimension + 1, 0, group).flatten(dimension, dimension + 1)
         return weight.contiguous()
-
-    def addresses(self, bias: Tensor | None = None) -> eva_block.Layer:
-        """For `eva_block.forward`: of the weight, and of the layer's bias or another whose groups are filled up."""
-        bias = self.bias if bias is None else bias
-        return eva_block.Layer(address_of(self._packed), address_of(bias))
 
     def _pack(self, weight: Tensor) -> Tensor:
         for dimension, group in enumerate(self._groups):
@@ -98,7 +98,8 @@ class PackedLinear(nn.Module):
         elif tuple(weight.shape) != shape:
             error_msgs.append(f"size mismatch for {prefix}weight: {tuple(weight.shape)} in the file, {shape} here")
         else:
-            self._packed = self._pack(weight.detach().to(torch.bfloat16))
+            self.packed = self._pack(weight.detach().to(torch.bfloat16))
+            self.num_loads += 1
 
 
 class PatchProduct(nn.Module):
@@ -141,39 +142,49 @@ class PackedBlock(nn.Module):
         self.attn.proj = PackedLinear(self.attn.proj, input_group=self._head_width)
         self.mlp.fc1, self.mlp.fc2 = PackedLinear(self.mlp.fc1), PackedLinear(self.mlp.fc2)
 
-    def addresses(self) -> tuple[eva_block.Block, Tensor]:
-        """For `eva_block.forward`: the block, and what has to be kept until then."""
+    def addresses(self) -> tuple[eva_block.Block, list[Tensor]]:
+        """For `eva_block.forward`: the block, and the tensors that have to be kept until it is through.
+
+        Raises:
+            RuntimeError: a weight was replaced by one that the code in C cannot read.
+        """
         attention, mlp = self.attn, self.mlp
+        width, hidden, inner = attention.proj.out_features, mlp.fc1.out_features, attention.proj.packed.shape[1] * 32
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        bias = fill_groups(bias, 0, self._head_width)
+        kept: list[Tensor] = []
+
+        def address(weight: Tensor, size: int) -> int:
+            kept.append(weight)
+            return _address(weight, size)
+
+        def layer(linear: PackedLinear, bias: Tensor, outputs: int) -> eva_block.Layer:
+            return eva_block.Layer(address(linear.packed, linear.packed.numel()), address(bias, outputs))
+
         block = eva_block.Block(
-            width=attention.proj.out_features,
+            width=width,
             heads=attention.num_heads,
             head_width=self._head_width,
-            hidden=mlp.fc1.out_features,
+            hidden=hidden,
             epsilon=self.norm1.eps,
-            norm1_weight=address_of(self.norm1.weight),
-            norm1_bias=address_of(self.norm1.bias),
-            norm2_weight=address_of(self.norm2.weight),
-            norm2_bias=address_of(self.norm2.bias),
-            qkv=attention.qkv.addresses(bias),
-            proj=attention.proj.addresses(),
-            fc1=mlp.fc1.addresses(),
-            fc2=mlp.fc2.addresses(),
+            norm1_weight=address(self.norm1.weight, width),
+            norm1_bias=address(self.norm1.bias, width),
+            norm2_weight=address(self.norm2.weight, width),
+            norm2_bias=address(self.norm2.bias, width),
+            qkv=layer(attention.qkv, fill_groups(bias, 0, self._head_width), 3 * inner),
+            proj=layer(attention.proj, attention.proj.bias, width),
+            fc1=layer(mlp.fc1, mlp.fc1.bias, hidden),
+            fc2=layer(mlp.fc2, mlp.fc2.bias, width),
         )
-        return block, bias
+        return block, kept
 
 
-def address_of(weight: Tensor) -> int:
-    """Where a weight begins that the code in C may read.
-
-    Raises:
-        RuntimeError: it could not.
-    """
-    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not weight.is_contiguous():
+def _address(weight: Tensor, size: int) -> int:
+    is_there = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    if not is_there or not weight.is_contiguous() or weight.numel() != size:
         raise RuntimeError(
-            f"a packed frame encoder needs its weights in bfloat16 on the CPU, and there is one in {weight.dtype} on "
-            f"{weight.device}: load the model with pack=False"
+            f"a packed frame encoder needs its weights in bfloat16 on the CPU, of their size and contiguous; there is "
+            f"one in {weight.dtype} on {weight.device}, of shape {tuple(weight.shape)} with strides {weight.stride()}: "
+            "load the model with pack=False"
         )
     return weight.data_ptr()
 

@@ -75,6 +75,11 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         packed = [layer for layer in self.modules() if isinstance(layer, PackedLinear) and not only_trainable]
         return counted + sum(layer.in_features * layer.out_features for layer in packed)
 
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """As in transformers, with the weights of a packed frame encoder."""
+        counted: int = super().get_memory_footprint(return_buffers)
+        return counted + sum(layer.packed.nbytes for layer in self.modules() if isinstance(layer, PackedLinear))
+
     def train(self, mode: bool = True) -> VideoLlamaForConditionalGeneration:
         """As in torch, except that a frozen part stays in evaluation mode: no dropout where nothing learns."""
         super().train(mode)

@@ -29,8 +29,9 @@ def map_on_threads(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tenso
         Exception: whatever `function` raises.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, len(batch))
-    if workers <= 1 or _is_watched():
+    # As many for each; and with few such numbers there are few pools.
+    workers = max(number for number in range(1, threads + 1) if threads % number == 0 and number <= max(len(batch), 1))
+    if workers == 1 or _is_watched():
         return function(batch)
     inference = torch.is_inference_mode_enabled()
 
@@ -47,7 +48,7 @@ def _is_watched() -> bool:
     return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or modes > 0
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)
 def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     """Threads whose own operations torch shares out over `threads`; kept, and their memory with them."""
     before = torch.get_num_threads()
