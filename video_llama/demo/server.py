@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import gc
 import logging
 import os
 import shutil
@@ -22,6 +20,7 @@ from typing import Any
 
 from video_llama.conversation import Conversation
 from video_llama.demo.addresses import check_address
+from video_llama.demo.closed_pages import ClosedPages, return_memory
 from video_llama.demo.limits import Limits
 from video_llama.demo.requests import RequestGuard
 from video_llama.demo.sessions import Sessions
@@ -138,6 +137,7 @@ class DemoServer:
             quiet=True,
             prevent_thread_lock=True,
         )
+        self._closed_pages = ClosedPages(self._app.app.state_holder)
         threading.Thread(target=self._load_model, name="video-llama-load", daemon=True).start()
         threading.Thread(target=self._sweep_on, name="video-llama-sweep", daemon=True).start()
         return shared or address
@@ -178,9 +178,9 @@ class DemoServer:
         """Free what is no longer needed; the server does so by itself, twice a minute."""
         self.sessions.end_idle()
         self.sessions.uploads.sweep()
-        if _forget_closed_pages(self._app.app.state_holder) or self.sessions.num_ended > self._swept:
+        if self._closed_pages.forget() or self.sessions.num_ended > self._swept:
             self._swept = self.sessions.num_ended
-            _return_memory()
+            return_memory()
 
     def _sweep_on(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
@@ -264,25 +264,6 @@ def read_auth(path: str | None) -> tuple[tuple[str, str], ...]:
     if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise VideoLlamaError(f"{path}: every line must be user:password")
     return tuple((user, password) for user, password in pairs)
-
-
-def _forget_closed_pages(holder: Any) -> int:
-    """Forget what Gradio keeps of pages that were closed, all they showed: it would for as long as the server runs."""
-    closed = [key for key, state in list(holder.session_data.items()) if state.is_closed]
-    with holder.lock:
-        for key in closed:
-            holder.session_data.pop(key, None)
-            holder.time_last_used.pop(key, None)
-    return len(closed)
-
-
-def _return_memory() -> None:
-    """Give what ended sessions held back to the system; glibc would keep it for later."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:
