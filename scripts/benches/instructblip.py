@@ -62,6 +62,7 @@ def peer_inputs(peer: Any, pixels: Tensor, num_text_tokens: int) -> dict[str, Te
 def main(arguments: list[str]) -> int:
     """Load one of the two in a process of its own."""
     from scripts.benches.growth_tasks import PeakMemory
+    from video_llama.model.packed_block import all_weights
 
     who, folder, dtype_name = arguments
     dtype = getattr(torch, dtype_name)
@@ -77,8 +78,6 @@ def main(arguments: list[str]) -> int:
     for weight in model.parameters():
         weight.sum()  # a mapped file is read when it is used; packed weights were
     seconds, added = time.perf_counter() - start, memory.added()
-    from video_llama.model.packed_block import all_weights
-
     size = sum(weight.nbytes for weight in all_weights(model)) / 2**20
     print(json.dumps({"seconds": seconds, "mebibytes": added, "weights": size}))
     return 0

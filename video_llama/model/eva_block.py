@@ -118,7 +118,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or what is wrong with it."""
     found = importlib.util.find_spec(_MODULE)
     if found is None or found.origin is None:
-        return None, "video_llama was installed without a C compiler (on Linux, gcc 11 or newer, or clang)"
+        return None, "video_llama was installed without a C compiler that knows AMX (gcc 11, clang 12 or newer)"
     try:
         library = ctypes.CDLL(found.origin)
         library.eva_block_source.restype = ctypes.c_char_p

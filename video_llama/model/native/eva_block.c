@@ -24,7 +24,7 @@ enum { CHUNK = 48 }; /* tiles of an MLP's hidden features that are computed, and
 
 struct layer {
     const bf16 *weight; /* packed */
-    const bf16 *bias;   /* (outputs), or null */
+    const bf16 *bias;   /* (outputs) */
 };
 
 struct block {
