@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from video_llama.model.generation import GenerationOptions, cut_at_stop
+from video_llama.model.generation import GenerationOptions, cut_at_stop, stop_test
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
+from video_llama.model.static_decoder import Request
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
 
-__all__ = ["SharedPrefix", "complete_batch", "encode_batch"]
+__all__ = ["SharedPrefix", "complete_batch", "complete_stream", "encode_batch"]
 
 MAX_PICTURES = 64
 """Frames, or segments of sound, that are put together for the encoders; more would need more memory and gain
@@ -115,6 +118,9 @@ def complete_batch(
         options: how to draw the answers.
         prefix: keeps the states of the common beginning for the next batch; see `GenerationOptions.reuses_states`.
     """
+    if model.decodes_statically(options):
+        answers = dict(complete_stream(model, enumerate(prompts), options, len(prompts)))
+        return [answers[number] for number in range(len(prompts))]
     tokenizer, stop_strings = model.processor.tokenizer, prompts[0].stop_strings
     kwargs: dict[str, Any] = options.to_generate_kwargs()
     if stop_strings:
@@ -130,6 +136,58 @@ def complete_batch(
     )
     texts = tokenizer.batch_decode([_up_to_end(ids, model) for ids in output.tolist()], skip_special_tokens=True)
     return [cut_at_stop(text, stop_strings) for text in texts]
+
+
+Key = TypeVar("Key")
+
+
+def complete_stream(
+    model: VideoLlama, prompts: Iterable[tuple[Key, Prompt]], options: GenerationOptions, num_rows: int
+) -> Iterator[tuple[Key, str]]:
+    """Like `VideoLlama.complete` for each prompt, as many together as there are rows, by a `StaticDecoder`.
+
+    An answer that ends gives its row to the next prompt.
+
+    Args:
+        prompts: from `VideoLlama.prepare`, each with a key that its answer comes with. They are taken when rows are
+            free.
+        options: how to draw the answers; `VideoLlama.decodes_statically` holds for them.
+        num_rows: prompts that are answered together.
+
+    Yields:
+        keys and answers, in the order in which answers end.
+    """
+    supply = iter(prompts)
+    while begun := list(itertools.islice(supply, num_rows)):
+        longest, too_long = max(len(prompt.keys) for _, prompt in begun), list[tuple[Key, Prompt]]()
+        with model.borrow_decoder(num_rows, longest, options) as decoder:
+            room = decoder.max_length - options.max_new_tokens
+            requests = _make_requests(itertools.chain(begun, supply), room, too_long, model)
+            for request in decoder.run(requests, options):
+                ids = _up_to_end(request.ids, model)
+                text = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+                yield request.key, cut_at_stop(text, request.stop_strings)
+        supply = itertools.chain(too_long, supply)
+
+
+@dataclass(eq=False)
+class _Question(Request):
+    """A request that knows whose it is."""
+
+    key: Any = None
+    stop_strings: Sequence[str] = ()
+
+
+def _make_requests(
+    prompts: Iterable[tuple[Any, Prompt]], room: int, too_long: list[tuple[Any, Prompt]], model: VideoLlama
+) -> Iterator[_Question]:
+    """Requests for the prompts up to the first that is longer than `room`, which goes to `too_long`."""
+    for key, prompt in prompts:
+        if len(prompt.keys) > room:
+            too_long.append((key, prompt))
+            return
+        has_ended = stop_test(prompt.stop_strings, model.processor.tokenizer)
+        yield _Question(prompt.inputs_embeds, has_ended=has_ended, key=key, stop_strings=prompt.stop_strings)
 
 
 def _pad_left(rows: Sequence[Tensor], shared: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ __all__ = [
     "TextStream",
     "cache_argument",
     "cut_at_stop",
+    "stop_test",
     "stream_text",
 ]
 
@@ -37,9 +38,11 @@ class GenerationOptions:
         num_beams: width of beam search; 1 is none.
         repetition_penalty: above 1, tokens of the answer so far become less likely.
         length_penalty: beam search's preference for long (above 0) or short answers.
-        static_cache: keep keys and values in memory of a fixed size. On a GPU transformers then compiles the step
-            that makes a token, which takes a minute at first and pays for many long answers; nothing is reused of
-            earlier prompts. The answers are the same.
+        static_cache: decode with `StaticDecoder`: keys and values in memory of a fixed size and, on a GPU, one CUDA
+            graph a step, which makes answers several times faster. None does so on a GPU, where the language model
+            allows it. The answers are the same.
+        compile: fuse the operations of such a step with `torch.compile`: seconds at the first answer, and a faster
+            step ever after. It pays for many answers.
     """
 
     max_new_tokens: int = 300
@@ -49,18 +52,21 @@ class GenerationOptions:
     num_beams: int = 1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
-    static_cache: bool = False
+    static_cache: bool | None = None
+    compile: bool = False
 
     @property
     def reuses_states(self) -> bool:
-        """Whether keys and values of earlier prompts can be used: not with beams, nor with a cache of fixed size."""
-        return self.num_beams == 1 and not self.static_cache
+        """Whether keys and values of earlier prompts can be used: not with beams."""
+        return self.num_beams == 1
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ValueError("max_new_tokens and num_beams must be at least 1")
         if self.repetition_penalty <= 0:
             raise ValueError("repetition_penalty must lie above 0")
+        if self.num_beams > 1 and (self.static_cache or self.compile):
+            raise ValueError("static_cache and compile know no beams: set num_beams to 1")
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ValueError("temperature must not be negative or infinite and top_p must lie above 0 and up to 1")
 
@@ -77,8 +83,6 @@ class GenerationOptions:
             kwargs |= {"temperature": self.temperature, "top_p": self.top_p}
         if self.num_beams > 1:
             kwargs["length_penalty"] = self.length_penalty
-        if self.static_cache:
-            kwargs["cache_implementation"] = "static"
         return kwargs
 
 
@@ -132,6 +136,24 @@ def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
     """`text` up to the first stop string, without surrounding white space."""
     ends = [text.find(stop) for stop in stop_strings]
     return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
+
+
+def stop_test(stop_strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], bool]:
+    """A function that says of the ids of an answer whether its last token completed a stop string.
+
+    A stop string that is the end-of-sequence token is left to that token.
+    """
+    strings = [stop for stop in stop_strings if stop != tokenizer.eos_token]
+    if not strings:
+        return lambda ids: False
+    # A stop string is no longer, in tokens, than in bytes; the tokens before may carry a part of its first one.
+    tail = max(len(stop.encode()) for stop in strings) + 1
+
+    def has_stopped(ids: list[int]) -> bool:
+        text = tokenizer.decode(ids[-tail:], skip_special_tokens=True)
+        return any(stop in text for stop in strings)
+
+    return has_stopped
 
 
 class StopSignal(StoppingCriteria):

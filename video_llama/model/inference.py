@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -12,12 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers.generation import StoppingCriteriaList
+from transformers.generation import BaseStreamer, StoppingCriteriaList
 
 from video_llama.conversation import Conversation, conv_templates, introduce_media
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
+from video_llama.model.generation import (
+    GenerationOptions,
+    PrefixCache,
+    TextStream,
+    cut_at_stop,
+    stop_test,
+    stream_text,
+)
 from video_llama.model.media_cache import MediaCache
+from video_llama.model.static_decoder import Request, StaticDecoder, why_not_static
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
@@ -69,6 +78,7 @@ class VideoLlama:
         self.model = model.eval()
         self.processor = processor
         self.media_cache = MediaCache()
+        self._decoders: list[StaticDecoder] = []
 
     @property
     def device(self) -> torch.device:
@@ -304,6 +314,8 @@ class VideoLlama:
     @torch.inference_mode()
     def _run(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None, **extra: Any) -> list[int]:
         """Ids of the answer, the tokens of a stop string included."""
+        if self.decodes_statically(options):
+            return self._run_statically(prompt, options, cache, **extra)
         kwargs = {**options.to_generate_kwargs(), **extra}
         tokenizer = self.processor.tokenizer
         if prompt.stop_strings:
@@ -315,6 +327,59 @@ class VideoLlama:
         if cache is not None and options.reuses_states:
             cache.put([*prompt.keys, *ids], states)
         return ids
+
+    def _run_statically(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        cache: PrefixCache | None,
+        streamer: BaseStreamer | None = None,
+        stopping_criteria: Callable[[Tensor, Any], Tensor] | None = None,
+    ) -> list[int]:
+        """As `_run`."""
+        states = None if cache is None else cache.take(prompt.keys)
+        has_stopped = stop_test(prompt.stop_strings, self.processor.tokenizer)
+
+        def has_ended(ids: list[int]) -> bool:
+            if streamer is not None:
+                streamer.put(torch.tensor(ids[-1:]))
+            wanted = stopping_criteria is None or not stopping_criteria(torch.tensor([ids]), None).any()
+            return not wanted or has_stopped(ids)
+
+        request = Request(prompt.inputs_embeds, states, keeps_states=cache is not None, has_ended=has_ended)
+        with self.borrow_decoder(1, request.length, options) as decoder:
+            for _ in decoder.run([request], options):
+                pass
+        if streamer is not None:
+            streamer.end()
+        if cache is not None and states is not None:
+            cache.put([*prompt.keys, *request.ids], states)
+        return request.ids
+
+    def decodes_statically(self, options: GenerationOptions) -> bool:
+        """Whether answers with these options come from a `StaticDecoder`."""
+        wanted = self.device.type == "cuda" if options.static_cache is None else options.static_cache
+        if not wanted or options.num_beams > 1:
+            return False
+        reason = why_not_static(self.model.language_model)
+        if reason and options.static_cache:
+            logger.warning("static_cache has no effect on this language model: %s", reason)
+        return not reason
+
+    @contextlib.contextmanager
+    def borrow_decoder(self, num_rows: int, longest_prompt: int, options: GenerationOptions) -> Iterator[StaticDecoder]:
+        """A decoder that nobody else uses meanwhile, with room for prompts of this length and their answers.
+
+        The last one given back is kept, as building it takes memory and time.
+        """
+        length = longest_prompt + options.max_new_tokens
+        weights = [parameter.data_ptr() for parameter in self.model.language_model.parameters()]
+        kept = self._decoders.pop() if self._decoders else None
+        if kept is not None and not kept.fits(num_rows, length, options.compile, weights):
+            kept = None  # its memory may be needed for the other one
+        decoder = kept or StaticDecoder(self.model.language_model, num_rows, length, options.compile)
+        yield decoder
+        self._decoders = [decoder]  # not after an error, which may have left it in any state
 
     def _keys(self, ids: list[int], of_kind: dict[str, list[EncodedMedia]]) -> list[Hashable]:
         keys: list[Hashable] = list(ids)
