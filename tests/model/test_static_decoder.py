@@ -88,6 +88,27 @@ def test_a_row_is_not_changed_by_who_was_there_before(model: VideoLlama, prompts
     assert sorted(again) == sorted(alone)
 
 
+def test_the_common_beginning_of_prompts_is_computed_once(
+    model: VideoLlama, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = model.model.get_input_embeddings().weight.detach()
+    rows = [[*range(50, 70), *prompt.keys] for prompt in prompts[:4]]
+    begun = [Prompt(keys, table[torch.tensor(keys)][None], ["</s>"]) for keys in rows]
+    expected = [model.complete(prompt, options(False)) for prompt in begun]
+    read: list[tuple[int, int]] = []
+    decoder = model.model.language_model.model
+    forward = decoder.forward
+    monkeypatch.setattr(
+        decoder, "forward", lambda **kwargs: (read.append(kwargs["inputs_embeds"].shape[:2]), forward(**kwargs))[1]
+    )
+    model._decoders = []
+    longest = max(map(len, rows)) - 20
+    assert complete_batch(model, begun, options(True)) == expected
+    assert read == [(1, 20), (4, longest)]
+    assert complete_batch(model, begun, options(True)) == expected
+    assert read[2:] == [(4, longest)]
+
+
 def test_sampling_follows_temperature_and_top_p(model: VideoLlama, prompts: list[Prompt]) -> None:
     torch.manual_seed(0)
     drawn = [model.complete(prompts[0], options(True, temperature=3.0, top_p=1.0)) for _ in range(4)]

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
 
 from video_llama.model.generation import GenerationOptions, cut_at_stop, stop_test
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
+from video_llama.model.shared_prefix import SharedPrefix
 from video_llama.model.static_decoder import Request
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
 
-__all__ = ["SharedPrefix", "complete_batch", "complete_stream", "encode_batch"]
+__all__ = ["complete_batch", "complete_stream", "encode_batch"]
 
 MAX_PICTURES = 64
 """Frames, or segments of sound, that are put together for the encoders; more would need more memory and gain
 nothing."""
-
-_MIN_PREFIX = 8  # a shorter common beginning is not worth a forward pass of its own
 
 
 @torch.inference_mode()
@@ -65,46 +62,6 @@ def _groups(numbers: Sequence[int], lengths: Sequence[int], largest: int) -> Ite
         yield group
 
 
-class SharedPrefix:
-    """Keys and values of what all prompts of a run begin with: the system prompt, up to the first media."""
-
-    def __init__(self) -> None:
-        self.keys: list[Hashable] = []
-        self._states: Cache | None = None
-
-    def take(self, model: VideoLlama, prompts: Sequence[Prompt]) -> tuple[int, Cache | None]:
-        """How many positions the prompts have in common, and their states, once for each prompt.
-
-        The states are computed when the prompts begin otherwise than those before; 0 and None if too little is
-        in common.
-        """
-        length = _common_length([prompt.keys for prompt in prompts])
-        if length < _MIN_PREFIX:
-            return 0, None
-        if self.keys[:length] != prompts[0].keys[:length]:
-            self._states = DynamicCache()
-            embeds = prompts[0].inputs_embeds[:, :length]
-            model.model(inputs_embeds=embeds, past_key_values=self._states, use_cache=True, logits_to_keep=1)
-            self.keys = prompts[0].keys[:length]
-        states = copy.deepcopy(self._states)
-        assert states is not None
-        if surplus := len(self.keys) - length:
-            states.crop(-surplus)
-        if len(prompts) > 1:
-            states.batch_repeat_interleave(len(prompts))
-        return length, states
-
-
-def _common_length(keys: Sequence[Sequence[Hashable]]) -> int:
-    """Leading positions that are the same text everywhere; always short of the last position."""
-    shortest = min(len(row) for row in keys) - 1
-    for position in range(shortest):
-        first = keys[0][position]
-        if not isinstance(first, int) or any(row[position] != first for row in keys):
-            return position
-    return max(0, shortest)
-
-
 @torch.inference_mode()
 def complete_batch(
     model: VideoLlama, prompts: Sequence[Prompt], options: GenerationOptions, prefix: SharedPrefix | None = None
@@ -127,7 +84,7 @@ def complete_batch(
         kwargs |= {"stop_strings": stop_strings, "tokenizer": tokenizer}
     shared = 0
     if prefix is not None and options.reuses_states:
-        shared, states = prefix.take(model, prompts)
+        shared, states = prefix.take(model.model, prompts)
         if states is not None:
             kwargs["past_key_values"] = states
     embeds, mask = _pad_left([prompt.inputs_embeds[0] for prompt in prompts], shared)
@@ -187,7 +144,9 @@ def _make_requests(
             too_long.append((key, prompt))
             return
         has_ended = stop_test(prompt.stop_strings, model.processor.tokenizer)
-        yield _Question(prompt.inputs_embeds, has_ended=has_ended, key=key, stop_strings=prompt.stop_strings)
+        question = _Question(prompt.inputs_embeds, prompt.keys, has_ended=has_ended)
+        question.key, question.stop_strings = key, prompt.stop_strings
+        yield question
 
 
 def _pad_left(rows: Sequence[Tensor], shared: int) -> tuple[Tensor, Tensor]:

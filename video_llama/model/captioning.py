@@ -8,9 +8,10 @@ from itertools import count
 
 from video_llama.conversation import Conversation, introduce_media
 from video_llama.errors import VideoLlamaError
-from video_llama.model.batching import MAX_PICTURES, SharedPrefix, complete_batch, complete_stream, encode_batch
+from video_llama.model.batching import MAX_PICTURES, complete_batch, complete_stream, encode_batch
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import Prompt, VideoLlama
+from video_llama.model.shared_prefix import SharedPrefix
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media import VideoFrames
 from video_llama.processor.read_ahead import WindowRead, read_ahead

@@ -346,7 +346,7 @@ class VideoLlama:
             wanted = stopping_criteria is None or not stopping_criteria(torch.tensor([ids]), None).any()
             return not wanted or has_stopped(ids)
 
-        request = Request(prompt.inputs_embeds, states, keeps_states=cache is not None, has_ended=has_ended)
+        request = Request(prompt.inputs_embeds, states=states, keeps_states=cache is not None, has_ended=has_ended)
         with self.borrow_decoder(1, request.length, options) as decoder:
             for _ in decoder.run([request], options):
                 pass

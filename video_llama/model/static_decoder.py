@@ -11,7 +11,7 @@ padding between prompt and answer, and a row's answer does not depend on the row
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from video_llama.model.generation import GenerationOptions, cache_argument
 from video_llama.model.qformer import is_offloaded
+from video_llama.model.shared_prefix import SharedPrefix
 
 __all__ = ["Request", "StaticDecoder", "why_not_static"]
 
@@ -40,6 +41,7 @@ class Request:
 
     Args:
         inputs_embeds: (1, length, width), the whole prompt.
+        keys: what stands at each position, as in `Prompt`; the common beginning of prompts with keys is computed once.
         states: keys and values of the prompt's beginning, which is not computed again; extended in place by those of
             the rest of the prompt, and with `keeps_states` by those of the answer.
         keeps_states: whether `states` are wanted afterwards.
@@ -48,6 +50,7 @@ class Request:
     """
 
     inputs_embeds: Tensor
+    keys: Sequence[Hashable] = ()
     states: Cache | None = None
     keeps_states: bool = False
     ids: list[int] = field(default_factory=list)
@@ -145,6 +148,7 @@ class StaticDecoder:
         self._logits = torch.zeros(num_rows, config.vocab_size, dtype=torch.float32, device=device)
         ends = language_model.generation_config.eos_token_id
         self._end_ids = {ends} if isinstance(ends, int) else set(ends or [])
+        self._prefix = SharedPrefix()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by window
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -213,8 +217,7 @@ class StaticDecoder:
     @torch.inference_mode()
     def _prefill(self, rows: list[int], batch: Sequence[Request], draw: _Draw) -> _Drawn:
         """Read prompts into rows and draw the first token of each answer."""
-        states = batch[0].states if batch[0].states is not None else DynamicCache()
-        num_known = states.get_seq_length()
+        num_known, states = self._known_states(batch)
         new = [request.inputs_embeds[0, num_known:] for request in batch]
         # What pads a prompt stands behind it, where no token of the prompt looks.
         embeds = nn.utils.rnn.pad_sequence(new, batch_first=True)  # (prompts, longest, width)
@@ -235,6 +238,16 @@ class StaticDecoder:
         self._num_drawn[index] = 1
         everyone = torch.zeros_like(self._tokens).index_copy_(0, index, tokens)
         return _Drawn(everyone)
+
+    def _known_states(self, batch: Sequence[Request]) -> tuple[int, Cache]:
+        """How many positions of the prompts are known already, and their states."""
+        if batch[0].states is not None:
+            return batch[0].states.get_seq_length(), batch[0].states
+        if len(batch) > 1 and all(request.keys for request in batch):
+            num_known, states = self._prefix.take(self._model, batch)
+            if states is not None:
+                return num_known, states
+        return 0, DynamicCache()
 
     @torch.inference_mode()
     def _step(self, draw: _Draw, longest: int) -> _Drawn:
