@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -30,8 +30,10 @@ __all__ = [
 # damage.
 _FORMATS_FLAGGED_WITHOUT_DAMAGE = {"mpeg", "mpegts", "wav"}
 
-# Only the file itself may be read, never what it names. Metadata in some other encoding is no reason to fail.
+# Only the file itself may be read, never what it names.
 _OPEN_OPTIONS = {"protocol_whitelist": "file"}
+# Metadata in some other encoding is no reason to fail; from PyAV 19 on it never is, and this cannot be said.
+_OPEN_ARGUMENTS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 _OPEN_TIMEOUT_SECONDS = 60.0
 
 # Four times 8K; a damaged header can claim sizes that would fill the memory.
@@ -71,7 +73,7 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
         raise MediaError(path, truncation, "copy or download it again")
     with translate_errors(path, "not a media file, or damaged beyond reading"):
         options = {**_OPEN_OPTIONS, "max_pixels": str(max_frame_pixels())}  # opening decodes a frame of each stream
-        container = av.open(name, metadata_errors="replace", options=options, timeout=(_OPEN_TIMEOUT_SECONDS, None))
+        container = av.open(name, options=options, timeout=(_OPEN_TIMEOUT_SECONDS, None), **_OPEN_ARGUMENTS)
     with container:
         yield container
 
