@@ -52,7 +52,7 @@ def read_frame_times(path: str | os.PathLike[str], container: InputContainer, st
 
     Returns:
         the times; None for another format, for a file in fragments, for one that an edit list cuts, and for every
-        file with PyAV 15, which does not tell what FFmpeg read.
+        file with PyAV before 17, which does not tell what FFmpeg read.
     """
     if "mp4" not in container.format.name.split(",") or not hasattr(stream, "index_entries"):
         return None

@@ -270,7 +270,7 @@ class _FrameScaler:
 
     def _build_graph(self, frame: VideoFrame, rotation: int) -> Graph:
         graph = Graph()
-        if hasattr(graph, "threads"):  # PyAV 16 on
+        if hasattr(graph, "threads"):  # PyAV 17 on
             graph.threads = 1  # scaling one frame is over before other threads have woken up
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
