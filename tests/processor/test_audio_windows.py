@@ -123,8 +123,9 @@ def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_
     monkeypatch.setattr(segments, "read_sound_track", _must_not_be_called)
     seconds = _count_decoded(monkeypatch, rate_hz)
     sparse = processor.process_audio(path)
-    assert sparse.duration_seconds == pytest.approx(whole.duration_seconds, abs=0.0011)  # mkv counts milliseconds
-    assert sparse.start_seconds == pytest.approx(whole.start_seconds, abs=0.0011)
+    slack = 0.009 if codec == "libopus" else 0.0011  # mkv counts milliseconds; FFmpeg 7 counts Opus's delay, too
+    assert sparse.duration_seconds == pytest.approx(whole.duration_seconds, abs=slack)
+    assert sparse.start_seconds == pytest.approx(whole.start_seconds, abs=slack)
     assert (sparse.values - whole.values).abs().mean() < tolerance
     assert 6.0 < sum(seconds) < 25.0
 
