@@ -109,12 +109,17 @@ def test_the_common_beginning_of_prompts_is_computed_once(
     assert read[2:] == [(4, longest)]
 
 
-def test_sampling_follows_temperature_and_top_p(model: VideoLlama, prompts: list[Prompt]) -> None:
-    torch.manual_seed(0)
-    drawn = [model.complete(prompts[0], options(True, temperature=3.0, top_p=1.0)) for _ in range(4)]
-    assert len(set(drawn)) > 1
-    nearly_greedy = options(True, temperature=1.0, top_p=1e-6)
-    assert model.complete(prompts[0], nearly_greedy) == model.complete(prompts[0], options(False))
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"top_p": 1.0}, {"top_k": 3}, {"top_k": 0, "top_p": 1.0}, {"repetition_penalty": 1.5}], ids=str
+)
+def test_samples_are_those_of_generate_from_the_same_seed(
+    model: VideoLlama, prompts: list[Prompt], kwargs: dict[str, Any]
+) -> None:
+    drawn = {}
+    for static in (False, True):
+        torch.manual_seed(0)
+        drawn[static] = model.complete(prompts[0], options(static, temperature=3.0, **kwargs))
+    assert drawn[True] == drawn[False] != model.complete(prompts[0], options(False))
 
 
 def test_a_second_turn_reuses_the_states_of_the_first(

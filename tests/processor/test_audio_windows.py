@@ -136,7 +136,7 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
 ) -> None:
     path = make_sound("tone.wav", samples=sweep(59.0 if why == "short" else 61.0, RATE))
     processor = MediaProcessor(num_audio_segments=16 if why == "many segments" else 2)
-    expected = processor._segment(decode_audio(path, RATE, mono=True), str(path))
+    expected = processor.process_audio((decode_audio(path, RATE, mono=True).samples, RATE))
     if why == "no seeking":
         monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
     elif why == "no times":

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel
-from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import Cache, DynamicCache, GenerationConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from video_llama.model.generation import GenerationOptions, cache_argument
 from video_llama.model.qformer import is_offloaded
@@ -31,6 +31,8 @@ LENGTH_STEP = 64
 
 PREFILL_TOKENS = 4096
 """Prompt tokens that are read at once: enough to fill a GPU."""
+
+_USUAL_TOP_K = 50  # where neither the caller nor the checkpoint says anything, as in transformers
 
 _VARYING_ROPE = {"dynamic", "longrope"}  # their rotations depend on the longest row
 
@@ -146,8 +148,7 @@ class StaticDecoder:
         self._positions = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._num_drawn = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._logits = torch.zeros(num_rows, config.vocab_size, dtype=torch.float32, device=device)
-        ends = language_model.generation_config.eos_token_id
-        self._end_ids = {ends} if isinstance(ends, int) else set(ends or [])
+        self._end_ids = set(_end_ids(language_model.generation_config))
         self._prefix = SharedPrefix()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by window
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -176,7 +177,7 @@ class StaticDecoder:
         supply = iter(requests)
         active: dict[int, AnyRequest] = {}  # by row
         new: list[AnyRequest] = []
-        draw = _Draw(options, sorted(self._end_ids), self._logits)
+        draw = _Draw(options, self._model.generation_config, self._logits)
         launched: tuple[dict[int, AnyRequest], _Drawn] | None = None
         while True:
             free = [row for row in range(self.num_rows) if row not in active]
@@ -348,12 +349,17 @@ class _Drawn:
 class _Draw:
     """Draws one token a row, as transformers' `generate` would; nothing of it waits for the device."""
 
-    def __init__(self, options: GenerationOptions, end_ids: Sequence[int], logits: Tensor) -> None:
+    def __init__(self, options: GenerationOptions, defaults: GenerationConfig, logits: Tensor) -> None:
         self._options = options
-        self._end_ids = torch.tensor(end_ids, dtype=torch.long, device=logits.device)
-        self._warpers = [TemperatureLogitsWarper(options.temperature)] if options.temperature > 0 else []
-        if options.temperature > 0 and options.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(options.top_p))
+        self._end_ids = torch.tensor(_end_ids(defaults), dtype=torch.long, device=logits.device)
+        top_k = next(number for number in (options.top_k, defaults.top_k, _USUAL_TOP_K) if number is not None)
+        self._warpers: list[Any] = []
+        if options.temperature > 0:
+            self._warpers.append(TemperatureLogitsWarper(options.temperature))
+            if top_k > 0:
+                self._warpers.append(TopKLogitsWarper(top_k))
+            if options.top_p < 1:
+                self._warpers.append(TopPLogitsWarper(options.top_p))
         self._is_used = torch.zeros_like(logits, dtype=torch.bool) if options.repetition_penalty != 1 else None
 
     def __call__(self, logits: Tensor, num_drawn: Tensor, rows: Tensor, is_first: bool = False) -> Tensor:
@@ -376,6 +382,11 @@ class _Draw:
         if self._is_used is not None:
             self._is_used[rows, tokens] = True
         return tokens
+
+
+def _end_ids(defaults: GenerationConfig) -> list[int]:
+    ids = defaults.eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids or [])
 
 
 def _round_up(length: int) -> int:
