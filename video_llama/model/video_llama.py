@@ -192,8 +192,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             video_features, audio_features: what the branches returned earlier, instead of the media.
             inputs_embeds: (batch, length, width), instead of everything above.
             attention_mask: (batch, length), int64, 0 on padding (either side).
-            labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken; with `answers_only` better on the CPU,
-                where they can be looked at without waiting for a GPU.
+            labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken. With `answers_only` they had better
+                be on the CPU, where they can be looked at without waiting for a GPU.
             logits_to_keep: compute the logits of that many last positions only; 0 for all. `generate` asks for one.
             answers_only: compute the logits of the tokens that `labels` teaches only, as (answer tokens, vocabulary);
                 the loss is the same.

@@ -109,10 +109,10 @@ def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[fl
     """Element by element, over all processes."""
     if accelerator.num_processes == 1:
         return values
-    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    total = accelerator.reduce(torch.tensor(values, dtype=dtype, device=accelerator.device), "sum")
+    total = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device), "sum")
     assert isinstance(total, Tensor)
-    return [float(value) for value in total]
+    summed: list[float] = total.tolist()
+    return summed
 
 
 def _mixed_precision(run: RunConfig) -> str:

@@ -271,7 +271,8 @@ class Trainer:
 
     def _run(self) -> None:
         run = self.config.run
-        batches = load_batches(self.batches(), range(self.state.iteration, self.num_iterations), run.num_workers)
+        left, on_gpu = range(self.state.iteration, self.num_iterations), self.accelerator.device.type == "cuda"
+        batches = load_batches(self.batches(), left, run.num_workers, pin_memory=on_gpu)
         bar = tqdm(
             total=self.num_iterations,
             initial=self.state.iteration,
