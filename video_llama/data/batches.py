@@ -83,6 +83,16 @@ class Batch:
         """Tokens the loss is taken on: the first of a sequence is never predicted."""
         return 0 if self.gave_up else int((self.text["labels"][:, 1:] >= 0).sum())
 
+    @property
+    def num_text_tokens(self) -> int:
+        """Tokens of all sequences, the places of media included."""
+        return 0 if self.gave_up else int(self.text["attention_mask"].sum())
+
+    @property
+    def num_positions(self) -> int:
+        """The same with padding: each sequence is as long as the longest of the batch."""
+        return 0 if self.gave_up else self.text["attention_mask"].numel()
+
     def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
         """All tensors, by the names of the model's arguments, on a device; media are padded there.
 

@@ -41,7 +41,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch"]
+    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch", "EvaBlock"]
     # A folder may hold more than is wanted of it: sound for a model that only looks, ImageBind's vision trunk.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^audio_branch\."]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
