@@ -15,7 +15,13 @@ from tests.training.conftest import MakeConfig
 from video_llama.config import load_config
 from video_llama.errors import ConfigError
 from video_llama.training import processes
-from video_llama.training.processes import build_accelerator, check_launcher, check_processes, mixed_precision, training_device
+from video_llama.training.processes import (
+    build_accelerator,
+    check_launcher,
+    check_processes,
+    mixed_precision,
+    training_device,
+)
 from video_llama.training.settings import check_settings
 
 ONE = SimpleNamespace(num_processes=1)
