@@ -8,7 +8,7 @@ from transformers import Blip2QFormerModel
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import PICTURES_AT_ONCE, ask_qformer, encode_in_parts, position_rows, trains
+from video_llama.model.qformer import PICTURES_AT_ONCE, as_frozen, ask_qformer, encode_in_parts, position_rows
 
 __all__ = ["AudioBranch"]
 
@@ -88,7 +88,7 @@ class AudioBranch(nn.Module):
         def encode(part: Tensor) -> Tensor:
             return encoder(part.to(encoder.head.weight.dtype))
 
-        with torch.set_grad_enabled(trains(encoder)):
+        with as_frozen(pictures.device.type, encoder):
             vectors = encode_in_parts(encode, pictures.flatten(0, 1), self.pictures_at_once)
         return vectors.unflatten(0, pictures.shape[:2])  # (sounds, pictures, joint_width)
 

@@ -10,11 +10,11 @@ from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import build_eva_vit
 from video_llama.model.qformer import (
     PICTURES_AT_ONCE,
+    as_frozen,
     ask_qformer,
     encode_in_parts,
     is_offloaded,
     position_rows,
-    trains,
 )
 from video_llama.utils.threads import map_on_threads
 
@@ -72,7 +72,7 @@ class VideoBranch(nn.Module):
     def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
         real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
-        with torch.set_grad_enabled(trains(self.vision_encoder, self.vision_norm, self.qformer)):
+        with as_frozen(pixel_values.device.type, self.vision_encoder, self.vision_norm, self.qformer):
             tokens = encode_in_parts(self._encode, real, self.pictures_at_once)  # (real frames, queries, width)
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
