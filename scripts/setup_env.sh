@@ -28,7 +28,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
 fi
 
 # What is installed is described by these files; their hash tells whether it is up to date.
-wanted=$(cat "$root/setup.py" "$root/requirements.txt" "$root"/video_llama/model/native/* | cksum)$root$extra
+wanted=$(cat "$root/setup.py" "$root/requirements.txt" | cksum)$root$extra
 stamp=$VIRTUAL_ENV/.video_llama_installed_${extra:-base}
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing video_llama and what it needs (once; several GB, a few minutes)"

@@ -12,11 +12,9 @@ from video_llama.model.qformer import (
     PICTURES_AT_ONCE,
     ask_qformer,
     encode_in_parts,
-    is_offloaded,
     position_rows,
     trains,
 )
-from video_llama.utils.threads import map_on_threads
 
 __all__ = ["VideoBranch"]
 
@@ -83,12 +81,6 @@ class VideoBranch(nn.Module):
     def _encode(self, pictures: Tensor) -> Tensor:
         """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
         patches = self.vision_encoder(pictures.to(self.vision_norm.weight.dtype))
-        if self.vision_encoder.shares_images and patches.device.type == "cpu" and not is_offloaded(self):
-            return map_on_threads(self._ask, patches)
-        return self._ask(patches)
-
-    def _ask(self, patches: Tensor) -> Tensor:
-        """Tokens of the ViT (frames, tokens, width) to query outputs (frames, queries, width)."""
         return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(patches))
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:

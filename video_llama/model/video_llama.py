@@ -18,7 +18,6 @@ from video_llama.model.fusion import splice_features
 from video_llama.model.generation import cache_argument
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.loss import run_on_answers
-from video_llama.model.packed_block import PackedLinear
 from video_llama.model.video_branch import VideoBranch
 
 __all__ = ["VideoLlamaForConditionalGeneration"]
@@ -68,17 +67,6 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _supports_logits_to_keep(self) -> bool:
         """Whether `generate` may ask for the last position's logits only: the language model decides."""
         return bool(self.language_model._supports_logits_to_keep())
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """As in transformers, with the weights of a packed frame encoder, which are no parameters of torch."""
-        counted: int = super().num_parameters(only_trainable, exclude_embeddings)
-        packed = [layer for layer in self.modules() if isinstance(layer, PackedLinear) and not only_trainable]
-        return counted + sum(layer.in_features * layer.out_features for layer in packed)
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """As in transformers, with the weights of a packed frame encoder."""
-        counted: int = super().get_memory_footprint(return_buffers)
-        return counted + sum(layer.packed.nbytes for layer in self.modules() if isinstance(layer, PackedLinear))
 
     def train(self, mode: bool = True) -> VideoLlamaForConditionalGeneration:
         """As in torch, except that a frozen part stays in evaluation mode: no dropout where nothing learns."""
