@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2QFormerModel
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import PICTURES_AT_ONCE, ask_qformer, encode_in_parts, position_rows, trains
+from video_llama.model.qformer import PICTURES_AT_ONCE, QFormer, ask_qformer, encode_in_parts, position_rows, trains
 
 __all__ = ["AudioBranch"]
 
@@ -30,7 +29,7 @@ class AudioBranch(nn.Module):
         self.audio_encoder = ImageBindTrunk(config.audio_config)
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
         self.segment_position_embedding = nn.Embedding(config.max_segment_positions, config.audio_config.output_size)
-        self.audio_qformer = Blip2QFormerModel(config.audio_qformer_config)
+        self.audio_qformer = QFormer(config.audio_qformer_config)
         self.audio_query_tokens = nn.Parameter(torch.empty(1, config.num_audio_query_tokens, width))
         self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
+from video_llama.model.patches import PatchConv2d
 from video_llama.model.qformer import is_offloaded
 
 __all__ = ["EvaVit", "build_eva_vit", "interpolate_position_table"]
@@ -57,6 +58,8 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:
         global_pool="",
     )
     encoder.norm = nn.Identity()
+    side = config.patch_size
+    encoder.patch_embed.proj = PatchConv2d(3, config.hidden_size, side, stride=side)
     for block in encoder.blocks:
         block.mlp.act = FrugalGELU()
     return encoder

@@ -9,10 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerModel
 
-__all__ = ["PICTURES_AT_ONCE", "ask_qformer", "encode_in_parts", "is_offloaded", "position_rows", "trains"]
+from video_llama.model.precision import keeping_float32
+
+__all__ = ["PICTURES_AT_ONCE", "QFormer", "ask_qformer", "encode_in_parts", "is_offloaded", "position_rows", "trains"]
 
 PICTURES_AT_ONCE = 32
 """Frames, or segments of sound, that go through an encoder at once; more would need more memory and gain nothing."""
+
+
+class QFormer(Blip2QFormerModel):
+    """BLIP-2's Q-Former, which stays in float32 where all else becomes float16, as transformers' BLIP-2 keeps it."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QFormer:
+        super()._apply(keeping_float32(fn, torch.float16), recurse)
+        return self
 
 
 def ask_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2QFormerModel
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import build_eva_vit
 from video_llama.model.qformer import (
     PICTURES_AT_ONCE,
+    QFormer,
     ask_qformer,
     encode_in_parts,
     position_rows,
@@ -35,10 +35,10 @@ class VideoBranch(nn.Module):
         vision, width = config.vision_config, config.qformer_config.hidden_size
         self.vision_encoder = build_eva_vit(vision)
         self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
-        self.qformer = Blip2QFormerModel(config.qformer_config)
+        self.qformer = QFormer(config.qformer_config)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, width))
         self.frame_position_embedding = nn.Embedding(config.max_frame_positions, width)
-        self.video_qformer = Blip2QFormerModel(config.video_qformer_config)
+        self.video_qformer = QFormer(config.video_qformer_config)
         self.video_query_tokens = nn.Parameter(torch.empty(1, config.num_video_query_tokens, width))
         self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
 

@@ -18,6 +18,7 @@ from video_llama.model.fusion import splice_features
 from video_llama.model.generation import cache_argument
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.loss import run_on_answers
+from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE
 from video_llama.model.video_branch import VideoBranch
 
 __all__ = ["VideoLlamaForConditionalGeneration"]
@@ -43,6 +44,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch"]
     # A folder may hold more than is wanted of it: sound for a model that only looks, ImageBind's vision trunk.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^audio_branch\."]
+    _keep_in_fp32_modules: ClassVar[list[str]] = list(KEPT_FROM_FLOAT16)
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [LOGIT_SCALE]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(self, config: VideoLlamaConfig, language_model: PreTrainedModel | None = None) -> None:

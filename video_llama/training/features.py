@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from video_llama.config import FeaturesConfig
@@ -36,7 +36,7 @@ def open_feature_store(
     if config.dir is None:
         return None
     video, audio = model.video_branch, model.audio_branch
-    encoders = {"pixel_values": [video.vision_encoder, video.vision_norm, video.qformer]}
+    encoders: dict[str, list[nn.Module]] = {"pixel_values": [video.vision_encoder, video.vision_norm, video.qformer]}
     weights = {"pixel_values": [video.query_tokens]}
     if audio is not None:
         encoders["audio_values"] = [audio.audio_encoder]
