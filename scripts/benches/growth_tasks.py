@@ -73,7 +73,7 @@ def frames(size: int, model_size: str, folder: Path) -> Task:
     def check(features: torch.Tensor) -> bool:
         if size != 64:  # once is enough
             return True
-        model.set_pictures_at_once(None)
+        model.set_chunk_size(None)
         return relative_difference(features, model.get_video_features(pixels)) < 2e-2
 
     return Task(lambda: model.get_video_features(pixels), check)

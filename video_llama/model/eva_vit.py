@@ -13,38 +13,37 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
 from video_llama.model.patches import PatchConv2d
-from video_llama.model.qformer import is_offloaded
 
-__all__ = ["EvaVit", "build_eva_vit", "interpolate_position_table"]
-
-
-class EvaVit(Eva):
-    """timm's EVA ViT, which knows accelerate's offloading."""
-
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        """Images (images, 3, height, width) to all tokens (images, 1 + patches, width).
-
-        Args:
-            x: images.
-            options: what timm's forward takes.
-        """
-        if is_offloaded(self):
-            # timm's shorter way reads the layer's weight without calling the layer, which would bring the weight in.
-            for block in self.blocks:
-                block.attn.qkv_bias_separate = True
-        tokens: Tensor = super().forward(x, **options)
-        return tokens
+__all__ = ["build_eva_vit", "interpolate_position_table"]
 
 
-def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:
+class FrameAttention(EvaAttention):
+    """timm's attention of EVA, which adds the biases in the product unless its layer has to be called.
+
+    It has to be where more than a plain layer stands: accelerate's offloading brings the weight in for the call, and an
+    adapter of PEFT adds its own part.
+    """
+
+    def forward(self, x: Tensor, *ignored: Any, **none: Any) -> Tensor:
+        """(images, tokens, width) to the same; timm's further arguments mean nothing to this model."""
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        is_plain = type(self.qkv) is nn.Linear and not hasattr(self.qkv, "_hf_hook")
+        states = F.linear(x, self.qkv.weight, bias) if is_plain else self.qkv(x) + bias  # (images, tokens, 3 * width)
+        heads = states.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*heads.unbind(0))  # (images, heads, tokens, head_width)
+        output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return output
+
+
+def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
     """An uninitialised-by-checkpoint EVA ViT that maps (images, 3, H, W) to all tokens (images, 1 + patches, width)."""
-    encoder = EvaVit(
+    encoder = Eva(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.hidden_size,
@@ -61,6 +60,7 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:
     side = config.patch_size
     encoder.patch_embed.proj = PatchConv2d(3, config.hidden_size, side, stride=side)
     for block in encoder.blocks:
+        block.attn = FrameAttention(config.hidden_size, config.num_attention_heads, scale_norm=False)
         block.mlp.act = FrugalGELU()
     return encoder
 

@@ -7,14 +7,7 @@ from torch import Tensor, nn
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import build_eva_vit
-from video_llama.model.qformer import (
-    PICTURES_AT_ONCE,
-    QFormer,
-    ask_qformer,
-    encode_in_parts,
-    position_rows,
-    trains,
-)
+from video_llama.model.qformer import ChunkSize, QFormer, ask_qformer, encode_in_chunks, position_rows
 
 __all__ = ["VideoBranch"]
 
@@ -26,12 +19,13 @@ class VideoBranch(nn.Module):
     `encode_frames` is that part, `summarise` the rest.
 
     Attributes:
-        pictures_at_once: frames that the encoder takes at once; None for all.
+        chunk_size: frames that the encoder takes at once.
     """
 
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
-        self.pictures_at_once: int | None = PICTURES_AT_ONCE
+        self.config = config
+        self.chunk_size: ChunkSize = "auto"
         vision, width = config.vision_config, config.qformer_config.hidden_size
         self.vision_encoder = build_eva_vit(vision)
         self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
@@ -70,17 +64,23 @@ class VideoBranch(nn.Module):
     def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
         real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
-        with torch.set_grad_enabled(trains(self.vision_encoder, self.vision_norm, self.qformer)):
-            tokens = encode_in_parts(self._encode, real, self.pictures_at_once)  # (real frames, queries, width)
+        # (real frames, queries, width)
+        tokens = encode_in_chunks(self._encode, real, self.chunk_size, self._bytes_per_frame())
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
         frame_tokens[frame_mask] = tokens
         return frame_tokens
 
-    def _encode(self, pictures: Tensor) -> Tensor:
+    def _bytes_per_frame(self) -> int:
+        """Memory of a block's states: in, sum, and the MLP's widest."""
+        vision, dtype = self.config.vision_config, self.vision_norm.weight.dtype
+        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        return int(tokens * 2 * (vision.hidden_size + vision.intermediate_size) * dtype.itemsize)
+
+    def _encode(self, frames: Tensor) -> Tensor:
         """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
-        patches = self.vision_encoder(pictures.to(self.vision_norm.weight.dtype))
+        patches = self.vision_encoder(frames.to(self.vision_norm.weight.dtype))
         return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(patches))
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
