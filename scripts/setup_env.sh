@@ -29,7 +29,7 @@ fi
 
 # What is installed is described by these files; their hash tells whether it is up to date.
 requirements=${VIDEO_LLAMA_REQUIREMENTS:-$root/requirements.txt}
-wanted=$(cat "$root/pyproject.toml" "$root/setup.py" "$requirements" "$root"/video_llama/model/native/* | cksum)$root$extra
+wanted=$(cat "$root/pyproject.toml" "$root/setup.py" "$requirements" | cksum)$root$extra
 stamp=$VIRTUAL_ENV/.video_llama_installed_${extra:-base}
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing video_llama and what it needs (once; several GB, a few minutes)"

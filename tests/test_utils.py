@@ -75,6 +75,8 @@ def test_a_cpu_computes_in_half_precision_only_where_it_has_the_instructions(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
     assert resolve_dtype("auto", "cpu") == dtype
+    assert resolve_dtype("auto", "cpu", width=1408) == dtype
+    assert resolve_dtype("auto", "cpu", width=192) == torch.float32
     assert resolve_dtype("auto", "cpu", half=False) == torch.float32
 
 

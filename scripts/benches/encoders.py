@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -150,16 +149,13 @@ def run_vision(size: str, repeats: int, folder: Path) -> list[Row]:
     pixels = torch.randn(1, NUM_FRAMES, 3, vision.image_size, vision.image_size)
     half = VideoBranch(config).eval().to(torch.bfloat16)
     half.load_state_dict(branch.state_dict())
-    plain = {"float32": branch.vision_encoder, "bfloat16": copy.deepcopy(half.vision_encoder)}
-    for own in (branch, half):
-        own.vision_encoder.pack()  # as loading does it for answering
     operations = {"ViT": vit_operations(config, NUM_FRAMES)}
     tasks: dict[str, Callable[[], Any]] = {"peer": lambda: peer(pixels)}
     for name, own in (("float32", branch), ("bfloat16", half)):
         dtype = own.vision_encoder.cls_token.dtype
         tasks[name] = partial(own.encode_frames, pixels)
         tasks[f"{name} ViT"] = partial(own.vision_encoder, pixels[0].to(dtype))
-        tasks[f"{name} products"], operations["products"] = products_task(plain[name], tokens)
+        tasks[f"{name} products"], operations["products"] = products_task(own.vision_encoder, tokens)
         tasks[f"{name} product"], operations["product"] = gemm_task(
             tokens, vision.hidden_size, vision.intermediate_size, dtype
         )

@@ -66,7 +66,6 @@ def frames(size: int, model_size: str, folder: Path) -> Task:
     from video_llama.utils.utils import resolve_dtype
 
     model = build(model_size).to(resolve_dtype("auto", "cpu"))
-    model.video_branch.vision_encoder.pack()  # as loading does it for answering
     side = model.config.vision_config.image_size
     pixels = torch.randn(1, size, 3, side, side, generator=torch.Generator().manual_seed(0))
     model.get_video_features(pixels[:, :2])  # whatever the libraries allocate once
@@ -74,7 +73,7 @@ def frames(size: int, model_size: str, folder: Path) -> Task:
     def check(features: torch.Tensor) -> bool:
         if size != 64:  # once is enough
             return True
-        model.set_pictures_at_once(None)
+        model.set_chunk_size(None)
         return relative_difference(features, model.get_video_features(pixels)) < 2e-2
 
     return Task(lambda: model.get_video_features(pixels), check)

@@ -62,7 +62,6 @@ def peer_inputs(peer: Any, pixels: Tensor, num_text_tokens: int) -> dict[str, Te
 def main(arguments: list[str]) -> int:
     """Load one of the two in a process of its own."""
     from scripts.benches.growth_tasks import PeakMemory
-    from video_llama.model.packed_block import all_weights
 
     who, folder, dtype_name = arguments
     dtype = getattr(torch, dtype_name)
@@ -76,9 +75,9 @@ def main(arguments: list[str]) -> int:
     else:
         model = load_peer(Path(folder), dtype)
     for weight in model.parameters():
-        weight.sum()  # a mapped file is read when it is used; packed weights were
+        weight.sum()  # a mapped file is read when it is used
     seconds, added = time.perf_counter() - start, memory.added()
-    size = sum(weight.nbytes for weight in all_weights(model)) / 2**20
+    size = sum(weight.nbytes for weight in model.parameters()) / 2**20
     print(json.dumps({"seconds": seconds, "mebibytes": added, "weights": size}))
     return 0
 

@@ -23,7 +23,6 @@ from itertools import chain
 import numpy as np, torch
 from video_llama.conversation import introduce_media
 from video_llama.model.builder import load_pretrained_model
-from video_llama.model.packed_block import all_weights
 from video_llama.processor.media import VideoFrames
 path, bits, num_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(int(sys.argv[4]))
@@ -43,7 +42,7 @@ prompt = model.prepare(conversation, [model.encode(sound), model.encode(video)])
 ids = model.model.generate(
     inputs_embeds=prompt.inputs_embeds, min_new_tokens=num_tokens, max_new_tokens=num_tokens, do_sample=False
 )
-weights = sum(tensor.nbytes for tensor in chain(all_weights(model.model), model.model.buffers()))
+weights = sum(tensor.nbytes for tensor in chain(model.model.parameters(), model.model.buffers()))
 print(json.dumps({
     "weights": weights / 2**20, "tokens": ids.shape[-1], "prompt": len(prompt.keys),
     "load": loaded - start, "answer": time.perf_counter() - loaded,

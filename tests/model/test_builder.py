@@ -13,11 +13,10 @@ from transformers.utils import logging as transformers_logging
 
 from tests.checkpoints import VL, assert_equal_tensors, build_checkpoint, load_checkpoint
 from video_llama.errors import CheckpointError, ConfigError
-from video_llama.model import eva_block, hub
+from video_llama.model import hub
 from video_llama.model.inference import VideoLlama
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
-from video_llama.utils.utils import cpu_has
 
 
 def assert_same_model(left: VideoLlama, right: VideoLlama) -> None:
@@ -163,49 +162,16 @@ def test_the_precision_is_the_one_asked_for(
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
-def test_half_precision_on_a_cpu_that_is_good_at_it_is_bfloat16(
+def test_a_narrow_model_stays_in_float32_on_a_cpu_and_a_wide_one_does_not(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("video_llama.utils.utils._cpu_computes_bfloat16", lambda: True)
+    assert load_checkpoint(checkpoints["hf"], half=True).model.dtype == torch.float32
+    assert build_checkpoint(checkpoints["original"], dtype="auto").model.dtype == torch.float32
+    monkeypatch.setattr("video_llama.utils.utils.NARROW_WIDTH", 16)
     assert load_checkpoint(checkpoints["hf"], half=True).model.dtype == torch.bfloat16
     assert build_checkpoint(checkpoints["original"], dtype="auto").model.dtype == torch.bfloat16
     assert load_checkpoint(checkpoints["hf"], half=False).model.dtype == torch.float32
-
-
-@pytest.mark.skipif(eva_block.why_not() is not None, reason=str(eva_block.why_not()))
-def test_a_model_loaded_for_answering_in_bfloat16_is_packed_and_is_saved_like_any_other(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    packed = load_checkpoint(checkpoints["hf"], half=True)
-    plain = load_checkpoint(checkpoints["hf"], half=True, pack=False)
-    assert packed.model.video_branch.vision_encoder.is_packed
-    assert build_checkpoint(checkpoints["original"], dtype="auto").model.video_branch.vision_encoder.is_packed
-    in_training = build_checkpoint(checkpoints["original"], dtype="auto", for_training=True)
-    for model in (plain, in_training, load_checkpoint(checkpoints["hf"], half=False)):
-        assert not model.model.video_branch.vision_encoder.is_packed
-    assert packed.model.num_parameters() == plain.model.num_parameters()
-    # Features of a head are filled up from 8 to 32.
-    assert packed.model.get_memory_footprint() >= plain.model.get_memory_footprint()
-    frames = torch.rand(2, 3, 56, 56)
-    features, expected = packed.encode(frames).features, plain.encode(frames).features
-    assert (features - expected).norm() < 0.02 * expected.norm()
-    packed.model.save_pretrained(tmp_path)
-    packed.processor.save_pretrained(tmp_path)
-    assert_same_model(load_checkpoint(tmp_path, half=True), packed)
-    assert_equal_tensors(load_checkpoint(tmp_path, half=True).model.state_dict(), plain.model.state_dict())
-
-
-@pytest.mark.skipif(not cpu_has("amx_bf16"), reason="this CPU has no AMX for bfloat16")
-def test_who_could_be_faster_with_a_compiler_is_told_so(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("video_llama.model.eva_block._load", lambda: (None, "installed without a C compiler"))
-    load_checkpoint(checkpoints["hf"], half=False)
-    load_checkpoint(checkpoints["hf"], half=True, pack=False)
-    assert not [record for record in caplog.records if "compiler" in record.message]
-    assert not load_checkpoint(checkpoints["hf"], half=True).model.video_branch.vision_encoder.is_packed
-    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["frames could be encoded faster on this CPU: installed without a C compiler"]
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_media_are_encoded_together_as_they_are_alone(model: VideoLlama, clips: 
     seen = [media.process_video(clips[number], audio=False)[0] for number in (0, 1, 2)]
     heard = [media.process_audio(clips[4]), torch.randn(3, *media.process_audio(clips[4]).values.shape[1:])]
     items: list[VideoFrames | AudioSegments | torch.Tensor] = [seen[0], heard[0], seen[1], heard[1], seen[2]]
-    for max_pictures in (1, 9, 1000):
-        for item, encoded in zip(items, encode_batch(model, items, max_pictures), strict=True):
+    for max_frames in (1, 9, 1000):
+        for item, encoded in zip(items, encode_batch(model, items, max_frames), strict=True):
             expected = model.encode(item)
             assert encoded.kind == expected.kind
             torch.testing.assert_close(encoded.features, expected.features, rtol=1e-4, atol=1e-5)
@@ -111,7 +111,7 @@ def test_no_more_frames_are_encoded_at_once_than_allowed(
     monkeypatch.setattr(
         model.model, "get_video_features", lambda v, m=None: (sizes.append(v.shape[0]), encode(v, m))[1]
     )
-    encode_batch(model, frames, max_pictures=6)
+    encode_batch(model, frames, max_frames=6)
     assert sizes == [2, 1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Encoders take many pictures in parts: the same result, never more memory than one part needs."""
+"""Encoders take many frames in parts: the same result, never more memory than one part needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.model.test_video_llama import frames, sound
-from video_llama.model.qformer import PICTURES_AT_ONCE, as_frozen, encode_in_parts, position_rows
+from video_llama.model.qformer import (
+    CHUNK_SIZE,
+    LARGEST_CHUNK,
+    as_frozen,
+    choose_chunk_size,
+    encode_in_chunks,
+    position_rows,
+)
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 
@@ -21,7 +28,7 @@ def record_batches(encoder: nn.Module, seen: list[int]) -> Callable[[], None]:
 def test_frames_go_through_the_encoder_in_parts_with_the_features_of_all_at_once(
     tiny_model: VideoLlamaForConditionalGeneration, number: int, parts: list[int]
 ) -> None:
-    assert PICTURES_AT_ONCE == 32
+    assert CHUNK_SIZE == 32
     clip, branch = frames(1, number), tiny_model.video_branch
     seen: list[int] = []
     remove = record_batches(branch.vision_encoder, seen)
@@ -29,7 +36,7 @@ def test_frames_go_through_the_encoder_in_parts_with_the_features_of_all_at_once
         features = branch.encode_frames(clip)
         assert seen == parts
         seen.clear()
-        tiny_model.set_pictures_at_once(None)
+        tiny_model.set_chunk_size(None)
         expected = branch.encode_frames(clip)
         assert seen == [number]
     remove()
@@ -43,7 +50,7 @@ def test_padding_frames_are_in_no_part(tiny_model: VideoLlamaForConditionalGener
     record_batches(tiny_model.video_branch.vision_encoder, seen)
     tokens = tiny_model.video_branch.encode_frames(clips, mask)
     assert seen == [23]
-    tiny_model.set_pictures_at_once(10)
+    tiny_model.set_chunk_size(10)
     in_parts = tiny_model.video_branch.encode_frames(clips, mask)
     assert seen == [23, 10, 10, 3]
     torch.testing.assert_close(in_parts, tokens, rtol=1e-4, atol=1e-6)
@@ -57,7 +64,7 @@ def test_segments_of_sound_go_through_the_encoder_in_parts_too(tiny_model: Video
     record_batches(branch.audio_encoder, seen)
     vectors = branch.encode_segments(noise)
     assert (vectors.shape[:2], seen) == ((2, 20), [32, 8])
-    tiny_model.set_pictures_at_once(None)
+    tiny_model.set_chunk_size(None)
     torch.testing.assert_close(vectors, branch.encode_segments(noise), rtol=1e-4, atol=1e-6)
     assert seen == [32, 8, 40]
 
@@ -69,9 +76,9 @@ def test_a_part_is_never_empty() -> None:
         sizes.append(len(part))
         return part * 2
 
-    pictures = torch.arange(6.0)
-    assert torch.equal(encode_in_parts(encode, pictures, 3), pictures * 2)
-    assert encode_in_parts(encode, torch.empty(0, 3), 3).shape == (0, 3)
+    items = torch.arange(6.0)
+    assert torch.equal(encode_in_chunks(encode, items, 3, 1), items * 2)
+    assert encode_in_chunks(encode, torch.empty(0, 3), 3, 1).shape == (0, 3)
     assert sizes == [3, 3, 0]
 
 
@@ -119,3 +126,14 @@ def test_stretched_positions_are_the_same_where_algorithms_must_be_deterministic
             torch.use_deterministic_algorithms(False)
         results.append((rows, gradient))
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_gpu_takes_as_many_at_once_as_half_of_its_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu, free = torch.device("cuda"), torch.device("cpu"), 2 * 100 * 1000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free // 2, 10 * free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: free)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: free // 2)
+    assert choose_chunk_size(gpu, 300, 1000) == 100
+    assert choose_chunk_size(gpu, 300, 10) == LARGEST_CHUNK
+    assert choose_chunk_size(gpu, 300, 10**6) == CHUNK_SIZE
+    assert choose_chunk_size(cpu, 300, 10) == CHUNK_SIZE

@@ -445,9 +445,9 @@ def test_parts_and_processes_that_do_not_fit_are_refused(make_config: MakeConfig
 
 
 @pytest.mark.parametrize("is_sharded", [True, False])
-def test_encoders_whose_weights_are_shared_out_take_all_pictures_at_once(
+def test_encoders_whose_weights_are_shared_out_take_all_frames_at_once(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, is_sharded: bool
 ) -> None:
     monkeypatch.setattr(Trainer, "_is_sharded", is_sharded)
     model = Trainer(make_config()).model
-    assert (model.video_branch.pictures_at_once is None) is is_sharded
+    assert (model.video_branch.chunk_size is None) is is_sharded

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2QFormerModel
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import PICTURES_AT_ONCE, as_frozen, ask_qformer, encode_in_parts, position_rows
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
 
 __all__ = ["AudioBranch"]
 
@@ -20,17 +19,17 @@ class AudioBranch(nn.Module):
     sound; `vision_encoder` exists only for that training and is absent at inference.
 
     Attributes:
-        pictures_at_once: segments, or frames, that the encoder takes at once; None for all.
+        chunk_size: segments, or frames, that the encoder takes at once.
     """
 
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
-        self.pictures_at_once: int | None = PICTURES_AT_ONCE
+        self.chunk_size: ChunkSize = "auto"
         vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
         self.audio_encoder = ImageBindTrunk(config.audio_config)
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
         self.segment_position_embedding = nn.Embedding(config.max_segment_positions, config.audio_config.output_size)
-        self.audio_qformer = Blip2QFormerModel(config.audio_qformer_config)
+        self.audio_qformer = QFormer(config.audio_qformer_config)
         self.audio_query_tokens = nn.Parameter(torch.empty(1, config.num_audio_query_tokens, width))
         self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
 
@@ -84,13 +83,13 @@ class AudioBranch(nn.Module):
             raise ValueError("this model has no ImageBind vision trunk; its config needs imagebind_vision_config")
         return self._encode(self.vision_encoder, pixel_values)
 
-    def _encode(self, encoder: ImageBindTrunk, pictures: Tensor) -> Tensor:
+    def _encode(self, encoder: ImageBindTrunk, items: Tensor) -> Tensor:
         def encode(part: Tensor) -> Tensor:
             return encoder(part.to(encoder.head.weight.dtype))
 
-        with as_frozen(pictures.device.type, encoder):
-            vectors = encode_in_parts(encode, pictures.flatten(0, 1), self.pictures_at_once)
-        return vectors.unflatten(0, pictures.shape[:2])  # (sounds, pictures, joint_width)
+        with as_frozen(items.device.type, encoder):
+            vectors = encode_in_chunks(encode, items.flatten(0, 1), self.chunk_size, encoder.bytes_per_item())
+        return vectors.unflatten(0, items.shape[:2])  # (audios, segments, joint_width)
 
     def summarise(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:
         """Segment vectors to language-model tokens.

@@ -17,22 +17,23 @@ from video_llama.model.static_decoder import Request
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
 
-__all__ = ["complete_batch", "complete_stream", "encode_batch"]
+__all__ = ["complete_batch", "complete_stream", "encode_batch", "most_frames"]
 
-MAX_PICTURES = 64
-"""Frames, or segments of sound, that are put together for the encoders; more would need more memory and gain
-nothing."""
+MAX_FRAMES = {"cuda": 256}
+"""Frames, or segments of audio, that are put together for the encoders on a device; more need more memory and gain
+nothing. 64 elsewhere."""
 
 
 @torch.inference_mode()
 def encode_batch(
-    model: VideoLlama, media: Sequence[VideoFrames | AudioSegments | Tensor], max_pictures: int = MAX_PICTURES
+    model: VideoLlama, media: Sequence[VideoFrames | AudioSegments | Tensor], max_frames: int | None = None
 ) -> list[EncodedMedia]:
     """Like `VideoLlama.encode` for each item, in the same order, but all frames and all segments together.
 
     Args:
         media: what `VideoLlama.encode` takes; unequal numbers of frames are padded and masked.
-        max_pictures: frames or segments that are encoded at once; an item with more goes alone.
+        max_frames: frames or segments that are encoded at once, by default what suits the device; an item with more
+            goes alone.
 
     Raises:
         ValueError: a sound, and the model was built without its audio branch.
@@ -42,12 +43,17 @@ def encode_batch(
     for is_sound in (False, True):
         numbers = [number for number, tensor in enumerate(values) if (tensor.shape[-3] == 1) == is_sound]
         encode = model.model.get_audio_features if is_sound else model.model.get_video_features
-        for group in _groups(numbers, [len(tensor) for tensor in values], max_pictures):
+        for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or most_frames(model)):
             stacked, mask = pad_items([values[number] for number in group])
             features = encode(stacked.to(model.device), None if mask is None else mask.to(model.device))
             for number, tokens in zip(group, features, strict=True):
                 encoded[number] = EncodedMedia("audio" if is_sound else "image", tokens)
     return [item for item in encoded if item is not None]
+
+
+def most_frames(model: VideoLlama) -> int:
+    """How many frames or segments to encode together where the model is."""
+    return MAX_FRAMES.get(model.device.type, 64)
 
 
 def _groups(numbers: Sequence[int], lengths: Sequence[int], largest: int) -> Iterator[list[int]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 from video_llama.config import ModelConfig
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError
-from video_llama.model import eva_block
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.fitting import check_model_fits
 from video_llama.model.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
@@ -37,11 +37,14 @@ from video_llama.model.trained_run import find_trained_run
 from video_llama.model.weight_files import open_weights
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
-from video_llama.utils.utils import cpu_has, resolve_device, resolve_dtype
+from video_llama.utils.utils import resolve_device, resolve_dtype
 
 __all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
 
 logger = logging.getLogger(__name__)
+
+_Precision = Callable[..., torch.dtype]
+"""`resolve_dtype`, all but the width of the model, which its files tell."""
 
 
 def load_pretrained_model(
@@ -58,7 +61,7 @@ def load_pretrained_model(
     load_in_4bit: bool = False,
     device_map: Any = None,
     attn_implementation: str | None = None,
-    pack: bool = True,
+    compile_encoders: bool = False,
 ) -> VideoLlama:
     """Load a model ready to answer.
 
@@ -76,8 +79,8 @@ def load_pretrained_model(
         load_in_8bit, load_in_4bit: quantise the language model with bitsandbytes; branches stay as they are.
         device_map: how accelerate spreads the model over devices; `device` is then not used.
         attn_implementation: "eager", "sdpa" or "flash_attention_2" (the language model's; encoders use sdpa).
-        pack: in bfloat16 on a CPU, bring the frame encoder into a form that is faster, but only for answering there:
-            it cannot be moved, converted or trained any more.
+        compile_encoders: compile the encoders when they are first called, which takes a minute and pays on a GPU that
+            encodes much (`VideoLlamaForConditionalGeneration.compile_encoders`).
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
@@ -85,15 +88,15 @@ def load_pretrained_model(
     """
     target = resolve_device(device)
     options = _loading_options(load_in_8bit, load_in_4bit, device_map, attn_implementation, target)
-    precision = resolve_dtype(dtype, target, half)
+    precision = partial(resolve_dtype, dtype, target, half)
     template = model_name if model_name in conv_templates else None
     with contextlib.nullcontext() if verbose else _quiet():
         if model_name is not None and template is None:
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
         model = _load_found(model_path, model_base, template, precision, audio, options)
     model.media_cache.max_items = MAX_ITEMS
-    if pack:
-        _pack(model)
+    if compile_encoders:
+        model.model.compile_encoders()
     return model
 
 
@@ -111,8 +114,7 @@ def build_model(
     Args:
         config: the section.
         device: where to; by default a GPU if there is one.
-        for_training: branches that no checkpoint is named for start untrained; otherwise that is an error, and the
-            frame encoder is packed as by `load_pretrained_model`.
+        for_training: branches that no checkpoint is named for start untrained; otherwise that is an error.
         audio_from_images: build ImageBind's vision trunk too, to train the audio branch on images.
         options: further arguments of `load_original`, e.g. `trainable_dtype`.
 
@@ -120,7 +122,7 @@ def build_model(
         CheckpointError, ConfigError: as `load_pretrained_model`.
     """
     target = resolve_device(device)
-    precision = resolve_dtype(config.dtype, target)
+    precision = partial(resolve_dtype, config.dtype, target)
     in_8bit = config.load_in_8bit or config.low_resource
     options |= _loading_options(in_8bit, config.load_in_4bit, config.device_map, config.attn_implementation, target)
     hears, wanted = config.equip_audio_branch, "the checkpoint of the vision branch (model.ckpt)"
@@ -135,8 +137,6 @@ def build_model(
         sizes = sizes_to_set(config, files)
         template = _template_name(config.model_type)
         model = _load_original(files, template, precision, options, sizes, audio_from_images)
-    if not for_training:
-        _pack(model)
     return model
 
 
@@ -167,7 +167,7 @@ def _load_found(
     model_path: str | os.PathLike[str],
     model_base: str | os.PathLike[str] | None,
     template: str | None,
-    precision: torch.dtype,
+    precision: _Precision,
     audio: bool | None,
     options: dict[str, Any],
 ) -> VideoLlama:
@@ -187,7 +187,7 @@ def _load_trained_run(
     config: ModelConfig,
     model_base: str | os.PathLike[str] | None,
     template: str | None,
-    precision: torch.dtype,
+    precision: _Precision,
     audio: bool | None,
     options: dict[str, Any],
 ) -> VideoLlama:
@@ -205,7 +205,7 @@ def _load_trained_run(
 def _load_transformers(
     folder: Path,
     template: str | None,
-    precision: torch.dtype,
+    precision: _Precision,
     audio: bool | None,
     options: dict[str, Any],
     audio_from_images: bool = False,
@@ -220,14 +220,15 @@ def _load_transformers(
     if template is not None:
         overrides["conv_template"] = template
     processor = VideoLlamaProcessor.from_pretrained(folder, **overrides)
-    _check_fits(config, precision, options)
-    return VideoLlama(load_transformers(folder, config=config, dtype=precision, **options), processor)
+    dtype = precision(width=_width(config))
+    _check_fits(config, dtype, options)
+    return VideoLlama(load_transformers(folder, config=config, dtype=dtype, **options), processor)
 
 
 def _load_original(
     files: OriginalFiles,
     template: str | None,
-    precision: torch.dtype,
+    precision: _Precision,
     options: dict[str, Any],
     sizes: dict[str, Any] | None = None,
     audio_from_images: bool = False,
@@ -240,24 +241,19 @@ def _load_original(
     # First, because a tokenizer that does not fit the weights fails with less to say about why.
     check_language_model(open_weights(files.language_model), config.text_config)
     processor = build_processor(config, files.language_model, template)
-    _check_fits(config, precision, options)
-    return VideoLlama(load_original(files, config=config, dtype=precision, **options), processor)
+    dtype = precision(width=_width(config))
+    _check_fits(config, dtype, options)
+    return VideoLlama(load_original(files, config=config, dtype=dtype, **options), processor)
 
 
-def _pack(model: VideoLlama) -> None:
-    encoder = model.model.video_branch.vision_encoder
-    if encoder.pack():
-        logger.info("frame encoder packed for bfloat16 on this CPU")
-        return
-    weight = encoder.cls_token
-    could_be = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and cpu_has("amx_bf16")
-    if could_be and (problem := eva_block.why_not()):
-        logger.warning("frames could be encoded faster on this CPU: %s", problem)
+def _width(config: VideoLlamaConfig) -> int:
+    """The width of the widest part."""
+    return max(config.vision_config.hidden_size, config.get_text_config().hidden_size)
 
 
-def _check_fits(config: VideoLlamaConfig, precision: torch.dtype, options: dict[str, Any]) -> None:
+def _check_fits(config: VideoLlamaConfig, dtype: torch.dtype, options: dict[str, Any]) -> None:
     quantization = options.get("quantization_config")
-    check_model_fits(config, precision, device_map=options.get("device_map"), quantization_config=quantization)
+    check_model_fits(config, dtype, device_map=options.get("device_map"), quantization_config=quantization)
 
 
 @contextlib.contextmanager

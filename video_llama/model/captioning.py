@@ -8,7 +8,7 @@ from itertools import count
 
 from video_llama.conversation import Conversation, introduce_media
 from video_llama.errors import VideoLlamaError
-from video_llama.model.batching import MAX_PICTURES, complete_batch, complete_stream, encode_batch
+from video_llama.model.batching import complete_batch, complete_stream, encode_batch, most_frames
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import Prompt, VideoLlama
 from video_llama.model.shared_prefix import SharedPrefix
@@ -60,7 +60,7 @@ class BatchCaptioner:
         options: how answers are drawn; greedy ones are those of one clip at a time.
         batch_size: clips that are answered together.
         conversation: template and system prompt; by default those that belong to the weights.
-        max_pictures: frames that are encoded together.
+        max_frames: frames that are encoded together; by default what suits the model's device.
     """
 
     model: VideoLlama
@@ -68,7 +68,7 @@ class BatchCaptioner:
     options: GenerationOptions = field(default_factory=GenerationOptions)
     batch_size: int = 8
     conversation: Conversation | None = None
-    max_pictures: int = MAX_PICTURES
+    max_frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -82,12 +82,13 @@ class BatchCaptioner:
             return
         unencoded: list[WindowRead] = []
         waiting: dict[int, list[_Question]] = {}  # by length
+        most = self.max_frames or most_frames(self.model)
         for read in reads:
             if isinstance(read.window, VideoLlamaError):
                 yield WindowCaption(read.key, read.number, read.num_windows, None, read.window)
                 continue
             unencoded.append(read)
-            if len(unencoded) >= self.batch_size or _num_pictures(unencoded) >= self.max_pictures:
+            if len(unencoded) >= self.batch_size or _num_frames(unencoded) >= most:
                 _add(waiting, self._encode(unencoded))
                 unencoded = []
             for equal in waiting.values():  # the best company there is; the next clips are decoded meanwhile
@@ -111,12 +112,13 @@ class BatchCaptioner:
 
     def _encode_ahead(self, reads: Iterable[WindowRead], failed: list[WindowCaption]) -> Iterator[_Question]:
         unencoded: list[WindowRead] = []
+        most = self.max_frames or most_frames(self.model)
         for read in reads:
             if isinstance(read.window, VideoLlamaError):
                 failed.append(WindowCaption(read.key, read.number, read.num_windows, None, read.window))
                 continue
             unencoded.append(read)
-            if len(unencoded) >= self.batch_size or _num_pictures(unencoded) >= self.max_pictures:
+            if len(unencoded) >= self.batch_size or _num_frames(unencoded) >= most:
                 yield from self._encode(unencoded)
                 unencoded = []
         yield from self._encode(unencoded)
@@ -125,7 +127,7 @@ class BatchCaptioner:
         """Prompts with their media; the media themselves are let go."""
         windows = [read.window for read in reads if isinstance(read.window, Window)]
         items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
-        encoded = iter(encode_batch(self.model, [item for of_one in items for item in of_one], self.max_pictures))
+        encoded = iter(encode_batch(self.model, [item for of_one in items for item in of_one], self.max_frames))
         for read, window, of_one in zip(reads, windows, items, strict=True):
             conversation = (self.conversation or self.model.new_conversation()).copy()
             conversation.ask(self.prompt)
@@ -170,6 +172,6 @@ def _add(waiting: dict[int, list[_Question]], questions: Iterable[_Question]) ->
         waiting.setdefault(len(prompt.keys), []).append((caption, prompt))
 
 
-def _num_pictures(reads: Sequence[WindowRead]) -> int:
+def _num_frames(reads: Sequence[WindowRead]) -> int:
     items = [read.window.frames for read in reads if isinstance(read.window, Window)]
     return sum(len(item.pixel_values if isinstance(item, VideoFrames) else item) for item in items if item is not None)

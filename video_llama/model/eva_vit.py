@@ -8,125 +8,42 @@ the last block (BLIP-2 puts its own, `vision_norm`, behind it).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 
-from video_llama.model import eva_block
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
-from video_llama.model.packed_block import PackedBlock, PatchProduct, can_pack
-from video_llama.model.qformer import is_offloaded, trains
-from video_llama.utils.threads import map_on_threads
+from video_llama.model.patches import PatchConv2d
 
-__all__ = ["EvaVit", "build_eva_vit", "interpolate_position_table"]
+__all__ = ["build_eva_vit", "interpolate_position_table"]
 
 
-class EvaVit(Eva):
-    """timm's EVA ViT, which can be made to answer faster on a CPU."""
+class FrameAttention(EvaAttention):
+    """timm's attention of EVA, which adds the biases in the product unless its layer has to be called.
 
-    patch_embed: nn.Module
-    is_packed = False
-    shares_images = False  # over threads, each of which takes its images through the whole encoder
+    It has to be where more than a plain layer stands: accelerate's offloading brings the weight in for the call, and an
+    adapter of PEFT adds its own part.
+    """
 
-    def pack(self) -> bool:
-        """Make it answer faster on a CPU; elsewhere nothing is done.
-
-        Images are shared out over threads. In bfloat16 the blocks are brought into the form of `packed_block.py`, if
-        the CPU has AMX (`eva_block.why_not`): for good, and frozen, each weight being let go of once it is packed.
-        Names and values of a `state_dict` stay as they are, but it holds copies; `parameters()` has no packed weights.
-        A packed block is not called: its hooks do not run, and `forward_features` and the like are refused. Where
-        images are shared out, a hook runs for each thread's part.
-
-        Returns:
-            whether the blocks are packed now.
-        """
-        if is_offloaded(self) or any(weight.device.type != "cpu" for weight in self.parameters()):
-            return False
-        self.shares_images = True
-        if not self.is_packed and all(can_pack(block) for block in self.blocks):
-            self.requires_grad_(False)
-            self.patch_embed = PatchProduct(self.patch_embed)
-            for number, block in enumerate(self.blocks):
-                self.blocks[number] = PackedBlock(block)
-            self.is_packed = True
-        return self.is_packed
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EvaVit:
-        if self.is_packed:
-            moved = fn(torch.empty(0, dtype=torch.bfloat16))
-            if moved.dtype != torch.bfloat16 or moved.device.type != "cpu":
-                raise RuntimeError(
-                    f"this model's frame encoder is packed for bfloat16 on the CPU and cannot become {moved.dtype} on "
-                    f"{moved.device}: load it there (device=, dtype=), or load it with pack=False"
-                )
-        return super()._apply(fn, recurse)
-
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        """Images (images, 3, height, width) to all tokens (images, 1 + patches, width).
-
-        Args:
-            x: images.
-            options: what timm's forward takes; nothing once the blocks are packed.
-
-        Raises:
-            RuntimeError: the blocks are packed, and there are options or gradients are wanted.
-        """
-        if self.is_packed:
-            if options:
-                raise RuntimeError(f"a packed frame encoder takes no {', '.join(options)}: load it with pack=False")
-            if trains(self) or (x.requires_grad and torch.is_grad_enabled()):
-                raise RuntimeError("a packed frame encoder lets no gradient through: load the model with pack=False")
-            with torch.no_grad():
-                return self._encode_packed(x)
-        if is_offloaded(self):
-            # timm's shorter way reads the layer's weight without calling the layer, which would bring the weight in.
-            for block in self.blocks:
-                block.attn.qkv_bias_separate = True
-        encode = partial(super().forward, **options)
-        tokens: Tensor = map_on_threads(encode, x) if self.shares_images and x.device.type == "cpu" else encode(x)
-        return tokens
-
-    def forward_features(self, *arguments: Any, **options: Any) -> Tensor:
-        """As in timm.
-
-        Raises:
-            RuntimeError: the blocks are packed.
-        """
-        self._refuse_if_packed("forward_features")
-        tokens: Tensor = super().forward_features(*arguments, **options)
-        return tokens
-
-    def forward_intermediates(self, *arguments: Any, **options: Any) -> Any:
-        """As in timm.
-
-        Raises:
-            RuntimeError: the blocks are packed.
-        """
-        self._refuse_if_packed("forward_intermediates")
-        return super().forward_intermediates(*arguments, **options)
-
-    def _refuse_if_packed(self, name: str) -> None:
-        if self.is_packed:
-            raise RuntimeError(f"a packed frame encoder has no {name}: load the model with pack=False")
-
-    def _encode_packed(self, pictures: Tensor) -> Tensor:
-        patches = self.patch_embed(pictures)
-        states = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1).float()
-        blocks, kept = zip(*(block.addresses() for block in self.blocks), strict=True)
-        eva_block.forward(blocks, states.add_(self.pos_embed), torch.get_num_threads())
-        del kept  # not before the blocks have read it
-        return states.to(torch.bfloat16)
+    def forward(self, x: Tensor, *ignored: Any, **none: Any) -> Tensor:
+        """(images, tokens, width) to the same; timm's further arguments mean nothing to this model."""
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        is_plain = type(self.qkv) is nn.Linear and not hasattr(self.qkv, "_hf_hook")
+        states = F.linear(x, self.qkv.weight, bias) if is_plain else self.qkv(x) + bias  # (images, tokens, 3 * width)
+        heads = states.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*heads.unbind(0))  # (images, heads, tokens, head_width)
+        output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return output
 
 
-def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:
+def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
     """An uninitialised-by-checkpoint EVA ViT that maps (images, 3, H, W) to all tokens (images, 1 + patches, width)."""
-    encoder = EvaVit(
+    encoder = Eva(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.hidden_size,
@@ -140,7 +57,10 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> EvaVit:
         global_pool="",
     )
     encoder.norm = nn.Identity()
+    side = config.patch_size
+    encoder.patch_embed.proj = PatchConv2d(3, config.hidden_size, side, stride=side)
     for block in encoder.blocks:
+        block.attn = FrameAttention(config.hidden_size, config.num_attention_heads, scale_norm=False)
         block.mlp.act = FrugalGELU()
     return encoder
 

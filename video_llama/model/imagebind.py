@@ -11,6 +11,7 @@ The published ImageBind weights are CC BY-NC-SA 4.0: non-commercial use only.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import ImageBindTrunkConfig
+from video_llama.model.patches import PatchConv3d
+from video_llama.model.precision import keeping_float32
 
 __all__ = ["ImageBindTrunk"]
 
@@ -32,14 +35,14 @@ class ImageBindTrunk(nn.Module):
         super().__init__()
         self.config = config
         width, is_audio = config.hidden_size, config.modality == "audio"
-        self.patch_projection: nn.Conv2d | nn.Conv3d
+        self.patch_projection: nn.Conv2d | PatchConv3d
         if is_audio:
             self.patch_projection = nn.Conv2d(1, width, config.patch_size, stride=config.stride, bias=False)
             self.register_buffer("log_logit_scale", torch.tensor(math.log(AUDIO_LOGIT_SCALE)))
         else:
             kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
             stride = (config.temporal_patch_size, config.stride, config.stride)
-            self.patch_projection = nn.Conv3d(3, width, kernel, stride=stride, bias=False)
+            self.patch_projection = PatchConv3d(3, width, kernel, stride=stride, bias=False)
             self.log_logit_scale = None
         self.patch_norm = nn.LayerNorm(width, eps=STEM_NORM_EPS) if is_audio else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
@@ -73,6 +76,19 @@ class ImageBindTrunk(nn.Module):
         """What `encode` returns, (..., hidden_size), into the joint space (..., output_size)."""
         joint = F.normalize(self.head(class_state), dim=-1)
         return joint if self.log_logit_scale is None else joint * self.log_logit_scale.exp().to(joint.dtype)
+
+    def bytes_per_item(self) -> int:
+        """Memory of a block's states for one segment or frame: in, sum, and the MLP's widest."""
+        config = self.config
+        width = config.hidden_size + config.intermediate_size
+        return int(config.num_tokens * 2 * width * self.head.weight.dtype.itemsize)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageBindTrunk:
+        scale = self.log_logit_scale
+        super()._apply(fn, recurse)
+        if scale is not None:
+            self.log_logit_scale = keeping_float32(fn, torch.float16, torch.bfloat16)(scale)
+        return self
 
     def _embed_patches(self, pictures: Tensor) -> Tensor:
         if self.config.modality == "vision":

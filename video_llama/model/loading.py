@@ -34,6 +34,7 @@ from video_llama.model.language_model import guess_conv_template, read_language_
 from video_llama.model.load_report import POSITION_TABLE, Found, LoadReport, Source, match_weights
 from video_llama.model.matching import log_report, match_original, match_transformers
 from video_llama.model.original_files import OriginalFiles
+from video_llama.model.precision import kept_dtype
 from video_llama.model.quantization import settle_quantised_layers, spare_branches
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_files import open_weights
@@ -228,7 +229,8 @@ class _StoredTensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         stored = self.found.weights.header(self.found.name).dtype
-        tensor = self.found.weights.read(self.found.name, self.dtype if stored.is_floating_point else stored)
+        dtype = kept_dtype(self.name, self.dtype) if stored.is_floating_point else stored
+        tensor = self.found.weights.read(self.found.name, dtype)
         if self.name == POSITION_TABLE:
             tensor = interpolate_position_table(tensor, self.num_patches)
         return tensor[index]

@@ -10,8 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from video_llama.model.packed_block import PackedLinear
-
 __all__ = ["MAX_ITEMS", "MediaCache"]
 
 MAX_ITEMS = 64
@@ -64,8 +62,7 @@ class MediaCache:
 
 def _version(branch: nn.Module) -> int:
     """Another one after each step of an optimizer and each loading of weights."""
-    steps = sum(parameter._version for parameter in branch.parameters() if not parameter.is_inference())
-    return steps + sum(layer.num_loads for layer in branch.modules() if isinstance(layer, PackedLinear))
+    return sum(parameter._version for parameter in branch.parameters() if not parameter.is_inference())
 
 
 def content_key(values: Tensor) -> str:

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerModel
 
+from video_llama.model.precision import keeping_float32
 from video_llama.model.train_mode import requires_gradients
 
 __all__ = [
-    "PICTURES_AT_ONCE",
+    "CHUNK_SIZE",
+    "LARGEST_CHUNK",
+    "ChunkSize",
+    "QFormer",
     "as_frozen",
     "ask_qformer",
-    "encode_in_parts",
-    "is_offloaded",
+    "choose_chunk_size",
+    "encode_in_chunks",
     "position_rows",
     "trains",
 ]
 
-PICTURES_AT_ONCE = 32
-"""Frames, or segments of sound, that go through an encoder at once; more would need more memory and gain nothing."""
+ChunkSize = int | Literal["auto"] | None
+"""Frames or segments that an encoder takes at once: a number, what suits its device, or (None) all."""
+
+CHUNK_SIZE = 32
+"""Frames, or segments of audio, that go through an encoder at once on a CPU; more need more memory and gain nothing."""
+LARGEST_CHUNK = 256
+"""The same on a GPU with memory to spare, which has less to do in between."""
+
+
+class QFormer(Blip2QFormerModel):
+    """BLIP-2's Q-Former, which stays in float32 where all else becomes float16, as transformers' BLIP-2 keeps it."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QFormer:
+        super()._apply(keeping_float32(fn, torch.float16), recurse)
+        return self
 
 
 def ask_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -81,18 +99,32 @@ def _stretch_in_order(table: Tensor, length: int) -> Tensor:
     return torch.lerp(table[before].float(), table[before + 1].float(), share).to(table.dtype)
 
 
-def encode_in_parts(encode: Callable[[Tensor], Tensor], pictures: Tensor, at_once: int | None) -> Tensor:
-    """The same as `encode(pictures)`, with the memory of `at_once` pictures however many there are.
+def encode_in_chunks(
+    encode: Callable[[Tensor], Tensor], items: Tensor, chunk_size: ChunkSize, bytes_per_item: int
+) -> Tensor:
+    """The same as `encode(items)`, with the memory of one chunk however many items there are.
 
     Args:
-        encode: maps (pictures, ...) to (pictures, ...), each picture by itself.
-        pictures: (pictures, ...).
-        at_once: None for all, as encoders need it whose weights are shared out: all processes must run them equally
+        encode: maps (items, ...) to (items, ...), each item by itself.
+        items: (items, ...), on the encoder's device.
+        chunk_size: None for all, as encoders need it whose weights are shared out: all processes must run them equally
             often.
+        bytes_per_item: what the encoder needs for an item while it runs.
     """
-    if at_once is None or len(pictures) <= at_once:
-        return encode(pictures)
-    return torch.cat([encode(part) for part in pictures.split(at_once)])
+    if chunk_size == "auto":
+        chunk_size = choose_chunk_size(items.device, len(items), bytes_per_item)
+    if chunk_size is None or len(items) <= chunk_size:
+        return encode(items)
+    return torch.cat([encode(part) for part in items.split(chunk_size)])
+
+
+def choose_chunk_size(device: torch.device, number: int, bytes_per_item: int) -> int:
+    """How many of `number` items to encode at once; half of a GPU's free memory may be used for it."""
+    if device.type != "cuda" or number <= CHUNK_SIZE:
+        return CHUNK_SIZE
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(CHUNK_SIZE, min(LARGEST_CHUNK, free // 2 // bytes_per_item))
 
 
 def trains(*modules: nn.Module) -> bool:
@@ -118,8 +150,3 @@ def as_frozen(device_type: str, *modules: nn.Module) -> Iterator[None]:
         if not is_trained and torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             settings.enter_context(torch.autocast(device_type, enabled=False))
         yield
-
-
-def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate brings weights in for each call of a layer, and takes them away again."""
-    return any(hasattr(part, "_hf_hook") for part in module.modules())

@@ -29,6 +29,7 @@ from video_llama.model.checkpoint import (
 )
 from video_llama.model.load_report import Found
 from video_llama.model.original_files import IMAGEBIND_FILE, QFORMER_FILE, VISION_FILE
+from video_llama.model.precision import kept_dtype
 from video_llama.model.weight_files import Weights
 from video_llama.utils.files import write_whole
 
@@ -95,10 +96,11 @@ def write_shards(
         names: name to write to name to read.
         folder: an existing folder.
         max_shard_size: bytes, or text such as "5GB".
-        dtype: convert all numbers with a fraction; None keeps every tensor's own.
+        dtype: convert all numbers with a fraction, but for what keeps more digits (`kept_dtype`); None keeps every
+            tensor's own.
         advance: called with the number of bytes of every tensor written.
     """
-    headers = {name: _as_written(weights.header(stored), dtype) for name, stored in names.items()}
+    headers = {name: _as_written(stored, weights.header(stored), dtype) for name, stored in names.items()}
     plan = split_torch_state_dict_into_shards(
         headers, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
@@ -161,10 +163,10 @@ def _read_all(
     weights: Weights, names: Mapping[str, str], dtype: torch.dtype | None, advance: Advance
 ) -> Iterator[tuple[str, Tensor]]:
     for name, stored in names.items():
-        tensor = weights.read(stored, _as_written(weights.header(stored), dtype).dtype).contiguous()
+        tensor = weights.read(stored, _as_written(stored, weights.header(stored), dtype).dtype).contiguous()
         advance(tensor.nbytes)
         yield name, tensor
 
 
-def _as_written(header: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return header.to(dtype) if dtype is not None and header.is_floating_point() else header
+def _as_written(name: str, header: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return header.to(kept_dtype(name, dtype)) if dtype is not None and header.is_floating_point() else header

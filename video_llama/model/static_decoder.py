@@ -21,7 +21,6 @@ from transformers import Cache, DynamicCache, GenerationConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from video_llama.model.generation import GenerationOptions, cache_argument
-from video_llama.model.qformer import is_offloaded
 from video_llama.model.shared_prefix import SharedPrefix
 
 __all__ = ["Request", "StaticDecoder", "why_not_static"]
@@ -75,7 +74,8 @@ def why_not_static(language_model: PreTrainedModel) -> str:
         return "its rotary embedding depends on the length of the text"
     if language_model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention {language_model.config._attn_implementation!r} takes no mask of its own"
-    if is_offloaded(language_model) or len({parameter.device for parameter in language_model.parameters()}) > 1:
+    devices = {parameter.device for parameter in language_model.parameters()}
+    if len(devices) > 1 or any(hasattr(module, "_hf_hook") for module in language_model.modules()):
         return "its weights do not lie on one device"
     return ""
 

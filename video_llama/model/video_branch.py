@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2QFormerModel
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import build_eva_vit
-from video_llama.model.qformer import (
-    PICTURES_AT_ONCE,
-    as_frozen,
-    ask_qformer,
-    encode_in_parts,
-    is_offloaded,
-    position_rows,
-)
-from video_llama.utils.threads import map_on_threads
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
 
 __all__ = ["VideoBranch"]
 
@@ -28,19 +19,20 @@ class VideoBranch(nn.Module):
     `encode_frames` is that part, `summarise` the rest.
 
     Attributes:
-        pictures_at_once: frames that the encoder takes at once; None for all.
+        chunk_size: frames that the encoder takes at once.
     """
 
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
-        self.pictures_at_once: int | None = PICTURES_AT_ONCE
+        self.config = config
+        self.chunk_size: ChunkSize = "auto"
         vision, width = config.vision_config, config.qformer_config.hidden_size
         self.vision_encoder = build_eva_vit(vision)
         self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
-        self.qformer = Blip2QFormerModel(config.qformer_config)
+        self.qformer = QFormer(config.qformer_config)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, width))
         self.frame_position_embedding = nn.Embedding(config.max_frame_positions, width)
-        self.video_qformer = Blip2QFormerModel(config.video_qformer_config)
+        self.video_qformer = QFormer(config.video_qformer_config)
         self.video_query_tokens = nn.Parameter(torch.empty(1, config.num_video_query_tokens, width))
         self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
 
@@ -73,22 +65,23 @@ class VideoBranch(nn.Module):
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
         real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
         with as_frozen(pixel_values.device.type, self.vision_encoder, self.vision_norm, self.qformer):
-            tokens = encode_in_parts(self._encode, real, self.pictures_at_once)  # (real frames, queries, width)
+            # (real frames, queries, width)
+            tokens = encode_in_chunks(self._encode, real, self.chunk_size, self._bytes_per_frame())
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
         frame_tokens[frame_mask] = tokens
         return frame_tokens
 
-    def _encode(self, pictures: Tensor) -> Tensor:
-        """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
-        patches = self.vision_encoder(pictures.to(self.vision_norm.weight.dtype))
-        if self.vision_encoder.shares_images and patches.device.type == "cpu" and not is_offloaded(self):
-            return map_on_threads(self._ask, patches)
-        return self._ask(patches)
+    def _bytes_per_frame(self) -> int:
+        """Memory of a block's states: in, sum, and the MLP's widest."""
+        vision, dtype = self.config.vision_config, self.vision_norm.weight.dtype
+        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        return int(tokens * 2 * (vision.hidden_size + vision.intermediate_size) * dtype.itemsize)
 
-    def _ask(self, patches: Tensor) -> Tensor:
-        """Tokens of the ViT (frames, tokens, width) to query outputs (frames, queries, width)."""
+    def _encode(self, frames: Tensor) -> Tensor:
+        """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
+        patches = self.vision_encoder(frames.to(self.vision_norm.weight.dtype))
         return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(patches))
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:

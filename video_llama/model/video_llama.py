@@ -17,7 +17,8 @@ from video_llama.model.fusion import find_placeholders, splice_features
 from video_llama.model.generation import cache_argument
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.loss import run_on_answers
-from video_llama.model.packed_block import PackedLinear
+from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE
+from video_llama.model.qformer import ChunkSize
 from video_llama.model.train_mode import keep_frozen_parts_evaluating
 from video_llama.model.video_branch import VideoBranch
 
@@ -44,6 +45,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch", "EvaBlock"]
     # A folder may hold more than is wanted of it: sound for a model that only looks, ImageBind's vision trunk.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^audio_branch\."]
+    _keep_in_fp32_modules: ClassVar[list[str]] = list(KEPT_FROM_FLOAT16)
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [LOGIT_SCALE]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(self, config: VideoLlamaConfig, language_model: PreTrainedModel | None = None) -> None:
@@ -69,17 +72,6 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Whether `generate` may ask for the last position's logits only: the language model decides."""
         return bool(self.language_model._supports_logits_to_keep())
 
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """As in transformers, with the weights of a packed frame encoder, which are no parameters of torch."""
-        counted: int = super().num_parameters(only_trainable, exclude_embeddings)
-        packed = [layer for layer in self.modules() if isinstance(layer, PackedLinear) and not only_trainable]
-        return counted + sum(layer.in_features * layer.out_features for layer in packed)
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """As in transformers, with the weights of a packed frame encoder."""
-        counted: int = super().get_memory_footprint(return_buffers)
-        return counted + sum(layer.packed.nbytes for layer in self.modules() if isinstance(layer, PackedLinear))
-
     def train(self, mode: bool = True) -> VideoLlamaForConditionalGeneration:
         """As in torch, except that a frozen part stays in evaluation mode: no dropout where nothing learns."""
         if not mode or not self.training:
@@ -88,11 +80,26 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             keep_frozen_parts_evaluating(self)
         return self
 
-    def set_pictures_at_once(self, number: int | None) -> None:
-        """How many frames or segments of sound the encoders take at once; None for all, which sharding needs."""
-        self.video_branch.pictures_at_once = number
+    def set_chunk_size(self, chunk_size: ChunkSize) -> None:
+        """How many frames or segments the encoders take at once; None for all, which sharding needs."""
+        self.video_branch.chunk_size = chunk_size
         if self.audio_branch is not None:
-            self.audio_branch.pictures_at_once = number
+            self.audio_branch.chunk_size = chunk_size
+
+    def compile_encoders(self, **options: Any) -> None:
+        """Compile the blocks of ViT, BLIP-2's Q-Former and ImageBind with `torch.compile`, for any number of frames.
+
+        One block of a kind is compiled when it is first called, which takes seconds, and serves all others of its kind;
+        a single frame has a version of its own. Names of weights stay. It pays where much is encoded, on a GPU.
+
+        Args:
+            options: of `torch.compile`, e.g. `mode="max-autotune-no-cudagraphs"`.
+        """
+        blocks = [*self.video_branch.vision_encoder.blocks, *self.video_branch.qformer.encoder.layer]
+        if self.audio_branch is not None:
+            blocks += self.audio_branch.audio_encoder.blocks
+        for block in blocks:
+            block.compile(**{"dynamic": True, "fullgraph": True, **options})
 
     def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frames (videos, frames, 3, height, width) to language-model tokens (videos, video_queries, width)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from video_llama.config import FeaturesConfig
@@ -16,7 +16,6 @@ from video_llama.data.build import EncodedDataset
 from video_llama.data.encoding import MediaInput
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.errors import ConfigError
-from video_llama.model.packed_block import all_weights
 from video_llama.model.qformer import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.logbook import Logbook
@@ -37,7 +36,7 @@ def open_feature_store(
     if config.dir is None:
         return None
     video, audio = model.video_branch, model.audio_branch
-    encoders = {"pixel_values": [video.vision_encoder, video.vision_norm, video.qformer]}
+    encoders: dict[str, list[nn.Module]] = {"pixel_values": [video.vision_encoder, video.vision_norm, video.qformer]}
     weights = {"pixel_values": [video.query_tokens]}
     if audio is not None:
         encoders["audio_values"] = [audio.audio_encoder]
@@ -46,7 +45,7 @@ def open_feature_store(
     if any(trains(*modules) for modules in encoders.values()):
         raise ValueError("features can only be cached of frozen encoders")
     fingerprints = {
-        name: fingerprint([*(w for module in modules for w in all_weights(module)), *weights.get(name, [])])
+        name: fingerprint([*(w for module in modules for w in module.parameters()), *weights.get(name, [])])
         for name, modules in encoders.items()
     }
     folder = Path(config.dir).expanduser()

@@ -97,7 +97,7 @@ class Trainer:
         self.processor, self.model = model.processor, model.model
         freeze_for_training(self.model, trains)
         if self._is_sharded:  # each process may have another number of frames, but all must run the encoders together
-            self.model.set_pictures_at_once(None)
+            self.model.set_chunk_size(None)
         if config.model.use_grad_checkpoint:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self._filler = self._open_cache(as_sound)

@@ -1,0 +1,40 @@
+"""What keeps more digits than the rest of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["KEPT_FROM_FLOAT16", "LOGIT_SCALE", "keeping_float32", "kept_dtype"]
+
+KEPT_FROM_FLOAT16 = ("qformer",)
+"""In names of weights that float16 does not reach: the Q-Formers, whose states can exceed its range."""
+LOGIT_SCALE = "log_logit_scale"
+"""In names of weights that are always float32: rounded to bfloat16, ImageBind's 20 would be 20.09."""
+
+
+def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The precision of a weight in a model of a precision."""
+    is_kept = name.endswith(LOGIT_SCALE) if dtype == torch.bfloat16 else _is_kept_from_float16(name)
+    return torch.float32 if is_kept and dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _is_kept_from_float16(name: str) -> bool:
+    return name.endswith(LOGIT_SCALE) or any(part in name for part in KEPT_FROM_FLOAT16)
+
+
+def keeping_float32(convert: Callable[[Tensor], Tensor], *reduced: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What `nn.Module._apply` takes, except that nothing is converted to one of the reduced precisions.
+
+    What would be becomes float32, unrounded, on the device where it would go.
+    """
+
+    def apply(tensor: Tensor) -> Tensor:
+        converted = convert(tensor)
+        if converted.dtype in reduced and tensor.dtype != converted.dtype:
+            return tensor.to(converted.device, torch.float32)
+        return converted
+
+    return apply
