@@ -13,11 +13,11 @@ def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor, 
     Args:
         inputs_embeds: (batch, length, width).
         positions: (batch, length), bool, True on placeholders.
-        features: (items, tokens, width); items of the whole batch, first sample first.
+        features: (items, tokens, width), on any device; items of the whole batch, first sample first.
         what: "image" or "sound", for the error message.
 
     Returns:
-        (batch, length, width), in the dtype of `inputs_embeds`; differentiable in both inputs.
+        (batch, length, width), with the dtype and the device of `inputs_embeds`; differentiable in both inputs.
 
     Raises:
         ValueError: the number of placeholders is not items * tokens.
@@ -28,4 +28,4 @@ def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor, 
             f"the prompt holds {placeholders} {what} placeholder ids, but {features.shape[0]} {what} item(s) of "
             f"{features.shape[1]} tokens were given; each item needs one run of placeholders"
         )
-    return inputs_embeds.masked_scatter(positions[..., None], features.to(inputs_embeds.dtype))
+    return inputs_embeds.masked_scatter(positions[..., None], features.to(inputs_embeds))

@@ -18,6 +18,7 @@ from video_llama.conversation import Conversation, conv_templates, introduce_med
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
 from video_llama.model.media_cache import MediaCache
+from video_llama.model.qformer import execution_device
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
@@ -72,8 +73,8 @@ class VideoLlama:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        """Where inputs go: the device that looks up the token embeddings."""
+        return execution_device(self.model.get_input_embeddings())
 
     @property
     def has_audio(self) -> bool:

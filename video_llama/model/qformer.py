@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerModel
 
-__all__ = ["PICTURES_AT_ONCE", "ask_qformer", "encode_in_parts", "is_offloaded", "position_rows", "trains"]
+__all__ = [
+    "PICTURES_AT_ONCE",
+    "ask_qformer",
+    "encode_in_parts",
+    "execution_device",
+    "is_offloaded",
+    "position_rows",
+    "trains",
+]
 
 PICTURES_AT_ONCE = 32
 """Frames, or segments of sound, that go through an encoder at once; more would need more memory and gain nothing."""
@@ -32,24 +40,31 @@ def ask_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor
     return answer.last_hidden_state
 
 
-def position_rows(table: Tensor, length: int, mask: Tensor | None = None) -> Tensor:
+def position_rows(embedding: nn.Embedding, length: int, mask: Tensor | None = None) -> Tensor:
     """Position embeddings for sequences of frames or segments.
 
     Up to the table's size these are its first rows. A longer sequence stretches the table linearly over itself,
     first and last row at its ends, so that any number of frames or segments can be read.
 
     Args:
-        table: (rows, width).
+        embedding: the table, (rows, width).
         length: what the batch is padded to.
         mask: (batch, length), bool, False on padding, which must come last; None if nothing is padded.
 
     Returns:
         (batch, length, width), zeros on padding; batch is 1 (to be broadcast) without a mask.
     """
+    table = _all_rows(embedding)
     if mask is None:
         return _fit_rows(table, length)[None]
     rows = [F.pad(_fit_rows(table, real), (0, 0, 0, length - real)) for real in mask.sum(dim=1).tolist()]
     return torch.stack(rows)
+
+
+def _all_rows(embedding: nn.Embedding) -> Tensor:
+    if is_offloaded(embedding):  # its weight is brought in when it is called, and only then
+        return embedding(torch.arange(embedding.num_embeddings))
+    return embedding.weight
 
 
 def _fit_rows(table: Tensor, length: int) -> Tensor:
@@ -82,3 +97,9 @@ def trains(*modules: nn.Module) -> bool:
 def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate brings weights in for each call of a layer, and takes them away again."""
     return any(hasattr(part, "_hf_hook") for part in module.modules())
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a layer computes: the device of its weights, or the one that accelerate brings the weight to."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)
