@@ -14,6 +14,7 @@ from video_llama.model.generation import GenerationOptions, cut_at_stop
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
+from video_llama.utils.devices import computing_on
 
 __all__ = ["SharedPrefix", "complete_batch", "encode_batch"]
 
@@ -36,6 +37,7 @@ def encode_batch(
 
     Raises:
         ValueError: a sound, and the model was built without its audio branch.
+        OutOfMemoryError: the device has no room for a group.
     """
     values = [model.prepare_values(item) for item in media]
     encoded: list[EncodedMedia | None] = [None] * len(media)
@@ -44,7 +46,8 @@ def encode_batch(
         encode = model.model.get_audio_features if is_sound else model.model.get_video_features
         for group in _groups(numbers, [len(tensor) for tensor in values], max_pictures):
             stacked, mask = pad_items([values[number] for number in group])
-            features = encode(stacked.to(model.device), None if mask is None else mask.to(model.device))
+            with computing_on(model.device):
+                features = encode(stacked.to(model.device), None if mask is None else mask.to(model.device))
             for number, tokens in zip(group, features, strict=True):
                 encoded[number] = EncodedMedia("audio" if is_sound else "image", tokens)
     return [item for item in encoded if item is not None]
@@ -79,10 +82,10 @@ class SharedPrefix:
         if length < _MIN_PREFIX:
             return 0, None
         if self.keys[:length] != prompts[0].keys[:length]:
-            self._states = DynamicCache()
+            computed = DynamicCache()
             embeds = prompts[0].inputs_embeds[:, :length]
-            model.model(inputs_embeds=embeds, past_key_values=self._states, use_cache=True, logits_to_keep=1)
-            self.keys = prompts[0].keys[:length]
+            model.model(inputs_embeds=embeds, past_key_values=computed, use_cache=True, logits_to_keep=1)
+            self.keys, self._states = prompts[0].keys[:length], computed  # together, or not at all
         states = copy.deepcopy(self._states)
         assert states is not None
         if surplus := len(self.keys) - length:

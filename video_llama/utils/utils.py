@@ -90,13 +90,14 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: str | torch.device, h
         if dtype not in named:
             raise ConfigError(f"unknown dtype {dtype!r}; it should be auto, {', '.join(named)} or a torch dtype")
         return named[dtype]
-    kind = torch.device(device).type
+    place = torch.device(device)
     if not half:
         return torch.float32
-    if kind == "cpu":
+    if place.type == "cpu":
         return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
-    if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if place.type == "cuda":
+        with torch.cuda.device(place):  # the current one is asked
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16
 
 
