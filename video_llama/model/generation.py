@@ -87,7 +87,7 @@ def cache_argument(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-@dataclass
+@dataclass(eq=False)
 class PrefixCache:
     """Keys and values of the tokens a conversation has already been through.
 
@@ -122,6 +122,13 @@ class PrefixCache:
         """Keep the states of `keys`; only as many as were really processed."""
         self.keys = list(keys[: states.get_seq_length()])
         self.states = states
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values, on all devices together."""
+        layers = [] if self.states is None else self.states.layers
+        kept = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
+        return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
     def clear(self) -> None:
         """Forget everything and free its memory."""
