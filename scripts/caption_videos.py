@@ -21,6 +21,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="captions as JSON lines")
     parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder, file or hub id")
     parser.add_argument("--prompt", metavar="TEXT", help="what is asked about every clip")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="clips answered together (8)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode ahead (2)")
+    parser.add_argument(
+        "--batch-size", type=positive, metavar="N", help="clips answered together (what fits a GPU; 8 on a CPU)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that decode ahead (for a GPU, all cores; for a CPU, 2)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue after a stop; nothing is lost or doubled")
     parser.add_argument("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (1)")
     parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which part is done here, from 0 (0)")
@@ -98,25 +103,53 @@ def whole_part(num_shards: int, shard_id: int) -> tuple[int, int]:
     return num_shards * processes, shard_id * processes + rank
 
 
+def local_processes() -> int:
+    """How many processes of the launcher run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
+
+
 def device_of_process(device: str | None) -> str | None:
-    """Each process of a machine takes a GPU of its own, if there are any."""
+    """Each process of a machine takes a GPU of its own, if there are any, and makes it its current one.
+
+    Raises:
+        ConfigError: one GPU is named for several processes.
+    """
     import torch
 
-    rank = os.environ.get("LOCAL_RANK")
-    if device in (None, "cuda") and rank is not None and torch.cuda.is_available():
-        return f"cuda:{int(rank) % torch.cuda.device_count()}"
-    return device
+    rank, processes = os.environ.get("LOCAL_RANK"), local_processes()
+    if rank is None:
+        return device
+    if device is not None and device.startswith("cuda:") and processes > 1:
+        raise ConfigError(
+            f"--device {device} would put all {processes} processes on one GPU; leave it out, and each takes its own"
+        )
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return device
+    gpus = torch.cuda.device_count()
+    if processes > gpus and int(rank) == 0:
+        logging.warning("%d processes share %d GPU(s): each loads the whole model", processes, gpus)
+    chosen = int(rank) % gpus
+    torch.cuda.set_device(chosen)
+    return f"cuda:{chosen}"
 
 
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from video_llama.captioner import CaptionFile, CorpusSettings, caption_corpus, find_clips, take_shard
+    from video_llama.captioner import (
+        CaptionFile,
+        CorpusSettings,
+        caption_corpus,
+        default_workers,
+        find_clips,
+        take_shard,
+    )
     from video_llama.model.builder import load_pretrained_model
     from video_llama.model.captioning import DEFAULT_PROMPT
     from video_llama.model.generation import GenerationOptions
 
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
+    device = device_of_process(arguments.device)
     clips = take_shard(find_clips(arguments.inputs), num_parts, part)
     try:
         options = GenerationOptions(
@@ -131,10 +164,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.prompt or DEFAULT_PROMPT,
         options,
         arguments.batch_size,
-        max(0, arguments.workers),
-        arguments.num_frames,
-        arguments.audio,
-        arguments.segment_seconds,
+        num_frames=arguments.num_frames,
+        audio=arguments.audio,
+        window_seconds=arguments.segment_seconds,
     )
     precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
@@ -146,13 +178,17 @@ def run(arguments: argparse.Namespace) -> int:
         if todo:
             model = load_pretrained_model(
                 arguments.model,
-                device=device_of_process(arguments.device),
+                device=device,
                 dtype=arguments.dtype,
                 load_in_8bit=arguments.load_in_8bit,
                 load_in_4bit=arguments.load_in_4bit,
                 audio=None if arguments.audio else False,
                 compile_encoders=arguments.compile_encoders,
             )
+            workers = arguments.workers
+            if workers is None:
+                workers = default_workers(model.device, local_processes())
+            settings = replace(settings, num_workers=max(0, workers))
             with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
 
                 def advance(new_windows: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,8 +86,20 @@ def test_a_cpu_computes_in_half_precision_only_where_it_has_the_instructions(
 def test_a_gpu_computes_in_the_half_precision_it_has(
     monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported)
-    assert utils.resolve_dtype(None, "cuda:0") == dtype
+    current: list[torch.device] = []
+
+    @contextlib.contextmanager
+    def make_current(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def asked(including_emulation: bool = True) -> bool:
+        return supported and current == [torch.device("cuda:1")]
+
+    monkeypatch.setattr(torch.cuda, "device", make_current)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
+    assert utils.resolve_dtype(None, "cuda:1") == dtype
     assert utils.resolve_dtype(None, "mps") == torch.float16
 
 

@@ -13,9 +13,11 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DatasetError",
+    "DeviceError",
     "MediaError",
     "MessagesError",
     "NoSoundTrackError",
+    "OutOfMemoryError",
     "VideoLlamaError",
 ]
 
@@ -58,6 +60,14 @@ class ConfigError(VideoLlamaError):
 
 class DatasetError(VideoLlamaError):
     """Annotations or samples that do not have the documented form."""
+
+
+class OutOfMemoryError(VideoLlamaError):
+    """A device has too little free memory for what was asked of it; less at a time may fit."""
+
+
+class DeviceError(VideoLlamaError):
+    """A device that failed for good: whatever this process asks of it from now on fails as well."""
 
 
 class MessagesError(DatasetError, ValueError):

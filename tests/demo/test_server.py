@@ -272,6 +272,36 @@ def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: P
     assert list(tmp_path.glob("video-llama-demo-*")) == []
 
 
+def test_a_device_that_failed_for_good_ends_the_demo_with_one_line(
+    tmp_path: Path, tiny_checkpoint: Path, image: Path
+) -> None:
+    code = (
+        "import sys; from video_llama.demo import terminal; from video_llama.model.video_branch import VideoBranch\n"
+        "def fail(*arguments): raise RuntimeError('CUDA error: device-side assert triggered')\n"
+        "VideoBranch.forward = fail\n"
+        "sys.exit(terminal.main(['--port', sys.argv[1], '--model', sys.argv[2], '--device', 'cpu']))"
+    )
+    port = free_port()
+    command = [sys.executable, "-c", code, str(port), str(tiny_checkpoint)]
+    settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=settings, **pipes) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert f":{port}/" in process.stdout.readline()
+            client = Client(f"http://127.0.0.1:{port}", verbose=False)
+            with pytest.raises(Exception, match="device-side assert"):
+                client.predict(file=handle_file(image), api_name="/upload")
+            assert process.wait(120) == 1
+            told = [line for line in process.stderr.read().splitlines() if line.startswith("error: ")]
+        finally:
+            process.kill()
+    assert len(told) == 1
+    assert "cpu failed, and this process can compute nothing more there" in told[0]
+    assert list(tmp_path.glob("video-llama-demo-*")) == []
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
 from video_llama.demo.session import Session
+from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel, attention_shares
+from video_llama.errors import DeviceError, VideoLlamaError
+from video_llama.model.fitting import DeviceMemory
 
 
 def test_shares_are_means_over_layers_heads_and_queries_summed_over_the_tokens_of_a_part() -> None:
@@ -67,3 +71,94 @@ def test_answers_of_several_threads_are_those_of_one(
         converse(sessions.get(f"alone {number}"), number, "alone")
         sessions.end(f"alone {number}")
         assert answers["together", number] == answers["alone", number]
+
+
+@pytest.fixture
+def open_sessions(shared_model: SharedModel, tmp_path: Path) -> Iterator[Callable[[int | None], Sessions]]:
+    """Conversations with the same model, which keeps so many bytes of what they have computed."""
+    opened: list[Sessions] = []
+
+    def open_sessions(kept_bytes: int | None) -> Sessions:
+        model: Future[SharedModel] = Future()
+        model.set_result(SharedModel(shared_model, kept_bytes))
+        opened.append(Sessions(model, tmp_path / str(len(opened))))
+        return opened[-1]
+
+    yield open_sessions
+    for sessions in opened:
+        sessions.end_all()
+
+
+def say(session: Session, question: str) -> str:
+    return list(session.ask(question, max_new_tokens=6))[-1]
+
+
+def kept(session: Session) -> int:
+    return session.chat._cache.num_bytes
+
+
+def converse(sessions: Sessions) -> list[str]:
+    visitors = [sessions.get(str(number)) for number in range(3)]
+    return [say(visitor, f"{question} {number}") for question in "ab" for number, visitor in enumerate(visitors)]
+
+
+def test_conversations_keep_what_they_computed_within_a_budget_and_say_the_same_beyond_it(
+    open_sessions: Callable[[int | None], Sessions],
+) -> None:
+    unlimited = open_sessions(None)
+    expected = converse(unlimited)
+    sizes = [kept(unlimited.get(str(number))) for number in range(3)]
+    assert min(sizes) > 0
+    limited = open_sessions(5 * max(sizes) // 2)
+    assert converse(limited) == expected
+    assert [kept(limited.get(str(number))) for number in range(3)] == [0, *sizes[1:]]
+    say(limited.get("0"), "c")
+    assert kept(limited.get("1")) == 0
+    assert kept(limited.get("2")) == sizes[2], "the one that was used longest ago is forgotten"
+    none = open_sessions(0)
+    assert converse(none) == expected
+    assert [kept(none.get(str(number))) for number in range(3)] == [0, 0, 0]
+
+
+def test_the_budget_is_half_of_what_is_free_unless_it_is_told(
+    shared_model: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("video_llama.demo.shared_model.read_device_memory", lambda device: DeviceMemory(900, 1000))
+    assert [SharedModel(shared_model, size).kept_bytes for size in (None, 0, 7)] == [450, 0, 7]
+
+
+def test_where_memory_runs_out_conversations_are_forgotten_and_the_next_question_is_answered(
+    open_sessions: Callable[[int | None], Sessions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = open_sessions(None)
+    first, second = sessions.get("first"), sessions.get("second")
+    say(first, "What is it?")
+    assert kept(first) > 0
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(first.chat.model.model), "generate", fail)
+        with pytest.raises(VideoLlamaError, match="the server has too little memory for it; try again with fewer fra"):
+            say(second, "What is it?")
+    assert kept(first) == 0
+    assert say(second, "What is it?") == first.turns[0].answer
+
+
+def test_a_device_that_failed_for_good_is_known_to_the_server(
+    open_sessions: Callable[[int | None], Sessions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_sessions(None).get("visitor")
+    model = session.chat.model
+    assert isinstance(model, SharedModel)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(type(model.model), "generate", fail)
+    assert not model.failure.done()
+    for _ in range(2):  # there may be others before the end
+        with pytest.raises(VideoLlamaError, match="device-side assert"):
+            say(session, "What is it?")
+    assert isinstance(model.failure.exception(timeout=0), DeviceError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def test_device_and_placement_reach_the_loader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**34))  # what is asked before loading
     open_model(checkpoints["original"], device="cuda:1", dtype="float16")
     assert passed_on["device_map"] == {"": torch.device("cuda:1")}

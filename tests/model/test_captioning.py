@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.checkpoints import load_checkpoint
-from video_llama.errors import MediaError, VideoLlamaError
+from video_llama.errors import MediaError, OutOfMemoryError, VideoLlamaError
 from video_llama.model import captioning
 from video_llama.model.batching import complete_batch, encode_batch
 from video_llama.model.captioning import BatchCaptioner, caption_clips
@@ -240,6 +240,72 @@ def test_no_clips_give_no_captions(model: VideoLlama) -> None:
 def test_batches_of_no_clips_are_an_error(model: VideoLlama) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         model.caption([], batch_size=0)
+
+
+# Too little memory
+
+
+def limited(largest: int, function: Callable[..., object], sizes: list[int]) -> Callable[..., object]:
+    """`function`, on a device that has room for so many items (its second argument) at a time."""
+
+    def run(model: VideoLlama, items: list[object], *rest: object) -> object:
+        sizes.append(len(items))
+        if len(items) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity …")
+        return function(model, items, *rest)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["encode_batch", "complete_batch"])
+@pytest.mark.parametrize("largest", [1, 2])
+def test_where_memory_runs_out_fewer_clips_at_a_time_go_on(
+    model: VideoLlama,
+    clips: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    largest: int,
+) -> None:
+    expected = model.caption(clips, PROMPT, audio=True, max_new_tokens=12)
+    sizes: list[int] = []
+    room = largest + 1 if name == "encode_batch" else largest  # of a video, its sound is an item of its own
+    monkeypatch.setattr(captioning, name, limited(room, getattr(captioning, name), sizes))
+    assert model.caption([*clips, *clips], PROMPT, batch_size=5, max_new_tokens=12) == [*expected, *expected]
+    assert max(sizes) > room
+    assert "out of memory (2.00 GiB asked for)" in caplog.text
+    if name == "complete_batch":
+        assert all(size <= room for size in sizes[-4:]), "what was too much once is not tried again"
+
+
+@pytest.mark.parametrize("name", ["encode_batch", "complete_batch"])
+def test_a_clip_too_large_by_itself_is_an_error_of_its_own(
+    model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(captioning, name, limited(0, getattr(captioning, name), []))
+    errors: dict[int, VideoLlamaError] = {}
+    captions = model.caption(clips[:3], PROMPT, max_new_tokens=2, on_error=lambda n, e: errors.update({n: e}))
+    assert captions == ["", "", ""]
+    assert {type(error) for error in errors.values()} == {OutOfMemoryError}
+    with pytest.raises(OutOfMemoryError, match=r"^cuda:0 is out of memory \(2.00 GiB asked for\): take fewer clips"):
+        model.caption(clips[:3], PROMPT, max_new_tokens=2)
+
+
+def test_a_common_beginning_that_could_not_be_computed_is_not_taken_for_another(
+    model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, prefix = prompts_of(model, clips[:2]), SharedPrefix()
+    expected = complete_batch(model, prompts, OPTIONS, prefix)
+    others = [Prompt([0, *prompt.keys[1:]], prompt.inputs_embeds, prompt.stop_strings) for prompt in prompts]
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.model), "forward", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            prefix.take(model.model, others)
+    assert complete_batch(model, prompts, OPTIONS, prefix) == expected
 
 
 # Bad files

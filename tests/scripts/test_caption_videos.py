@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts import caption_videos
+from video_llama.captioner import default_workers
 
 SCRIPT = Path(caption_videos.__file__)
 
@@ -158,6 +160,42 @@ def test_torchrun_splits_the_work(
     assert captions(*sorted(tmp_path.glob("c-*-of-00002.jsonl"))) == expected
 
 
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine with four; those that were made the current one."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_each_process_takes_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert caption_videos.device_of_process("cuda:3") == "cuda:3"  # without a launcher
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert [caption_videos.device_of_process(name) for name in (None, "cuda", "cpu")] == ["cuda:2", "cuda:2", "cpu"]
+    assert four_gpus == [2, 2]
+    assert not caplog.records
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "6")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert caption_videos.device_of_process(None) == "cuda:0"
+    assert "6 processes share 4 GPU(s)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "workers"),
+    [("cpu", 16, 1, 2), ("cuda", 16, 1, 12), ("cuda", 8, 1, 6), ("cuda", 96, 8, 10), ("cuda", 8, 8, 1)],
+)
+def test_a_gpu_is_given_the_cores_to_decode_for_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, cores: int, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
+    assert default_workers(torch.device(device), processes) == workers
+
+
 def test_a_run_is_not_continued_in_another_precision(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +224,7 @@ def test_a_window_has_a_length_that_makes_sense(
         (["--temperature", "-1"], {}, "temperature must not be negative"),
         (["--temperature", "nan"], {}, "temperature must not be negative or infinite"),
         (["--model", "absent"], {}, "absent"),
+        (["--device", "cuda:0"], {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, "would put all 4 processes on one GPU"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

@@ -1,6 +1,6 @@
 """Caption a corpus: from files, folders, lists and shards to lines of JSON, in one pass that a kill does not undo."""
 
-from video_llama.captioner.corpus import CorpusSettings, caption_corpus
+from video_llama.captioner.corpus import CorpusSettings, caption_corpus, default_workers
 from video_llama.captioner.inputs import Clip, ShardMember, find_clips, take_shard
 from video_llama.captioner.records import CaptionFile, file_of_shard
 
@@ -10,6 +10,7 @@ __all__ = [
     "CorpusSettings",
     "ShardMember",
     "caption_corpus",
+    "default_workers",
     "file_of_shard",
     "find_clips",
     "take_shard",

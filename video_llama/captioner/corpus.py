@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from video_llama.captioner.inputs import Clip
 from video_llama.captioner.records import CaptionFile
@@ -14,7 +17,7 @@ from video_llama.model.inference import VideoLlama
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.read_ahead import read_ahead
 
-__all__ = ["CorpusSettings", "caption_corpus"]
+__all__ = ["CorpusSettings", "caption_corpus", "default_workers"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class CorpusSettings:
     Args:
         prompt: the question that is asked about every clip.
         options: how answers are drawn.
-        batch_size: clips that are answered together.
+        batch_size: clips that are answered together; by default as many as `BatchCaptioner` chooses.
         num_workers: processes that decode ahead; 0 decodes in this one.
         num_frames: to look at in each clip or window; by default as many as the model was trained with.
         audio: listen, if the model can hear.
@@ -33,7 +36,7 @@ class CorpusSettings:
 
     prompt: str = DEFAULT_PROMPT
     options: GenerationOptions = field(default_factory=GenerationOptions)
-    batch_size: int = 8
+    batch_size: int | None = None
     num_workers: int = 2
     num_frames: int | None = None
     audio: bool = True
@@ -79,7 +82,7 @@ def caption_corpus(
         settings.window_seconds,
     )
     captioner = BatchCaptioner(model, settings.prompt, settings.options, settings.batch_size)
-    ahead = 2 * settings.batch_size + 2 * settings.num_workers
+    ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
     sources = ((key, clip.source) for key, clip in enumerate(readable))
     reads = read_ahead(sources, reader, settings.num_workers, ahead)
     begun: set[int] = set()
@@ -90,6 +93,19 @@ def caption_corpus(
         on_record(0 if caption.key in begun else lacking - 1)
         begun.add(caption.key)
     return sum(file.has_failed(clip.id) for clip in clips)
+
+
+def default_workers(device: torch.device, num_processes: int = 1) -> int:
+    """How many processes should decode ahead for each that captions.
+
+    Args:
+        device: that captions. On the CPU two do; a GPU is fast enough to need all cores.
+        num_processes: that caption on this machine, and share its cores.
+    """
+    if device.type != "cuda":
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // num_processes - 2, 12))
 
 
 def make_record(clip_id: str, caption: WindowCaption) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 __all__ = ["DEFAULT_MODEL", "build_parser"]
 
@@ -65,6 +66,13 @@ def _not_negative(text: str) -> int:
     return value
 
 
+def _size(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a size from 0 on, not {text}")
+    return value
+
+
 def _port(text: str) -> int:
     value = _whole(text)
     if not 1 <= value <= 65535:
@@ -124,4 +132,10 @@ def _add_page_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--auth-file", metavar="FILE", help="ask for a password: lines of user:password")
     group.add_argument("--max-upload-mb", type=_positive, default=200, metavar="N", help="largest upload (200)")
     group.add_argument("--max-minutes", type=_positive, default=60, metavar="N", help="longest video or sound (60)")
+    group.add_argument(
+        "--kv-cache-gib",
+        type=_size,
+        metavar="G",
+        help="memory for what conversations have computed (half of what is free; the oldest is forgotten)",
+    )
     group.add_argument("--concurrency", type=_positive, default=1, metavar="N", help="requests worked on at once (1)")

@@ -36,8 +36,10 @@ class Limits:
         beams: widest beam search a visitor may ask for.
         temperature: highest temperature.
         frames: most frames a visitor may have sampled.
-        sessions: visitors at one time; each holds features and a KV cache.
+        sessions: visitors at one time; each holds features.
         idle_seconds: a session that was not used for so long is ended.
+        kv_cache_gib: keys and values that all sessions together keep for their next questions, in GiB; None for half
+            of what the device has free once the model is loaded.
     """
 
     upload_mb: float = 200
@@ -53,6 +55,7 @@ class Limits:
     frames: int = 32
     sessions: int = 64
     idle_seconds: float = 1800
+    kv_cache_gib: float | None = None
 
     @property
     def upload_bytes(self) -> int:
@@ -63,6 +66,11 @@ class Limits:
     def stored_bytes(self) -> int:
         """Most bytes of uploads at one time."""
         return self.uploads_kept * self.upload_bytes
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """`kv_cache_gib` in bytes."""
+        return None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30)
 
     def raised(self, options: GenerationOptions, num_frames: int | None = None) -> Limits:
         """Limits that let visitors have what the owner of the server chose, were it beyond them.

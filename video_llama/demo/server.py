@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 LOCAL_HOST = "127.0.0.1"
 _SWEEP_SECONDS = 30.0
+_LAST_WORDS_SECONDS = 2.0  # for visitors to be told what happened
 _ENVIRONMENT = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
 _HERE = Path(__file__).parent
 
@@ -165,7 +167,7 @@ class DemoServer:
 
     def _load_model(self) -> None:
         try:
-            model = SharedModel(self._load())
+            model = SharedModel(self._load(), self.limits.kv_cache_bytes)
             if self.sessions.num_frames is not None:
                 model.processor = copy.copy(model.processor)  # whose model it was keeps its own setting
                 media_processor = model.processor.media_processor
@@ -192,6 +194,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
     Raises:
         VideoLlamaError: the model cannot be loaded, or the address not be had.
+        DeviceError: the device failed for good: the page would have nothing else to say to anybody.
     """
     from video_llama.demo.opening import choose_options, choose_template, load_model
 
@@ -209,7 +212,11 @@ def serve(arguments: argparse.Namespace) -> None:
     server = DemoServer(
         lambda: load_model(arguments),
         settings,
-        limits=Limits(upload_mb=arguments.max_upload_mb, seconds=60 * arguments.max_minutes),
+        limits=Limits(
+            upload_mb=arguments.max_upload_mb,
+            seconds=60 * arguments.max_minutes,
+            kv_cache_gib=arguments.kv_cache_gib,
+        ),
         options=choose_options(arguments),
         template=choose_template(arguments),
         num_frames=arguments.num_frames,
@@ -218,9 +225,11 @@ def serve(arguments: argparse.Namespace) -> None:
     try:
         address = server.start()
         print(f"The page is at {address} (Ctrl-C ends it); loading the model …", flush=True)
-        server.model.result()
+        model = server.model.result()
         print("The model is ready.", flush=True)
-        threading.Event().wait()
+        model.failure.exception()  # waits for as long as there is none
+        time.sleep(_LAST_WORDS_SECONDS)
+        model.failure.result()
     finally:
         server.close()
 

@@ -18,7 +18,7 @@ from typing import Any
 from video_llama.chat import Chat, Decoded, Turn, Upload
 from video_llama.demo.limits import Limits
 from video_llama.demo.shared_model import SharedModel
-from video_llama.errors import MediaError, VideoLlamaError
+from video_llama.errors import MediaError, OutOfMemoryError, VideoLlamaError
 from video_llama.processor.containers import limit_frames
 
 __all__ = ["SESSION_ENDED", "MediaItem", "Session"]
@@ -267,6 +267,12 @@ def _served_suffix(name: str, kind: str) -> str:
 
 def _explained(error: Exception, what: str) -> VideoLlamaError:
     """For the visitor: errors that are meant for people as they are; others shortly, with all of it in the log."""
+    if isinstance(error, OutOfMemoryError):
+        logger.warning("%s: %s", what, error)
+        return VideoLlamaError(
+            f"{what}: the server has too little memory for it; try again with fewer frames, a shorter conversation, "
+            "fewer beams or a shorter answer"
+        )
     if isinstance(error, VideoLlamaError):
         return VideoLlamaError(str(error))
     logger.error("%s", what, exc_info=error)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from video_llama.conversation import Conversation
+from video_llama.errors import DeviceError, OutOfMemoryError
+from video_llama.model.fitting import read_device_memory
 from video_llama.model.generation import PrefixCache
-from video_llama.model.inference import EncodedMedia, VideoLlama
+from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
 from video_llama.processor.media import AudioSegments, VideoFrames
 
 __all__ = ["SharedModel", "attention_shares"]
+
+logger = logging.getLogger(__name__)
 
 
 class SharedModel(VideoLlama):
@@ -23,10 +31,25 @@ class SharedModel(VideoLlama):
 
     What it encodes, it also measures: `shares(encoded)` says which part of the attention of the branch's last
     Q-Former went to each frame or segment.
+
+    Keys and values that conversations keep for their next questions share a budget: those of the conversations that
+    were answered longest ago are forgotten first, and computed anew when they are asked for. Where memory runs out,
+    all are forgotten.
+
+    Args:
+        model: the loaded model.
+        kept_bytes: the budget; by default half of what the device has free now, the other half being for the work.
+
+    Attributes:
+        failure: has the error of a device that failed for good, once there is one; no computation succeeds then.
     """
 
-    def __init__(self, model: VideoLlama) -> None:
+    def __init__(self, model: VideoLlama, kept_bytes: int | None = None) -> None:
         super().__init__(model.model, model.processor)
+        self.failure: Future[NoReturn] = Future()
+        memory = None if kept_bytes is not None else read_device_memory(self.device)
+        self.kept_bytes = memory.free // 2 if memory is not None else kept_bytes
+        self._caches: weakref.WeakKeyDictionary[PrefixCache, None] = weakref.WeakKeyDictionary()  # the last used last
         self._lock = threading.Lock()
         self._shares: weakref.WeakKeyDictionary[EncodedMedia, list[float]] = weakref.WeakKeyDictionary()
 
@@ -37,8 +60,9 @@ class SharedModel(VideoLlama):
         elif isinstance(media, VideoFrames):
             qformer, parts = self.model.video_branch.video_qformer, len(media.pixel_values)
         else:
-            return super().encode(media)
-        with self._lock, _recorded_attention(qformer) as attention:
+            with self._watched():
+                return super().encode(media)
+        with self._watched(), self._lock, _recorded_attention(qformer) as attention:
             encoded = super().encode(media)
         self._shares[encoded] = attention_shares(attention, parts)
         return encoded
@@ -47,9 +71,44 @@ class SharedModel(VideoLlama):
         """For every frame or segment its share of the attention; the shares add up to 1."""
         return self._shares[encoded]
 
+    def prepare(self, conversation: Conversation, media: Sequence[EncodedMedia]) -> Prompt:
+        """As `VideoLlama.prepare`."""
+        with self._watched():
+            return super().prepare(conversation, media)
+
     def _run(self, prompt: Any, options: Any, cache: PrefixCache | None, **extra: Any) -> list[int]:
-        with self._lock:
-            return super()._run(prompt, options, cache, **extra)
+        with self._watched(), self._lock:
+            ids = super()._run(prompt, options, cache, **extra)
+            if cache is not None:
+                self._caches.pop(cache, None)
+                self._caches[cache] = None
+                self._forget_beyond(self.kept_bytes)
+            return ids
+
+    def _forget_beyond(self, kept_bytes: int | None) -> None:
+        """Forget the caches that were used longest ago, until the others take no more than that."""
+        caches = list(self._caches)
+        total = sum(cache.num_bytes for cache in caches)
+        for cache in caches:
+            if kept_bytes is None or total <= kept_bytes:
+                return
+            total -= cache.num_bytes
+            cache.clear()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Draw the consequences of what went wrong on the device."""
+        try:
+            yield
+        except OutOfMemoryError:
+            logger.warning("out of memory: what conversations had computed is forgotten, to be computed anew")
+            with self._lock:
+                self._forget_beyond(0)
+            raise
+        except DeviceError as error:
+            with contextlib.suppress(InvalidStateError):  # another thread was first
+                self.failure.set_exception(error)
+            raise
 
 
 def attention_shares(attention: list[Tensor], parts: int) -> list[float]:

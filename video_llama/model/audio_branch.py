@@ -101,7 +101,7 @@ class AudioBranch(nn.Module):
         Returns:
             (sounds, audio_queries, language_width).
         """
-        positions = position_rows(self.segment_position_embedding.weight, segment_vectors.shape[1], segment_mask)
-        states = segment_vectors.to(positions.dtype) + positions  # (sounds, segments, joint_width)
+        positions = position_rows(self.segment_position_embedding, segment_vectors.shape[1], segment_mask)
+        states = segment_vectors.to(positions) + positions  # (sounds, segments, joint_width)
         summary = ask_qformer(self.audio_qformer, self.audio_query_tokens, states, segment_mask)
         return self.projection(summary.to(self.projection.weight.dtype))

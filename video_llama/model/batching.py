@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from video_llama.model.generation import GenerationOptions, cut_at_stop, stop_test
+from video_llama.model.generation import GenerationOptions, cut_at_stop, stop_arguments, stop_test
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
 from video_llama.model.shared_prefix import SharedPrefix
 from video_llama.model.static_decoder import Request
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
+from video_llama.utils.devices import computing_on
 
 __all__ = ["complete_batch", "complete_stream", "encode_batch", "most_frames"]
 
@@ -37,6 +38,7 @@ def encode_batch(
 
     Raises:
         ValueError: a sound, and the model was built without its audio branch.
+        OutOfMemoryError: the device has no room for a group.
     """
     values = [model.prepare_values(item) for item in media]
     encoded: list[EncodedMedia | None] = [None] * len(media)
@@ -45,7 +47,8 @@ def encode_batch(
         encode = model.model.get_audio_features if is_sound else model.model.get_video_features
         for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or most_frames(model)):
             stacked, mask = pad_items([values[number] for number in group])
-            features = encode(stacked.to(model.device), None if mask is None else mask.to(model.device))
+            with computing_on(model.device):
+                features = encode(stacked.to(model.device), None if mask is None else mask.to(model.device))
             for number, tokens in zip(group, features, strict=True):
                 encoded[number] = EncodedMedia("audio" if is_sound else "image", tokens)
     return [item for item in encoded if item is not None]
@@ -86,8 +89,7 @@ def complete_batch(
         return [answers[number] for number in range(len(prompts))]
     tokenizer, stop_strings = model.processor.tokenizer, prompts[0].stop_strings
     kwargs: dict[str, Any] = options.to_generate_kwargs()
-    if stop_strings:
-        kwargs |= {"stop_strings": stop_strings, "tokenizer": tokenizer}
+    kwargs |= stop_arguments(stop_strings, tokenizer)
     shared = 0
     if prefix is not None and options.reuses_states:
         shared, states = prefix.take(model.model, prompts)

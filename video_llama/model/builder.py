@@ -37,6 +37,7 @@ from video_llama.model.trained_run import find_trained_run
 from video_llama.model.weight_files import open_weights
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
+from video_llama.utils.devices import LESS_TO_LOAD, computing_on
 from video_llama.utils.utils import resolve_device, resolve_dtype
 
 __all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
@@ -85,12 +86,13 @@ def load_pretrained_model(
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
         ConfigError: settings that contradict each other, or weights larger than the device's memory.
+        OutOfMemoryError: the device's memory was not enough after all.
     """
     target = resolve_device(device)
     options = _loading_options(load_in_8bit, load_in_4bit, device_map, attn_implementation, target)
     precision = partial(resolve_dtype, dtype, target, half)
     template = model_name if model_name in conv_templates else None
-    with contextlib.nullcontext() if verbose else _quiet():
+    with computing_on(target, LESS_TO_LOAD), contextlib.nullcontext() if verbose else _quiet():
         if model_name is not None and template is None:
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
         model = _load_found(model_path, model_base, template, precision, audio, options)
@@ -119,9 +121,21 @@ def build_model(
         options: further arguments of `load_original`, e.g. `trainable_dtype`.
 
     Raises:
-        CheckpointError, ConfigError: as `load_pretrained_model`.
+        CheckpointError, ConfigError, OutOfMemoryError: as `load_pretrained_model`.
     """
     target = resolve_device(device)
+    with computing_on(target, LESS_TO_LOAD):
+        return _build_configured(config, target, for_training, audio_from_images, options)
+
+
+def _build_configured(
+    config: ModelConfig,
+    target: torch.device,
+    for_training: bool,
+    audio_from_images: bool,
+    options: dict[str, Any],
+) -> VideoLlama:
+    """The model of a model section, as its files have it."""
     precision = partial(resolve_dtype, config.dtype, target)
     in_8bit = config.load_in_8bit or config.low_resource
     options |= _loading_options(in_8bit, config.load_in_4bit, config.device_map, config.attn_implementation, target)
@@ -129,15 +143,13 @@ def build_model(
     path = None if config.ckpt is None else resolve_checkpoint(config.ckpt, hears, wanted)
     if path is not None and is_transformers_folder(path):
         check_sizes(config, VideoLlamaConfig.from_pretrained(path), path / "config.json")
-        model = _load_transformers(path, None, precision, hears, options, audio_from_images)
-    else:
-        if not for_training:
-            _check_is_trained(config)
-        files = configured_files(config)
-        sizes = sizes_to_set(config, files)
-        template = _template_name(config.model_type)
-        model = _load_original(files, template, precision, options, sizes, audio_from_images)
-    return model
+        return _load_transformers(path, None, precision, hears, options, audio_from_images)
+    if not for_training:
+        _check_is_trained(config)
+    files = configured_files(config)
+    sizes = sizes_to_set(config, files)
+    template = _template_name(config.model_type)
+    return _load_original(files, template, precision, options, sizes, audio_from_images)
 
 
 def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import chain, count
+from typing import TypeVar
 
 from video_llama.conversation import Conversation, introduce_media
-from video_llama.errors import VideoLlamaError
+from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.model.batching import complete_batch, complete_stream, encode_batch, most_frames
+from video_llama.model.fitting import batch_that_fits
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import Prompt, VideoLlama
 from video_llama.model.shared_prefix import SharedPrefix
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media import VideoFrames
 from video_llama.processor.read_ahead import WindowRead, read_ahead
+from video_llama.utils.devices import computing_on
 
 __all__ = ["DEFAULT_PROMPT", "BatchCaptioner", "WindowCaption", "caption_clips"]
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_PROMPT = "Please describe this in detail."
 
+_PROMPT_TOKENS = 256  # more than the question about a clip takes, with its media
 _WAITING_BATCHES = 4  # so many prompts wait for others of their length; then they are sorted, and padded
 
 
@@ -48,6 +55,8 @@ class WindowCaption:
 
 
 _Question = tuple[WindowCaption, Prompt]
+_Key = tuple[int, int]  # of a clip and of one of its windows
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -57,8 +66,10 @@ class BatchCaptioner:
     Args:
         model: the loaded model.
         prompt: the question.
-        options: how answers are drawn; greedy ones are those of one clip at a time.
-        batch_size: clips that are answered together.
+        options: how answers are drawn; greedy ones are those of one clip at a time, in float32 (in half precision a
+            near tie of two tokens may fall the other way).
+        batch_size: clips that are answered together, at first: where memory runs out, half as many go on. By default
+            as many as fit the free memory of a GPU, and 8 on other devices.
         conversation: template and system prompt; by default those that belong to the weights.
         max_frames: frames that are encoded together; by default what suits the model's device.
     """
@@ -66,14 +77,19 @@ class BatchCaptioner:
     model: VideoLlama
     prompt: str = DEFAULT_PROMPT
     options: GenerationOptions = field(default_factory=GenerationOptions)
-    batch_size: int = 8
+    batch_size: int | None = None
     conversation: Conversation | None = None
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        self.clips_at_once = self.batch_size or self._clips_that_fit()
         self._prefix = SharedPrefix()
+
+    def _clips_that_fit(self) -> int:
+        room = min(_PROMPT_TOKENS + self.options.max_new_tokens, self.model.max_length)
+        return batch_that_fits(self.model.model, self.model.device, room, self.options.num_beams)
 
     def run(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
         """Caption windows as they come; errors come out at once, captions in any order."""
@@ -82,49 +98,94 @@ class BatchCaptioner:
             return
         unencoded: list[WindowRead] = []
         waiting: dict[int, list[_Question]] = {}  # by length
-        most = self.max_frames or most_frames(self.model)
+        failed: list[WindowCaption] = []
         for read in reads:
             if isinstance(read.window, VideoLlamaError):
                 yield WindowCaption(read.key, read.number, read.num_windows, None, read.window)
                 continue
             unencoded.append(read)
-            if len(unencoded) >= self.batch_size or _num_frames(unencoded) >= most:
-                _add(waiting, self._encode(unencoded))
+            if len(unencoded) >= self.clips_at_once or _num_frames(unencoded) >= self._most_frames():
+                _add(waiting, self._encode(unencoded, failed))
+                yield from _taken_from(failed)
                 unencoded = []
             for equal in waiting.values():  # the best company there is; the next clips are decoded meanwhile
-                while len(equal) >= self.batch_size:
-                    yield from self._answer(equal[: self.batch_size])
-                    del equal[: self.batch_size]
-            if sum(map(len, waiting.values())) >= _WAITING_BATCHES * self.batch_size:
+                while len(equal) >= (number := self.clips_at_once):
+                    batch, equal[:number] = equal[:number], []
+                    yield from self._answer(batch)
+            if sum(map(len, waiting.values())) >= _WAITING_BATCHES * self.clips_at_once:
                 yield from self._answer_all(waiting)
-        _add(waiting, self._encode(unencoded))
+        _add(waiting, self._encode(unencoded, failed))
+        yield from _taken_from(failed)
         yield from self._answer_all(waiting)
 
     def _run_statically(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
         """Like `run`: an answer that has ended gives its place to the next window."""
         failed: list[WindowCaption] = []
-        answers = complete_stream(self.model, self._encode_ahead(reads, failed), self.options, self.batch_size)
-        for caption, text in answers:
-            yield from failed
-            failed.clear()
-            yield replace(caption, text=text)
+        supply = self._encode_ahead(reads, failed)
+        asked: dict[_Key, _Question] = {}  # and not answered
+        is_done = False
+        while not is_done:
+            again = [*asked.values()]
+            asked.clear()
+            questions = _remembered(chain(again, supply), asked)
+            try:
+                for key, text in complete_stream(self.model, questions, self.options, self.clips_at_once):
+                    yield from _taken_from(failed)
+                    caption, _ = asked.pop(key)
+                    yield replace(caption, text=text)
+                is_done = True
+            except OutOfMemoryError as error:
+                if self.clips_at_once == 1:
+                    failed += [replace(caption, error=error) for caption, _ in asked.values()]
+                    asked.clear()
+                else:
+                    logger.warning(
+                        "%d clips are too many to be answered together; going on with fewer: %s",
+                        self.clips_at_once,
+                        error,
+                    )
+                self.clips_at_once = max(1, self.clips_at_once // 2)
         yield from failed
 
     def _encode_ahead(self, reads: Iterable[WindowRead], failed: list[WindowCaption]) -> Iterator[_Question]:
         unencoded: list[WindowRead] = []
-        most = self.max_frames or most_frames(self.model)
         for read in reads:
             if isinstance(read.window, VideoLlamaError):
                 failed.append(WindowCaption(read.key, read.number, read.num_windows, None, read.window))
                 continue
             unencoded.append(read)
-            if len(unencoded) >= self.batch_size or _num_frames(unencoded) >= most:
-                yield from self._encode(unencoded)
+            if len(unencoded) >= self.clips_at_once or _num_frames(unencoded) >= self._most_frames():
+                yield from self._encode(unencoded, failed)
                 unencoded = []
-        yield from self._encode(unencoded)
+        yield from self._encode(unencoded, failed)
 
-    def _encode(self, reads: Sequence[WindowRead]) -> Iterator[_Question]:
-        """Prompts with their media; the media themselves are let go."""
+    def _most_frames(self) -> int:
+        return self.max_frames or most_frames(self.model)
+
+    def _encode(self, reads: Sequence[WindowRead], failed: list[WindowCaption]) -> Iterator[_Question]:
+        """Prompts with their media; the media themselves are let go.
+
+        What memory does not suffice for even by itself goes to `failed`.
+        """
+        questions: list[_Question] | None = None
+        try:
+            with computing_on(self.model.device):
+                questions = self._questions(reads)
+        except OutOfMemoryError as error:
+            if len(reads) == 1:
+                failed.append(WindowCaption(reads[0].key, reads[0].number, reads[0].num_windows, None, error))
+                return
+            logger.warning("%d clips are too many to be encoded together; going on with fewer: %s", len(reads), error)
+        if questions is None:  # only now is the memory free of what the error held
+            self.max_frames = max(1, self._most_frames() // 2)
+            for part in _halves(reads):
+                yield from self._encode(part, failed)
+            return
+        yield from questions
+
+    def _questions(self, reads: Sequence[WindowRead]) -> list[_Question]:
+        """Captions to be filled in, with their prompts."""
+        questions = []
         windows = [read.window for read in reads if isinstance(read.window, Window)]
         items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
         encoded = iter(encode_batch(self.model, [item for of_one in items for item in of_one], self.max_frames))
@@ -143,17 +204,33 @@ class BatchCaptioner:
                 start_seconds=window.start_seconds,
                 end_seconds=window.end_seconds,
             )
-            yield caption, prompt
+            questions.append((caption, prompt))
+        return questions
 
     def _answer_all(self, waiting: dict[int, list[_Question]]) -> Iterator[WindowCaption]:
         """Answer all that wait, in batches with as little padding as can be."""
         ordered = [question for length in sorted(waiting) for question in waiting[length]]
         waiting.clear()
-        for start in range(0, len(ordered), self.batch_size):
-            yield from self._answer(ordered[start : start + self.batch_size])
+        while ordered:
+            batch, ordered = ordered[: self.clips_at_once], ordered[self.clips_at_once :]
+            yield from self._answer(batch)
 
     def _answer(self, batch: Sequence[_Question]) -> Iterator[WindowCaption]:
-        texts = complete_batch(self.model, [prompt for _, prompt in batch], self.options, self._prefix)
+        """Captions of a batch, in halves of halves where memory does not suffice for all of it."""
+        texts: list[str] | None = None
+        try:
+            with computing_on(self.model.device):
+                texts = complete_batch(self.model, [prompt for _, prompt in batch], self.options, self._prefix)
+        except OutOfMemoryError as error:
+            if len(batch) == 1:
+                yield replace(batch[0][0], error=error)
+                return
+            logger.warning("%d clips are too many to be answered together; going on with fewer: %s", len(batch), error)
+        if texts is None:
+            self.clips_at_once = min(self.clips_at_once, (len(batch) + 1) // 2)
+            for part in _halves(batch):
+                yield from self._answer(part)
+            return
         for (caption, _), text in zip(batch, texts, strict=True):
             yield replace(caption, text=text)
 
@@ -162,7 +239,7 @@ def caption_clips(
     captioner: BatchCaptioner, clips: Iterable[ClipSource], reader: ClipReader, num_workers: int = 0
 ) -> Iterator[WindowCaption]:
     """Captions of all windows of all clips as they come; a clip's number in `clips` is its key."""
-    ahead = 2 * captioner.batch_size + 2 * num_workers
+    ahead = 2 * captioner.clips_at_once + 2 * num_workers
     yield from captioner.run(read_ahead(zip(count(), clips), reader, num_workers, ahead))
 
 
@@ -170,6 +247,23 @@ def _add(waiting: dict[int, list[_Question]], questions: Iterable[_Question]) ->
     """To those that wait for others of their length."""
     for caption, prompt in questions:
         waiting.setdefault(len(prompt.keys), []).append((caption, prompt))
+
+
+def _taken_from(captions: list[WindowCaption]) -> Iterator[WindowCaption]:
+    while captions:
+        yield captions.pop(0)
+
+
+def _remembered(questions: Iterable[_Question], asked: dict[_Key, _Question]) -> Iterator[tuple[_Key, Prompt]]:
+    """The prompts of questions, each with the key that it is found by in `asked`."""
+    for caption, prompt in questions:
+        asked[caption.key, caption.number] = caption, prompt
+        yield (caption.key, caption.number), prompt
+
+
+def _halves(items: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
+    middle = (len(items) + 1) // 2
+    return items[:middle], items[middle:]
 
 
 def _num_frames(reads: Sequence[WindowRead]) -> int:

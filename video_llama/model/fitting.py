@@ -20,8 +20,9 @@ import torch
 from video_llama.errors import ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.memory import MemoryEstimate, build_skeleton, estimate_memory
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
-__all__ = ["SWITCH", "DeviceMemory", "check_model_fits", "read_device_memory", "single_device"]
+__all__ = ["SWITCH", "DeviceMemory", "batch_that_fits", "check_model_fits", "read_device_memory", "single_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ SWITCH = "VIDEO_LLAMA_CHECK_MEMORY"
 """Environment variable; 0 loads without looking."""
 
 _GIB = 2**30
+_OVERHEAD = 3 * _GIB // 4  # of a GPU: what cuBLAS and cuDNN set aside, and what the allocator leaves in pieces
+_BATCH_SHARE = 0.8  # of what is free, for one batch: others wait with their embeddings, and caches are copied to grow
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
@@ -93,15 +96,49 @@ def check_model_fits(
             f"the model cannot fit {device}: its weights take {_gib(need.weights)} ({_parts(need)}), and there is "
             f"{_gib(limit)} {whose}. {_advice(needed, dtype, bits, limit)}; {SWITCH}=0 tries it all the same"
         )
-    if need.total > memory.free:
+    overhead = _OVERHEAD if device is not None and device.type == "cuda" else 0
+    if need.total + overhead > memory.free:
         logger.warning(
-            "the model may not fit %s: weights take %s, cache and activations of an answer %s more; %s is free. %s",
+            "the model may not fit %s: weights take %s, cache and activations of an answer%s %s more; %s is free. %s",
             device,
             _gib(need.weights),
-            _gib(need.total - need.weights),
+            " (and what CUDA itself sets aside)" if overhead else "",
+            _gib(need.total - need.weights + overhead),
             _gib(memory.free),
-            _advice(needed, dtype, bits, memory.free),
+            _advice(needed, dtype, bits, memory.free - overhead),
         )
+
+
+def batch_that_fits(
+    model: VideoLlamaForConditionalGeneration, device: torch.device, context_length: int, num_beams: int = 1
+) -> int:
+    """How many prompts a loaded model can answer together.
+
+    Args:
+        model: on the device.
+        device: of its token embeddings.
+        context_length: tokens of the longest prompt and answer together.
+        num_beams: each keeps its own keys and values.
+
+    Returns:
+        on a GPU what fits its free memory, as a multiple of 8 up to 128, or 1 if 8 do not fit; 8 on other devices.
+    """
+    memory = read_device_memory(device) if device.type == "cuda" else None
+    if memory is None:
+        return 8
+    room = _BATCH_SHARE * (memory.free - _OVERHEAD)
+
+    def needed(batch_size: int) -> int:
+        estimate = estimate_memory(
+            model.config,
+            bytes_per_value=model.dtype.itemsize,
+            context_length=context_length,
+            batch_size=batch_size * num_beams,
+            skeleton=model,
+        )
+        return estimate.kv_cache + estimate.activations
+
+    return next((number for number in range(128, 0, -8) if needed(number) <= room), 1)
 
 
 def single_device(device_map: Any) -> torch.device | None:

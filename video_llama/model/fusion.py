@@ -31,11 +31,11 @@ def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor, 
     Args:
         inputs_embeds: (batch, length, width).
         positions: (positions,), int64, of placeholders among the batch * length embeddings.
-        features: (items, tokens, width); items of the whole batch, first sample first.
+        features: (items, tokens, width), on any device; items of the whole batch, first sample first.
         what: "image" or "sound", for the error message.
 
     Returns:
-        (batch, length, width), in the dtype of `inputs_embeds`; differentiable in both inputs.
+        (batch, length, width), with the dtype and the device of `inputs_embeds`; differentiable in both inputs.
 
     Raises:
         ValueError: the number of placeholders is not items * tokens.

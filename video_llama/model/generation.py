@@ -25,6 +25,7 @@ __all__ = [
     "TextStream",
     "cache_argument",
     "cut_at_stop",
+    "stop_arguments",
     "stop_test",
     "stream_text",
 ]
@@ -163,7 +164,7 @@ def cache_argument(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-@dataclass
+@dataclass(eq=False)
 class PrefixCache:
     """Keys and values of the tokens a conversation has already been through.
 
@@ -199,6 +200,13 @@ class PrefixCache:
         self.keys = list(keys[: states.get_seq_length()])
         self.states = states
 
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values, on all devices together."""
+        layers = [] if self.states is None else self.states.layers
+        kept = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
+        return sum(tensor.nbytes for tensor in kept if tensor is not None)
+
     def clear(self) -> None:
         """Forget everything and free its memory."""
         self.keys, self.states = [], None
@@ -208,6 +216,15 @@ def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
     """`text` up to the first stop string, without surrounding white space."""
     ends = [text.find(stop) for stop in stop_strings]
     return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
+
+
+def stop_arguments(stop_strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What `transformers`' `generate` is told of stop strings.
+
+    One that is the end-of-sequence token is left to that token: for strings it walks through the whole vocabulary.
+    """
+    strings = [stop for stop in stop_strings if stop != tokenizer.eos_token]
+    return {"stop_strings": strings, "tokenizer": tokenizer} if strings else {}
 
 
 def stop_test(stop_strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], bool]:

@@ -24,11 +24,13 @@ from video_llama.model.generation import (
     TextStream,
     check_names,
     cut_at_stop,
+    stop_arguments,
     stop_test,
     stream_text,
 )
 from video_llama.model.inputs import check_conversation, given_audio, given_frames
 from video_llama.model.media_cache import MediaCache
+from video_llama.model.qformer import execution_device
 from video_llama.model.static_decoder import Request, StaticDecoder, why_not_static
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.clips import ClipReader
@@ -36,6 +38,7 @@ from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tensor_like import as_frames, as_segments
+from video_llama.utils.devices import computing_on
 from video_llama.utils.utils import resolve_device, resolve_dtype
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
@@ -88,8 +91,8 @@ class VideoLlama:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        """Where inputs go: the device that looks up the token embeddings."""
+        return execution_device(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -179,12 +182,14 @@ class VideoLlama:
         Raises:
             ValueError: a sound, and the model was built without its audio branch.
             MediaError: a tensor of another form.
+            OutOfMemoryError: the device has no room for it.
         """
         values = self.prepare_values(media)
         kind: Literal["image", "audio"] = "audio" if values.shape[-3] == 1 else "image"
         encode = self.model.get_audio_features if kind == "audio" else self.model.get_video_features
         branch = self.model.audio_branch if kind == "audio" else self.model.video_branch
-        features = self.media_cache.get(values, branch, lambda: encode(values[None].to(self.device))[0])
+        with computing_on(self.device):
+            features = self.media_cache.get(values, branch, lambda: encode(values[None].to(self.device))[0])
         return EncodedMedia(kind, features)
 
     def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:
@@ -213,24 +218,28 @@ class VideoLlama:
         clips: Iterable[Any],
         prompt: str | None = None,
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         num_workers: int = 0,
         num_frames: int | None = None,
         audio: bool = True,
         on_error: Callable[[int, VideoLlamaError], object] | None = None,
         **options: Any,
     ) -> list[str]:
-        """Answer one question about each of many clips; greedy, the same text as one clip at a time.
+        """Answer one question about each of many clips.
+
+        Greedy, in float32, the texts are those of one clip at a time. In half precision products round otherwise in
+        batches of another size, so that a near tie of two tokens may fall the other way.
 
         Args:
             clips: files (videos, images, sounds), arrays (frames, height, width, 3) of uint8, images, tensors as
                 the model takes them, `VideoFrames`, `AudioSegments`, or pairs of what is seen and what is heard.
             prompt: the question; by default, to describe the clip.
-            batch_size: clips that are answered together; more need more memory.
+            batch_size: clips that are answered together; by default what fits the free memory of a GPU (at most
+                128), and 8 on other devices. Where memory runs out all the same, half as many go on.
             num_workers: processes that decode ahead; 0 decodes in this one.
             num_frames: to look at in each video; by default as many as the model was trained with.
             audio: listen to videos, if the model can hear.
-            on_error: called with the number of a clip that cannot be read and the error; its caption is "".
+            on_error: called with the number of a clip that has no caption and the error; its caption is "".
             options: fields of `GenerationOptions`.
 
         Returns:
@@ -238,6 +247,7 @@ class VideoLlama:
 
         Raises:
             MediaError: a clip cannot be read, and there is no `on_error`.
+            OutOfMemoryError: a clip does not fit the device's memory even by itself, and there is no `on_error`.
             TypeError: `clips` is a single path.
         """
         if isinstance(clips, (str, os.PathLike)):
@@ -296,6 +306,7 @@ class VideoLlama:
             TypeError: an argument of another kind, such as a file that was not read, or an option that there is not.
             MediaError: a tensor of another form.
             ValueError: an option out of range, or a message with a role that is none of the conversation's.
+            OutOfMemoryError: the device has no room for media, prompt and answer.
         """
         frames, sound = given_frames(imgs), given_audio(audio)
         conversation = check_conversation(conv) or self.new_conversation()
@@ -339,8 +350,9 @@ class VideoLlama:
         )
         of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
         features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}
-        input_ids = torch.tensor([ids], device=self.device)
-        embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"))
+        with computing_on(self.device):
+            input_ids = torch.tensor([ids], device=self.device)
+            embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"))
         return Prompt(self._keys(ids, of_kind), embeds, conversation.stop_strings)
 
     def complete(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None) -> str:
@@ -350,6 +362,9 @@ class VideoLlama:
             prompt: from `prepare`.
             options: how to draw it.
             cache: reuses and extends what an earlier prompt computed; see `GenerationOptions.reuses_states`.
+
+        Raises:
+            OutOfMemoryError: the device has no room for prompt and answer.
         """
         ids = self._run(prompt, options, cache)
         return cut_at_stop(self.processor.tokenizer.decode(ids, skip_special_tokens=True), prompt.stop_strings)
@@ -433,12 +448,12 @@ class VideoLlama:
             return self._run_statically(prompt, options, cache, **extra)
         kwargs = {**options.to_generate_kwargs(), **extra}
         tokenizer = self.processor.tokenizer
-        if prompt.stop_strings:
-            kwargs |= {"stop_strings": prompt.stop_strings, "tokenizer": tokenizer}
+        kwargs |= stop_arguments(prompt.stop_strings, tokenizer)
         if cache is not None and options.reuses_states:
             kwargs["past_key_values"] = states = cache.take(prompt.keys)
-        output = self.model.generate(inputs_embeds=prompt.inputs_embeds, pad_token_id=tokenizer.pad_token_id, **kwargs)
-        ids = output[0].tolist()
+        kwargs |= {"inputs_embeds": prompt.inputs_embeds, "pad_token_id": tokenizer.pad_token_id}
+        with computing_on(self.device):
+            ids = self.model.generate(**kwargs)[0].tolist()
         if cache is not None and options.reuses_states:
             cache.put([*prompt.keys, *ids], states)
         return ids
@@ -492,8 +507,9 @@ class VideoLlama:
         kept = self._decoders.pop() if self._decoders else None
         if kept is not None and not kept.fits(num_rows, length, options.compile, weights):
             kept = None  # its memory may be needed for the other one
-        decoder = kept or StaticDecoder(self.model.language_model, num_rows, length, options.compile)
-        yield decoder
+        with computing_on(self.device):
+            decoder = kept or StaticDecoder(self.model.language_model, num_rows, length, options.compile)
+            yield decoder
         self._decoders = [decoder]  # not after an error, which may have left it in any state
 
     def _keys(self, ids: list[int], of_kind: dict[str, list[EncodedMedia]]) -> list[Hashable]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from video_llama.errors import CheckpointError
+from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.checkpoint import (
     AUDIO_BRANCH,
     LANGUAGE_MODEL,
@@ -97,11 +97,12 @@ def load_original(
 
     Raises:
         CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+        ConfigError: the device map leaves weights on the disk, where these files cannot be read from piece by piece.
     """
     config = config or original_config(files)
     dtype = dtype or config.text_config.dtype or torch.float32
     report = match_original(files, config)
-    with _without_second_report():
+    with _without_second_report(), _disk_refused():
         model, info = VideoLlamaForConditionalGeneration.from_pretrained(
             None,
             config=config,
@@ -258,6 +259,20 @@ def _without_second_report() -> Iterator[None]:
         yield
     finally:
         theirs.removeFilter(_drop)
+
+
+@contextlib.contextmanager
+def _disk_refused() -> Iterator[None]:
+    """Say what to do where transformers would leave weights of the original's files on the disk."""
+    try:
+        yield
+    except ValueError as error:
+        if "offload_folder" not in str(error):
+            raise
+        raise ConfigError(
+            "device_map leaves weights on the disk, as only a folder in transformers' layout allows: convert the "
+            "checkpoint first (scripts/convert_checkpoint.py), or let more of it lie on the CPU"
+        ) from error
 
 
 def _drop(record: logging.LogRecord) -> bool:

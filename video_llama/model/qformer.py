@@ -23,6 +23,7 @@ __all__ = [
     "ask_qformer",
     "choose_chunk_size",
     "encode_in_chunks",
+    "execution_device",
     "position_rows",
     "trains",
 ]
@@ -61,24 +62,31 @@ def ask_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor
     return answer.last_hidden_state
 
 
-def position_rows(table: Tensor, length: int, mask: Tensor | None = None) -> Tensor:
+def position_rows(embedding: nn.Embedding, length: int, mask: Tensor | None = None) -> Tensor:
     """Position embeddings for sequences of frames or segments.
 
     Up to the table's size these are its first rows. A longer sequence stretches the table linearly over itself,
     first and last row at its ends, so that any number of frames or segments can be read.
 
     Args:
-        table: (rows, width).
+        embedding: the table, (rows, width).
         length: what the batch is padded to.
         mask: (batch, length), bool, False on padding, which must come last; None if nothing is padded.
 
     Returns:
         (batch, length, width), zeros on padding; batch is 1 (to be broadcast) without a mask.
     """
+    table = _all_rows(embedding)
     if mask is None:
         return _fit_rows(table, length)[None]
     rows = [F.pad(_fit_rows(table, real), (0, 0, 0, length - real)) for real in mask.sum(dim=1).tolist()]
     return torch.stack(rows)
+
+
+def _all_rows(embedding: nn.Embedding) -> Tensor:
+    if hasattr(embedding, "_hf_hook"):  # its weight is brought in when it is called, and only then
+        return embedding(torch.arange(embedding.num_embeddings))
+    return embedding.weight
 
 
 def _fit_rows(table: Tensor, length: int) -> Tensor:
@@ -150,3 +158,9 @@ def as_frozen(device_type: str, *modules: nn.Module) -> Iterator[None]:
         if not is_trained and torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             settings.enter_context(torch.autocast(device_type, enabled=False))
         yield
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a layer computes: the device of its weights, or the one that accelerate brings the weight to."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)

@@ -45,11 +45,10 @@ class SharedPrefix:
         if length < _MIN_PREFIX:
             return 0, None
         if self.keys[:length] != list(prompts[0].keys[:length]):
-            self._states = DynamicCache()
+            computed = DynamicCache()
             embeds = prompts[0].inputs_embeds[:, :length]
-            cache = {cache_argument(model.forward): self._states}
-            model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **cache)
-            self.keys = list(prompts[0].keys[:length])
+            model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **{cache_argument(model.forward): computed})
+            self.keys, self._states = list(prompts[0].keys[:length]), computed  # together, or not at all
         states = copy.deepcopy(self._states)
         assert states is not None
         if surplus := len(self.keys) - length:

@@ -70,7 +70,7 @@ class VideoBranch(nn.Module):
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
-        frame_tokens[frame_mask] = tokens
+        frame_tokens[frame_mask.to(tokens.device)] = tokens
         return frame_tokens
 
     def _bytes_per_frame(self) -> int:
@@ -100,8 +100,8 @@ class VideoBranch(nn.Module):
 
     def number_frames(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Tokens (videos, frames, queries, width) with their frame's position, as (videos, frames * queries, width)."""
-        positions = position_rows(self.frame_position_embedding.weight, frame_tokens.shape[1], frame_mask)
-        return (frame_tokens.to(positions.dtype) + positions[:, :, None]).flatten(1, 2)
+        positions = position_rows(self.frame_position_embedding, frame_tokens.shape[1], frame_mask)
+        return (frame_tokens.to(positions) + positions[:, :, None]).flatten(1, 2)
 
     def project_states(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Numbered tokens (videos, tokens, width) to language-model tokens (videos, video_queries, language_width)."""

@@ -129,7 +129,8 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         branch = self.video_branch
         sound = self._require_audio_branch().audio_encoder.encode(audio_values)  # (videos, segments, width)
-        states = [branch.number_frames(branch.encode_frames(pixel_values)), branch.number_frames(sound[:, :, None])]
+        seen = branch.encode_frames(pixel_values)
+        states = [branch.number_frames(tokens) for tokens in (seen, sound[:, :, None])]
         return branch.project_states(torch.cat(states, dim=1))
 
     def get_inputs_embeds(

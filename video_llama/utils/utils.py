@@ -99,14 +99,15 @@ def resolve_dtype(
         if dtype not in named:
             raise ConfigError(f"unknown dtype {dtype!r}; it should be auto, {', '.join(named)} or a torch dtype")
         return named[dtype]
-    kind = torch.device(device).type
+    place = torch.device(device)
     if not half:
         return torch.float32
-    if kind == "cpu":
+    if place.type == "cpu":
         is_narrow = width is not None and width < NARROW_WIDTH
         return torch.bfloat16 if _cpu_computes_bfloat16() and not is_narrow else torch.float32
-    if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if place.type == "cuda":
+        with torch.cuda.device(place):  # the current one is asked
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16
 
 
