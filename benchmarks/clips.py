@@ -16,13 +16,16 @@ def make_clip(path: Path, number: int, seconds: int, size: tuple[int, int]) -> N
     import av
 
     width, height = size
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    rows, columns = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
     speeds = np.random.default_rng(number).uniform(0.02, 0.2, (3, 3)).astype(np.float32)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(seconds * FPS):
-            waves = [128 + 120 * np.sin(rows * a + columns * b + index * c) for a, b, c in speeds]
+            waves = []
+            for down, right, later in speeds:
+                row, column = rows * down + index * later, columns * right
+                waves.append(128 + 120 * (np.sin(row) * np.cos(column) + np.cos(row) * np.sin(column)))
             frame = av.VideoFrame.from_ndarray(np.stack(waves, axis=-1).astype(np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

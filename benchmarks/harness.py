@@ -236,6 +236,7 @@ class Bench:
         """
         figures: Figures = {}
         line: Figures = {"section": name, "status": "ok", "rehearsal": self.is_rehearsal, "figures": figures}
+        line |= {"card": self.card, "versions": self.versions}
         start = time.perf_counter()
         try:
             with _time_limit(budget):
@@ -246,7 +247,8 @@ class Bench:
             line["status"] = f"failed: {type(error).__name__}: {str(error)[:500]}"
             line["traceback"] = traceback.format_exc()[-4000:]
         line["seconds"] = round(time.perf_counter() - start, 2)
-        line |= {"card": self.card, "versions": self.versions}
+        with contextlib.suppress(RuntimeError):  # of a device that a section left unusable
+            self.allocated()
         self.lines.append(line)
         with (self.output / "gpu.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, default=str) + "\n")

@@ -150,7 +150,7 @@ def torchrun(config_file: Path, *options: str, **environment: str) -> subprocess
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
-        timeout=120,
+        timeout=180,
         text=True,
     )
 
