@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--segment-seconds", type=seconds, metavar="S", help="caption long videos part by part")
     parser.add_argument("--num-frames", type=positive, metavar="N", help="frames to look at in a clip or part")
+    parser.add_argument("--video-reader", metavar="NAME", help="what decodes frames: pyav or decord (pyav)")
     parser.add_argument("--max-new-tokens", type=positive, default=300, metavar="N", help="longest caption (300)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
     parser.add_argument("--num-beams", type=positive, default=1, metavar="N", help="beam search width (1)")
@@ -147,7 +148,10 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.model.builder import load_pretrained_model
     from video_llama.model.captioning import DEFAULT_PROMPT
     from video_llama.model.generation import GenerationOptions
+    from video_llama.processor.video import check_video_reader
 
+    if arguments.video_reader is not None:
+        check_video_reader(arguments.video_reader)
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
     device = device_of_process(arguments.device)
     clips = take_shard(find_clips(arguments.inputs), num_parts, part)
@@ -170,6 +174,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
+    if arguments.video_reader is not None:
+        begun_with["video_reader"] = arguments.video_reader
     with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
         todo = sum(not file.is_complete(clip.id) for clip in clips)
         where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
@@ -189,6 +195,9 @@ def run(arguments: argparse.Namespace) -> int:
             if workers is None:
                 workers = default_workers(model.device, local_processes())
             settings = replace(settings, num_workers=max(0, workers))
+            if arguments.video_reader is not None:
+                media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
+                model.processor.media_processor = media
             with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
 
                 def advance(new_windows: int) -> None:

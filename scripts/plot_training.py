@@ -14,6 +14,7 @@ from typing import Any
 
 from video_llama.errors import VideoLlamaError
 from video_llama.training.curves import RunLog, read_log
+from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
 
 PANELS = (
@@ -28,10 +29,8 @@ PANELS = (
 
 def draw(logs: dict[str, RunLog], output: Path) -> None:
     """Draw the runs, each in a colour of its own, one panel for each figure."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    import_extra("matplotlib", "drawing").use("Agg")
+    pyplot = import_extra("matplotlib.pyplot", "drawing")
 
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
     colours = [f"C{number}" for number in range(10)]
@@ -80,9 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw({label: read_log(path) for label, path in labels.items()}, output)
     except (VideoLlamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install 'video_llama[plots]'", file=sys.stderr)
         return 1
     print(f"written to {output}")
     return 0

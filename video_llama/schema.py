@@ -96,7 +96,11 @@ class ModelConfig:
 
 @dataclass
 class ProcessorConfig:
-    """One processor by its registered name; null settings keep the processor's own defaults."""
+    """One processor by its registered name; null settings keep the processor's own defaults.
+
+    Args:
+        video_reader: what decodes frames: "pyav" or "decord" (new).
+    """
 
     name: str | None = None
     n_frms: int | None = None
@@ -105,6 +109,7 @@ class ProcessorConfig:
     std: list[float] | None = None
     min_scale: float | None = None
     max_scale: float | None = None
+    video_reader: str | None = None
     prompt: str | None = None
     max_words: int | None = None
 

@@ -98,7 +98,9 @@ def test_only_training_without_a_cache_is_augmented(
 def test_settings_of_the_section_go_before_those_of_the_model(make_config: Any, processor: VideoLlamaProcessor) -> None:
     processor = copy.copy(processor)
     processor.media_processor = dataclasses.replace(processor.media_processor, num_audio_segments=3)
-    config = make_config("datasets.webvid.vis_processor.train={n_frms: 5, min_scale: 0.7, mean: [0.1, 0.2, 0.3]}")
+    config = make_config(
+        "datasets.webvid.vis_processor.train={n_frms: 5, min_scale: 0.7, mean: [0.1, 0.2, 0.3], video_reader: decord}"
+    )
     media = encoders(config, processor)["webvid"].media
     assert (media.num_frames, media.image_size, tuple(media.mean)) == (5, 28, (0.1, 0.2, 0.3))
     assert media.crop_scale is not None
@@ -106,6 +108,7 @@ def test_settings_of_the_section_go_before_those_of_the_model(make_config: Any, 
     assert media.log_mel == processor.media_processor.log_mel
     assert media.num_audio_segments == 3
     plain = encoders(make_config(), processor)["webvid"].media
+    assert (media.video_reader, plain.video_reader) == ("decord", "pyav")
     assert plain.num_frames == processor.media_processor.num_frames
 
 

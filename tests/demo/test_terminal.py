@@ -163,6 +163,22 @@ def test_a_configuration_names_the_model_and_its_frames(
     assert chats[0].model.model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("where", ["command line", "configuration"])
+def test_the_video_reader_that_is_asked_for_decodes(
+    run: Run, tiny_checkpoint: Path, make_video: Callable[..., Path], tmp_path: Path, where: str
+) -> None:
+    config = tmp_path / "demo.yaml"
+    reader = "decord" if where == "configuration" else "pyav"
+    config.write_text(
+        f"model: {{arch: video_llama, ckpt: {tiny_checkpoint}}}\n"
+        f"datasets: {{webvid: {{vis_processor: {{train: {{video_reader: {reader}}}}}}}}}\n"
+    )
+    option = ["--video-reader", "decord"] if where == "command line" else []
+    refused = run("--cfg-path", config, "--input", make_video("a.avi"), "--question", "What?", *option, model=None)
+    assert refused.code == 1
+    assert "decord gives wrong frames of avi files" in refused.messages[-1]
+
+
 # What can be wrong
 
 

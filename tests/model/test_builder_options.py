@@ -76,7 +76,7 @@ def test_quantisation_needs_bitsandbytes_and_one_choice(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'video_llama\[quantization\]'"):
+    with pytest.raises(ConfigError, match=r'8 and 4 bit: .* pip install "video_llama\[quantization\]"'):
         load_checkpoint(checkpoints["hf"], load_in_4bit=True)
     with pytest.raises(ConfigError, match="choose one of"):
         build_checkpoint(checkpoints["hf"], low_resource=True, load_in_4bit=True)

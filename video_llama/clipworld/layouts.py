@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import webdataset
-
 from video_llama.clipworld.samples import FIRST_IDS, Sample, Turn
+from video_llama.utils.extras import import_extra
 
 __all__ = ["FOLDERS", "SHARD_SIZE", "media_file", "write_annotations", "write_json", "write_json_lines", "write_shard"]
 
@@ -67,6 +66,7 @@ def write_annotations(
 
 def write_shard(path: Path, pictures: Iterable[tuple[Sample, bytes]]) -> None:
     """A webdataset tar of `KEY.jpg` and `KEY.json`, the same bytes whenever it is written."""
+    webdataset = import_extra("webdataset", "writing shards")
     with path.open("wb") as file, webdataset.TarWriter(file, mtime=_FIXED_TIME) as tar:
         for sample, content in pictures:
             tar.write({"__key__": sample.id, "jpg": content, "json": {"caption": sample.caption}})

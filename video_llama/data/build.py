@@ -212,7 +212,7 @@ def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augmen
         log_mel=model_media.log_mel,
         num_audio_segments=model_media.num_audio_segments,
         segment_spacing=model_media.segment_spacing,
-        video_reader=model_media.video_reader,
+        video_reader=sized.video_reader or model_media.video_reader,
     )
 
 

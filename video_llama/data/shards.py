@@ -16,11 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from webdataset.shardlists import expand_urls
-
 from video_llama.data.annotations import required_list, required_text, resolve_messages
 from video_llama.data.examples import Example, MediaKind, MediaSource
 from video_llama.errors import DatasetError
+from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
 
 __all__ = ["SUFFIXES", "find_shards", "index_shard", "read_shard"]
@@ -43,11 +42,18 @@ def find_shards(storage: str) -> list[Path]:
 
     Raises:
         DatasetError: there is none, one is absent, or the pattern is an address or a command.
+        ConfigError: webdataset, which reads patterns, is not installed.
     """
     if re.match(r"[a-z][a-z0-9+.-]*:", storage):
         raise DatasetError(f"{storage}: shards must be local files; copy them here or mount where they are")
     folder = Path(storage)
-    paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(path) for path in expand_urls(storage)]
+    if folder.is_dir():
+        paths = sorted(folder.glob("*.tar"))
+    elif "{" in storage or "::" in storage:
+        shardlists = import_extra("webdataset.shardlists", f"the pattern of shards {storage}")
+        paths = [Path(path) for path in shardlists.expand_urls(storage)]
+    else:
+        paths = [folder]
     if not paths:
         raise DatasetError(f"{storage}: no shards (*.tar) in it")
     absent = [str(path) for path in paths if not path.is_file()]

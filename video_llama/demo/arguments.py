@@ -110,6 +110,7 @@ def _add_input_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
     group.add_argument("--terminal", action="store_true", help="a conversation on the terminal, as with --input alone")
     group.add_argument("--num-frames", type=_positive, metavar="N", help="frames to look at in a video (8)")
+    group.add_argument("--video-reader", metavar="NAME", help="what decodes frames: pyav or decord (pyav)")
     group.add_argument("--no-audio", action="store_true", help="do not listen to videos")
 
 

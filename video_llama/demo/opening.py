@@ -9,6 +9,8 @@ from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import VideoLlama
+from video_llama.processor.video import check_video_reader
+from video_llama.schema import ProcessorConfig
 
 __all__ = ["choose_options", "choose_template", "load_model"]
 
@@ -38,26 +40,38 @@ def choose_template(arguments: argparse.Namespace) -> Conversation | None:
 
 
 def load_model(arguments: argparse.Namespace) -> VideoLlama:
-    """The model of `--cfg-path` or `--model`."""
+    """The model of `--cfg-path` or `--model`, which reads files as the options and the configuration say.
+
+    Raises:
+        VideoLlamaError: it cannot be loaded, or there is no such video reader.
+    """
+    from video_llama.config import load_config
     from video_llama.model.builder import build_model, load_pretrained_model
 
-    device = f"cuda:{arguments.gpu_id}" if arguments.gpu_id is not None else arguments.device
+    config = None
     if arguments.cfg_path:
-        from video_llama.config import load_config
-
         config = load_config(arguments.cfg_path, [*model_settings(arguments), *arguments.options])
+    sections = config.datasets.values() if config is not None else ()
+    reading = next((section.vis_processor.train for section in sections), ProcessorConfig())
+    video_reader = arguments.video_reader or reading.video_reader
+    if video_reader is not None:
+        check_video_reader(video_reader)
+    device = f"cuda:{arguments.gpu_id}" if arguments.gpu_id is not None else arguments.device
+    if config is not None:
         model = build_model(config.model, device=device)
-        num_frames = next((data.vis_processor.train.n_frms for data in config.datasets.values()), None)
-        if num_frames is not None:
-            model.processor.media_processor = replace(model.processor.media_processor, num_frames=num_frames)
-        return model
-    return load_pretrained_model(
-        arguments.model,
-        device=device,
-        dtype=arguments.dtype,
-        load_in_8bit=arguments.load_in_8bit,
-        load_in_4bit=arguments.load_in_4bit,
+    else:
+        model = load_pretrained_model(
+            arguments.model,
+            device=device,
+            dtype=arguments.dtype,
+            load_in_8bit=arguments.load_in_8bit,
+            load_in_4bit=arguments.load_in_4bit,
+        )
+    media = model.processor.media_processor
+    model.processor.media_processor = replace(
+        media, num_frames=reading.n_frms or media.num_frames, video_reader=video_reader or media.video_reader
     )
+    return model
 
 
 def model_settings(arguments: argparse.Namespace) -> list[str]:

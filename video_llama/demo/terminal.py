@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from video_llama.demo.arguments import DEFAULT_MODEL, build_parser
 from video_llama.errors import VideoLlamaError
+from video_llama.utils.extras import require_extra
 
 if TYPE_CHECKING:
     from video_llama.chat import Chat, Upload
@@ -38,9 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")  # as intended
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
+        if arguments.video_reader is not None:
+            from video_llama.processor.video import check_video_reader
+
+            check_video_reader(arguments.video_reader)
         if on_terminal:
             _talk(arguments)
         else:
+            require_extra("gradio", "the page (--input FILE answers on the terminal)")
             from video_llama.demo.server import serve
 
             serve(arguments)

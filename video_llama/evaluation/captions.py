@@ -15,6 +15,7 @@ from video_llama.evaluation.asking import answer_dialogues, read_media
 from video_llama.evaluation.questions import AskedFile, Question
 from video_llama.model.inference import VideoLlama
 from video_llama.schema import BuildInfo, DatasetConfig
+from video_llama.utils.extras import import_extra
 
 __all__ = ["DATA_TYPES", "CaptionResult", "CaptionedFile", "caption_files", "caption_metrics", "load_captions"]
 
@@ -186,22 +187,19 @@ def caption_metrics(results: Sequence[CaptionResult]) -> dict[str, float]:
         ConfigError: pycocoevalcap is not installed.
         MediaError: no file could be read.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise ConfigError("caption metrics need pycocoevalcap: pip install 'video_llama[metrics]'") from error
+    modules = {
+        name: import_extra(f"pycocoevalcap.{name}.{name}", "caption metrics") for name in ("bleu", "rouge", "cider")
+    }
     answered = [result for result in results if result.answer is not None]
     if not answered:
         first = results[0]
         raise MediaError(first.file.id, f"{first.error}; none of {len(results)} files could be read")
     said = {number: [_plain(str(result.answer))] for number, result in enumerate(answered)}
     expected = {number: [_plain(text) for text in result.file.references] for number, result in enumerate(answered)}
-    bleu, _ = Bleu(4).compute_score(expected, said, verbose=0)
+    bleu, _ = modules["bleu"].Bleu(4).compute_score(expected, said, verbose=0)
     metrics = {f"BLEU-{length}": float(score) for length, score in enumerate(bleu, start=1)}
-    metrics["ROUGE-L"] = float(Rouge().compute_score(expected, said)[0])
-    metrics["CIDEr"] = float(Cider().compute_score(expected, said)[0])
+    metrics["ROUGE-L"] = float(modules["rouge"].Rouge().compute_score(expected, said)[0])
+    metrics["CIDEr"] = float(modules["cider"].Cider().compute_score(expected, said)[0])
     return {name: round(value, 4) for name, value in metrics.items()}
 
 

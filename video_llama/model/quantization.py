@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from video_llama.errors import ConfigError
+from video_llama.utils.extras import require_extra
 from video_llama.utils.utils import resolve_dtype
 
 __all__ = ["quantization_config", "settle_quantised_layers", "spare_branches"]
@@ -28,8 +28,7 @@ def quantization_config(load_in_8bit: bool, load_in_4bit: bool, device: torch.de
     """
     if load_in_8bit and load_in_4bit:
         raise ConfigError("choose one of load_in_8bit (low_resource) and load_in_4bit")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("8 and 4 bit need bitsandbytes: pip install 'video_llama[quantization]'")
+    require_extra("bitsandbytes", "8 and 4 bit")
     if load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

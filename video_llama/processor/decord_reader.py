@@ -7,7 +7,6 @@ may name it.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from video_llama.errors import MediaError
 from video_llama.processor.containers import open_container, select_stream
 from video_llama.processor.video import num_decoder_threads
 from video_llama.registry import VIDEO_READERS
+from video_llama.utils.extras import import_extra, require_extra
 
 __all__ = ["DecordReader", "open_decord"]
 
@@ -35,7 +35,9 @@ def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterat
     Raises:
         MediaError: the file is no video, is damaged, or is an AVI file or MPEG stream, which decord
             reads wrongly.
+        ConfigError: decord is not installed.
     """
+    require_extra("decord", "the video reader 'decord'")
     with open_container(path) as container:  # says what is wrong with a file; decord prints it to stderr at best
         select_stream(container, path, "video")
         if container.format.name in _FORMATS_READ_WRONGLY:
@@ -79,7 +81,7 @@ class DecordReader:
 
 def _import_decord() -> Any:
     """decord, quiet. Imported late: it takes a second and maps every CUDA library that is installed."""
-    decord = importlib.import_module("decord")
+    decord = import_extra("decord", "the video reader 'decord'")
     decord.logging.set_level(decord.logging.QUIET)
     return decord
 

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from video_llama.errors import MediaError
 from video_llama.processor.sampling import frame_window, sample_uniform_indices
 from video_llama.registry import VIDEO_READERS
+from video_llama.utils.extras import EXTRAS, require_extra
 
 __all__ = [
     "DEFAULT_VIDEO_READER",
     "DecodedVideo",
     "OpenVideoReader",
     "VideoReader",
+    "check_video_reader",
     "decode_video",
     "num_decoder_threads",
     "sample_window",
@@ -75,6 +77,17 @@ class DecodedVideo:
     num_source_frames: int
 
 
+def check_video_reader(name: str) -> None:
+    """Check that frames can be decoded with this reader, before anything slow is begun.
+
+    Raises:
+        ConfigError: there is no such reader, or its package is not installed.
+    """
+    VIDEO_READERS.get(name)
+    if name in EXTRAS:
+        require_extra(name, f"the video reader {name!r}")
+
+
 def decode_video(
     path: str | os.PathLike[str],
     num_frames: int,
@@ -98,7 +111,7 @@ def decode_video(
 
     Raises:
         MediaError: the file is no video, is damaged, or ends before `start_seconds`.
-        ConfigError: unknown `reader`.
+        ConfigError: unknown `reader`, or its package is not installed.
     """
     open_reader: OpenVideoReader = VIDEO_READERS.get(reader)
     with open_reader(path, height, width) as video:

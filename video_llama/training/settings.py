@@ -12,8 +12,10 @@ from accelerate.utils import LoggerType
 from video_llama.config import BuildInfo, Config, ProcessorConfig
 from video_llama.data.mixture import mixture_shares
 from video_llama.errors import ConfigError
+from video_llama.processor.video import check_video_reader
 from video_llama.registry import DATASETS, SCHEDULES, Registry
 from video_llama.training.processes import mixed_precision, training_device
+from video_llama.utils.extras import how_to_install
 
 __all__ = ["check_settings"]
 
@@ -86,7 +88,7 @@ def _of_run(config: Config) -> Iterator[str]:
         if tracker not in LoggerType.list():
             yield f"run.trackers names {tracker!r}; known: {', '.join(LoggerType.list())}"
         elif LoggerType(tracker) not in [LoggerType.ALL, *get_available_trackers()]:  # accelerate would leave it out
-            yield f"run.trackers names {tracker!r}, but its package is not installed (pip install {tracker})"
+            yield f"run.trackers names {tracker!r}, which is not installed: {how_to_install(tracker)}"
 
 
 def _of_datasets(config: Config) -> Iterator[str]:
@@ -111,6 +113,11 @@ def _of_processor(processor: ProcessorConfig, key: str) -> Iterator[str]:
         value = getattr(processor, name)
         if value is not None and value < 1:
             yield f"{key}.{name} must be at least 1, but is {value}"
+    if processor.video_reader is not None:
+        try:
+            check_video_reader(processor.video_reader)
+        except ConfigError as error:
+            yield f"{key}.video_reader: {error}"
 
 
 def _unknown(registry: Registry[Any], name: str) -> Iterator[str]:
