@@ -247,16 +247,16 @@ def test_the_same_question_has_the_same_answer_and_a_temperature_changes_it(
 def test_options_of_one_answer_have_transformers_names_and_a_wrong_one_is_told_the_right_ones(
     chat: Chat, make_image: Callable[..., Path]
 ) -> None:
-    chat.upload_img(make_image())
-    chat.ask(QUESTION)
+    chat.upload_img(make_image("still.png"))
+    chat.ask("What is it?")
     with pytest.raises(
         TypeError, match=r"no option 'temprature'; did you mean 'temperature'\? \(options: max_new_tokens"
     ):
         chat.answer(temprature=0.2)
     answer = chat.answer(do_sample=True, top_k=1)
     chat.undo()
-    chat.upload_img(make_image())
-    chat.ask(QUESTION)
+    chat.upload_img(make_image("still.png"))
+    chat.ask("What is it?")
     assert chat.answer(do_sample=False) == answer
 
 
