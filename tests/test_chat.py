@@ -242,3 +242,29 @@ def test_the_same_question_has_the_same_answer_and_a_temperature_changes_it(
     torch.manual_seed(1)
     assert ask(0.0) == ask(0.0)
     assert ask(5.0) != ask(5.0)
+
+
+def test_options_of_one_answer_have_transformers_names_and_a_wrong_one_is_told_the_right_ones(
+    chat: Chat, make_image: Callable[..., Path]
+) -> None:
+    chat.upload_img(make_image("still.png"))
+    chat.ask("What is it?")
+    with pytest.raises(
+        TypeError, match=r"no option 'temprature'; did you mean 'temperature'\? \(options: max_new_tokens"
+    ):
+        chat.answer(temprature=0.2)
+    answer = chat.answer(do_sample=True, top_k=1)
+    chat.undo()
+    chat.upload_img(make_image("still.png"))
+    chat.ask("What is it?")
+    assert chat.answer(do_sample=False) == answer
+
+
+def test_an_encoded_sound_no_longer_holds_what_it_was_made_of(chat: Chat, make_sound: Callable[..., Path]) -> None:
+    decoded = chat.decode_audio(make_sound())
+    assert decoded.audio is not None
+    assert decoded.audio.origin is not None
+    audio = chat.add(decoded).audio
+    assert audio is not None
+    assert audio.origin is None
+    assert audio.values is decoded.audio.values

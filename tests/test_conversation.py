@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -211,3 +211,64 @@ def test_the_style_of_the_chat_template_needs_a_tokenizer() -> None:
     assert conv_templates["tokenizer"].sep_style is SeparatorStyle.CHAT_TEMPLATE
     with pytest.raises(ConfigError, match="v1"):
         talk("tokenizer", "hello").get_prompt()
+
+
+def test_an_unknown_template_is_an_error_that_names_those_there_are() -> None:
+    with pytest.raises(KeyError, match="no conversation template 'vicuna_v1'; there are default, v1, vision"):
+        conv_templates["vicuna_v1"]
+    assert "vicuna_v1" not in conv_templates
+    assert conv_templates.get("vicuna_v1") is None
+
+
+@pytest.mark.parametrize("name", ["v1", "instruct_vicuna", "llama_2", "tokenizer"])
+def test_a_role_that_is_none_of_the_conversations_is_an_error(name: str) -> None:
+    conversation = conv_templates[name].copy()
+    asks, answers = conversation.roles
+    with pytest.raises(ValueError, match=rf"no role 'bot' .* {asks!r} \(conv.roles\[0\]\), .* {answers!r}"):
+        conversation.append_message("bot", "hi")
+    conversation.messages = [["bot", "hi"]]
+    for refused in (
+        lambda: conversation.get_pieces(build_chat_tokenizer()),
+        lambda: conversation.in_template(conversation),
+    ):
+        with pytest.raises(ValueError, match="no role 'bot'"):
+            refused()
+
+
+@pytest.mark.parametrize("name", list(conv_templates))
+@pytest.mark.parametrize("other", list(conv_templates))
+def test_in_another_template_a_conversation_is_what_would_have_been_said_there(name: str, other: str) -> None:
+    said = ("What is it?", "A dog.", "And now?", None)
+    conversation, expected = talk(name, *said), talk(other, *said)
+    written = conversation.in_template(conv_templates[other])
+    assert written == expected
+    assert written.is_written_as(conv_templates[other])
+    assert conversation.is_written_as(conv_templates[other]) == (
+        conversation == replace(expected, roles=conversation.roles)
+    )
+    assert conversation.messages == talk(name, *said).messages
+
+
+def test_a_system_text_of_the_callers_own_stays_in_another_template() -> None:
+    conversation = talk("v1", "What is it?")
+    conversation.system = "Be brief."
+    assert conversation.is_written_as(conv_templates["v1"])
+    assert conversation.in_template(conv_templates["llama_2"]).get_prompt() == (
+        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhat is it? [/INST]"
+    )
+
+
+def test_what_another_template_cannot_write_is_written_as_it_can() -> None:
+    greeting = conv_templates["v1"].copy()
+    greeting.append_message("Assistant", "Hello!")
+    greeting.append_message("Human", [Placeholder("image"), "look"])
+    greeting.append_message("Human", "What is it?")
+    begin = "[INST] <<SYS>>\n \n<</SYS>>\n\n [/INST] Hello! </s><s>[INST] <ImageHere>look What is it? [/INST]"
+    assert greeting.in_template(conv_templates["video_llama_2"]).get_prompt() == begin
+
+
+def test_roles_that_a_template_does_not_write_make_no_other_template() -> None:
+    own, named = Conversation("", ("me", "you")), talk("llama_2")
+    assert not own.is_written_as(conv_templates["v1"])
+    named.roles = ("me", "you")
+    assert named.is_written_as(conv_templates["llama_2"])

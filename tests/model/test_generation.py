@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import DynamicCache
 from transformers.generation import StoppingCriteriaList
 
 from tests.model.conftest import prompt_ids
+from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import (
     GenerationOptions,
     PrefixCache,
@@ -35,11 +37,42 @@ def test_a_temperature_samples_and_beams_take_a_length_penalty() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "wrong",
+    [{"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}],
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         GenerationOptions(**wrong)
+
+
+def test_do_sample_says_what_the_temperature_says(caplog: pytest.LogCaptureFixture) -> None:
+    assert GenerationOptions(do_sample=True) == GenerationOptions(temperature=1.0)
+    assert GenerationOptions(do_sample=True, temperature=0.2) == GenerationOptions(temperature=0.2)
+    assert GenerationOptions(do_sample=False) == GenerationOptions()
+    assert caplog.messages == []
+    assert GenerationOptions(do_sample=False, temperature=0.2) == GenerationOptions()
+    assert caplog.messages == ["temperature=0.2 has no effect beside do_sample=False: nothing is sampled"]
+
+
+def test_changed_options_say_anew_whether_to_sample() -> None:
+    warm = GenerationOptions(do_sample=True, top_k=7)
+    assert warm.changed({"temperature": 0}).to_generate_kwargs()["do_sample"] is False
+    assert warm.changed({"do_sample": None, "top_k": None, "max_new_tokens": 5}) == replace(warm, max_new_tokens=5)
+    assert warm.to_generate_kwargs()["top_k"] == 7
+    assert "top_k" not in GenerationOptions(temperature=0.5).to_generate_kwargs()
+    with pytest.raises(ValueError, match="do_sample=True needs a temperature above 0"):
+        GenerationOptions().changed({"do_sample": True, "temperature": 0.0})
+    with pytest.raises(TypeError, match=r"no option 'temprature'; did you mean 'temperature'\? \(options: max_new_tok"):
+        GenerationOptions().changed({"temprature": 0.5})
+
+
+def test_bounds_of_prompt_and_answer_together_bound_the_answer() -> None:
+    options = GenerationOptions(max_new_tokens=50)
+    assert options.within(100, 120, None).max_new_tokens == 20
+    assert options.within(100, 900, None) == options.within(100, None, 90) == options
+    assert options.within(100, None, 110).min_new_tokens == 10
+    with pytest.raises(VideoLlamaError, match="takes 100 tokens, so max_length=100 leaves none for an answer"):
+        options.within(100, 100, None)
 
 
 @pytest.mark.parametrize(

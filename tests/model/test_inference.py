@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.generation import BaseStreamer
 
-from video_llama.conversation import Conversation, Placeholder, introduce_media
-from video_llama.errors import VideoLlamaError
+from video_llama.conversation import Conversation, Placeholder, conv_templates, introduce_media
+from video_llama.errors import ConfigError, MediaError, VideoLlamaError
 from video_llama.model.builder import load_pretrained_model
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.generation import GenerationOptions, PrefixCache
+from video_llama.model.generation import GenerationOptions, PrefixCache, cut_at_stop
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor import load_processor
@@ -291,3 +294,180 @@ def test_sound_of_another_models_processor_is_refused_in_words(model: VideoLlama
     bins, frames = model.model.config.audio_config.input_size
     with pytest.raises(ValueError, match=r"hears segments of .* read the sound with its own processor"):
         model.encode(torch.zeros(2, 1, bins, frames + 8))
+
+
+# What scripts do
+
+
+class Tokens(BaseStreamer):
+    """A streamer that remembers."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.ids += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_the_wrapper_is_used_like_a_module(tiny_checkpoint: Path, image: VideoFrames) -> None:
+    model = load_pretrained_model(tiny_checkpoint, device="cpu", half=False, verbose=False)
+    whole = model.model
+    answer = model.generate(image, max_new_tokens=8)
+    assert (model.dtype, model.config) == (torch.float32, whole.config)
+    assert len(list(model.parameters())) == len(list(whole.parameters()))
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    assert model.train() is model
+    assert whole.training
+    assert model.eval().to("cpu").cpu().float() is model
+    assert not whole.training
+    assert model.generate(image, max_new_tokens=8) == answer
+    assert model.to(torch.bfloat16).dtype == torch.bfloat16
+    assert model.encode(image).features.dtype == torch.bfloat16  # none that were kept in float32
+    assert model.generate(image.half(), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(("capable", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_half_is_what_loading_takes_for_half(
+    capable: bool, dtype: torch.dtype, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_pretrained_model(tiny_checkpoint, device="cpu", half=False, verbose=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable}, raising=False)
+    assert model.half().dtype == dtype
+
+
+def test_a_gpu_that_is_not_there_is_an_error_in_words(model: VideoLlama) -> None:
+    with pytest.raises(ConfigError, match="no device cuda:77 here"):
+        model.cuda(77)
+
+
+def test_tensors_in_the_place_of_frames_and_sound_give_the_same_answer(
+    model: VideoLlama, clip: tuple[VideoFrames, AudioSegments], image: VideoFrames
+) -> None:
+    frames, sound = clip
+    expected = model.generate(frames, sound, max_new_tokens=8)  # with sound no sentence says the frames' times
+    for seen in (frames.pixel_values, frames.unsqueeze(0), torch.as_tensor(frames), torch.stack(list(frames))):
+        for heard in (sound, sound.values, sound.unsqueeze(0)):
+            assert model.generate(seen, heard, max_new_tokens=8) == expected
+    still = model.generate(image, max_new_tokens=8)
+    for seen in (image[0], image.pixel_values, image.unsqueeze(0)):
+        assert model.generate(seen, max_new_tokens=8) == still
+    assert model.generate([image[0][None], frames], max_new_tokens=4)
+    assert model.caption([image[0]], max_new_tokens=4) == model.caption([image.pixel_values], max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"imgs": "clip.mp4"}, TypeError, r"imgs is str 'clip.mp4', not .* read it first, imgs, audio = process_video"),
+        ({"imgs": [Path("a.mp4")]}, TypeError, r"imgs is \w*PosixPath 'a.mp4'"),
+        ({"imgs": np.zeros((4, 4, 3))}, TypeError, "imgs is ndarray, not what"),
+        (
+            {"imgs": [torch.zeros(3, 4, 4)] * 2},
+            TypeError,
+            r"2 tensors of one frame each: torch.stack\(imgs\) is a video",
+        ),
+        ({"imgs": torch.zeros(1, 3, 8, 4, 4)}, MediaError, r"tensor\[0\].transpose\(0, 1\)"),
+        ({"imgs": torch.zeros(2, 1, 4, 4)}, MediaError, r"is no \(frames, 3, height, width\)"),
+        ({"audio": "tone.wav"}, TypeError, r"audio is str 'tone.wav', not .* audio = process_audio\(path"),
+        ({"audio": (np.zeros(9), 16_000)}, TypeError, "audio is tuple"),
+        ({"conv": "What is this?"}, TypeError, r"conv is str 'What is this\?', not a conversation: conv = model.new"),
+        (
+            {"images": 1},
+            TypeError,
+            r"no option 'images' \(options: max_new_tokens, .*do_sample, keep_template, max_length",
+        ),
+        ({"max_tokens": 1}, TypeError, "no option 'max_tokens'; did you mean 'max_new_tokens'"),
+        ({"top_k": -1}, ValueError, "top_k must not be negative"),
+    ],
+)
+def test_what_generate_cannot_take_is_an_error_that_says_what_to_do(
+    model: VideoLlama, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        model.generate(**given)
+
+
+def test_frames_and_sound_in_each_others_place_are_an_error(
+    model: VideoLlama, clip: tuple[VideoFrames, AudioSegments]
+) -> None:
+    with pytest.raises(TypeError, match="imgs is a sound: give it as audio"):
+        model.generate(clip[1])
+    with pytest.raises(TypeError, match="audio is frames: give them as imgs"):
+        model.generate(None, clip[0])
+
+
+def test_sound_that_was_read_for_another_model_is_encoded_as_this_ones_processor_reads_it(
+    model: VideoLlama, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, processor = make_video("clip.mp4", audio=True), model.processor
+    foreign = load_processor(log_mel={"num_mel_bins": 40, "num_mel_frames": 90, "mean": 0.0}).process_audio(path)
+    expected = processor.media_processor.process_audio(path).values
+    assert torch.equal(model.prepare_values(foreign), expected)
+    inputs = processor("<AudioHere> What?", audios=[foreign])
+    assert torch.equal(inputs["audio_values"][0], expected)
+
+
+def test_options_of_transformers_do_what_they_do_there(model: VideoLlama, image: VideoFrames) -> None:
+    greedy = model.generate(image, max_new_tokens=12)
+    conversation = model.new_conversation()
+    conversation.introduce(introduce_media([image]))
+    length = len(model.prepare(conversation.up_to_answer(), [model.encode(image)]).keys)
+    assert model.generate(image, max_length=length + 12) == greedy
+    assert model.generate(image, max_length=length + 12, max_new_tokens=300, min_length=1, use_cache=True) == greedy
+    with pytest.raises(VideoLlamaError, match=f"max_length={length} leaves none for an answer"):
+        model.generate(image, max_length=length)
+    assert model.generate(image, do_sample=True, top_k=1, max_new_tokens=12) == greedy
+    assert model.generate(image, do_sample=False, top_p=None, max_new_tokens=12) == greedy
+    torch.manual_seed(0)
+    sampled = {model.generate(image, do_sample=True, top_p=1.0, top_k=0, max_new_tokens=12) for _ in range(3)}
+    assert len(sampled) == 3
+    tokens = Tokens()
+    assert model.generate(image, max_new_tokens=12, streamer=tokens) == greedy
+    assert tokens.ended
+    assert cut_at_stop(model.processor.tokenizer.decode(tokens.ids, skip_special_tokens=True), ["</s>"]) == greedy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.5, "do_sample": False}, "temperature=0.5 has no effect beside do_sample=False"),
+        ({"top_p": 0.8}, "no effect of top_p: nothing is sampled without a temperature or do_sample=True"),
+        ({"top_p": 0.8, "top_k": 3, "do_sample": False}, "no effect of top_p and top_k"),
+        ({"use_cache": False}, "use_cache=False has no effect"),
+    ],
+)
+def test_an_option_without_effect_is_not_ignored_without_a_word(
+    model: VideoLlama, image: VideoFrames, options: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = model.generate(image, max_new_tokens=6, **options)
+    [warning] = caplog.messages
+    assert message in warning
+    assert answer == model.generate(image, max_new_tokens=6)
+
+
+def test_a_conversation_in_another_template_is_answered_in_the_weights_own_with_one_warning(
+    tiny_checkpoint: Path, image: VideoFrames, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_pretrained_model(tiny_checkpoint, device="cpu", half=False, verbose=False)
+    prompts: list[str] = []
+    prepare = model.prepare
+    monkeypatch.setattr(
+        model, "prepare", lambda conv, media: (prompts.append(conv.get_prompt()), prepare(conv, media))[1]
+    )
+    own, other = model.new_conversation(), conv_templates["v1"].copy()
+    for conversation in (own, other):
+        conversation.append_message(conversation.roles[0], QUESTION)
+        conversation.append_message(conversation.roles[1], "...")
+        model.generate(image, None, conversation, max_new_tokens=2)
+    assert prompts[0] == prompts[1]
+    model.generate(image, None, other, max_new_tokens=2)
+    [warning] = caplog.messages
+    assert "(SINGLE, Human/Assistant, system '') than these weights were trained with ('llama_2')" in warning
+    assert other.messages == [["Human", QUESTION], ["Assistant", "..."]]
+    model.generate(image, None, other, max_new_tokens=2, keep_template=True)
+    assert prompts[-1].startswith("###Human: <Image>")
+    assert len(caplog.messages) == 1

@@ -11,7 +11,7 @@ from PIL import Image
 import video_llama.processor
 from tests.conftest import MakeSound, MakeVideo
 from video_llama.constants import DEFAULT_NUM_FRAMES
-from video_llama.errors import ConfigError
+from video_llama.errors import ConfigError, MediaError
 from video_llama.processor.builders import load_processor, process_audio, process_images, process_video
 from video_llama.processor.media import MediaProcessor
 from video_llama.registry import PROCESSORS
@@ -108,3 +108,14 @@ def test_the_package_offers_the_public_names_and_no_other() -> None:
         assert getattr(video_llama.processor, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'process_film'"):
         _ = video_llama.processor.process_film
+
+
+@pytest.mark.parametrize("wrong", [b"\xff\xd8", torch.zeros(3, 9, 9), (n for n in range(2)), 7])
+def test_what_no_image_can_be_read_from_is_an_error_that_says_what_can(wrong: Any) -> None:
+    with pytest.raises(MediaError, match=r"no image can be read from that \(give a path, a PIL image or an array"):
+        process_images(wrong, PROCESSOR)
+
+
+def test_a_device_that_is_not_there_is_an_error_in_words(make_video: MakeVideo) -> None:
+    with pytest.raises(ConfigError, match="no device cuda:77 here"):
+        process_video(make_video(), PROCESSOR, "cuda:77")

@@ -205,3 +205,59 @@ def test_use_draws_nothing_at_random(make_video: MakeVideo, make_sound: MakeSoun
     PROCESSOR.process_image(Image.new("RGB", (9, 9)))
     PROCESSOR.process_audio(make_sound())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Sound that was read for another model
+
+OTHER_MEL = LogMelSettings(num_mel_bins=64, mean=-3.0)
+OTHER = MediaProcessor(num_audio_segments=5, segment_spacing="pv015", log_mel=OTHER_MEL)
+FASTER = MediaProcessor(log_mel=LogMelSettings(sample_rate_hz=22_050, segment_seconds=1.5, num_mel_frames=150))
+
+
+@pytest.mark.parametrize("own", [OTHER, FASTER], ids=["other mel and number", "other rate and length"])
+@pytest.mark.parametrize("given", ["short file", "long file", "samples"])
+def test_sound_becomes_what_another_processor_would_have_given(
+    given: str, own: MediaProcessor, make_sound: MakeSound
+) -> None:
+    sound: Any = (draw_tone(7.0, 44_100, 2), 44_100)
+    if given != "samples":
+        seconds = 7.0 if given == "short file" else 65.0
+        sound = make_sound("tone.wav", samples=draw_tone(seconds, 44_100, 2), codec="pcm_f32le", rate_hz=44_100)
+    expected, read = own.process_audio(sound), MediaProcessor().process_audio(sound)
+    adapted = own.adapt_audio(read)
+    assert torch.equal(adapted.values, expected.values)
+    assert (adapted.start_seconds, adapted.duration_seconds) == (expected.start_seconds, expected.duration_seconds)
+    assert own.adapt_audio(expected) is expected
+
+
+def test_log_mel_alone_is_made_of_what_was_decoded_even_if_the_file_is_gone(make_sound: MakeSound) -> None:
+    own = MediaProcessor(log_mel=OTHER_MEL)
+    path = make_sound(samples=draw_tone(65.0, RATE, 1))
+    read, expected = MediaProcessor().process_audio(path), own.process_audio(path)
+    path.unlink()
+    assert torch.equal(own.adapt_audio(read).values, expected.values)
+    with pytest.raises(MediaError, match=r"no such file \(this model wants other parts of the sound"):
+        OTHER.adapt_audio(read)
+
+
+def test_a_number_of_segments_that_somebody_chose_stays(make_sound: MakeSound) -> None:
+    read = dataclasses.replace(PROCESSOR, num_audio_segments=4).process_audio(make_sound(seconds=9.0))
+    adapted = MediaProcessor(log_mel=OTHER_MEL).adapt_audio(read)
+    assert adapted.values.shape == (4, 1, 64, 204)
+    assert adapted.start_seconds == read.start_seconds
+
+
+def test_picked_segments_are_adapted_as_they_were_picked_moved_and_converted(make_sound: MakeSound) -> None:
+    path = make_sound(seconds=20.0)
+    read = MediaProcessor().process_audio(path)
+    whole = MediaProcessor(log_mel=OTHER_MEL).process_audio(path)
+    adapted = OTHER.adapt_audio(read[2:][::2].half())
+    assert adapted.dtype == torch.float16
+    assert torch.equal(adapted.values, whole.values[[2, 4, 6]].half())
+    assert adapted.start_seconds == [read.start_seconds[place] for place in (2, 4, 6)]
+
+
+def test_values_that_were_changed_are_not_made_anew_without_the_change(make_sound: MakeSound) -> None:
+    read = MediaProcessor().process_audio(make_sound())
+    silenced = dataclasses.replace(read, values=torch.zeros_like(read.values))
+    assert OTHER.adapt_audio(silenced) is silenced

@@ -113,7 +113,7 @@ class VideoLlama:
         return self.model.state_dict()
 
     def train(self, mode: bool = True) -> VideoLlama:
-        """Put the model in training mode, and return this object, as do the next ones."""
+        """Put the model in training mode; returns this object, as everything does that changes the model."""
         self.model.train(mode)
         return self
 
@@ -537,7 +537,6 @@ def _chosen(options: Mapping[str, Any], others: Sequence[str] = ()) -> Generatio
     chosen = GenerationOptions().changed(options)
     unused = [name for name in ("top_p", "top_k") if options.get(name) is not None]
     if unused and chosen.temperature == 0:
-        logger.warning(
-            "%s has no effect: nothing is sampled without a temperature or do_sample=True", " and ".join(unused)
-        )
+        named = " and ".join(unused)
+        logger.warning("no effect of %s: nothing is sampled without a temperature or do_sample=True", named)
     return chosen

@@ -28,7 +28,7 @@ from video_llama.processor.sampling import (
     sample_headtail_indices,
     sample_uniform_indices,
 )
-from video_llama.processor.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments, read_window
+from video_llama.processor.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments
 from video_llama.processor.sound_track import RawSound
 from video_llama.processor.tensor_like import TensorLike
 from video_llama.processor.transforms import (
@@ -308,7 +308,7 @@ class MediaProcessor:
         settings = replace(self.segment_settings, **_chosen_spread(origin))
         if settings == origin.settings:
             return audio
-        adapted = _finish_segments(_decoded_for(settings, origin, audio.duration_seconds), settings)
+        adapted = _finish_segments(_decoded_for(settings, origin), settings)
         return (adapted if origin.places is None else adapted.take(origin.places)).to(audio.device, audio.dtype)
 
     def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
@@ -341,7 +341,8 @@ def _finish_segments(raw: RawSegments, settings: SegmentSettings) -> AudioSegmen
         cut = list(zip([0, *ends[:-1]], ends, strict=True))
     values = log_mel_segments(samples, cut, settings.log_mel)
     segments = AudioSegments(values, [start / rate for start, _ in ranges], num_samples / rate, raw.source)
-    return segments._made_of(SoundOrigin(raw, settings))
+    is_window = raw.num_samples is None and raw.sounds[0].is_part  # cut for one rate
+    return segments if is_window else segments._made_of(SoundOrigin(raw, settings))
 
 
 def _chosen_spread(origin: SoundOrigin) -> dict[str, Any]:
@@ -355,20 +356,16 @@ def _chosen_spread(origin: SoundOrigin) -> dict[str, Any]:
     return chosen
 
 
-def _decoded_for(settings: SegmentSettings, origin: SoundOrigin, duration_seconds: float) -> RawSegments:
+def _decoded_for(settings: SegmentSettings, origin: SoundOrigin) -> RawSegments:
     """What was decoded, if it serves for the settings as well; otherwise what the file has for them."""
-    raw, taken = origin.raw, origin.settings
-    first = raw.sounds[0]
-    is_window = raw.num_samples is None and first.is_part
-    rates = {settings.log_mel.sample_rate_hz, taken.log_mel.sample_rate_hz}
-    spreads = {(each.num_segments, each.spacing, each.log_mel.segment_seconds) for each in (settings, taken)}
-    if not is_window and raw.num_samples is None:  # the whole sound
-        return raw
-    if len(rates) == 1 and (is_window or len(spreads) == 1):
+    raw = origin.raw
+    cuts = [
+        (each.num_segments, each.spacing, each.log_mel.segment_seconds, each.log_mel.sample_rate_hz)
+        for each in (settings, origin.settings)
+    ]
+    if raw.num_samples is None or cuts[0] == cuts[1]:  # the whole sound, or the very parts
         return raw
     try:
-        if is_window:
-            return read_window(raw.source, first.start_seconds, first.start_seconds + duration_seconds, settings)
         return read_segments(raw.source, settings)
     except MediaError as error:
         hint = "this model wants other parts of the sound: read it with model.processor.media_processor"
