@@ -69,6 +69,8 @@ def test_a_device_that_is_not_there_is_an_error_that_names_it(monkeypatch: pytes
         resolve_device("mps")
     with pytest.raises(ConfigError, match="unknown device 'toaster'"):
         resolve_device("toaster")
+    with pytest.raises(ConfigError, match=r"device xpu:1 is not supported; it should be cpu, cuda"):
+        resolve_device("xpu:1")
 
 
 @pytest.mark.parametrize(("capable", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)])

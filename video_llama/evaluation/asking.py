@@ -15,6 +15,7 @@ from video_llama.evaluation.ablation import Media
 from video_llama.evaluation.questions import AskedFile, Question
 from video_llama.model.generation import cut_at_stop
 from video_llama.model.inference import EncodedMedia, VideoLlama
+from video_llama.utils.devices import computing_on
 
 __all__ = ["AnsweredQuestion", "answer_dialogues", "read_media"]
 
@@ -109,13 +110,14 @@ def _answer_batch(model: VideoLlama, batch: Sequence[_Dialogue], turn: int, max_
         prompts.append(model.prepare(conversation, dialogue.media))
     embeds, mask = _pad_left([prompt.inputs_embeds[0] for prompt in prompts])
     tokenizer = model.processor.tokenizer
-    output = model.model.generate(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    with computing_on(model.device):
+        output = model.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     return [cut_at_stop(text, prompt.stop_strings).strip() for text, prompt in zip(texts, prompts, strict=True)]
 

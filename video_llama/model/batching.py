@@ -1,4 +1,4 @@
-"""Many media items and many prompts at once, with the results of one at a time."""
+"""Many media items and many prompts at once, with the results of one at a time up to rounding (docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def complete_batch(
 ) -> list[str]:
     """Like `VideoLlama.complete` for each prompt, in the same order, but all together.
 
-    Each row ends at its own stop string or end-of-sequence token.
+    In float32 greedy answers are the same; in half precision a near tie of two tokens may fall the other way. Each row
+    ends at its own stop string or end-of-sequence token.
 
     Args:
         prompts: from `VideoLlama.prepare`, with the same stop strings; they need not be equally long.

@@ -22,6 +22,9 @@ bfloat16."""
 _SKIPPED_LAYERS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Conv3d)
 
 
+_DEVICES = "it should be cpu, cuda, cuda:1 (…) or mps"
+
+
 class disable_torch_init(contextlib.AbstractContextManager[None]):
     """Skip the default random initialisation of layers that a checkpoint fills anyway.
 
@@ -48,10 +51,10 @@ def set_seed(seed: int) -> None:
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or by default the first GPU, else the CPU.
+    """The device asked for, or by default the current GPU (Nvidia's or AMD's; else Apple's), else the CPU.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or it is of a kind that is not supported.
     """
     if device is not None:
         return _check_device(device)
@@ -64,7 +67,9 @@ def _check_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {str(device)!r}; it should be cpu, cuda, cuda:1 (…) or mps") from error
+        raise ConfigError(f"unknown device {str(device)!r}; {_DEVICES}") from error
+    if chosen.type not in ("cpu", "cuda", "mps", "meta"):
+        raise ConfigError(f"device {chosen} is not supported; {_DEVICES}")
     gpus = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
         raise ConfigError(f"no device {chosen} here: torch sees {gpus or 'no'} GPU{'' if gpus == 1 else 's'}")
