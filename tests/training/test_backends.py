@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -37,9 +38,9 @@ def accelerator(device: str, precision: str) -> Any:
 def test_float32_takes_tf32_on_a_gpu_while_it_trains(device: str, precision: str, expected: str) -> None:
     before = switches()
     assert before[0] == "highest"
-    with pytest.raises(KeyError), training_switches(accelerator(device, precision), deterministic=False):
+    with contextlib.suppress(KeyError), training_switches(accelerator(device, precision), deterministic=False):
         assert switches() == (expected, *before[1:])
-        raise KeyError
+        raise KeyError  # an error puts them back, too
     assert switches() == before
 
 

@@ -196,7 +196,10 @@ def test_the_scale_of_the_loss_goes_on_where_it_was(
     unbroken = Trainer(make_config(f"run.output_dir={tmp_path / 'unbroken'}"))
     unbroken.train()
     folder = tmp_path / "broken"
-    Trainer(make_config(f"run.output_dir={folder}", "run.max_epoch=1")).train()
+    first = Trainer(make_config(f"run.output_dir={folder}"))
+    for number in range(4):
+        first.step([first.batches()[number]])
+    first.save()
     state = json.loads((folder / "checkpoints" / "step_00000004" / "state.json").read_text())
     assert (state["scaler"]["scale"], state["scaler"]["_growth_tracker"]) == (16.0, 1)
     resumed = Trainer(make_config(f"run.output_dir={folder}", "run.resume_ckpt_path=auto"))
