@@ -14,6 +14,7 @@ from video_llama.model.generation import GenerationOptions, cut_at_stop
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
+from video_llama.utils.utils import to_device
 
 __all__ = ["SharedPrefix", "complete_batch", "encode_batch", "most_frames"]
 
@@ -45,7 +46,7 @@ def encode_batch(
         encode = model.model.get_audio_features if is_sound else model.model.get_video_features
         for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or most_frames(model)):
             stacked, mask = pad_items([values[number] for number in group])
-            features = encode(stacked.to(model.device), None if mask is None else mask.to(model.device))
+            features = encode(to_device(stacked, model.device), None if mask is None else to_device(mask, model.device))
             for number, tokens in zip(group, features, strict=True):
                 encoded[number] = EncodedMedia("audio" if is_sound else "image", tokens)
     return [item for item in encoded if item is not None]

@@ -23,6 +23,7 @@ from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
+from video_llama.utils.utils import to_device
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
@@ -108,7 +109,7 @@ class VideoLlama:
         kind: Literal["image", "audio"] = "audio" if values.shape[-3] == 1 else "image"
         encode = self.model.get_audio_features if kind == "audio" else self.model.get_video_features
         branch = self.model.audio_branch if kind == "audio" else self.model.video_branch
-        features = self.media_cache.get(values, branch, lambda: encode(values[None].to(self.device))[0])
+        features = self.media_cache.get(values, branch, lambda: encode(to_device(values[None], self.device))[0])
         return EncodedMedia(kind, features)
 
     def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:
