@@ -18,6 +18,7 @@ from video_llama.data.examples import Example, MediaSource
 from video_llama.errors import DatasetError, MediaError, VideoLlamaError
 from video_llama.processor.captions import BlipCaptionProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.processor.transforms import normalize_pixels
 
 PROMPTS = [f"###Human: <Image><ImageHere></Image> {verb} it. ###Assistant: " for verb in ("Describe", "Name", "Show")]
 QA = {"QA": [{"q": "What is it?", "a": "A dog."}, {"q": "Where?", "a": "On the grass."}]}
@@ -354,3 +355,15 @@ def test_what_is_random_comes_from_torchs_generator(
 
     assert torch.equal(values(1), values(1))
     assert not torch.equal(values(1), values(2))
+
+
+def test_frames_travel_as_bytes_unless_the_processor_normalises_them_otherwise_than_the_model(
+    picture: Path, make_encoder: MakeEncoder, processor: VideoLlamaProcessor
+) -> None:
+    values = make_encoder()(captioned(picture)).media[0].values
+    assert values.dtype == torch.uint8
+    expected = processor.media_processor.process_image(picture).pixel_values
+    assert torch.equal(normalize_pixels(values), expected)
+    other = dataclasses.replace(processor.media_processor, mean=(0.0, 0.0, 0.0))
+    values = make_encoder(media=other)(captioned(picture)).media[0].values
+    assert torch.equal(values, other.process_image(picture).pixel_values)

@@ -209,7 +209,7 @@ def test_each_encoding_keeps_its_promise(encoding: Any) -> None:
     bound = {"float32": 0 * largest, "bfloat16": values.abs() / 256, "int8": largest / 254}[encoding]
     assert bool((error <= bound * (1 + 1e-5)).all())
     assert stored["values"].dtype == getattr(torch, encoding)
-    assert decode_features(stored).dtype == torch.float32
+    assert decode_features(stored).dtype == (torch.bfloat16 if encoding == "bfloat16" else torch.float32)
 
 
 def test_cheaper_encodings_take_fewer_bytes(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from tests.model.conftest import make_tiny_config, prompt_ids
+from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.processor.transforms import normalize_frames
 
 
 def frames(videos: int, count: int, seed: int = 0) -> Tensor:
@@ -69,6 +71,16 @@ def test_a_left_padded_batch_of_unequal_prompts_gives_what_each_prompt_gives_alo
     logits = tiny_model(input_ids=ids, attention_mask=mask, pixel_values=clips, audio_values=sound(1, 2)).logits
     lonely = tiny_model(input_ids=torch.tensor([short]), pixel_values=clips[1:]).logits
     torch.testing.assert_close(logits[1, -1], lonely[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_frames_as_bytes_are_normalised_as_the_processor_does_it(
+    tiny_model: VideoLlamaForConditionalGeneration,
+) -> None:
+    pixels = torch.randint(256, (2, 28, 28, 3), dtype=torch.uint8)
+    normalised, as_bytes = normalize_frames(pixels.numpy(), IMAGE_MEAN, IMAGE_STD), pixels.permute(0, 3, 1, 2)
+    with torch.no_grad():
+        features = [tiny_model.get_video_features(frames[None]) for frames in (as_bytes, normalised)]
+    assert torch.equal(*features)
 
 
 def test_padding_frames_and_segments_change_nothing(tiny_model: VideoLlamaForConditionalGeneration) -> None:

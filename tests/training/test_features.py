@@ -7,18 +7,43 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.model.conftest import make_tiny_config
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import assert_same, read_log, trained
+from video_llama.data.encoding import MediaInput
+from video_llama.data.features import Encoding, FeatureStore
 from video_llama.errors import ConfigError
 from video_llama.model.imagebind import ImageBindTrunk
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.training import features
 from video_llama.training.features import FeatureFiller
 from video_llama.training.trainer import Trainer
+
+
+@pytest.fixture
+def tiny_model() -> VideoLlamaForConditionalGeneration:
+    torch.manual_seed(0)
+    return VideoLlamaForConditionalGeneration(make_tiny_config()).eval()
+
 
 # With a cache nothing is augmented; without one the same is had from the processors for evaluation.
 EVAL = [
     "datasets.webvid.vis_processor.train.name=alpro_video_eval",
     "datasets.cc_sbu_align.vis_processor.train.name=blip2_image_eval",
 ]
+
+
+LENGTHS = (1, 8, 5, 17, 3)
+
+
+def clips(*lengths: int) -> list[MediaInput]:
+    """Frames for the cache; those of each clip are its own."""
+    return [
+        MediaInput(
+            "pixel_values", torch.randn(length, 3, 28, 28, generator=torch.Generator().manual_seed(seed)), str(seed)
+        )
+        for seed, length in enumerate(lengths)
+    ]
 
 
 def losses(folder: Path) -> list[float]:
@@ -100,6 +125,58 @@ def test_sound_and_pictures_in_its_place_are_cached_too(make_config: MakeConfig,
     inputs = [trainer.batches()[number].model_inputs("cpu") for number in range(trainer.num_iterations)]
     assert all("segment_vectors" in batch for batch in inputs)
     assert all(torch.isfinite(torch.tensor(losses(trainer.folder))))
+
+
+def test_features_have_the_same_bits_whatever_was_encoded_with_them(
+    tiny_model: VideoLlamaForConditionalGeneration, tmp_path: Path
+) -> None:
+    filler = FeatureFiller(tiny_model, FeatureStore(tmp_path, "float32", {}), torch.device("cpu"))
+    together, alone = clips(*LENGTHS), clips(*LENGTHS)
+    assert filler(together) == len(LENGTHS)
+    for item, by_itself in zip(together, alone, strict=True):
+        filler([by_itself])
+        assert torch.equal(item.values, by_itself.values)
+
+
+def test_batches_of_a_fixed_size_hold_the_frames_of_several_items(
+    tiny_model: VideoLlamaForConditionalGeneration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(features.FIXED_BATCH, "cpu", 8)  # as on a GPU
+    filler = FeatureFiller(tiny_model, FeatureStore(tmp_path, "float32", {}), torch.device("cpu"))
+    seen: list[int] = []
+    tiny_model.video_branch.vision_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    items, plain = clips(*LENGTHS), clips(*LENGTHS)
+    filler(items)
+    assert seen == [8] * 5  # 34 frames
+    for item, unencoded in zip(items, plain, strict=True):
+        expected = tiny_model.video_branch.encode_frames(unencoded.values[None])[0]
+        torch.testing.assert_close(item.values, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), [("bfloat16", torch.bfloat16), ("int8", torch.float32)])
+def test_features_are_used_as_they_are_stored(
+    tiny_model: VideoLlamaForConditionalGeneration, encoding: Encoding, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    store = FeatureStore(tmp_path, encoding, {})
+    items = clips(3, 9)
+    FeatureFiller(tiny_model, store, torch.device("cpu"))(items)
+    for item in items:
+        loaded = store.load(item.key or "")
+        assert loaded is not None
+        assert torch.equal(loaded.values, item.values)
+        assert item.values.dtype == dtype
+
+
+def test_an_entry_that_cannot_be_written_stops_the_filling(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FeatureStore, key: str, features: object) -> None:
+        raise ConfigError("the disk is full")
+
+    trainer = Trainer(make_config(f"features.dir={tmp_path / 'cache'}"))
+    monkeypatch.setattr(FeatureStore, "save", refuse)
+    with pytest.raises(ConfigError, match="the disk is full"):
+        trainer.cache_features()
 
 
 def test_caching_without_a_cache_is_refused(make_config: MakeConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.data.examples import Example, MediaKind, MediaSource, open_media, source_of
 from video_llama.data.features import FeatureStore
 from video_llama.data.tokenization import (
@@ -37,8 +38,8 @@ class MediaInput:
 
     Args:
         name: the model input it is meant for.
-        values: (frames, 3, height, width) or (segments, 1, mel_bins, mel_frames); if `is_encoded`, what the frozen
-            encoder makes of it: (frames, queries, width) or (segments, joint_width).
+        values: (frames, 3, height, width), uint8 or normalised, or (segments, 1, mel_bins, mel_frames); if
+            `is_encoded`, what the frozen encoder makes of it: (frames, queries, width) or (segments, joint_width).
         key: where the feature cache keeps it; None without a cache.
         message: the sentence on sampled frames, which the cache keeps with the features.
         is_encoded: the values come from the cache.
@@ -199,7 +200,7 @@ class SampleEncoder:
             return MediaItem(kind, found.message, MediaInput(name, found.values, key, found.message, is_encoded=True))
         with open_media(source) as path:
             item = self._decode(kind, path)
-        return MediaItem(kind, _message(item), MediaInput(name, _values(item), key, _message(item)))
+        return MediaItem(kind, _message(item), MediaInput(name, _values(item, self.media), key, _message(item)))
 
     def _decode(self, kind: MediaKind, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
         if kind == "video":
@@ -249,8 +250,13 @@ class _InputReader:
         return self.encoder.read("audio", source_of(sound))
 
 
-def _values(item: VideoFrames | AudioSegments) -> Tensor:
-    return item.pixel_values if isinstance(item, VideoFrames) else item.values
+def _values(item: VideoFrames | AudioSegments, media: MediaProcessor) -> Tensor:
+    """What goes to the model: frames as bytes if it normalises them as the processor does, a quarter of the memory."""
+    if isinstance(item, AudioSegments):
+        return item.values
+    if (media.mean, media.std) != (IMAGE_MEAN, IMAGE_STD):
+        return item.pixel_values
+    return torch.tensor(item.frames).permute(0, 3, 1, 2).contiguous()
 
 
 def _message(item: VideoFrames | AudioSegments) -> str:

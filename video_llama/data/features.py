@@ -42,7 +42,7 @@ class Features:
     """One cached entry.
 
     Args:
-        values: (frames, queries, width) or (segments, joint_width), float32.
+        values: (frames, queries, width) or (segments, joint_width), float32 or bfloat16.
         message: the sentence on the sampled frames, "" for images and sounds.
     """
 
@@ -166,9 +166,9 @@ def encode_features(values: Tensor, encoding: Encoding) -> dict[str, Tensor]:
 
 
 def decode_features(tensors: dict[str, Tensor]) -> Tensor:
-    """What `encode_features` stored, as float32."""
-    values = tensors["values"].float()
-    return values * tensors["scale"] if "scale" in tensors else values
+    """What `encode_features` stored, in its own precision; float32 of 8 bit."""
+    values = tensors["values"]
+    return values.float() * tensors["scale"] if "scale" in tensors else values
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.imagebind import ImageBindTrunk
 from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
+from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["AudioBranch"]
 
@@ -71,7 +72,7 @@ class AudioBranch(nn.Module):
         """ImageBind's vector for every frame, to train the branch on images in the place of sound.
 
         Args:
-            pixel_values: (sounds, frames, 3, 224, 224), float, normalised with CLIP's mean and std.
+            pixel_values: (sounds, frames, 3, 224, 224), float, normalised with CLIP's mean and std; or uint8.
 
         Returns:
             (sounds, frames, joint_width).
@@ -85,6 +86,7 @@ class AudioBranch(nn.Module):
 
     def _encode(self, encoder: ImageBindTrunk, items: Tensor) -> Tensor:
         def encode(part: Tensor) -> Tensor:
+            part = normalize_pixels(part) if part.dtype == torch.uint8 else part
             return encoder(part.to(encoder.head.weight.dtype))
 
         with as_frozen(items.device.type, encoder):

@@ -17,6 +17,7 @@ from video_llama.model.static_decoder import Request
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.utils.devices import computing_on
+from video_llama.utils.utils import to_device
 
 __all__ = ["complete_batch", "complete_stream", "encode_batch", "most_frames"]
 
@@ -48,7 +49,8 @@ def encode_batch(
         for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or most_frames(model)):
             stacked, mask = pad_items([values[number] for number in group])
             with computing_on(model.device):
-                features = encode(stacked.to(model.device), None if mask is None else mask.to(model.device))
+                moved = None if mask is None else to_device(mask, model.device)
+                features = encode(to_device(stacked, model.device), moved)
             for number, tokens in zip(group, features, strict=True):
                 encoded[number] = EncodedMedia("audio" if is_sound else "image", tokens)
     return [item for item in encoded if item is not None]

@@ -39,7 +39,7 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tensor_like import as_frames, as_segments
 from video_llama.utils.devices import computing_on
-from video_llama.utils.utils import resolve_device, resolve_dtype
+from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
@@ -189,7 +189,7 @@ class VideoLlama:
         encode = self.model.get_audio_features if kind == "audio" else self.model.get_video_features
         branch = self.model.audio_branch if kind == "audio" else self.model.video_branch
         with computing_on(self.device):
-            features = self.media_cache.get(values, branch, lambda: encode(values[None].to(self.device))[0])
+            features = self.media_cache.get(values, branch, lambda: encode(to_device(values[None], self.device))[0])
         return EncodedMedia(kind, features)
 
     def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:

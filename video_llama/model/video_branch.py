@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import build_eva_vit
 from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
+from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["VideoBranch"]
 
@@ -45,7 +46,8 @@ class VideoBranch(nn.Module):
         """Language-model tokens of each video.
 
         Args:
-            pixel_values: (videos, frames, 3, height, width), float, normalised with CLIP's mean and std.
+            pixel_values: (videos, frames, 3, height, width), float, normalised with CLIP's mean and std; or uint8,
+                which is normalised here.
             frame_mask: (videos, frames), bool, False on the frames that pad a shorter video.
             frame_tokens: what `encode_frames` returned earlier, in the place of the pixels.
 
@@ -81,6 +83,7 @@ class VideoBranch(nn.Module):
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
+        frames = normalize_pixels(frames) if frames.dtype == torch.uint8 else frames
         patches = self.vision_encoder(frames.to(self.vision_norm.weight.dtype))
         return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(patches))
 

@@ -190,7 +190,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (batch, length), int64, with runs of placeholder ids.
-            pixel_values: (videos, frames, 3, height, width), float, CLIP-normalised.
+            pixel_values: (videos, frames, 3, height, width), float, CLIP-normalised; or uint8, normalised here.
             frame_mask: (videos, frames), bool, False on padding frames.
             audio_values: (sounds, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
             segment_mask: (sounds, segments), bool, False on padding segments.

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.processor.image import resize_image
 
-__all__ = ["normalize_frames", "random_crop_frames", "random_crop_image", "random_source"]
+__all__ = ["normalize_frames", "normalize_pixels", "random_crop_frames", "random_crop_image", "random_source"]
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 
@@ -32,8 +33,15 @@ def normalize_frames(
     Returns:
         (frames, 3, height, width), float32.
     """
-    pixels = torch.tensor(frames).permute(0, 3, 1, 2).to(torch.float32) / 255  # (frames, 3, height, width)
-    return ((pixels - _per_channel(mean)) / _per_channel(std)).contiguous()
+    return normalize_pixels(torch.tensor(frames).permute(0, 3, 1, 2), mean, std).contiguous()
+
+
+def normalize_pixels(
+    pixels: torch.Tensor, mean: tuple[float, float, float] = IMAGE_MEAN, std: tuple[float, float, float] = IMAGE_STD
+) -> torch.Tensor:
+    """The same for (frames, 3, height, width), uint8, on any device."""
+    scaled = pixels.to(torch.float32) / 255
+    return (scaled - _per_channel(mean, pixels.device)) / _per_channel(std, pixels.device)
 
 
 def random_crop_frames(frames: NDArray[np.uint8], size: int, scale: tuple[float, float]) -> NDArray[np.uint8]:
@@ -69,5 +77,5 @@ def random_source() -> random.Random:
     return random.Random(int(torch.randint(2**62, ())))
 
 
-def _per_channel(values: tuple[float, float, float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,15 +16,22 @@ from tqdm import tqdm
 from video_llama.config import FeaturesConfig
 from video_llama.data.batches import Failure, SampleReader, load_samples
 from video_llama.data.build import EncodedDataset
-from video_llama.data.encoding import MediaInput
+from video_llama.data.encoding import InputName, MediaInput
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.errors import ConfigError
 from video_llama.model.qformer import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.logbook import Logbook
 from video_llama.utils.files import make_folder
+from video_llama.utils.utils import to_device
 
-__all__ = ["FeatureFiller", "fill_cache", "open_feature_store"]
+__all__ = ["EncodedMedia", "FeatureFiller", "fill_cache", "open_feature_store"]
+
+FRAMES_TOGETHER = 64
+"""Frames, or segments of audio, that wait for each other before they are encoded."""
+FIXED_BATCH = {"cuda": 32}
+"""Frames or segments of each pass through an encoder, by device. Elsewhere an item is encoded by itself: a CPU is no
+faster with more."""
 
 
 def open_feature_store(
@@ -53,11 +63,28 @@ def open_feature_store(
     return FeatureStore(folder, config.encoding, fingerprints)  # type: ignore[arg-type]
 
 
-class FeatureFiller:
-    """Turns the media of a batch into features, and keeps them.
+@dataclass(frozen=True)
+class EncodedMedia:
+    """Features on their way from the device.
 
-    Each item is encoded by itself, so that its features do not depend on what stood beside it, and is used as
-    it is stored: the first epoch and the later ones learn from the same numbers.
+    Args:
+        items: what was encoded.
+        values: (all frames, queries, width) or (all segments, joint_width), on the CPU.
+        arrived: until then the values are not there; None if they are.
+    """
+
+    items: list[MediaInput]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+
+class FeatureFiller:
+    """Turns media into features, and keeps them.
+
+    Features should not depend on what was encoded with them, but how many rows a matrix product has decides how it is
+    computed and rounded. So each item is encoded by itself on a CPU, which gives the same bits in any company. On a GPU
+    frames of several items go through an encoder together, always as many, missing ones being zeros: the same kernels
+    every time. They are used as they are stored: the first epoch and the later ones learn from the same numbers.
 
     Args:
         model: with its frozen encoders.
@@ -84,30 +111,68 @@ class FeatureFiller:
         Raises:
             ConfigError: something is left to encode and the encoders are sharded.
         """
-        num_encoded = 0
+        missing = [item for item in media if is_missing(item)]
+        for encoded in self.encode(missing):
+            self.keep(encoded)
+        return len(missing)
+
+    def encode(self, media: Sequence[MediaInput]) -> list[EncodedMedia]:
+        """Features of items of any kind; a GPU is not waited for.
+
+        Raises:
+            ConfigError: there are items and the encoders are sharded.
+        """
+        if media and self._is_sharded:
+            raise ConfigError(
+                "the feature cache is not complete, and sharded encoders cannot fill it: first run "
+                "train.py --cache-features without FSDP or DeepSpeed"
+            )
+        alike: dict[tuple[InputName, torch.Size], list[MediaInput]] = {}
         for item in media:
-            if item.key is None or item.is_encoded:
-                continue
-            if self._is_sharded:
-                raise ConfigError(
-                    "the feature cache is not complete, and sharded encoders cannot fill it: first run "
-                    "train.py --cache-features without FSDP or DeepSpeed"
-                )
-            values = self._encode(item).float().cpu()
+            alike.setdefault((item.name, item.values.shape[1:]), []).append(item)
+        return [self._encode_together(name, items) for (name, _), items in alike.items()]
+
+    def keep(self, encoded: EncodedMedia) -> None:
+        """Store features and give each item its own, as they were stored."""
+        if encoded.arrived is not None:
+            encoded.arrived.synchronize()
+        numbers = [len(item.values) for item in encoded.items]
+        for item, values in zip(encoded.items, encoded.values.split(numbers), strict=True):
+            assert item.key is not None
             self.store.save(item.key, Features(values, item.message))
             item.values = decode_features(encode_features(values, self.store.encoding))
             item.is_encoded = True
-            num_encoded += 1
-        return num_encoded
 
     @torch.no_grad()
-    def _encode(self, item: MediaInput) -> Tensor:
-        values = item.values[None].to(self._device)
-        if item.name == "pixel_values":
-            return self._model.video_branch.encode_frames(values)[0]
+    def _encode_together(self, name: InputName, items: list[MediaInput]) -> EncodedMedia:
+        parts = [item.values for item in items]
+        number = sum(map(len, parts))
+        if fixed := FIXED_BATCH.get(self._device.type):
+            padding = parts[0].new_zeros(-number % fixed, *parts[0].shape[1:])
+            parts = list(torch.cat([*parts, padding]).split(fixed))
+        features = torch.cat([self._encode(name, to_device(part, self._device)) for part in parts])
+        features = features[:number].to(torch.bfloat16 if self.store.encoding == "bfloat16" else torch.float32)
+        if features.device.type != "cuda":
+            return EncodedMedia(items, features.cpu(), None)
+        values = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+        values.copy_(features, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(features.device))
+        return EncodedMedia(items, values, arrived)
+
+    def _encode(self, name: InputName, frames: Tensor) -> Tensor:
+        """Features of frames, or of segments of audio, each by itself."""
+        if name == "pixel_values":
+            return self._model.video_branch.encode_frames(frames[None])[0]
         audio = self._model.audio_branch
         assert audio is not None, "the store has no fingerprint for sound without an audio branch"
-        return (audio.encode_images(values) if item.name == "audio_pixel_values" else audio.encode_segments(values))[0]
+        encode = audio.encode_images if name == "audio_pixel_values" else audio.encode_segments
+        return encode(frames[None])[0]
+
+
+def is_missing(item: MediaInput) -> bool:
+    """Whether an item is for the cache and not there yet."""
+    return item.key is not None and not item.is_encoded
 
 
 def fill_cache(
@@ -125,15 +190,58 @@ def fill_cache(
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     num_encoded = num_bad = 0
-    for dataset in datasets:
-        reader = SampleReader(dataset.examples, dataset.encoder)
-        indices = range(rank, len(reader), world_size)
-        samples = load_samples(reader, indices, num_workers)
-        for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=not accelerator.is_main_process):
-            if isinstance(sample, Failure):
-                logbook.quarantine([sample], 0)
-                num_bad += 1
-            else:
-                num_encoded += filler(sample.media)
+    with _Writer(filler) as writer:
+        for dataset in datasets:
+            reader = SampleReader(dataset.examples, dataset.encoder)
+            indices = range(rank, len(reader), world_size)
+            samples = load_samples(reader, indices, num_workers)
+            is_shown = accelerator.is_main_process
+            for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=not is_shown):
+                if isinstance(sample, Failure):
+                    logbook.quarantine([sample], 0)
+                    num_bad += 1
+                else:
+                    num_encoded += writer.add(sample.media)
     accelerator.wait_for_everyone()
     return num_encoded, num_bad
+
+
+class _Writer(contextlib.AbstractContextManager["_Writer"]):
+    """Collects media for the encoders and writes what they gave, in a thread while they are at the next."""
+
+    def __init__(self, filler: FeatureFiller) -> None:
+        self._filler = filler
+        self._waiting: dict[str, MediaInput] = {}
+        self._pool = ThreadPoolExecutor(1, "features")
+        self._written: Future[None] | None = None
+
+    def add(self, media: Iterable[MediaInput]) -> int:
+        """Take what is not in the cache yet; how many items that were that do not wait already."""
+        new = {item.key: item for item in media if is_missing(item) and item.key and item.key not in self._waiting}
+        self._waiting |= new
+        if sum(len(item.values) for item in self._waiting.values()) >= FRAMES_TOGETHER:
+            self._encode()
+        return len(new)
+
+    def _encode(self) -> None:
+        encoded = self._filler.encode(list(self._waiting.values()))
+        self._waiting = {}
+        self._wait()
+        self._written = self._pool.submit(self._keep, encoded)
+
+    def _keep(self, encoded: Iterable[EncodedMedia]) -> None:
+        for part in encoded:
+            self._filler.keep(part)
+
+    def _wait(self) -> None:
+        """Until all that was handed over is written; what went wrong there goes wrong here."""
+        if self._written is not None:
+            self._written.result()
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            if exception[0] is None:
+                self._encode()
+                self._wait()
+        finally:
+            self._pool.shutdown(cancel_futures=True)

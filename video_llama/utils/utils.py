@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from video_llama.errors import ConfigError
 
-__all__ = ["NARROW_WIDTH", "disable_torch_init", "resolve_device", "resolve_dtype", "set_seed"]
+__all__ = ["NARROW_WIDTH", "disable_torch_init", "resolve_device", "resolve_dtype", "set_seed", "to_device"]
 
 NARROW_WIDTH = 512
 """Below this width of its widest part, a model is faster on a CPU in float32 than in bfloat16: video-llama-tiny (192)
@@ -76,6 +76,13 @@ def _check_device(device: str | torch.device) -> torch.device:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("no device mps here: torch sees no GPU of Apple's")
     return chosen
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device; to a GPU it goes without anybody waiting for it."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def resolve_dtype(
