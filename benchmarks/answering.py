@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,9 @@ def decode(bench: Bench, figures: Figures) -> None:
         def fixed(number: int, prompts: Sequence[Prompt] = prompts) -> Any:
             return complete_batch(model, prompts, options(number, static_cache=True))
 
+        def compiled(number: int, prompts: Sequence[Prompt] = prompts) -> Any:
+            return complete_batch(model, prompts, options(number, static_cache=True, compile=True))
+
         def eager(number: int, prompts: Sequence[Prompt] = prompts) -> Any:
             return complete_batch(model, prompts, options(number, static_cache=False))
 
@@ -78,10 +82,17 @@ def decode(bench: Bench, figures: Figures) -> None:
         figures[f"batch {batch}, LlamaForCausalLM.generate"] = theirs
         _steps(bench, theirs, peer, batch, repeats=3)
         row["speed_up"] = theirs["ms_step"] / row["ms_step"]
-        if batch == 1:
-            profile = bench.kernels(partial(fixed, sizes.few_tokens))
-            figures["kernels"] = profile.pop("top")
-            figures["profile"] = {f"prompt and {sizes.few_tokens} tokens, batch 1, fixed cache": profile}
+        fused: Figures = {}
+        figures[f"batch {batch}, fixed cache, compiled"] = fused
+        fused["first_call_s"] = bench.once(partial(compiled, sizes.new_tokens))
+        _steps(bench, fused, compiled, batch, repeats=5)
+        fused["speed_up"] = theirs["ms_step"] / fused["ms_step"]
+        if batch in (1, max(sizes.batches)):
+            for name, generate in (("fixed cache", fixed), ("fixed cache, compiled", compiled)):
+                generate(sizes.few_tokens)
+                profile = bench.kernels(partial(generate, sizes.few_tokens))
+                figures[f"batch {batch}, {name}: kernels"] = profile.pop("top")
+                figures[f"batch {batch}, {name}"]["profile"] = profile
         plain: Figures = {}
         figures[f"batch {batch}, eager"] = plain
         _steps(bench, plain, eager, batch, repeats=2)
@@ -118,10 +129,11 @@ def captions(bench: Bench, figures: Figures) -> None:
     sizes, model = bench.sizes, bench.model
     clips = memory_clips(bench, sizes.num_clips)
     length = {"max_new_tokens": sizes.new_tokens, "min_new_tokens": sizes.new_tokens}
-    for batch in sizes.caption_batches:
-        given = {**length, "batch_size": batch, "static_cache": True}
+    ways = {"fixed cache": {}, "fixed cache, compiled": {"compile": True}}
+    for batch, (way, extra) in itertools.product(sizes.caption_batches, ways.items()):
+        given = {**length, **extra, "batch_size": batch, "static_cache": True}
         row: Figures = {}
-        figures[f"batch {batch}, fixed cache"] = row
+        figures[f"batch {batch}, {way}"] = row
         row["first_call_s"] = bench.once(partial(model.caption, clips[:batch], **given))
         row["clips_s"] = len(clips) / bench.seconds(partial(model.caption, clips, **given), 2, 0)
     _parts(bench, figures, clips)
@@ -136,7 +148,7 @@ def captions(bench: Bench, figures: Figures) -> None:
         rates[batch] = batch / seconds
         peer_row[f"clips_s_batch_{batch}"] = rates[batch]
         peer_row["clips_s"] = max(rates.values())
-    best = max(figures[f"batch {batch}, fixed cache"]["clips_s"] for batch in sizes.caption_batches)
+    best = max(figures[f"batch {batch}, {way}"]["clips_s"] for batch in sizes.caption_batches for way in ways)
     figures["speed_up_over_peer"] = best / peer_row["clips_s"]
     some = clips[:32]
     seconds = bench.seconds(partial(model.caption, some, **length), 1, 0)

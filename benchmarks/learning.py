@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness import Bench, Figures
 from scripts.benches.flops import Workload, training_flops
@@ -85,9 +86,13 @@ def make_batch(bench: Bench, size: int, num_tokens: int, num_answers: int, is_ca
     side, width = config.vision_config.image_size, config.qformer_config.hidden_size
     generator = torch.Generator().manual_seed(size)
     shape = (NUM_FRAMES, config.num_query_tokens, width) if is_cached else (NUM_FRAMES, 3, side, side)
-    media = [
-        MediaInput("pixel_values", torch.randn(shape, generator=generator), is_encoded=is_cached) for _ in range(size)
-    ]
+
+    def values() -> Tensor:
+        if is_cached:
+            return torch.randn(shape, generator=generator).to(torch.bfloat16)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    media = [MediaInput("pixel_values", values(), is_encoded=is_cached) for _ in range(size)]
     ids = torch.randint(3, config.text_config.vocab_size, (size, num_tokens), generator=generator)
     ids[:, 1 : 1 + config.num_video_query_tokens] = config.image_token_id
     labels = torch.full_like(ids, -100)
