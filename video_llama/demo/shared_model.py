@@ -20,6 +20,7 @@ from video_llama.model.fitting import read_device_memory
 from video_llama.model.generation import PrefixCache
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
 from video_llama.processor.media import AudioSegments, VideoFrames
+from video_llama.utils.devices import release_memory
 
 __all__ = ["SharedModel", "attention_shares"]
 
@@ -104,6 +105,7 @@ class SharedModel(VideoLlama):
             logger.warning("out of memory: what conversations had computed is forgotten, to be computed anew")
             with self._lock:
                 self._forget_beyond(0)
+            release_memory()
             raise
         except DeviceError as error:
             with contextlib.suppress(InvalidStateError):  # another thread was first

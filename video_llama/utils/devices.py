@@ -11,7 +11,7 @@ import torch
 
 from video_llama.errors import DeviceError, OutOfMemoryError, VideoLlamaError
 
-__all__ = ["LESS_TO_ANSWER", "LESS_TO_LOAD", "computing_on"]
+__all__ = ["LESS_TO_ANSWER", "LESS_TO_LOAD", "computing_on", "release_memory"]
 
 LESS_TO_ANSWER = (
     "take fewer clips at a time (batch_size), fewer frames (num_frames) or a shorter answer (max_new_tokens), or load "
@@ -49,9 +49,15 @@ def computing_on(device: torch.device, less: str = LESS_TO_ANSWER) -> Iterator[N
         if translated is None:
             raise
         traceback.clear_frames(error.__traceback__)  # their tensors
-        if isinstance(translated, OutOfMemoryError) and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        if isinstance(translated, OutOfMemoryError):
+            release_memory()
         raise translated from error
+
+
+def release_memory() -> None:
+    """Give back what torch keeps of freed GPU memory, in pieces that the next request might not fit."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _translate(error: RuntimeError, device: torch.device, less: str) -> VideoLlamaError | None:
