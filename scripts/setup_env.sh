@@ -1,5 +1,5 @@
 # Sourced by the other scripts: enter a virtual environment and install the package there if it changed.
-#   source scripts/setup_env.sh EXTRA      EXTRA is one of setup.py's, e.g. dev, or "" for none. Always give it:
+#   source scripts/setup_env.sh EXTRA      EXTRA is one of pyproject.toml's, e.g. dev, or "" for none. Always give it:
 #                                          a sourced file without arguments sees those of the script.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -28,11 +28,12 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
 fi
 
 # What is installed is described by these files; their hash tells whether it is up to date.
-wanted=$(cat "$root/setup.py" "$root/requirements.txt" | cksum)$root$extra
+requirements=${VIDEO_LLAMA_REQUIREMENTS:-$root/requirements.txt}
+wanted=$(cat "$root/pyproject.toml" "$root/setup.py" "$requirements" | cksum)$root$extra
 stamp=$VIRTUAL_ENV/.video_llama_installed_${extra:-base}
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing video_llama and what it needs (once; several GB, a few minutes)"
-    python -m pip install --quiet --requirement "$root/requirements.txt" --editable "$root${extra:+[$extra]}" ||
+    python -m pip install --quiet --requirement "$requirements" --editable "$root${extra:+[$extra]}" ||
         fail "the installation failed; see pip's message above"
     echo "$wanted" >"$stamp"
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -42,16 +43,23 @@ def add_video_stream(
     size: tuple[int, int],
     fps: int | Fraction,
     codec: str,
-    rotation: int = 0,
     options: dict[str, str] | None = None,
 ) -> av.VideoStream:
-    """Add a video stream; `rotation` is the counter-clockwise turn that players are told to make."""
+    """Add a video stream."""
     stream = container.add_stream(codec, rate=fps, options=options or {})
     stream.width, stream.height = size
     stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
-    if rotation:
-        stream.set_display_rotation(rotation)
     return stream
+
+
+def rotate_mp4(path: Path, quarter_turns: int) -> None:
+    """Tell players to turn the frames of an MP4 file's only track counter-clockwise (ISO/IEC 14496-12, 8.3.2)."""
+    content = bytearray(path.read_bytes())
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter_turns % 4]
+    matrix = struct.pack(">9i", cosine << 16, -sine << 16, 0, sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    start = content.index(b"tkhd") + 44
+    content[start : start + len(matrix)] = matrix
+    path.write_bytes(content)
 
 
 def encode_video(
@@ -112,7 +120,6 @@ def make_video(tmp_path: Path) -> MakeVideo:
         fps: int | Fraction = 10,
         codec: str = "libx264",
         options: dict[str, str] | None = None,
-        rotation: int = 0,
         audio: bool | str = False,
         audio_seconds: float | None = None,
         container_options: dict[str, str] | None = None,
@@ -121,7 +128,7 @@ def make_video(tmp_path: Path) -> MakeVideo:
         # The index goes to the front, so that a file cut short can still be opened.
         muxer_options = container_options or ({"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {})
         with av.open(str(path), "w", options=muxer_options) as container:
-            stream = add_video_stream(container, size, fps, codec, rotation, options)
+            stream = add_video_stream(container, size, fps, codec, options)
             if audio:
                 audio_stream = add_audio_stream(container, 1, 16_000, audio if isinstance(audio, str) else "aac")
             encode_video(container, stream, [draw_frame(index, *size) for index in range(num_frames)])

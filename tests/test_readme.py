@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from video_llama.chat import Chat
 from video_llama.config import ModelConfig
@@ -26,33 +25,6 @@ ROOT = Path(__file__).parents[1]
 README, TURKISH = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.tr.md"))
 SHORT = GenerationOptions(max_new_tokens=8)
 BOTH = pytest.mark.parametrize("readme", [README, TURKISH], ids=["English", "Turkish"])
-
-USER_SCRIPT = """\
-import sys
-
-path, model_path, prompt, device = sys.argv[1:]
-
-from video_llama.constants import *
-from video_llama.conversation import conv_templates, SeparatorStyle
-from video_llama.model.builder import load_pretrained_model
-from video_llama.utils.utils import disable_torch_init
-from video_llama.processor import load_processor, process_images, process_video, process_audio
-
-disable_torch_init()
-model = load_pretrained_model(
-    model_path=model_path, model_base=None, model_name="Video-LLaMA-2-7B-Finetuned", device=device, half=True,
-    verbose=True,
-)
-vis_processor = load_processor()
-conv = conv_templates["v1"].copy(); conv.messages = []
-"""
-ABOUT_A_VIDEO = "imgs, audio = process_video(path, vis_processor, device)\n"
-ABOUT_AN_IMAGE = "imgs, audio = process_images(path, vis_processor, device), None\n"
-QUESTION = """\
-conv.append_message(conv.roles[0], prompt); conv.append_message(conv.roles[1], "…thinking…")
-output = model.generate(imgs, audio, conv, temperature=0.2)
-conv.messages[-1][-1] = output
-"""
 
 
 def code_blocks(text: str, language: str) -> list[str]:
@@ -80,25 +52,7 @@ def workplace(tiny_checkpoint: Path, tmp_path: Path, make_video: Callable[..., P
     return folder
 
 
-# Scripts
-
-
-@pytest.mark.parametrize("kind", ["video with sound", "video without sound", "image"])
-def test_a_script_for_the_original_runs_as_it_is(
-    kind: str, tiny_checkpoint: Path, make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script, path = tmp_path / "ask.py", tmp_path / "still.jpg"
-    if kind == "image":
-        Image.new("RGB", (320, 200), "orange").save(path)
-    else:
-        path = make_video("clip.mp4", audio=kind == "video with sound")
-    script.write_text(USER_SCRIPT + (ABOUT_AN_IMAGE if kind == "image" else ABOUT_A_VIDEO) + QUESTION, encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["ask.py", str(path), str(tiny_checkpoint), "What is happening?", "cpu"])
-    result = runpy.run_path(str(script))
-    assert isinstance(result["output"], str)
-    assert (result["audio"] is not None) == (kind == "video with sound")
-    assert result["conv"].messages == [["Human", "What is happening?"], ["Assistant", result["output"]]]
-    assert {"disable_torch_init", "SeparatorStyle", "process_audio", "IGNORE_INDEX"} <= result.keys()
+# Examples
 
 
 @BOTH

@@ -154,7 +154,8 @@ class Chat:
         """Encode what was read of a file and put it into the conversation, before the next question."""
         media = (decoded.audio, decoded.frames)
         encoded = tuple(self.model.encode(item) for item in media if item is not None)
-        upload = Upload(decoded.source, decoded.frames, decoded.audio, decoded.sound, encoded)
+        audio = None if decoded.audio is None else replace(decoded.audio)  # without what it was made of: it is encoded
+        upload = Upload(decoded.source, decoded.frames, audio, decoded.sound, encoded)
         self._open_turn().uploads.append(upload)
         return upload
 
@@ -172,7 +173,7 @@ class Chat:
         Raises:
             VideoLlamaError: nothing was asked, or the question with its media does not fit the model's context.
         """
-        chosen = replace(self.options, **options)
+        chosen = self.options.changed(options)
         text = self.model.complete(self._prompt(chosen), chosen, self._cache)
         self._open_turn().answer = text
         return text
@@ -184,7 +185,7 @@ class Chat:
             stop: set from another thread, it ends the answer, too, and even one that beam search has not begun to say.
             options: as for `answer`.
         """
-        chosen = replace(self.options, **options)
+        chosen = self.options.changed(options)
         prompt, said = self._prompt(chosen), ""
         try:
             for piece in self.model.stream(prompt, chosen, self._cache, stop):

@@ -84,7 +84,12 @@ class Conversation:
         return replace(self, messages=messages)
 
     def append_message(self, role: str, content: Content) -> None:
-        """Add a message; content None stands for an answer to come."""
+        """Add a message; content None stands for an answer to come.
+
+        Raises:
+            ValueError: a role that is none of the conversation's.
+        """
+        self._place_of(role)
         self.messages.append([role, content])
 
     def ask(self, text: str) -> None:
@@ -138,6 +143,57 @@ class Conversation:
             conversation.append_message(self.roles[1], None)
         return conversation
 
+    def is_written_as(self, template: Conversation) -> bool:
+        """Whether the messages are written out as in a template.
+
+        A system text of the caller's own makes no other template; the one of another named template does.
+        """
+        return self._form == template._form and (self.system == template.system or not self._has_named_system())
+
+    def in_template(self, template: Conversation) -> Conversation:
+        """A copy in another template; it keeps a system text of the caller's own.
+
+        Messages of one role in a row become one, joined by a space: not every template can write them.
+
+        Raises:
+            ValueError: a message has a role that is none of the conversation's.
+        """
+        conversation = template.copy()
+        conversation.messages = []
+        if not self._has_named_system():
+            conversation.system = self.system
+        for role, content in self.messages:
+            place = self._place_of(role)
+            role = template.roles[place]
+            if conversation.messages and conversation.messages[-1][0] == role:
+                conversation.messages[-1][1] = [*_items(conversation.messages[-1][1]), " ", *_items(content)]
+            elif place == 1 and not conversation.messages and template.sep_style is SeparatorStyle.LLAMA_2:
+                # That style takes the first message for a question.
+                conversation.messages = [[template.roles[0], ""], [role, content]]
+            else:
+                conversation.messages.append([role, content])
+        return conversation
+
+    @property
+    def _form(self) -> tuple[Any, ...]:
+        """All of a template but its system text; the LLaMA-2 style and a tokenizer's own write no roles."""
+        writes_roles = self.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.LINES)
+        return self.sep_style, self.sep, self.sep2, tuple(self.roles) if writes_roles else None
+
+    def _has_named_system(self) -> bool:
+        """Whether the system text is the one that a named template of this form comes with."""
+        return any(self._form == one._form and self.system == one.system for one in conv_templates.values())
+
+    def _place_of(self, role: str) -> int:
+        """0 for who asks, 1 for who answers."""
+        asks, answers = self.roles
+        if role not in (asks, answers):
+            raise ValueError(
+                f"no role {role!r} in this conversation: who asks is {asks!r} (conv.roles[0]), who answers is "
+                f"{answers!r} (conv.roles[1])"
+            )
+        return int(role == answers)
+
     @property
     def stop_strings(self) -> list[str]:
         """Texts that end an answer, besides the tokenizer's end-of-sequence token."""
@@ -161,7 +217,10 @@ class Conversation:
 
         Raises:
             ConfigError: style CHAT_TEMPLATE, and the tokenizer is missing or its template cannot be used.
+            ValueError: a message has a role that is none of the conversation's.
         """
+        for role, _ in self.messages:
+            self._place_of(role)
         if self.sep_style is SeparatorStyle.LLAMA_2:
             pieces = _llama_2_pieces(self)
         elif self.sep_style is SeparatorStyle.CHAT_TEMPLATE:
@@ -272,16 +331,23 @@ def _llama_2(system: str) -> Conversation:
     return Conversation(system, roles, sep_style=SeparatorStyle.LLAMA_2, sep="<s>", sep2="</s>")
 
 
-conv_templates: dict[str, Conversation] = {
-    "default": _vicuna(),
-    "v1": _vicuna(),
-    "vision": _vicuna(_VISION_SYSTEM),
-    "video_vicuna": _vicuna(),
-    "instruct_vicuna": _vicuna(sep_style=SeparatorStyle.LINES),
-    "llama_2": _llama_2(_LLAMA_2_SYSTEM),
-    "video_llama_2": _llama_2(" "),
-    "tokenizer": Conversation("", ("user", "assistant"), sep_style=SeparatorStyle.CHAT_TEMPLATE, sep=""),
-}
+class _Templates(dict[str, Conversation]):
+    """Tells which names there are when asked for another."""
+
+    def __missing__(self, name: object) -> Conversation:
+        raise KeyError(f"no conversation template {name!r}; there are {', '.join(self)}")
+
+
+conv_templates: dict[str, Conversation] = _Templates(
+    default=_vicuna(),
+    v1=_vicuna(),
+    vision=_vicuna(_VISION_SYSTEM),
+    video_vicuna=_vicuna(),
+    instruct_vicuna=_vicuna(sep_style=SeparatorStyle.LINES),
+    llama_2=_llama_2(_LLAMA_2_SYSTEM),
+    video_llama_2=_llama_2(" "),
+    tokenizer=Conversation("", ("user", "assistant"), sep_style=SeparatorStyle.CHAT_TEMPLATE, sep=""),
+)
 """Templates by name; take a `copy()` before adding messages.
 
 `v1`, `default` and `video_vicuna` are the original's for Vicuna models, `vision` the same with a system text.

@@ -168,7 +168,9 @@ class RunConfig:
         accum_grad_iters: iterations whose gradients are summed for one step of the optimizer.
         log_freq: iterations between two lines of the log.
         output_dir: where the log, checkpoints and the resolved configuration go.
-        amp: mixed precision: bfloat16 where the device computes in it, float16 on other GPUs, else none.
+        amp: mixed precision, in that of the frozen weights (`model.dtype`): by default bfloat16 where the device
+            computes in it, float16 on other GPUs; none with float32.
+        device: cpu or cuda; by default a GPU if there is one.
         resume_ckpt_path: a checkpoint folder to go on from; "auto" takes the newest of `output_dir`, if any.
         evaluate: only validate.
         train_splits, valid_splits, test_splits: of the original's files; without effect: a dataset is trained on if it
@@ -182,6 +184,7 @@ class RunConfig:
         max_valid_batches: batches of each dataset to validate on after an epoch (new).
         num_generations: answers to generate and log at each validation (new).
         trackers: of accelerate: "tensorboard", "wandb" (new).
+        deterministic: compute so that the same run on the same GPU ends with the same bits, which is slower (new).
     """
 
     task: str = "video_text_pretrain"
@@ -221,6 +224,7 @@ class RunConfig:
     max_valid_batches: int = 50
     num_generations: int = 4
     trackers: list[str] = field(default_factory=list)
+    deterministic: bool = False
 
 
 @dataclass

@@ -117,6 +117,22 @@ def test_pictures_for_the_ear_have_a_mask_of_segments() -> None:
     assert sorted(inputs) == ["audio_pixel_values", "segment_mask"]
 
 
+def test_all_tensors_of_a_batch_are_pinned_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    batch = collate(3, [EncodedSample("a", [1, 2], [-100, 2], [item("pixel_values", 2, 3, 4, 4)])], PAD_ID)
+    result = batch.pin_memory()
+    assert {id(tensor) for tensor in pinned} == {id(t) for t in (*batch.text.values(), batch.media[0].values)}
+    assert (result.number, result.ids, result.media[0].name) == (3, ["a"], "pixel_values")
+    assert all(torch.equal(result.text[name], tensor) for name, tensor in batch.text.items())
+    assert torch.equal(result.media[0].values, batch.media[0].values)
+
+
+def test_tokens_are_counted_with_and_without_padding() -> None:
+    batch = collate(0, [EncodedSample("a", [1, 2, 3], [-100, 2, 3], []), EncodedSample("b", [1], [1], [])], PAD_ID)
+    assert (batch.num_text_tokens, batch.num_positions) == (4, 6)
+
+
 def test_a_batch_without_media_is_text_alone() -> None:
     assert sorted(make_reader()[0].model_inputs("cpu")) == ["attention_mask", "input_ids", "labels"]
 

@@ -15,10 +15,11 @@ from PIL import Image
 from tests.checkpoints import load_checkpoint
 from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.model import captioning
-from video_llama.model.batching import SharedPrefix, complete_batch, encode_batch
+from video_llama.model.batching import complete_batch, encode_batch
 from video_llama.model.captioning import BatchCaptioner, caption_clips
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import Prompt, VideoLlama
+from video_llama.model.shared_prefix import SharedPrefix
 from video_llama.processor import decoding
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames

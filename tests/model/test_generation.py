@@ -11,7 +11,14 @@ from transformers import DynamicCache
 from transformers.generation import StoppingCriteriaList
 
 from tests.model.conftest import prompt_ids
-from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
+from video_llama.model.generation import (
+    GenerationOptions,
+    PrefixCache,
+    TextStream,
+    cut_at_stop,
+    stop_test,
+    stream_text,
+)
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 
@@ -50,6 +57,8 @@ def test_an_answer_ends_at_the_first_stop_string(text: str, stops: list[str], an
 
 class CharacterTokenizer:
     """Decodes ids as code points of a byte string, as byte-fallback tokenizers do."""
+
+    eos_token = "</s>"
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
@@ -175,9 +184,17 @@ def test_a_failed_answer_leaves_an_empty_cache() -> None:
     assert cache.states is None
 
 
-def test_a_cache_of_fixed_size_is_asked_for_and_reuses_nothing() -> None:
-    options = GenerationOptions(static_cache=True)
-    assert options.to_generate_kwargs()["cache_implementation"] == "static"
-    assert not options.reuses_states
-    assert GenerationOptions().reuses_states
-    assert "cache_implementation" not in GenerationOptions().to_generate_kwargs()
+@pytest.mark.parametrize("wrong", [{"static_cache": True}, {"compile": True}])
+def test_beams_with_a_cache_of_fixed_size_are_refused(wrong: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match="set num_beams to 1"):
+        GenerationOptions(num_beams=2, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "has_stopped"),
+    [("A cat.###", ["###"], True), ("A cat.##", ["###"], False), ("###", ["</s>"], False), ("</s>", ["</s>"], False)],
+)
+def test_a_completed_stop_string_is_seen_unless_it_is_the_end_token(
+    text: str, stops: list[str], has_stopped: bool
+) -> None:
+    assert stop_test(stops, CharacterTokenizer())(list(text.encode())) == has_stopped  # type: ignore[arg-type]

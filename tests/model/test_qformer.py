@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.model.test_video_llama import frames, sound
-from video_llama.model.qformer import CHUNK_SIZE, LARGEST_CHUNK, choose_chunk_size, encode_in_chunks
+from video_llama.model.qformer import (
+    CHUNK_SIZE,
+    LARGEST_CHUNK,
+    as_frozen,
+    choose_chunk_size,
+    encode_in_chunks,
+    position_rows,
+)
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 
@@ -73,6 +80,52 @@ def test_a_part_is_never_empty() -> None:
     assert torch.equal(encode_in_chunks(encode, items, 3, 1), items * 2)
     assert encode_in_chunks(encode, torch.empty(0, 3), 3, 1).shape == (0, 3)
     assert sizes == [3, 3, 0]
+
+
+@pytest.mark.parametrize("kind", ["video", "sound"])
+def test_frozen_encoders_compute_in_their_own_precision_under_autocast(
+    tiny_model: VideoLlamaForConditionalGeneration, kind: str
+) -> None:
+    audio = tiny_model.audio_branch
+    assert audio is not None
+    tiny_model.requires_grad_(False)
+    encode, values = (
+        (tiny_model.video_branch.encode_frames, frames(1, 2))
+        if kind == "video"
+        else (audio.encode_segments, sound(1, 2))
+    )
+    expected = encode(values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encode(values), expected)
+        assert encode(values).dtype == torch.float32
+        tiny_model.requires_grad_(True)
+        assert not torch.equal(encode(values), expected)  # what trains runs as autocast wants it
+
+
+def test_autocast_is_on_again_after_a_frozen_encoder() -> None:
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16), as_frozen("cpu", frozen):
+        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_grad_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        with as_frozen("cpu", frozen):
+            pass
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("length", [33, 64, 100])
+def test_stretched_positions_are_the_same_where_algorithms_must_be_deterministic(length: int) -> None:
+    table = torch.randn(32, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    results = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            rows = position_rows(table, length)
+            (gradient,) = torch.autograd.grad(rows.square().sum(), table)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        results.append((rows, gradient))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_a_gpu_takes_as_many_at_once_as_half_of_its_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,8 @@ def test_the_track_a_player_would_choose_is_decoded(tmp_path: Path) -> None:
     with av.open(str(path), "w") as container:
         video = add_video_stream(container, (64, 48), 10, "libx264")
         tracks = [add_audio_stream(container, 1, RATE, "pcm_s16le") for _ in range(2)]
-        tracks[0].disposition, tracks[1].disposition = av.stream.Disposition.forced, av.stream.Disposition.default
+        tracks[0].disposition = av.stream.Disposition.forced.value
+        tracks[1].disposition = av.stream.Disposition.default.value
         encode_video(container, video, [draw_frame(index, 64, 48) for index in range(10)])
         for frequency, track in zip((440, 1000), tracks, strict=True):
             encode_audio(container, track, draw_tone(1.0, RATE, 1, frequency_hz=frequency))

@@ -123,8 +123,9 @@ def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_
     monkeypatch.setattr(segments, "read_sound_track", _must_not_be_called)
     seconds = _count_decoded(monkeypatch, rate_hz)
     sparse = processor.process_audio(path)
-    assert sparse.duration_seconds == pytest.approx(whole.duration_seconds, abs=0.0011)  # mkv counts milliseconds
-    assert sparse.start_seconds == pytest.approx(whole.start_seconds, abs=0.0011)
+    slack = 0.009 if codec == "libopus" else 0.0011  # mkv counts milliseconds; FFmpeg 7 counts Opus's delay, too
+    assert sparse.duration_seconds == pytest.approx(whole.duration_seconds, abs=slack)
+    assert sparse.start_seconds == pytest.approx(whole.start_seconds, abs=slack)
     assert (sparse.values - whole.values).abs().mean() < tolerance
     assert 6.0 < sum(seconds) < 25.0
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
 ) -> None:
     path = make_sound("tone.wav", samples=sweep(59.0 if why == "short" else 61.0, RATE))
     processor = MediaProcessor(num_audio_segments=16 if why == "many segments" else 2)
-    expected = processor._segment(decode_audio(path, RATE, mono=True), str(path))
+    expected = processor.process_audio((decode_audio(path, RATE, mono=True).samples, RATE))
     if why == "no seeking":
         monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
     elif why == "no times":

@@ -44,7 +44,7 @@ def song(tmp_path: Path) -> Path:
     with av.open(str(path), "w") as container:
         cover = add_video_stream(container, (32, 32), 1, "mjpeg")
         cover.pix_fmt = "yuvj420p"
-        cover.disposition = Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic.value
         sound = add_audio_stream(container, 1, RATE, "aac")
         frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
         container.mux([*cover.encode(frame), *cover.encode()])

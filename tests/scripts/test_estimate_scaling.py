@@ -13,7 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts import estimate_scaling
 from scripts.benches.encoders import make_config, vit_operations
-from scripts.benches.flops import (
+from scripts.estimate_scaling import feature_bytes, main, restart_interval
+from tests.model.conftest import make_tiny_config
+from video_llama.data.features import Features, FeatureStore
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.training.flops import (
     Workload,
     branch_flops,
     caption_flops,
@@ -22,11 +27,6 @@ from scripts.benches.flops import (
     training_flops,
     vit_flops,
 )
-from scripts.estimate_scaling import feature_bytes, main, restart_interval
-from tests.model.conftest import make_tiny_config
-from video_llama.data.features import Features, FeatureStore
-from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.stages import TrainedParts, freeze_for_training
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"

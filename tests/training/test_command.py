@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.command import build_parser, main
@@ -56,6 +57,37 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr("video_llama.training.trainer.Trainer.__init__", interrupt)
     assert main(["--cfg-path", str(config_file)]) == 130
     assert "--resume goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"),
+    ],
+)
+def test_a_full_gpu_is_told_in_one_line_with_what_to_lower(
+    error: RuntimeError, config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("video_llama.training.learner.Learner.step", fill)
+    assert main(["--cfg-path", str(config_file)]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    words = ("run.batch_size_train", "use_grad_checkpoint", "features.dir", "load_in_8bit", "out of memory")
+    assert all(word in lines[0] for word in words)
+    assert "Traceback" not in lines[0]
+
+
+def test_another_error_of_a_program_keeps_its_traceback(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("video_llama.training.learner.Learner.step", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["--cfg-path", str(config_file)])
 
 
 def test_mistakes_in_the_configuration_are_told_before_anything_loads(

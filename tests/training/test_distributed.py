@@ -72,7 +72,7 @@ def test_sharded_training_on_two_processes_is_continued_by_one(
     config_file: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     sharded, plain = tmp_path / "sharded", tmp_path / "plain"
-    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     succeeded(launch(2, config_file, f"run.output_dir={sharded}", **fsdp))
     succeeded(launch(2, config_file, f"run.output_dir={plain}"))
     log = read_log(sharded)
@@ -105,7 +105,7 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_found_out(conf
 
 
 def test_sharding_that_was_asked_for_and_is_not_there_is_found_out(config_file: Path) -> None:
-    done = launch(1, config_file, ACCELERATE_USE_FSDP="true")
+    done = launch(1, config_file, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     assert done.returncode != 0
     assert "FSDP was asked for, but accelerate set up NO" in done.stderr
 

@@ -70,7 +70,8 @@ def test_processes_with_and_without_media_train_together(config_file: Path, corp
     ]
     succeeded(launch(2, config_file, *options))
     assert read_log(tmp_path / "run")[-1]["iteration"] == 8
-    sharded = launch(2, config_file, *options, f"run.output_dir={tmp_path / 'sharded'}", ACCELERATE_USE_FSDP="true")
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    sharded = launch(2, config_file, *options, f"run.output_dir={tmp_path / 'sharded'}", **fsdp)
     assert sharded.returncode != 0
     assert "keep conversations with pictures, with sound and without media in datasets of their own" in sharded.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from tests.training.test_trainer import assert_same, trained
 from video_llama.config import save_config
 from video_llama.errors import CheckpointError
 from video_llama.training import checkpoints
+from video_llama.training import trainer as trainer_module
 from video_llama.training.checkpoints import list_checkpoints
+from video_llama.training.processes import build_accelerator
 from video_llama.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +182,35 @@ def test_a_checkpoint_of_another_folder_writes_over_nothing_either(make_config: 
     (aside,) = first.folder.glob("abandoned-00000004-*")
     assert names(aside) == ["checkpoint_1.pth", "step_00000004", "step_00000006", "step_00000008"]
     assert names(other.folder / "checkpoints") == ["step_00000004"]
+
+
+def test_the_scale_of_the_loss_goes_on_where_it_was(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_with_scaler(*arguments: Any) -> Any:
+        accelerator = build_accelerator(*arguments)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        return accelerator
+
+    monkeypatch.setattr(trainer_module, "build_accelerator", build_with_scaler)
+    unbroken = Trainer(make_config(f"run.output_dir={tmp_path / 'unbroken'}"))
+    unbroken.train()
+    folder = tmp_path / "broken"
+    Trainer(make_config(f"run.output_dir={folder}", "run.max_epoch=1")).train()
+    state = json.loads((folder / "checkpoints" / "step_00000004" / "state.json").read_text())
+    assert (state["scaler"]["scale"], state["scaler"]["_growth_tracker"]) == (16.0, 1)
+    resumed = Trainer(make_config(f"run.output_dir={folder}", "run.resume_ckpt_path=auto"))
+    assert resumed.accelerator.scaler.state_dict() == state["scaler"]
+    resumed.train()
+    assert resumed.accelerator.scaler.state_dict() == unbroken.accelerator.scaler.state_dict()
+    assert unbroken.accelerator.scaler.get_scale() == 32.0
+    assert_same(trained(resumed.folder), trained(unbroken.folder))
+
+
+def test_a_checkpoint_from_before_the_scale_was_kept_is_gone_on_from(make_config: MakeConfig) -> None:
+    Trainer(make_config("run.max_epoch=1")).train()
+    file = list_checkpoints(Path(make_config().run.output_dir) / "checkpoints")[-1] / "state.json"
+    state = json.loads(file.read_text())
+    assert state.pop("scaler") is None
+    file.write_text(json.dumps(state))
+    assert Trainer(make_config("run.resume_ckpt_path=auto")).state.iteration == 4

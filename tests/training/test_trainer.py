@@ -20,6 +20,7 @@ from video_llama.data.batches import Batch
 from video_llama.errors import CheckpointError, ConfigError, DatasetError
 from video_llama.model.builder import build_model, load_pretrained_model
 from video_llama.training.checkpoints import list_checkpoints
+from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Step, TrainingStopped
 from video_llama.training.trainer import Trainer
 
@@ -78,6 +79,50 @@ def test_frozen_parts_stay_in_evaluation_mode_while_training(make_config: MakeCo
     branch = trainer.model.video_branch
     assert branch.video_qformer.training
     assert not any(module.training for module in (branch.vision_encoder, branch.qformer, trainer.model.language_model))
+
+
+def test_the_modes_of_the_modules_are_set_again_after_a_validation_alone(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(make_config("run.iters_per_epoch=30"))
+    batch, calls = trainer.batches()[0], []
+    train = type(trainer.model).train
+    monkeypatch.setattr(type(trainer.model), "train", lambda self, mode=True: calls.append(mode) or train(self, mode))
+    for _ in range(3):
+        trainer.step([batch])
+    assert calls == []
+    trainer.model.eval()
+    trainer.step([batch])
+    assert calls == [False, True]
+    assert trainer.model.video_branch.video_qformer.training
+    assert not trainer.model.video_branch.qformer.training
+
+
+def test_the_log_has_speeds_padding_and_the_share_of_waiting(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config("run.max_epoch=1"))
+    trainer.train()
+    lines = [line for line in read_log(trainer.folder) if line["event"] == "train"]
+    batches = [trainer.batches()[number] for number in range(4)]
+    masks = [batch.text["attention_mask"] for batch in batches]
+    for line, pair in zip(lines, (masks[:2], masks[2:]), strict=True):
+        real, padded = (sum(int(getattr(mask, name)()) for mask in pair) for name in ("sum", "numel"))
+        assert line["padding_share"] == pytest.approx(1 - real / padded, abs=1e-4)
+        assert line["tokens_per_second"] == pytest.approx(real / line["seconds"], rel=0.02)
+        assert line["data_share"] == pytest.approx(line["data_seconds"] / line["seconds"], abs=0.01)
+        assert not {"mfu", "memory_gib"} & line.keys()  # of GPUs
+
+
+def test_the_share_of_a_gpu_that_is_used_follows_from_what_was_learnt(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_find_peak", lambda self: 1e12)
+    trainer = Trainer(make_config("run.max_epoch=1"))
+    trainer.train()
+    flops = [batch_flops(trainer.model.config, trainer.batches()[number]) for number in range(4)]
+    lines = [line for line in read_log(trainer.folder) if line["event"] == "train"]
+    for line, expected in zip(lines, (sum(flops[:2]), sum(flops[2:])), strict=True):
+        assert line["mfu"] == pytest.approx(expected / 1e12 / line["seconds"], abs=1e-3)
+        assert line["mfu"] > 0
 
 
 def test_the_loss_falls_on_a_batch_seen_again_and_again(make_config: MakeConfig) -> None:

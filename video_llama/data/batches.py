@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -83,17 +83,41 @@ class Batch:
         """Tokens the loss is taken on: the first of a sequence is never predicted."""
         return 0 if self.gave_up else int((self.text["labels"][:, 1:] >= 0).sum())
 
+    @property
+    def num_text_tokens(self) -> int:
+        """Tokens of all sequences, the places of media included."""
+        return 0 if self.gave_up else int(self.text["attention_mask"].sum())
+
+    @property
+    def num_positions(self) -> int:
+        """The same with padding: each sequence is as long as the longest of the batch."""
+        return 0 if self.gave_up else self.text["attention_mask"].numel()
+
     def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
-        """All tensors, by the names of the model's arguments, on a device."""
-        return {name: tensor.to(device) for name, tensor in {**self.text, **gather_media(self.media)}.items()}
+        """All tensors, by the names of the model's arguments, on a device; media are padded there.
+
+        A GPU gets them in its own time: from pinned memory nothing here waits for it.
+        """
+        text = {name: tensor.to(device, non_blocking=True) for name, tensor in self.text.items()}
+        return text | gather_media(self.media, device)
+
+    def pin_memory(self) -> Batch:
+        """The same in memory that a GPU can read by itself; torch's data loader calls this."""
+        text = {name: tensor.pin_memory() for name, tensor in self.text.items()}
+        media = [replace(item, values=item.values.pin_memory()) for item in self.media]
+        return replace(self, text=text, media=media)
 
 
-def gather_media(media: Sequence[MediaInput]) -> dict[str, Tensor]:
-    """Media of one or more kinds as padded model inputs; all of one kind must be encoded, or none."""
+def gather_media(media: Sequence[MediaInput], device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """Media of one or more kinds as padded model inputs; all of one kind must be encoded, or none.
+
+    Args:
+        device: where the inputs shall be; by default where the media are.
+    """
     inputs: dict[str, Tensor] = {}
     for name in dict.fromkeys(item.name for item in media):
         items = [item for item in media if item.name == name]
-        values, mask = pad_items([item.values for item in items])
+        values, mask = pad_items([item.values for item in items], device)
         inputs[_ENCODED[name] if items[0].is_encoded else name] = values
         if mask is not None:
             inputs[_MASKS[name]] = mask
@@ -178,11 +202,12 @@ def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iter
     return read_ahead(reader, indices, num_workers, PREFETCHED_SAMPLES)
 
 
-def load_batches(reader: BatchReader, numbers: range, num_workers: int) -> Iterator[Batch]:
+def load_batches(reader: BatchReader, numbers: range, num_workers: int, pin_memory: bool = False) -> Iterator[Batch]:
     """Batches in order, read ahead by worker processes.
 
     Args:
         numbers: which; the first is where a resumed run goes on.
         num_workers: processes; 0 reads in this one.
+        pin_memory: put them where a GPU can fetch them by itself.
     """
-    return read_ahead(reader, numbers, num_workers, PREFETCHED_BATCHES)
+    return read_ahead(reader, numbers, num_workers, PREFETCHED_BATCHES, pin_memory)

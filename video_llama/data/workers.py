@@ -17,22 +17,26 @@ from torch.utils.data import DataLoader, Dataset
 __all__ = ["read_ahead"]
 
 
-def read_ahead(dataset: Dataset[Any], indices: range, num_workers: int, prefetched: int) -> Iterator[Any]:
+def read_ahead(
+    dataset: Dataset[Any], indices: range, num_workers: int, prefetched: int, pin_memory: bool = False
+) -> Iterator[Any]:
     """What a dataset holds, in the order of the indices.
 
     Args:
         dataset: its items are whole: they are neither collated nor shuffled.
         num_workers: processes that read; 0 reads in this one.
         prefetched: items that each worker reads ahead.
+        pin_memory: call the items' own `pin_memory`, in a thread of this process if there are workers.
     """
     if not num_workers:
-        return iter(DataLoader(dataset, batch_size=None, sampler=indices))
+        return iter(DataLoader(dataset, batch_size=None, sampler=indices, pin_memory=pin_memory))
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=indices,
         num_workers=num_workers,
         prefetch_factor=prefetched,
+        pin_memory=pin_memory,
         worker_init_fn=_obey_the_parent_alone,
     )
     if not hasattr(signal, "sigwaitinfo"):

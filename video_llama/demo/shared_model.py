@@ -33,7 +33,7 @@ class SharedModel(VideoLlama):
     def encode(self, media: VideoFrames | AudioSegments | Tensor) -> EncodedMedia:
         """As `VideoLlama.encode`, with the attention recorded unless `media` is a bare tensor."""
         if isinstance(media, AudioSegments) and self.model.audio_branch is not None:
-            qformer, parts = self.model.audio_branch.audio_qformer, len(media.values)
+            qformer, parts = self.model.audio_branch.audio_qformer, len(self.prepare_values(media))
         elif isinstance(media, VideoFrames):
             qformer, parts = self.model.video_branch.video_qformer, len(media.pixel_values)
         else:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import ChunkSize, QFormer, ask_qformer, encode_in_chunks, position_rows
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
 from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["AudioBranch"]
@@ -89,7 +89,8 @@ class AudioBranch(nn.Module):
             part = normalize_pixels(part) if part.dtype == torch.uint8 else part
             return encoder(part.to(encoder.head.weight.dtype))
 
-        vectors = encode_in_chunks(encode, items.flatten(0, 1), self.chunk_size, encoder.bytes_per_item())
+        with as_frozen(items.device.type, encoder):
+            vectors = encode_in_chunks(encode, items.flatten(0, 1), self.chunk_size, encoder.bytes_per_item())
         return vectors.unflatten(0, items.shape[:2])  # (audios, segments, joint_width)
 
     def summarise(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
 
-from video_llama.model.generation import GenerationOptions, cut_at_stop
+from video_llama.model.generation import GenerationOptions, cut_at_stop, stop_test
 from video_llama.model.inference import EncodedMedia, Prompt, VideoLlama
+from video_llama.model.shared_prefix import SharedPrefix
+from video_llama.model.static_decoder import Request
 from video_llama.processor.batching import pad_items
 from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.utils.utils import to_device
 
-__all__ = ["SharedPrefix", "complete_batch", "encode_batch", "most_frames"]
+__all__ = ["complete_batch", "complete_stream", "encode_batch", "most_frames"]
 
 MAX_FRAMES = {"cuda": 256}
 """Frames, or segments of audio, that are put together for the encoders on a device; more need more memory and gain
 nothing. 64 elsewhere."""
-
-_MIN_PREFIX = 8  # a shorter common beginning is not worth a forward pass of its own
 
 
 @torch.inference_mode()
@@ -45,8 +45,8 @@ def encode_batch(
         numbers = [number for number, tensor in enumerate(values) if (tensor.shape[-3] == 1) == is_sound]
         encode = model.model.get_audio_features if is_sound else model.model.get_video_features
         for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or most_frames(model)):
-            stacked, mask = pad_items([values[number] for number in group])
-            features = encode(to_device(stacked, model.device), None if mask is None else to_device(mask, model.device))
+            stacked, mask = pad_items([to_device(values[number], model.device) for number in group], model.device)
+            features = encode(stacked, mask)
             for number, tokens in zip(group, features, strict=True):
                 encoded[number] = EncodedMedia("audio" if is_sound else "image", tokens)
     return [item for item in encoded if item is not None]
@@ -69,46 +69,6 @@ def _groups(numbers: Sequence[int], lengths: Sequence[int], largest: int) -> Ite
         yield group
 
 
-class SharedPrefix:
-    """Keys and values of what all prompts of a run begin with: the system prompt, up to the first media."""
-
-    def __init__(self) -> None:
-        self.keys: list[Hashable] = []
-        self._states: Cache | None = None
-
-    def take(self, model: VideoLlama, prompts: Sequence[Prompt]) -> tuple[int, Cache | None]:
-        """How many positions the prompts have in common, and their states, once for each prompt.
-
-        The states are computed when the prompts begin otherwise than those before; 0 and None if too little is
-        in common.
-        """
-        length = _common_length([prompt.keys for prompt in prompts])
-        if length < _MIN_PREFIX:
-            return 0, None
-        if self.keys[:length] != prompts[0].keys[:length]:
-            self._states = DynamicCache()
-            embeds = prompts[0].inputs_embeds[:, :length]
-            model.model(inputs_embeds=embeds, past_key_values=self._states, use_cache=True, logits_to_keep=1)
-            self.keys = prompts[0].keys[:length]
-        states = copy.deepcopy(self._states)
-        assert states is not None
-        if surplus := len(self.keys) - length:
-            states.crop(-surplus)
-        if len(prompts) > 1:
-            states.batch_repeat_interleave(len(prompts))
-        return length, states
-
-
-def _common_length(keys: Sequence[Sequence[Hashable]]) -> int:
-    """Leading positions that are the same text everywhere; always short of the last position."""
-    shortest = min(len(row) for row in keys) - 1
-    for position in range(shortest):
-        first = keys[0][position]
-        if not isinstance(first, int) or any(row[position] != first for row in keys):
-            return position
-    return max(0, shortest)
-
-
 @torch.inference_mode()
 def complete_batch(
     model: VideoLlama, prompts: Sequence[Prompt], options: GenerationOptions, prefix: SharedPrefix | None = None
@@ -122,13 +82,16 @@ def complete_batch(
         options: how to draw the answers.
         prefix: keeps the states of the common beginning for the next batch; see `GenerationOptions.reuses_states`.
     """
+    if model.decodes_statically(options):
+        answers = dict(complete_stream(model, enumerate(prompts), options, len(prompts)))
+        return [answers[number] for number in range(len(prompts))]
     tokenizer, stop_strings = model.processor.tokenizer, prompts[0].stop_strings
     kwargs: dict[str, Any] = options.to_generate_kwargs()
     if stop_strings:
         kwargs |= {"stop_strings": stop_strings, "tokenizer": tokenizer}
     shared = 0
     if prefix is not None and options.reuses_states:
-        shared, states = prefix.take(model, prompts)
+        shared, states = prefix.take(model.model, prompts)
         if states is not None:
             kwargs["past_key_values"] = states
     embeds, mask = _pad_left([prompt.inputs_embeds[0] for prompt in prompts], shared)
@@ -137,6 +100,60 @@ def complete_batch(
     )
     texts = tokenizer.batch_decode([_up_to_end(ids, model) for ids in output.tolist()], skip_special_tokens=True)
     return [cut_at_stop(text, stop_strings) for text in texts]
+
+
+Key = TypeVar("Key")
+
+
+def complete_stream(
+    model: VideoLlama, prompts: Iterable[tuple[Key, Prompt]], options: GenerationOptions, num_rows: int
+) -> Iterator[tuple[Key, str]]:
+    """Like `VideoLlama.complete` for each prompt, as many together as there are rows, by a `StaticDecoder`.
+
+    An answer that ends gives its row to the next prompt.
+
+    Args:
+        prompts: from `VideoLlama.prepare`, each with a key that its answer comes with. They are taken when rows are
+            free.
+        options: how to draw the answers; `VideoLlama.decodes_statically` holds for them.
+        num_rows: prompts that are answered together.
+
+    Yields:
+        keys and answers, in the order in which answers end.
+    """
+    supply = iter(prompts)
+    while begun := list(itertools.islice(supply, num_rows)):
+        longest, too_long = max(len(prompt.keys) for _, prompt in begun), list[tuple[Key, Prompt]]()
+        with model.borrow_decoder(num_rows, longest, options) as decoder:
+            room = decoder.max_length - options.max_new_tokens
+            requests = _make_requests(itertools.chain(begun, supply), room, too_long, model)
+            for request in decoder.run(requests, options):
+                ids = _up_to_end(request.ids, model)
+                text = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+                yield request.key, cut_at_stop(text, request.stop_strings)
+        supply = itertools.chain(too_long, supply)
+
+
+@dataclass(eq=False)
+class _Question(Request):
+    """A request that knows whose it is."""
+
+    key: Any = None
+    stop_strings: Sequence[str] = ()
+
+
+def _make_requests(
+    prompts: Iterable[tuple[Any, Prompt]], room: int, too_long: list[tuple[Any, Prompt]], model: VideoLlama
+) -> Iterator[_Question]:
+    """Requests for the prompts up to the first that is longer than `room`, which goes to `too_long`."""
+    for key, prompt in prompts:
+        if len(prompt.keys) > room:
+            too_long.append((key, prompt))
+            return
+        has_ended = stop_test(prompt.stop_strings, model.processor.tokenizer)
+        question = _Question(prompt.inputs_embeds, prompt.keys, has_ended=has_ended)
+        question.key, question.stop_strings = key, prompt.stop_strings
+        yield question
 
 
 def _pad_left(rows: Sequence[Tensor], shared: int) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,10 @@ from itertools import count
 
 from video_llama.conversation import Conversation, introduce_media
 from video_llama.errors import VideoLlamaError
-from video_llama.model.batching import SharedPrefix, complete_batch, encode_batch, most_frames
+from video_llama.model.batching import complete_batch, complete_stream, encode_batch, most_frames
 from video_llama.model.generation import GenerationOptions
 from video_llama.model.inference import Prompt, VideoLlama
+from video_llama.model.shared_prefix import SharedPrefix
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media import VideoFrames
 from video_llama.processor.read_ahead import WindowRead, read_ahead
@@ -76,6 +77,9 @@ class BatchCaptioner:
 
     def run(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
         """Caption windows as they come; errors come out at once, captions in any order."""
+        if self.model.decodes_statically(self.options):
+            yield from self._run_statically(reads)
+            return
         unencoded: list[WindowRead] = []
         waiting: dict[int, list[_Question]] = {}  # by length
         most = self.max_frames or most_frames(self.model)
@@ -85,7 +89,7 @@ class BatchCaptioner:
                 continue
             unencoded.append(read)
             if len(unencoded) >= self.batch_size or _num_frames(unencoded) >= most:
-                self._encode(unencoded, waiting)
+                _add(waiting, self._encode(unencoded))
                 unencoded = []
             for equal in waiting.values():  # the best company there is; the next clips are decoded meanwhile
                 while len(equal) >= self.batch_size:
@@ -93,11 +97,34 @@ class BatchCaptioner:
                     del equal[: self.batch_size]
             if sum(map(len, waiting.values())) >= _WAITING_BATCHES * self.batch_size:
                 yield from self._answer_all(waiting)
-        self._encode(unencoded, waiting)
+        _add(waiting, self._encode(unencoded))
         yield from self._answer_all(waiting)
 
-    def _encode(self, reads: Sequence[WindowRead], waiting: dict[int, list[_Question]]) -> None:
-        """Add prompts with their media to those that wait; the media themselves are let go."""
+    def _run_statically(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
+        """Like `run`: an answer that has ended gives its place to the next window."""
+        failed: list[WindowCaption] = []
+        answers = complete_stream(self.model, self._encode_ahead(reads, failed), self.options, self.batch_size)
+        for caption, text in answers:
+            yield from failed
+            failed.clear()
+            yield replace(caption, text=text)
+        yield from failed
+
+    def _encode_ahead(self, reads: Iterable[WindowRead], failed: list[WindowCaption]) -> Iterator[_Question]:
+        unencoded: list[WindowRead] = []
+        most = self.max_frames or most_frames(self.model)
+        for read in reads:
+            if isinstance(read.window, VideoLlamaError):
+                failed.append(WindowCaption(read.key, read.number, read.num_windows, None, read.window))
+                continue
+            unencoded.append(read)
+            if len(unencoded) >= self.batch_size or _num_frames(unencoded) >= most:
+                yield from self._encode(unencoded)
+                unencoded = []
+        yield from self._encode(unencoded)
+
+    def _encode(self, reads: Sequence[WindowRead]) -> Iterator[_Question]:
+        """Prompts with their media; the media themselves are let go."""
         windows = [read.window for read in reads if isinstance(read.window, Window)]
         items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
         encoded = iter(encode_batch(self.model, [item for of_one in items for item in of_one], self.max_frames))
@@ -116,7 +143,7 @@ class BatchCaptioner:
                 start_seconds=window.start_seconds,
                 end_seconds=window.end_seconds,
             )
-            waiting.setdefault(len(prompt.keys), []).append((caption, prompt))
+            yield caption, prompt
 
     def _answer_all(self, waiting: dict[int, list[_Question]]) -> Iterator[WindowCaption]:
         """Answer all that wait, in batches with as little padding as can be."""
@@ -137,6 +164,12 @@ def caption_clips(
     """Captions of all windows of all clips as they come; a clip's number in `clips` is its key."""
     ahead = 2 * captioner.batch_size + 2 * num_workers
     yield from captioner.run(read_ahead(zip(count(), clips), reader, num_workers, ahead))
+
+
+def _add(waiting: dict[int, list[_Question]], questions: Iterable[_Question]) -> None:
+    """To those that wait for others of their length."""
+    for caption, prompt in questions:
+        waiting.setdefault(len(prompt.keys), []).append((caption, prompt))
 
 
 def _num_frames(reads: Sequence[WindowRead]) -> int:

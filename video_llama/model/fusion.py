@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["splice_features"]
+from video_llama.model.configuration import VideoLlamaConfig
+
+__all__ = ["find_placeholders", "splice_features"]
+
+
+def find_placeholders(input_ids: Tensor, config: VideoLlamaConfig) -> tuple[Tensor, Tensor]:
+    """Find where the media of a batch go.
+
+    On a GPU this waits for it: who has the ids on the CPU calls it there.
+
+    Args:
+        input_ids: (batch, length), int64.
+        config: names the placeholder ids.
+
+    Returns:
+        positions of images and of sounds in the flattened ids, (positions,), int64 each, on the device of the ids.
+    """
+    ids = input_ids.flatten()
+    return (ids == config.image_token_id).nonzero()[:, 0], (ids == config.audio_token_id).nonzero()[:, 0]
 
 
 def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor, what: str) -> Tensor:
@@ -12,7 +30,7 @@ def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor, 
 
     Args:
         inputs_embeds: (batch, length, width).
-        positions: (batch, length), bool, True on placeholders.
+        positions: (positions,), int64, of placeholders among the batch * length embeddings.
         features: (items, tokens, width); items of the whole batch, first sample first.
         what: "image" or "sound", for the error message.
 
@@ -22,10 +40,12 @@ def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor, 
     Raises:
         ValueError: the number of placeholders is not items * tokens.
     """
-    placeholders, available = int(positions.sum()), features.shape[0] * features.shape[1]
+    placeholders, available = len(positions), features.shape[0] * features.shape[1]
     if placeholders != available:
         raise ValueError(
             f"the prompt holds {placeholders} {what} placeholder ids, but {features.shape[0]} {what} item(s) of "
             f"{features.shape[1]} tokens were given; each item needs one run of placeholders"
         )
-    return inputs_embeds.masked_scatter(positions[..., None], features.to(inputs_embeds.dtype))
+    positions = positions.to(inputs_embeds.device, non_blocking=True)
+    rows = inputs_embeds.flatten(0, 1).index_copy(0, positions, features.flatten(0, 1).to(inputs_embeds))
+    return rows.view_as(inputs_embeds)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
+
+from video_llama.errors import VideoLlamaError
 
 __all__ = [
     "GenerationOptions",
@@ -21,8 +25,11 @@ __all__ = [
     "TextStream",
     "cache_argument",
     "cut_at_stop",
+    "stop_test",
     "stream_text",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,17 @@ class GenerationOptions:
         min_new_tokens: shortest answer, in tokens.
         temperature: 0 takes the likeliest token; above, tokens are sampled.
         top_p: sample from the smallest set of tokens that holds this probability.
+        top_k: sample from so many of the likeliest tokens, 0 from all; None leaves it to `transformers` (50).
         num_beams: width of beam search; 1 is none.
         repetition_penalty: above 1, tokens of the answer so far become less likely.
         length_penalty: beam search's preference for long (above 0) or short answers.
-        static_cache: keep keys and values in memory of a fixed size. On a GPU transformers then compiles the step
-            that makes a token, which takes a minute at first and pays for many long answers; nothing is reused of
-            earlier prompts. The answers are the same.
+        static_cache: decode with `StaticDecoder`: keys and values in memory of a fixed size and, on a GPU, one CUDA
+            graph a step, which makes answers several times faster. None does so on a GPU, where the language model
+            allows it. The answers are the same.
+        compile: fuse the operations of such a step with `torch.compile`: seconds at the first answer, and a faster
+            step ever after. It pays for many answers.
+        do_sample: says only what `temperature` says: True samples, at a temperature of 1 where none is given; False
+            takes the likeliest token, and a temperature that is given with it has no effect, which is logged.
     """
 
     max_new_tokens: int = 300
@@ -49,20 +61,71 @@ class GenerationOptions:
     num_beams: int = 1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
-    static_cache: bool = False
+    static_cache: bool | None = None
+    compile: bool = False
+    top_k: int | None = None
+    do_sample: InitVar[bool | None] = None
 
     @property
     def reuses_states(self) -> bool:
-        """Whether keys and values of earlier prompts can be used: not with beams, nor with a cache of fixed size."""
-        return self.num_beams == 1 and not self.static_cache
+        """Whether keys and values of earlier prompts can be used: not with beams."""
+        return self.num_beams == 1
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, do_sample: bool | None) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ValueError("max_new_tokens and num_beams must be at least 1")
         if self.repetition_penalty <= 0:
             raise ValueError("repetition_penalty must lie above 0")
+        if self.num_beams > 1 and (self.static_cache or self.compile):
+            raise ValueError("static_cache and compile know no beams: set num_beams to 1")
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ValueError("temperature must not be negative or infinite and top_p must lie above 0 and up to 1")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError("top_k must not be negative")
+        if do_sample and self.temperature == 0:
+            object.__setattr__(self, "temperature", 1.0)
+        elif do_sample is False and self.temperature > 0:
+            logger.warning("temperature=%g has no effect beside do_sample=False: nothing is sampled", self.temperature)
+            object.__setattr__(self, "temperature", 0.0)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of all options."""
+        return [*(field.name for field in fields(cls)), "do_sample"]
+
+    def changed(self, settings: Mapping[str, Any]) -> GenerationOptions:
+        """These options with others in the place of some; None leaves one as it is.
+
+        Raises:
+            TypeError: a name that is no option.
+            ValueError: a value out of range, or `do_sample=True` with a temperature of 0.
+        """
+        check_names(settings, self.names())
+        if settings.get("do_sample") and settings.get("temperature") == 0:
+            raise ValueError("do_sample=True needs a temperature above 0, and temperature=0 needs do_sample=False")
+        return replace(self, **{name: value for name, value in settings.items() if value is not None})
+
+    def within(self, prompt_length: int, max_length: int | None, min_length: int | None) -> GenerationOptions:
+        """These options with bounds that `transformers` counts prompt and answer together for.
+
+        Args:
+            prompt_length: tokens of the prompt, those of media included.
+            max_length, min_length: of prompt and answer; None is no bound.
+
+        Raises:
+            VideoLlamaError: the prompt leaves no room for an answer.
+        """
+        longest, shortest = self.max_new_tokens, self.min_new_tokens
+        if max_length is not None:
+            longest = min(longest, max_length - prompt_length)
+        if min_length is not None:
+            shortest = max(shortest, min_length - prompt_length)
+        if longest < 1:
+            raise VideoLlamaError(
+                f"the question with its media takes {prompt_length} tokens, so max_length={max_length} leaves none for "
+                "an answer; raise it, or say max_new_tokens, which counts the answer alone"
+            )
+        return replace(self, max_new_tokens=longest, min_new_tokens=shortest)
 
     def to_generate_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of `transformers`' `generate`; those that would have no effect are left out."""
@@ -75,11 +138,24 @@ class GenerationOptions:
         }
         if self.temperature > 0:
             kwargs |= {"temperature": self.temperature, "top_p": self.top_p}
+            if self.top_k is not None:
+                kwargs["top_k"] = self.top_k
         if self.num_beams > 1:
             kwargs["length_penalty"] = self.length_penalty
-        if self.static_cache:
-            kwargs["cache_implementation"] = "static"
         return kwargs
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Stop at keyword arguments that are no options.
+
+    Raises:
+        TypeError: naming them and all that there are.
+    """
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"there is no option {name!r}{meant} (options: {', '.join(known)})")
 
 
 def cache_argument(forward: Callable[..., Any]) -> str:
@@ -132,6 +208,24 @@ def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
     """`text` up to the first stop string, without surrounding white space."""
     ends = [text.find(stop) for stop in stop_strings]
     return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
+
+
+def stop_test(stop_strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], bool]:
+    """A function that says of the ids of an answer whether its last token completed a stop string.
+
+    A stop string that is the end-of-sequence token is left to that token.
+    """
+    strings = [stop for stop in stop_strings if stop != tokenizer.eos_token]
+    if not strings:
+        return lambda ids: False
+    # A stop string is no longer, in tokens, than in bytes; the tokens before may carry a part of its first one.
+    tail = max(len(stop.encode()) for stop in strings) + 1
+
+    def has_stopped(ids: list[int]) -> bool:
+        text = tokenizer.decode(ids[-tail:], skip_special_tokens=True)
+        return any(stop in text for stop in strings)
+
+    return has_stopped
 
 
 class StopSignal(StoppingCriteria):

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from transformers.generation import StoppingCriteriaList
+from transformers.generation import BaseStreamer, StoppingCriteriaList
 
 from video_llama.conversation import Conversation, conv_templates, introduce_media
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions, PrefixCache, TextStream, cut_at_stop, stream_text
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.generation import (
+    GenerationOptions,
+    PrefixCache,
+    TextStream,
+    check_names,
+    cut_at_stop,
+    stop_test,
+    stream_text,
+)
+from video_llama.model.inputs import check_conversation, given_audio, given_frames
 from video_llama.model.media_cache import MediaCache
+from video_llama.model.static_decoder import Request, StaticDecoder, why_not_static
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
-from video_llama.utils.utils import to_device
+from video_llama.processor.tensor_like import as_frames, as_segments
+from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
@@ -70,11 +83,71 @@ class VideoLlama:
         self.model = model.eval()
         self.processor = processor
         self.media_cache = MediaCache()
+        self._decoders: list[StaticDecoder] = []
+        self._warned_of: set[str] = set()
 
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the token embeddings."""
         return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights; of those that are quantised, what they compute in."""
+        return self.model.dtype
+
+    @property
+    def config(self) -> VideoLlamaConfig:
+        """The model's configuration."""
+        return self.model.config
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The model's parameters."""
+        return self.model.parameters(recurse)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model's weights by name."""
+        return self.model.state_dict()
+
+    def train(self, mode: bool = True) -> VideoLlama:
+        """Put the model in training mode, and return this object, as do the next ones."""
+        self.model.train(mode)
+        return self
+
+    def eval(self) -> VideoLlama:
+        """Put the model in evaluation mode, in which it is loaded."""
+        return self.train(False)
+
+    def to(self, *args: Any, **kwargs: Any) -> VideoLlama:
+        """Move or convert the model; arguments as of `torch.nn.Module.to`."""
+        self.model.to(*args, **kwargs)
+        self.media_cache.clear()
+        return self
+
+    def cpu(self) -> VideoLlama:
+        """Move the model to the CPU's memory."""
+        return self.to("cpu")
+
+    def cuda(self, device: str | int | torch.device | None = None) -> VideoLlama:
+        """Move the model to a GPU, the current one unless another is named.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return self.to(resolve_device("cuda" if device is None else torch.device(device)))
+
+    def half(self) -> VideoLlama:
+        """Convert the model to half precision where its device is good at that, as `load_pretrained_model` does.
+
+        That is bfloat16, or float16 on an older GPU; on a CPU without bfloat16 nothing changes. `to(torch.float16)`
+        converts in any case.
+        """
+        precision = resolve_dtype("auto", self.device)
+        return self if precision == torch.float32 else self.to(precision)
+
+    def float(self) -> VideoLlama:
+        """Convert the model to float32."""
+        return self.to(torch.float32)
 
     @property
     def has_audio(self) -> bool:
@@ -99,11 +172,13 @@ class VideoLlama:
 
         Args:
             media: what `process_video`, `process_images` or `process_audio` return, or a tensor:
-                (frames, 3, height, width) for frames, (segments, 1, mel_bins, mel_frames) for sound. Frames of
-                another size than the model's (`load_processor()` knows no model) are resized.
+                (frames, 3, height, width) for frames, (segments, 1, mel_bins, mel_frames) for sound. What was read for
+                another model (`load_processor()` knows none) is brought to this one's form: frames are resized, and
+                sound becomes the log-mel that this model's processor gives.
 
         Raises:
             ValueError: a sound, and the model was built without its audio branch.
+            MediaError: a tensor of another form.
         """
         values = self.prepare_values(media)
         kind: Literal["image", "audio"] = "audio" if values.shape[-3] == 1 else "image"
@@ -113,17 +188,19 @@ class VideoLlama:
         return EncodedMedia(kind, features)
 
     def prepare_values(self, media: VideoFrames | AudioSegments | Tensor) -> Tensor:
-        """The tensor that a branch takes of an item: frames in the model's size, or segments with one channel.
+        """The tensor that a branch takes of an item: frames in the model's size, or segments in its log-mel.
 
         Raises:
-            ValueError: segments of another size than the model's, which cannot be brought to it.
+            ValueError: a tensor of segments of another size than the model's, which cannot be brought to it.
+            MediaError: a tensor of another form.
         """
-        if isinstance(media, AudioSegments):
-            values = media.values
-        else:
-            values = media.pixel_values if isinstance(media, VideoFrames) else media
-        if values.shape[-3] != 1:
-            return self._fit(values)
+        if isinstance(media, VideoFrames):
+            media = media.pixel_values
+        elif isinstance(media, AudioSegments):
+            media = (self.processor.media_processor.adapt_audio(media) if self.has_audio else media).values
+        if media.ndim < 3 or media.shape[-3] != 1:
+            return self._fit(as_frames(media))
+        values = as_segments(media)
         if self.has_audio and tuple(values.shape[-2:]) != (wanted := tuple(self.model.config.audio_config.input_size)):
             raise ValueError(
                 f"this model hears segments of {wanted} mel bins and frames, not {tuple(values.shape[-2:])}: "
@@ -169,7 +246,7 @@ class VideoLlama:
         from video_llama.model.captioning import DEFAULT_PROMPT, BatchCaptioner, caption_clips
 
         reader = ClipReader(self.processor.media_processor, audio and self.has_audio, num_frames)
-        captioner = BatchCaptioner(self, prompt or DEFAULT_PROMPT, GenerationOptions(**options), batch_size)
+        captioner = BatchCaptioner(self, prompt or DEFAULT_PROMPT, _chosen(options), batch_size)
         texts: dict[int, str] = {}
         for result in caption_clips(captioner, clips, reader, num_workers):
             if result.error is not None:
@@ -181,19 +258,34 @@ class VideoLlama:
 
     def generate(
         self,
-        imgs: VideoFrames | Tensor | Sequence[VideoFrames] | None = None,
+        imgs: VideoFrames | Tensor | Sequence[VideoFrames | Tensor] | None = None,
         audio: AudioSegments | Tensor | None = None,
         conv: Conversation | None = None,
+        *,
+        keep_template: bool = False,
+        max_length: int | None = None,
+        min_length: int | None = None,
+        use_cache: bool = True,
+        streamer: BaseStreamer | None = None,
         **options: Any,
     ) -> str:
         """Answer the last question of a conversation about a video, images or a sound.
 
         Args:
-            imgs: a video or an image as `process_video` / `process_images` return it, several images, or None.
+            imgs: a video or an image as `process_video` / `process_images` return it, or as a tensor (frames, 3,
+                height, width), also (1, frames, 3, height, width) or one frame (3, height, width); several of them as
+                a list; or None.
             audio: the sound that goes with it, or a sound alone, or None.
             conv: the conversation. A last assistant message stands for the answer to come and is not read. The
                 media are introduced in the first user message, unless the messages hold placeholders already.
                 Of a conversation longer than the model's context the oldest turns are not read, which is logged.
+                One in another template than the weights were trained with is written in theirs, which is logged once;
+                a system text of your own stays.
+            keep_template: write the conversation in its own template in any case.
+            max_length, min_length: bounds of prompt and answer together, in tokens, as `transformers` counts them. An
+                answer may be as long as `max_length` allows unless `max_new_tokens` is given, too.
+            use_cache: False has no effect: earlier tokens are never computed twice, the answer would be the same.
+            streamer: of `transformers`, is given the tokens as they come; not with beams. See `stream` for text.
             options: fields of `GenerationOptions`, e.g. `temperature=0.2`, `max_new_tokens=64`.
 
         Returns:
@@ -201,15 +293,31 @@ class VideoLlama:
 
         Raises:
             VideoLlamaError: even without earlier turns the question is too long for the model's context.
+            TypeError: an argument of another kind, such as a file that was not read, or an option that there is not.
+            MediaError: a tensor of another form.
+            ValueError: an option out of range, or a message with a role that is none of the conversation's.
         """
-        frames = [] if imgs is None else [imgs] if isinstance(imgs, (VideoFrames, Tensor)) else list(imgs)
-        items = [*frames] if audio is None else [audio, *frames]
-        conversation = (conv or self.new_conversation()).up_to_answer()
+        frames, sound = given_frames(imgs), given_audio(audio)
+        conversation = check_conversation(conv) or self.new_conversation()
+        chosen = _chosen(options, ("keep_template", "max_length", "min_length", "use_cache", "streamer"))
+        if not use_cache:
+            logger.warning("use_cache=False has no effect: the answer is the same, without computing tokens twice")
+        if not keep_template:
+            conversation = self._in_own_template(conversation)
+        conversation = conversation.up_to_answer()
         if not conversation.has_media():
-            conversation.introduce(introduce_media(frames, audio))
-        chosen = GenerationOptions(**options)
-        encoded = [self.encode(item) for item in items]
-        return self.complete(self._fitting_prompt(conversation, encoded, chosen), chosen)
+            conversation.introduce(introduce_media(frames, sound))
+        items = [*frames] if sound is None else [sound, *frames]
+        prompt = self._fitting_prompt(conversation, [self.encode(item) for item in items], chosen)
+        if max_length is not None:
+            max_length = min(max_length, self.max_length)
+            if options.get("max_new_tokens") is None:
+                chosen = replace(chosen, max_new_tokens=max_length)
+        chosen = chosen.within(len(prompt.keys), max_length, min_length)
+        if streamer is None:
+            return self.complete(prompt, chosen)
+        ids = self._run(prompt, chosen, None, streamer=streamer)
+        return cut_at_stop(self.processor.tokenizer.decode(ids, skip_special_tokens=True), prompt.stop_strings)
 
     @torch.inference_mode()
     def prepare(self, conversation: Conversation, media: Sequence[EncodedMedia]) -> Prompt:
@@ -296,6 +404,22 @@ class VideoLlama:
             logger.warning("the conversation is too long: its first %d turn(s) are not read", dropped)
         return prompt
 
+    def _in_own_template(self, conversation: Conversation) -> Conversation:
+        """The conversation as the weights know conversations; once for each other template that is logged."""
+        own = self.new_conversation()
+        if conversation.is_written_as(own):
+            return conversation
+        other = f"{conversation.sep_style.name}, {'/'.join(conversation.roles)}, system {conversation.system[:40]!r}"
+        if other not in self._warned_of:
+            self._warned_of.add(other)
+            logger.warning(
+                "the conversation is in another template (%s) than these weights were trained with (%r): it is written "
+                "in theirs. model.new_conversation() begins one in it; keep_template=True keeps another",
+                other,
+                self.processor.conv_template,
+            )
+        return conversation.in_template(own)
+
     def _fit(self, pixel_values: Tensor) -> Tensor:
         size = self.model.config.vision_config.image_size
         if pixel_values.shape[-2:] == (size, size):
@@ -305,6 +429,8 @@ class VideoLlama:
     @torch.inference_mode()
     def _run(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None, **extra: Any) -> list[int]:
         """Ids of the answer, the tokens of a stop string included."""
+        if self.decodes_statically(options):
+            return self._run_statically(prompt, options, cache, **extra)
         kwargs = {**options.to_generate_kwargs(), **extra}
         tokenizer = self.processor.tokenizer
         if prompt.stop_strings:
@@ -317,6 +443,59 @@ class VideoLlama:
             cache.put([*prompt.keys, *ids], states)
         return ids
 
+    def _run_statically(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        cache: PrefixCache | None,
+        streamer: BaseStreamer | None = None,
+        stopping_criteria: Callable[[Tensor, Any], Tensor] | None = None,
+    ) -> list[int]:
+        """As `_run`."""
+        states = None if cache is None else cache.take(prompt.keys)
+        has_stopped = stop_test(prompt.stop_strings, self.processor.tokenizer)
+
+        def has_ended(ids: list[int]) -> bool:
+            if streamer is not None:
+                streamer.put(torch.tensor(ids[-1:]))
+            wanted = stopping_criteria is None or not stopping_criteria(torch.tensor([ids]), None).any()
+            return not wanted or has_stopped(ids)
+
+        request = Request(prompt.inputs_embeds, states=states, keeps_states=cache is not None, has_ended=has_ended)
+        with self.borrow_decoder(1, request.length, options) as decoder:
+            for _ in decoder.run([request], options):
+                pass
+        if streamer is not None:
+            streamer.end()
+        if cache is not None and states is not None:
+            cache.put([*prompt.keys, *request.ids], states)
+        return request.ids
+
+    def decodes_statically(self, options: GenerationOptions) -> bool:
+        """Whether answers with these options come from a `StaticDecoder`."""
+        wanted = self.device.type == "cuda" if options.static_cache is None else options.static_cache
+        if not wanted or options.num_beams > 1:
+            return False
+        reason = why_not_static(self.model.language_model)
+        if reason and options.static_cache:
+            logger.warning("static_cache has no effect on this language model: %s", reason)
+        return not reason
+
+    @contextlib.contextmanager
+    def borrow_decoder(self, num_rows: int, longest_prompt: int, options: GenerationOptions) -> Iterator[StaticDecoder]:
+        """A decoder that nobody else uses meanwhile, with room for prompts of this length and their answers.
+
+        The last one given back is kept, as building it takes memory and time.
+        """
+        length = longest_prompt + options.max_new_tokens
+        weights = [parameter.data_ptr() for parameter in self.model.language_model.parameters()]
+        kept = self._decoders.pop() if self._decoders else None
+        if kept is not None and not kept.fits(num_rows, length, options.compile, weights):
+            kept = None  # its memory may be needed for the other one
+        decoder = kept or StaticDecoder(self.model.language_model, num_rows, length, options.compile)
+        yield decoder
+        self._decoders = [decoder]  # not after an error, which may have left it in any state
+
     def _keys(self, ids: list[int], of_kind: dict[str, list[EncodedMedia]]) -> list[Hashable]:
         keys: list[Hashable] = list(ids)
         for kind, items in of_kind.items():
@@ -325,3 +504,24 @@ class VideoLlama:
             for position, token_of_item in zip(positions, tokens, strict=True):
                 keys[position] = token_of_item
         return keys
+
+
+def _chosen(options: Mapping[str, Any], others: Sequence[str] = ()) -> GenerationOptions:
+    """Options as a caller names them, with a word on those that have no effect.
+
+    Args:
+        options: fields of `GenerationOptions`.
+        others: further names, to be told to whoever gives a wrong one.
+
+    Raises:
+        TypeError: a name that is no option.
+        ValueError: a value out of range.
+    """
+    check_names(options, [*GenerationOptions.names(), *others])
+    chosen = GenerationOptions().changed(options)
+    unused = [name for name in ("top_p", "top_k") if options.get(name) is not None]
+    if unused and chosen.temperature == 0:
+        logger.warning(
+            "%s has no effect: nothing is sampled without a temperature or do_sample=True", " and ".join(unused)
+        )
+    return chosen

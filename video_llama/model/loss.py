@@ -24,30 +24,32 @@ def run_on_answers(language_model: PreTrainedModel, labels: Tensor, **inputs: An
     A third of a dialogue's tokens may be answers, and the head is the largest matrix of a small language model.
 
     Args:
-        labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken.
+        labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken; on the CPU or where the model is.
         inputs: for the language model.
 
     Returns:
         its output, with `logits` (answer tokens, vocabulary), batch by batch and in order, and `loss`, the mean
         cross-entropy over them.
     """
-    next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
-    is_taught = next_labels != IGNORE_INDEX
-    with _head_sees(language_model.get_output_embeddings(), is_taught):
+    next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()  # (batch * length,)
+    taught = (next_labels != IGNORE_INDEX).nonzero()[:, 0]  # (answer tokens,)
+    with _head_sees(language_model.get_output_embeddings(), taught):
         output: CausalLMOutputWithPast = language_model(**inputs)
     assert output.logits is not None
     output.logits = output.logits[0]  # (answer tokens, vocabulary)
-    output.loss = cross_entropy(output.logits, next_labels[is_taught].to(output.logits.device))
+    output.loss = cross_entropy(output.logits, next_labels[taught].to(output.logits.device, non_blocking=True))
     return output
 
 
 @contextlib.contextmanager
 def _head_sees(head: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Meanwhile, the head gets the states at those positions as one sequence: whatever follows it stays as it is."""
+    """Meanwhile, the head gets the states at those positions of the flattened batch as one sequence: whatever follows
+    it stays as it is."""
 
     def select(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         states, *others = arguments
-        return (states[positions.to(states.device)][None], *others)
+        chosen = states.flatten(0, 1).index_select(0, positions.to(states.device, non_blocking=True))
+        return (chosen[None], *others)
 
     handle = head.register_forward_pre_hook(select)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerModel
 
 from video_llama.model.precision import keeping_float32
+from video_llama.model.train_mode import requires_gradients
 
 __all__ = [
     "CHUNK_SIZE",
     "LARGEST_CHUNK",
     "ChunkSize",
     "QFormer",
+    "as_frozen",
     "ask_qformer",
     "choose_chunk_size",
     "encode_in_chunks",
@@ -81,9 +84,19 @@ def position_rows(table: Tensor, length: int, mask: Tensor | None = None) -> Ten
 def _fit_rows(table: Tensor, length: int) -> Tensor:
     if length <= len(table):
         return table[:length]
+    if torch.are_deterministic_algorithms_enabled():
+        return _stretch_in_order(table, length)
     columns = table.T[None].float()  # (1, width, rows)
     stretched = F.interpolate(columns, size=length, mode="linear", align_corners=True)  # (1, width, length)
     return stretched[0].T.to(table.dtype)
+
+
+def _stretch_in_order(table: Tensor, length: int) -> Tensor:
+    """The same up to rounding, with a backward pass that adds up in one order on a GPU, too: torch's own has none."""
+    places = torch.arange(length, device=table.device) * ((len(table) - 1) / (length - 1))
+    before = places.long().clamp(max=len(table) - 2)
+    share = (places - before)[:, None]
+    return torch.lerp(table[before].float(), table[before + 1].float(), share).to(table.dtype)
 
 
 def encode_in_chunks(
@@ -115,5 +128,25 @@ def choose_chunk_size(device: torch.device, number: int, bytes_per_item: int) ->
 
 
 def trains(*modules: nn.Module) -> bool:
-    """Whether gradients are wanted for any parameter of the modules."""
-    return torch.is_grad_enabled() and any(p.requires_grad for module in modules for p in module.parameters())
+    """Whether gradients are wanted for any parameter of the modules; frozen encoders run without a graph."""
+    return torch.is_grad_enabled() and any(map(requires_gradients, modules))
+
+
+@contextlib.contextmanager
+def as_frozen(device_type: str, *modules: nn.Module) -> Iterator[None]:
+    """Run encoders of which nothing trains without a graph and without autocast.
+
+    They get their inputs in their weights' own precision, in which they compute here as they do when they answer or
+    fill the feature cache; autocast would only cast norms and attention to float32 and back. Modules of which
+    something trains run as everything else does.
+
+    Args:
+        device_type: where they run, e.g. "cuda".
+        modules: the encoders.
+    """
+    is_trained = any(map(requires_gradients, modules))
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and is_trained))
+        if not is_trained and torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            settings.enter_context(torch.autocast(device_type, enabled=False))
+        yield

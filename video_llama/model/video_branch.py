@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import build_eva_vit
-from video_llama.model.qformer import ChunkSize, QFormer, ask_qformer, encode_in_chunks, position_rows
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
 from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["VideoBranch"]
@@ -66,8 +66,9 @@ class VideoBranch(nn.Module):
     def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
         real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
-        # (real frames, queries, width)
-        tokens = encode_in_chunks(self._encode, real, self.chunk_size, self._bytes_per_frame())
+        with as_frozen(pixel_values.device.type, self.vision_encoder, self.vision_norm, self.qformer):
+            # (real frames, queries, width)
+            tokens = encode_in_chunks(self._encode, real, self.chunk_size, self._bytes_per_frame())
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])

@@ -9,17 +9,17 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.fusion import splice_features
+from video_llama.model.fusion import find_placeholders, splice_features
 from video_llama.model.generation import cache_argument
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.loss import run_on_answers
 from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE
 from video_llama.model.qformer import ChunkSize
+from video_llama.model.train_mode import keep_frozen_parts_evaluating
 from video_llama.model.video_branch import VideoBranch
 
 __all__ = ["VideoLlamaForConditionalGeneration"]
@@ -42,7 +42,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch"]
+    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch", "EvaBlock"]
     # A folder may hold more than is wanted of it: sound for a model that only looks, ImageBind's vision trunk.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^audio_branch\."]
     _keep_in_fp32_modules: ClassVar[list[str]] = list(KEPT_FROM_FLOAT16)
@@ -74,17 +74,10 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def train(self, mode: bool = True) -> VideoLlamaForConditionalGeneration:
         """As in torch, except that a frozen part stays in evaluation mode: no dropout where nothing learns."""
-        super().train(mode)
+        if not mode or not self.training:
+            super().train(mode)
         if mode:
-            for module in self.modules():
-                parameters = list(module.parameters())
-                if parameters and not any(parameter.requires_grad for parameter in parameters):
-                    module.eval()
-            for module in self.modules():
-                # Such a layer recomputes its activations in training mode only; its children, which could drop
-                # something, stay as they are.
-                if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                    module.training = True
+            keep_frozen_parts_evaluating(self)
         return self
 
     def set_chunk_size(self, chunk_size: ChunkSize) -> None:
@@ -140,7 +133,11 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return branch.project_states(torch.cat(states, dim=1))
 
     def get_inputs_embeds(
-        self, input_ids: Tensor, video_features: Tensor | None = None, audio_features: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        placeholders: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Token embeddings with media features spliced over the placeholder ids.
 
@@ -148,6 +145,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: (batch, length), int64; runs of `image_token_id` / `audio_token_id` mark media.
             video_features: (videos, video_queries, width), all videos and images in order of appearance.
             audio_features: (sounds, audio_queries, width), all sounds in order of appearance.
+            placeholders: what `find_placeholders` says of the ids, if it was asked before they came to a GPU.
 
         Returns:
             (batch, length, width).
@@ -158,8 +156,9 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_image, is_audio = input_ids == self.config.image_token_id, input_ids == self.config.audio_token_id
         # Placeholder ids lie above the vocabulary; any valid id serves where the embedding is replaced anyway.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image | is_audio, 0))
-        for positions, features, what in ((is_image, video_features, "image"), (is_audio, audio_features, "sound")):
-            if features is not None or positions.any():
+        found = find_placeholders(input_ids, self.config) if placeholders is None else placeholders
+        for positions, features, what in zip(found, (video_features, audio_features), ("image", "sound"), strict=True):
+            if features is not None or len(positions):
                 nothing = embeds.new_empty(0, 0, embeds.shape[-1])
                 embeds = splice_features(embeds, positions, nothing if features is None else features, what)
         return embeds
@@ -183,6 +182,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         answers_only: bool = False,
+        placeholders: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -199,10 +199,12 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             video_features, audio_features: what the branches returned earlier, instead of the media.
             inputs_embeds: (batch, length, width), instead of everything above.
             attention_mask: (batch, length), int64, 0 on padding (either side).
-            labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken.
+            labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken. With `answers_only` they had better
+                be on the CPU, where they can be looked at without waiting for a GPU.
             logits_to_keep: compute the logits of that many last positions only; 0 for all. `generate` asks for one.
             answers_only: compute the logits of the tokens that `labels` teaches only, as (answer tokens, vocabulary);
                 the loss is the same.
+            placeholders: as for `get_inputs_embeds`.
             position_ids, past_key_values, kwargs: passed to the language model.
 
         Returns:
@@ -216,7 +218,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 video_features = self._encode_frames(pixel_values, frame_tokens, frame_mask)
             if audio_features is None:
                 audio_features = self._encode_sounds(audio_values, audio_pixel_values, segment_vectors, segment_mask)
-            inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features)
+            inputs_embeds = self.get_inputs_embeds(_required(input_ids), video_features, audio_features, placeholders)
         past_key_values = kwargs.pop("cache", past_key_values)  # the name in newer versions of transformers
         if position_ids is None and past_key_values is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # left padding must not shift positions

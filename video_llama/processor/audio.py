@@ -92,10 +92,9 @@ def finish_sound(raw: RawSound, sample_rate_hz: int) -> Waveform:
         MediaError: samples that are not finite numbers.
     """
     resampled = list(_resampled(raw.blocks, raw.sample_rate_hz, sample_rate_hz))
-    is_part = bool(raw.start_seconds or raw.begin or raw.end is not None)
-    nothing = f"no sound from {raw.start_seconds} seconds on" if is_part else "the sound track is empty"
+    nothing = f"no sound from {raw.start_seconds} seconds on" if raw.is_part else "the sound track is empty"
     whole = _whole(raw.source, resampled, sample_rate_hz, nothing)
-    if not is_part:
+    if not raw.is_part:
         return whole
     samples = whole.samples[:, raw.begin : raw.end]
     if not samples.numel():

@@ -11,11 +11,13 @@ from torch import Tensor
 __all__ = ["pad_ids", "pad_items"]
 
 
-def pad_items(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def pad_items(items: Sequence[Tensor], device: torch.device | str | None = None) -> tuple[Tensor, Tensor | None]:
     """Stack media items; shorter ones end in zeros.
 
     Args:
         items: (length_i, …) each, with equal shapes behind the length.
+        device: where the batch goes, by default where the items are. Each item is copied to its place in the batch
+            there, and the host pads nothing; from pinned memory to a GPU, it does not wait either.
 
     Returns:
         (items, longest, …), and a bool mask (items, longest) that is False on padding; None without padding.
@@ -26,10 +28,17 @@ def pad_items(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     shapes = {tuple(item.shape[1:]) for item in items}
     if len(shapes) > 1:
         raise ValueError(f"media items of different sizes cannot form a batch: {sorted(shapes)}")
-    lengths = torch.tensor([len(item) for item in items])
-    stacked = torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True)  # (items, longest, …)
-    mask = torch.arange(stacked.shape[1]) < lengths[:, None]
-    return stacked, None if bool(mask.all()) else mask
+    device = torch.device(items[0].device if device is None else device)
+    lengths = [len(item) for item in items]
+    is_padded = min(lengths) < max(lengths)
+    shape = (len(items), max(lengths), *items[0].shape[1:])
+    stacked = (torch.zeros if is_padded else torch.empty)(shape, dtype=items[0].dtype, device=device)
+    for row, item in zip(stacked, items, strict=True):
+        row[: len(item)].copy_(item, non_blocking=device.type == "cuda")
+    if not is_padded:
+        return stacked, None
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return stacked, mask.to(device, non_blocking=device.type == "cuda")
 
 
 def pad_ids(prompts: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from video_llama.errors import ConfigError
 from video_llama.processor.image import ImageInput
 from video_llama.processor.media import AudioInput, AudioSegments, MediaProcessor, VideoFrames
 from video_llama.registry import PROCESSORS
+from video_llama.utils.utils import resolve_device
 
 __all__ = ["load_processor", "process_audio", "process_images", "process_video"]
 
@@ -70,7 +71,13 @@ def process_video(
     num_frames: int | None = None,
     audio: bool = True,
 ) -> tuple[VideoFrames, AudioSegments | None]:
-    """`MediaProcessor.process_video` with the results on a device."""
+    """`MediaProcessor.process_video` with the results on a device.
+
+    Raises:
+        MediaError: as `MediaProcessor.process_video`.
+        ConfigError: there is no such device.
+    """
+    device = resolve_device(device)
     frames, sound = processor.process_video(path, num_frames=num_frames, audio=audio)
     return frames.to(device), None if sound is None else sound.to(device)
 
@@ -78,14 +85,26 @@ def process_video(
 def process_images(
     images: ImageInput | Sequence[ImageInput], processor: MediaProcessor, device: torch.device | str = "cpu"
 ) -> VideoFrames | list[VideoFrames]:
-    """`MediaProcessor.process_image` for one image, or for each of a list, with the results on a device."""
-    if isinstance(images, Sequence) and not isinstance(images, str):
+    """`MediaProcessor.process_image` for one image, or for each of a list, with the results on a device.
+
+    Raises:
+        MediaError: as `MediaProcessor.process_image`.
+        ConfigError: there is no such device.
+    """
+    device = resolve_device(device)
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray)):
         return [processor.process_image(image).to(device) for image in images]
     return processor.process_image(images).to(device)
 
 
 def process_audio(sound: AudioInput, processor: MediaProcessor, device: torch.device | str = "cpu") -> AudioSegments:
-    """`MediaProcessor.process_audio` with the result on a device."""
+    """`MediaProcessor.process_audio` with the result on a device.
+
+    Raises:
+        MediaError: as `MediaProcessor.process_audio`.
+        ConfigError: there is no such device.
+    """
+    device = resolve_device(device)
     return processor.process_audio(sound).to(device)
 
 

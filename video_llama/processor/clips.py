@@ -17,6 +17,7 @@ from video_llama.processor.image import resize_image
 from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.sampling import sample_uniform_indices
 from video_llama.processor.segments import RawSegments
+from video_llama.processor.tensor_like import as_frames
 from video_llama.processor.transforms import normalize_frames
 
 __all__ = ["ClipReader", "ClipSource", "Window", "is_file"]
@@ -132,10 +133,12 @@ class ClipReader:
 
     def _read_memory(self, source: ClipSource) -> Window:
         seen, heard = source if isinstance(source, tuple) else (source, None)
-        if isinstance(seen, AudioSegments) or (isinstance(seen, torch.Tensor) and seen.shape[-3] == 1):
+        if isinstance(seen, AudioSegments) or (isinstance(seen, torch.Tensor) and seen.shape[-3:-2] == (1,)):
             seen, heard = None, seen
         if isinstance(seen, np.ndarray) and seen.ndim == 4:
             seen = self._process_frames(seen)
+        elif isinstance(seen, torch.Tensor):
+            seen = as_frames(seen)
         elif isinstance(seen, (np.ndarray, Image.Image)):
             seen = self.media.process_image(seen)
         if isinstance(heard, tuple):

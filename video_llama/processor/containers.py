@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -30,8 +30,13 @@ __all__ = [
 # damage.
 _FORMATS_FLAGGED_WITHOUT_DAMAGE = {"mpeg", "mpegts", "wav"}
 
-# Only the file itself may be read, never what it names. Metadata in some other encoding is no reason to fail.
+# Only the file itself may be read, never what it names.
 _OPEN_OPTIONS = {"protocol_whitelist": "file"}
+# Metadata in some other encoding is no reason to fail; from PyAV 19 on it never is, and this cannot be said.
+_OPEN_ARGUMENTS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
+# Before version 17, PyAV writes beyond its memory if decoders get options while a file is being opened whose header
+# does not name all streams (MPEG program and transport streams do not, damaged files need not).
+_DECODERS_TAKE_OPTIONS = int(av.__version__.split(".")[0]) >= 17
 _OPEN_TIMEOUT_SECONDS = 60.0
 
 # Four times 8K; a damaged header can claim sizes that would fill the memory.
@@ -70,8 +75,15 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     if truncation:
         raise MediaError(path, truncation, "copy or download it again")
     with translate_errors(path, "not a media file, or damaged beyond reading"):
-        options = {**_OPEN_OPTIONS, "max_pixels": str(max_frame_pixels())}  # opening decodes a frame of each stream
-        container = av.open(name, metadata_errors="replace", options=options, timeout=(_OPEN_TIMEOUT_SECONDS, None))
+        # Opening decodes a frame of each stream.
+        of_decoders = {"max_pixels": str(max_frame_pixels())} if _DECODERS_TAKE_OPTIONS else {}
+        container = av.open(
+            name,
+            options=of_decoders,
+            container_options=_OPEN_OPTIONS,
+            timeout=(_OPEN_TIMEOUT_SECONDS, None),
+            **_OPEN_ARGUMENTS,
+        )
     with container:
         yield container
 

@@ -26,12 +26,15 @@ def load_image(source: ImageInput) -> Image.Image:
     8 bits, not clipped. The camera's orientation tag is obeyed. Of an animation the first picture is taken.
 
     Raises:
-        MediaError: no such file, no image, truncated, or too large to unpack.
+        MediaError: no such file, no image, truncated, too large to unpack, or an object of another kind.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(ImageOps.exif_transpose(source))
     if isinstance(source, np.ndarray):
         return _to_rgb(_array_to_image(source))
+    if not isinstance(source, (str, os.PathLike)):
+        hint = "give a path, a PIL image or an array (height, width, 3); of bytes, PIL.Image.open(io.BytesIO(data))"
+        raise MediaError(type(source).__name__, "no image can be read from that", hint)
     name = check_media_file(source)
     try:
         with Image.open(name) as image:

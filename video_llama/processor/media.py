@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_MEAN, IMAGE_STD
 from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
-from video_llama.processor.audio import Waveform, finish_sound, to_mono
+from video_llama.processor.audio import finish_sound, to_mono
 from video_llama.processor.audio_features import log_mel_segments
 from video_llama.processor.image import ImageInput, load_image, resize_image
 from video_llama.processor.sampling import (
@@ -28,7 +28,9 @@ from video_llama.processor.sampling import (
     sample_headtail_indices,
     sample_uniform_indices,
 )
-from video_llama.processor.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments
+from video_llama.processor.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments, read_window
+from video_llama.processor.sound_track import RawSound
+from video_llama.processor.tensor_like import TensorLike
 from video_llama.processor.transforms import (
     normalize_frames,
     random_crop_frames,
@@ -45,9 +47,9 @@ AudioInput = str | os.PathLike[str] | tuple[torch.Tensor | NDArray[np.generic], 
 """A file, or samples (samples,) or (channels, samples) with their rate in hertz."""
 
 
-@dataclass(frozen=True, eq=False)
-class VideoFrames:
-    """The frames of one video, or one still image.
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoFrames(TensorLike):
+    """The frames of one video, or one still image; in scripts it can stand where `pixel_values` would.
 
     Attributes:
         pixel_values: (frames, 3, height, width), float32 unless moved to another type, normalised.
@@ -70,30 +72,83 @@ class VideoFrames:
         """The sentence that tells the model when the frames were taken; "" for an image."""
         return frame_times_message(self.times_seconds)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoFrames:
-        """The same frames on another device, and in another type if one is given."""
-        return replace(self, pixel_values=self.pixel_values.to(device, dtype))
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.pixel_values
+
+    def with_tensor(self, tensor: torch.Tensor) -> VideoFrames:
+        return replace(self, pixel_values=tensor)
+
+    def take(self, places: Sequence[int]) -> VideoFrames:
+        """Some of the frames, with their times."""
+        times = [self.times_seconds[place] for place in places] if self.times_seconds else []
+        indices = [self.indices[place] for place in places] if self.indices else []
+        return VideoFrames(self.pixel_values[places], self.kind, times, indices, self.source, self.frames[places])
+
+    def __repr__(self) -> str:
+        times = f" from {self.times_seconds[0]:.1f} to {self.times_seconds[-1]:.1f} s" if self.times_seconds else ""
+        what = f"{self.kind} {self.source!r}: {len(self)} of {self.shape[-2]}x{self.shape[-1]}{times}"
+        return f"VideoFrames({what}, {self.dtype} on {self.device})"
 
 
 @dataclass(frozen=True, eq=False)
-class AudioSegments:
-    """The sound of one file as segments of equal length.
+class SoundOrigin:
+    """What segments were made of, so that a model can have them made as it wants them.
+
+    Attributes:
+        raw: the decoded sound.
+        settings: how it was cut and turned into log-mel.
+        places: which of the segments were kept; None for all.
+    """
+
+    raw: RawSegments
+    settings: SegmentSettings
+    places: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AudioSegments(TensorLike):
+    """The sound of one file as segments of equal length; in scripts it can stand where `values` would.
 
     Attributes:
         values: (segments, 1, mel_bins, mel_frames), float32 unless moved to another type, normalised log-mel.
         start_seconds: where each segment begins.
         duration_seconds: length of the whole sound.
         source: the file, or "sound" for one that was in memory.
+        origin: what they were made of, for `MediaProcessor.adapt_audio`. `dataclasses.replace` leaves it out, so that
+            values that were changed are never made anew without the change.
     """
 
     values: torch.Tensor
     start_seconds: list[float]
     duration_seconds: float
     source: str
+    origin: SoundOrigin | None = field(default=None, init=False)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> AudioSegments:
-        """The same segments on another device, and in another type if one is given."""
-        return replace(self, values=self.values.to(device, dtype))
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.values
+
+    def with_tensor(self, tensor: torch.Tensor) -> AudioSegments:
+        return replace(self, values=tensor)._made_of(self.origin)
+
+    def take(self, places: Sequence[int]) -> AudioSegments:
+        """Some of the segments, with their times."""
+        origin = self.origin
+        if origin is not None:
+            kept = places if origin.places is None else [origin.places[place] for place in places]
+            origin = replace(origin, places=kept)
+        starts = [self.start_seconds[place] for place in places]
+        return replace(self, values=self.values[places], start_seconds=starts)._made_of(origin)
+
+    def _made_of(self, origin: SoundOrigin | None) -> AudioSegments:
+        object.__setattr__(self, "origin", origin)
+        return self
+
+    def __repr__(self) -> str:
+        bins, frames = self.shape[-2:]
+        what = f"{self.source!r}: {len(self)} of {bins}x{frames} log-mel over {self.duration_seconds:.1f} s"
+        return f"AudioSegments({what}, {self.dtype} on {self.device})"
 
 
 @dataclass(frozen=True)
@@ -213,9 +268,11 @@ class MediaProcessor:
             NoSoundTrackError: the file has no sound.
             MediaError: the sound cannot be decoded or is empty.
         """
-        if isinstance(sound, tuple):
-            return self._segment(to_mono(*sound, self.log_mel.sample_rate_hz), "sound")
-        return self.finish_segments(read_segments(sound, self.segment_settings))
+        if not isinstance(sound, tuple):
+            return self.finish_segments(read_segments(sound, self.segment_settings))
+        samples, rate = sound
+        mono = to_mono(samples, rate, rate).samples.numpy()
+        return self.finish_segments(RawSegments("sound", [RawSound("sound", [mono], rate)]))
 
     @property
     def segment_settings(self) -> SegmentSettings:
@@ -229,22 +286,30 @@ class MediaProcessor:
             NoSoundTrackError: there is not a single sample.
             MediaError: samples that are not finite numbers.
         """
-        rate = self.log_mel.sample_rate_hz
-        waveforms = [finish_sound(sound, rate) for sound in raw.sounds]
-        if raw.num_samples is None:
-            return self._segment(waveforms[0], raw.source)
-        ends = np.cumsum([waveform.samples.shape[-1] for waveform in waveforms]).tolist()
-        cut = list(zip([0, *ends[:-1]], ends, strict=True))
-        values = log_mel_segments(torch.cat([waveform.samples[0] for waveform in waveforms]), cut, self.log_mel)
-        starts = [start / rate for start, _ in self.segment_settings.ranges(raw.num_samples)]
-        return AudioSegments(values, starts, raw.num_samples / rate, raw.source)
+        return _finish_segments(raw, self.segment_settings)
 
-    def _segment(self, waveform: Waveform, source: str) -> AudioSegments:
-        samples = waveform.samples[0]
-        ranges = self.segment_settings.ranges(len(samples))
-        values = log_mel_segments(samples, ranges, self.log_mel)
-        rate = waveform.sample_rate_hz
-        return AudioSegments(values, [start / rate for start, _ in ranges], len(samples) / rate, source)
+    def adapt_audio(self, audio: AudioSegments) -> AudioSegments:
+        """A sound as this processor reads it, whichever processor has read it.
+
+        What it was made of is kept, so the log-mel is the very one that this processor would have given. The number of
+        segments and their spacing become this processor's, too, unless the other's were set to something else than
+        the defaults, or some of the segments were picked. Of a file longer than `LONG_SOUND_SECONDS` other stretches
+        are decoded anew.
+
+        Returns:
+            the sound on its device and in its type; as it is, if nothing differs or what it was made of is not known.
+
+        Raises:
+            MediaError: the file has to be decoded anew, and is no longer there.
+        """
+        origin = audio.origin
+        if origin is None:
+            return audio
+        settings = replace(self.segment_settings, **_chosen_spread(origin))
+        if settings == origin.settings:
+            return audio
+        adapted = _finish_segments(_decoded_for(settings, origin, audio.duration_seconds), settings)
+        return (adapted if origin.places is None else adapted.take(origin.places)).to(audio.device, audio.dtype)
 
     def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
         try:
@@ -259,3 +324,52 @@ class MediaProcessor:
         if self.sampling == "uniform":
             return sample_uniform_indices
         return partial(sample_headtail_indices, rng=random_source())
+
+
+def _finish_segments(raw: RawSegments, settings: SegmentSettings) -> AudioSegments:
+    """See `MediaProcessor.finish_segments`."""
+    rate = settings.log_mel.sample_rate_hz
+    waveforms = [finish_sound(sound, rate).samples[0] for sound in raw.sounds]
+    if raw.num_samples is None:
+        [samples] = waveforms
+        num_samples = len(samples)
+        ranges = cut = settings.ranges(num_samples)
+    else:
+        samples, num_samples = torch.cat(waveforms), raw.num_samples
+        ranges = settings.ranges(num_samples)
+        ends = np.cumsum([len(waveform) for waveform in waveforms]).tolist()
+        cut = list(zip([0, *ends[:-1]], ends, strict=True))
+    values = log_mel_segments(samples, cut, settings.log_mel)
+    segments = AudioSegments(values, [start / rate for start, _ in ranges], num_samples / rate, raw.source)
+    return segments._made_of(SoundOrigin(raw, settings))
+
+
+def _chosen_spread(origin: SoundOrigin) -> dict[str, Any]:
+    """Number and spacing of segments where somebody chose them: other than the defaults, or parts of one choice."""
+    taken, default = origin.settings, MediaProcessor()
+    chosen: dict[str, Any] = {}
+    if origin.places is not None or taken.num_segments != default.num_audio_segments:
+        chosen["num_segments"] = taken.num_segments
+    if origin.places is not None or taken.spacing != default.segment_spacing:
+        chosen["spacing"] = taken.spacing
+    return chosen
+
+
+def _decoded_for(settings: SegmentSettings, origin: SoundOrigin, duration_seconds: float) -> RawSegments:
+    """What was decoded, if it serves for the settings as well; otherwise what the file has for them."""
+    raw, taken = origin.raw, origin.settings
+    first = raw.sounds[0]
+    is_window = raw.num_samples is None and first.is_part
+    rates = {settings.log_mel.sample_rate_hz, taken.log_mel.sample_rate_hz}
+    spreads = {(each.num_segments, each.spacing, each.log_mel.segment_seconds) for each in (settings, taken)}
+    if not is_window and raw.num_samples is None:  # the whole sound
+        return raw
+    if len(rates) == 1 and (is_window or len(spreads) == 1):
+        return raw
+    try:
+        if is_window:
+            return read_window(raw.source, first.start_seconds, first.start_seconds + duration_seconds, settings)
+        return read_segments(raw.source, settings)
+    except MediaError as error:
+        hint = "this model wants other parts of the sound: read it with model.processor.media_processor"
+        raise MediaError(error.path, error.reason, hint) from error

@@ -51,9 +51,10 @@ def read_frame_times(path: str | os.PathLike[str], container: InputContainer, st
         stream: one of its streams.
 
     Returns:
-        the times; None for another format, for a file in fragments, and for one that an edit list cuts.
+        the times; None for another format, for a file in fragments, for one that an edit list cuts, and for every
+        file with PyAV before 17, which does not tell what FFmpeg read.
     """
-    if "mp4" not in container.format.name.split(","):
+    if "mp4" not in container.format.name.split(",") or not hasattr(stream, "index_entries"):
         return None
     try:
         with open(path, "rb") as file:

@@ -214,7 +214,7 @@ class VideoLlamaProcessor(ProcessorMixin):
             return item
         if not isinstance(item, AudioSegments):
             item = self.media_processor.process_audio(item)
-        return item.values
+        return self.media_processor.adapt_audio(item).values
 
     def _batch(
         self,

@@ -270,7 +270,8 @@ class _FrameScaler:
 
     def _build_graph(self, frame: VideoFrame, rotation: int) -> Graph:
         graph = Graph()
-        graph.threads = 1  # scaling one frame is over before other threads have woken up
+        if hasattr(graph, "threads"):  # PyAV 17 on
+            graph.threads = 1  # scaling one frame is over before other threads have woken up
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
         )

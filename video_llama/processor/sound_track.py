@@ -55,6 +55,11 @@ class RawSound:
     end: int | None = None
     start_seconds: float = 0.0
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is cut out of the file."""
+        return bool(self.start_seconds or self.begin or self.end is not None)
+
 
 def read_sound_track(path: str | os.PathLike[str]) -> RawSound:
     """Decode a whole sound track, channels averaged.

@@ -3,7 +3,7 @@
 OUTPUT_DIR/checkpoints/step_00001000/
   trainable.safetensors     what trains, under our names
   optimizer.pt              the optimizer's state, by the same names (with DeepSpeed: its own folder)
-  state.json                where the run stood
+  state.json                where the run stood, with the scale of the loss in float16
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class TrainingState:
         bad_ids: which samples cannot be used, each once, sorted.
         seed, batch_size, world_size, accum_grad_iters: what the order of samples depends on.
         validation_due: an epoch has ended here, and what the run validates on was not looked at when this was written.
+        scaler: of the loss, in float16: its scale and how long it has held; None in other precisions.
     """
 
     iteration: int = 0
@@ -80,6 +81,7 @@ class TrainingState:
     world_size: int = 1
     accum_grad_iters: int = 1
     validation_due: bool = False
+    scaler: dict[str, float] | None = None
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:

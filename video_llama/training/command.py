@@ -23,6 +23,13 @@ examples:
 """
 
 
+_OUT_OF_MEMORY = (
+    "the GPU's memory is full. Lower run.batch_size_train (and raise run.accum_grad_iters) or run.batch_size_eval, set "
+    "model.use_grad_checkpoint: True, cache the encoders' features (features.dir), or load the language model in 8 or "
+    "4 bit (model.load_in_8bit, model.load_in_4bit); scripts/estimate_memory.py says what a configuration needs"
+)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The options of `train.py`."""
     parser = argparse.ArgumentParser(
@@ -73,7 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.debug("where it happened", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        logger.debug("where it happened", exc_info=True)
+        reason = str(error).partition("\n")[0]
+        sys.stderr.write(f"error: {_OUT_OF_MEMORY} ({reason})\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; --resume goes on from the newest checkpoint (a SIGTERM would have saved one)\n")
         return 130
     return 0
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    import torch  # it is imported by then, if anything can have taken its memory
+
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)

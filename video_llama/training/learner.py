@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from video_llama.config import RunConfig
 from video_llama.data.batches import Batch
 from video_llama.errors import VideoLlamaError
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.fusion import find_placeholders
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.features import FeatureFiller
 from video_llama.training.optim import Schedule
-from video_llama.training.processes import sum_over_processes
 
-__all__ = ["Learner", "Step", "TrainingStopped"]
+__all__ = ["Learner", "Step", "TrainingStopped", "teaching_inputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,24 @@ class Step:
     is_skipped: bool = False
 
 
+def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device) -> dict[str, Any]:
+    """Arguments of the model for its loss on a batch, which is padded on the right.
+
+    What the CPU knows of the ids and labels is found out there, so that nothing waits for a GPU. There is no attention
+    mask: a causal model never looks ahead to padding, and without a mask its attention takes its fastest way.
+
+    Args:
+        batch: of `collate`.
+        config: of the model, for the ids of placeholders.
+        device: where the model computes.
+    """
+    inputs: dict[str, Any] = batch.model_inputs(device)
+    del inputs["attention_mask"]
+    inputs["labels"] = batch.text["labels"]
+    placeholders = find_placeholders(batch.text["input_ids"], config)
+    return {**inputs, "placeholders": placeholders, "answers_only": True, "use_cache": False}
+
+
 class Learner:
     """A model with its optimizer, on one process or many.
 
@@ -67,14 +88,21 @@ class Learner:
     def __init__(
         self,
         accelerator: Accelerator,
-        model: nn.Module,
+        model: VideoLlamaForConditionalGeneration,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         run: RunConfig,
         filler: FeatureFiller | None = None,
     ) -> None:
         self._accelerator = accelerator
+        self._inner = model
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
+        self._trained: dict[str, list[nn.Parameter]] = {}  # by the part of the model that holds them
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                part = name.removeprefix("module.").partition(".")[0]
+                self._trained.setdefault(part, []).append(parameter)
+        self.model.train()
         self._schedule = schedule
         self._run = run
         self._filler = filler
@@ -97,14 +125,16 @@ class Learner:
         Raises:
             TrainingStopped: loss or gradient are not finite, with `run.on_nan: stop`, or again and again.
         """
-        self.model.train()
+        if not self._inner.training:  # a validation came between
+            self.model.train()
         self._seed(iteration)
         # The rate of the group's last iteration, as where every iteration sets it and the last one steps.
         lr = self._schedule.lr(iteration + len(group) - 1)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = lr
-        loss = self._backward(group, num_tokens)
-        norm = self._clip()
+        loss_sum = self._backward(group, num_tokens)
+        norm_of_all = self._clip().to(loss_sum)
+        loss, norm = torch.stack([loss_sum, norm_of_all]).tolist()  # the one moment that waits for a GPU
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
         if is_finite or overflowed:  # after an overflow of float16 the scaler skips the step and lowers its scale
@@ -116,9 +146,9 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         return Step(loss, norm, lr, is_skipped=not is_finite)
 
-    def _backward(self, group: Sequence[Batch], num_tokens: float) -> float:
-        """Sum up the gradients; the mean loss over all answer tokens of all processes."""
-        loss_sum = 0.0
+    def _backward(self, group: Sequence[Batch], num_tokens: float) -> Tensor:
+        """Sum up the gradients; the mean loss over all answer tokens of all processes, (), float64."""
+        losses: list[Tensor] = []
         for number, batch in enumerate(group):
             is_last = number == len(group) - 1
             with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self.model):
@@ -126,35 +156,36 @@ class Learner:
                 share = batch.num_label_tokens / num_tokens
                 loss = self._loss(batch)
                 self._accelerator.backward(loss * (share * self._accelerator.num_processes))
-            loss_sum += float(loss.detach()) * share
-        return sum_over_processes(self._accelerator, [loss_sum])[0]
+            losses.append(loss.detach().double() * share)
+        total = torch.stack(losses).sum()
+        if self._accelerator.num_processes > 1:
+            total = self._accelerator.reduce(total, "sum")
+        return total
 
     def _loss(self, batch: Batch) -> Tensor:
         if self._filler is not None:
             self._filler(batch.media)
-        inputs = batch.model_inputs(self._accelerator.device)
-        loss: Tensor = self.model(**inputs, answers_only=True, use_cache=False).loss
+        inputs = teaching_inputs(batch, self._inner.config, self._accelerator.device)
+        loss: Tensor = self.model(**inputs).loss
         if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             return loss
         # A batch may have no media for what trains, as talk without pictures has none. Then nothing would reach those
         # parameters, and the other processes would wait for their gradients: they are zero.
-        return loss + sum(parameter.sum() for parameter in self._unreached(batch)) * 0.0
+        unreached = self._unreached(batch)
+        return loss + sum(parameter.sum() for parameter in unreached) * 0.0 if unreached else loss
 
     def _unreached(self, batch: Batch) -> list[nn.Parameter]:
         """Parameters that train and that no medium of the batch leads to."""
         seen = {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
-        return [
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and name.removeprefix("module.").partition(".")[0] not in seen
-        ]
+        return [parameter for part, held in self._trained.items() if part not in seen for parameter in held]
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
+        """Clip the gradient if the run wants it; its norm before, ()."""
         limit = self._run.max_grad_norm
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        parameters = [parameter for held in self._trained.values() for parameter in held]
         norm = self._accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # a sharded norm
-        return 0.0 if norm is None else float(norm)
+        return torch.as_tensor(0.0 if norm is None else norm)
 
     def _complain(self, group: Sequence[Batch], iteration: int, loss: float, norm: float) -> None:
         ids = ", ".join(id_ for batch in group for id_ in batch.ids)

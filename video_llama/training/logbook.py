@@ -157,7 +157,9 @@ class Window:
     Args:
         losses, norms: of every step.
         lr: of the last step.
-        tokens, samples, iterations: sums.
+        tokens, samples, iterations: sums; tokens are those of answers.
+        text_tokens, positions: of all sequences, media included: without and with padding; sums.
+        flops: operations of this process, as `batch_flops` counts them.
         data_seconds: time spent waiting for data.
         started: by `time.perf_counter`.
     """
@@ -168,6 +170,9 @@ class Window:
     tokens: float = 0.0
     samples: float = 0.0
     iterations: int = 0
+    text_tokens: float = 0.0
+    positions: float = 0.0
+    flops: float = 0.0
     data_seconds: float = 0.0
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -176,16 +181,32 @@ class Window:
         """Of all processes."""
         return self.samples / max(time.perf_counter() - self.started, 1e-9)
 
-    def summary(self, iterations_left: int) -> dict[str, float | None]:
-        """Means over the window (None if every step was skipped), speeds, and the time that is left."""
+    def summary(
+        self, iterations_left: int, *, peak_flops: float | None = None, memory: int | None = None
+    ) -> dict[str, float | None]:
+        """Means over the window (None if every step was skipped), speeds, and the time that is left.
+
+        Args:
+            iterations_left: of the run.
+            peak_flops: what the device can do in a second, if that is known; `mfu` is the share of it that was used.
+            memory: bytes of the device that were in use at most, if it is one that says so.
+        """
         seconds = time.perf_counter() - self.started
-        return {
+        summary = {
             "loss": sum(self.losses) / len(self.losses) if self.losses else None,
             "grad_norm": sum(self.norms) / len(self.norms) if self.norms else None,
             "lr": self.lr,
             "samples_per_second": round(self.samples / seconds, 3),
+            "tokens_per_second": round(self.text_tokens / seconds, 1),
             "answer_tokens_per_second": round(self.tokens / seconds, 1),
+            "padding_share": round(1 - self.text_tokens / self.positions, 4) if self.positions else 0.0,
             "data_seconds": round(self.data_seconds, 3),
+            "data_share": round(self.data_seconds / seconds, 4),
             "seconds": round(seconds, 3),
             "eta_seconds": round(iterations_left * seconds / self.iterations),
         }
+        if memory is not None:
+            summary["memory_gib"] = round(memory / 2**30, 3)
+        if peak_flops is not None:
+            summary["mfu"] = round(self.flops / seconds / peak_flops, 4)
+        return summary

@@ -11,7 +11,7 @@ import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -19,7 +19,15 @@ from video_llama.config import RunConfig
 from video_llama.errors import ConfigError
 from video_llama.utils.utils import resolve_device, resolve_dtype
 
-__all__ = ["build_accelerator", "check_launcher", "check_processes", "describe_processes", "sum_over_processes"]
+__all__ = [
+    "build_accelerator",
+    "check_launcher",
+    "check_processes",
+    "describe_processes",
+    "mixed_precision",
+    "sum_over_processes",
+    "training_device",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +36,37 @@ _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _MPI_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
-def build_accelerator(run: RunConfig) -> Accelerator:
+_FSDP_COMMAND = (
+    "accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
+    "--fsdp_cpu_ram_efficient_loading false train.py …"
+)
+
+
+def build_accelerator(run: RunConfig, dtype: str | torch.dtype) -> Accelerator:
     """Accelerate's view of this run, as torchrun, accelerate launch or plain Python started it.
+
+    Of several processes on one machine each has its own GPU as torch's current device: accelerate sees to that.
 
     Args:
         run: device, precision and trackers.
+        dtype: of the frozen weights, as in `model.dtype`.
 
     Raises:
-        ConfigError: fewer processes, or another way of sharing the work, than was asked for.
+        ConfigError: fewer processes, or another way of sharing the work, than was asked for; or a precision that
+            cannot train.
     """
     check_launcher()
-    on_cpu = run.device == "cpu" or not torch.cuda.is_available()
+    _check_fsdp()
+    precision = mixed_precision(run, dtype)
+    if run.amp and precision == "no" and mixed_precision(run, "auto") != "no":
+        logger.warning(
+            "run.amp has no effect on frozen weights in float32, which it would cast anew at every step: everything is "
+            "computed in float32; with model.dtype: auto a run takes half precision"
+        )
     accelerator = Accelerator(
-        cpu=on_cpu and not _asks_for("DEEPSPEED"),  # with it accelerate would ignore DeepSpeed
-        mixed_precision=_mixed_precision(run),
+        # With cpu=True accelerate would ignore DeepSpeed.
+        cpu=training_device(run).type == "cpu" and not _asks_for("DEEPSPEED"),
+        mixed_precision=precision,
         log_with=list(run.trackers) or None,
         project_dir=run.output_dir,
         step_scheduler_with_optimizer=False,
@@ -109,17 +134,68 @@ def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[fl
     """Element by element, over all processes."""
     if accelerator.num_processes == 1:
         return values
-    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    total = accelerator.reduce(torch.tensor(values, dtype=dtype, device=accelerator.device), "sum")
+    total = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device), "sum")
     assert isinstance(total, Tensor)
-    return [float(value) for value in total]
+    summed: list[float] = total.tolist()
+    return summed
 
 
-def _mixed_precision(run: RunConfig) -> str:
-    if not run.amp:
-        return "no"
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
-    return names[resolve_dtype("auto", resolve_device(run.device))]
+def training_device(run: RunConfig) -> torch.device:
+    """The kind of device that a run trains on: `run.device`, else a GPU of CUDA or ROCm if there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device, or training does not run on it.
+    """
+    if run.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(run.device)
+    if device.type not in ("cuda", "cpu"):
+        raise ConfigError(f"training runs on cuda (with ROCm, too) and on cpu, not on {device.type}")
+    return device
+
+
+def mixed_precision(run: RunConfig, dtype: str | torch.dtype) -> str:
+    """The precision of autocast as accelerate names it: that of the frozen weights, which it then never casts.
+
+    Args:
+        run: says whether there is autocast at all (`amp`).
+        dtype: of the frozen weights, as in `model.dtype`; "auto" is what the device computes in.
+
+    Raises:
+        ConfigError: float16 without the loss scaling that it needs, or bfloat16 on a GPU that does not compute in it.
+    """
+    device = training_device(run)
+    precision, by_device = resolve_dtype(dtype, device), resolve_dtype("auto", device)
+    if precision == torch.float16 and (device.type == "cpu" or not run.amp):
+        raise ConfigError(
+            "float16 trains on a GPU with run.amp: True only, whose loss scaling keeps small gradients; "
+            "set model.dtype to bfloat16 or float32"
+        )
+    if precision == torch.bfloat16 and device.type == "cuda" and by_device == torch.float16:
+        raise ConfigError("this GPU does not compute in bfloat16; set model.dtype to auto, float16 or float32")
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names.get(precision, "no") if run.amp else "no"
+
+
+def _check_fsdp() -> None:
+    """Refuse what accelerate does with FSDP unless it is told otherwise.
+
+    Raises:
+        ConfigError: FSDP 1, which flattens frozen and trained weights of different types into one; or a way of loading
+            that leaves the weights of all processes but the first without values.
+    """
+    if not _asks_for("FSDP"):
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            f"FSDP 1, accelerate's default, cannot shard frozen and trained weights of different types; "
+            f"use FSDP 2: {_FSDP_COMMAND}"
+        )
+    if parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ConfigError(
+            f"FSDP's cpu_ram_efficient_loading is not supported: every process reads the weights itself; "
+            f"turn it off: {_FSDP_COMMAND}"
+        )
 
 
 def _asks_for(name: str) -> bool:

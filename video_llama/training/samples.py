@@ -30,12 +30,15 @@ class Totals:
         samples: samples that can be used.
         bad: samples that were replaced.
         stops: processes that were told to stop.
+        text_tokens, positions: of all sequences, media included: without and with padding.
     """
 
     tokens: float
     samples: float
     bad: float
     stops: float
+    text_tokens: float
+    positions: float
 
 
 class SampleCounter:
@@ -85,6 +88,8 @@ class SampleCounter:
             float(sum(len(batch.ids) for batch in group)),
             float(len(failures)),
             float(must_stop),
+            float(sum(batch.num_text_tokens for batch in group)),
+            float(sum(batch.num_positions for batch in group)),
         ]
         totals = Totals(*sum_over_processes(self._accelerator, sums))
         state.samples_seen += int(totals.samples + totals.bad)

@@ -13,7 +13,7 @@ from video_llama.config import BuildInfo, Config, ProcessorConfig
 from video_llama.data.mixture import mixture_shares
 from video_llama.errors import ConfigError
 from video_llama.registry import DATASETS, SCHEDULES, Registry
-from video_llama.utils.utils import resolve_device
+from video_llama.training.processes import mixed_precision, training_device
 
 __all__ = ["check_settings"]
 
@@ -55,15 +55,18 @@ def _of_model(config: Config) -> Iterator[str]:
 
 def _of_device(config: Config) -> Iterator[str]:
     device = config.run.device
-    if device is None:
-        return
-    if ":" in device:
-        yield f"run.device is a kind of device (cpu, cuda, mps), not {device!r}: CUDA_VISIBLE_DEVICES chooses GPUs"
+    if device is not None and ":" in device:
+        yield f"run.device is a kind of device (cpu or cuda), not {device!r}: CUDA_VISIBLE_DEVICES chooses GPUs"
         return
     try:
-        resolve_device(device)
+        training_device(config.run)
     except ConfigError as error:
         yield f"run.device: {error}; without this key a run takes what there is"
+        return
+    try:
+        mixed_precision(config.run, config.model.dtype)
+    except ConfigError as error:
+        yield f"model.dtype: {error}"
 
 
 def _of_run(config: Config) -> Iterator[str]:

@@ -25,6 +25,7 @@ from video_llama.errors import ConfigError
 from video_llama.model.inference import VideoLlama
 from video_llama.model.trained_run import checkpoint_name
 from video_llama.registry import MODELS
+from video_llama.training.backends import prepare_determinism, training_switches
 from video_llama.training.checkpoints import (
     TrainingState,
     find_checkpoint,
@@ -36,6 +37,7 @@ from video_llama.training.checkpoints import (
 )
 from video_llama.training.export import original_checkpoint
 from video_llama.training.features import FeatureFiller, fill_cache, open_feature_store
+from video_llama.training.flops import batch_flops, peak_flops
 from video_llama.training.learner import Learner, Step
 from video_llama.training.logbook import Logbook, Window
 from video_llama.training.optim import build_optimizer, build_schedule
@@ -54,8 +56,9 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """One run of one configuration.
 
-    A run that was killed and goes on from its last checkpoint ends with the same bits as one that was not: what a
-    step does depends on the weights, the optimizer's state, the seed and the iteration alone.
+    What a step does depends on the weights, the optimizer's state, the seed and the iteration alone. So a run that was
+    killed and goes on from its last checkpoint ends as one that was not: with the same bits on a CPU, or on a GPU with
+    `run.deterministic`, without which a GPU adds up in any order.
 
     Args:
         config: all of it; `run.output_dir` gets the log and the checkpoints.
@@ -78,7 +81,10 @@ class Trainer:
         self.config, run = config, config.run
         check_settings(config)
         trains = trained_branches(config.model)
-        self.accelerator = build_accelerator(run)
+        if run.deterministic:
+            prepare_determinism()
+        dtype = config.model.dtype if model is None else model.model.video_branch.query_tokens.dtype
+        self.accelerator = build_accelerator(run, dtype)
         self.folder = Path(run.output_dir).expanduser()
         resume_from = None if for_features else self._find_checkpoint()
         self.logbook = Logbook(self.accelerator, self.folder)
@@ -108,6 +114,7 @@ class Trainer:
         self.state = self._start_or_restore(resume_from)
         self._resumed_from = resume_from
         self._stop_signal: int | None = None
+        self._peak_flops = self._find_peak()
 
     @property
     def num_iterations(self) -> int:
@@ -138,7 +145,7 @@ class Trainer:
             TrainingStopped: a loss that is not finite, with `run.on_nan: stop`.
             CheckpointError: a checkpoint cannot be written.
         """
-        with self._catch_sigterm():
+        with self._catch_sigterm(), self._switches():
             self.logbook.open(self.config)
             processes = describe_processes(self.accelerator)
             logger.info("training with %s", processes)
@@ -158,11 +165,16 @@ class Trainer:
         Raises:
             DatasetError, TrainingStopped: as `train`.
         """
-        return self._step(group)[0]
+        with self._switches():
+            return self._step(group)[0]
 
     def evaluate(self) -> dict[str, ValidationReport]:
         """Validate on every dataset that has a validation split, and log the figures."""
-        return self._evaluate(self.valid_datasets)
+        with self._switches():
+            return self._evaluate(self.valid_datasets)
+
+    def _switches(self) -> contextlib.AbstractContextManager[None]:
+        return training_switches(self.accelerator, self.config.run.deterministic)
 
     def _evaluate(self, datasets: Iterable[EncodedDataset]) -> dict[str, ValidationReport]:
         run, reports = self.config.run, {}
@@ -199,6 +211,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a training checkpoint, and remove those that are too many."""
+        scaler = self.accelerator.scaler
+        self.state.scaler = None if scaler is None else scaler.state_dict()
         save_checkpoint(
             self.folder / "checkpoints",
             self.learner.model,
@@ -244,6 +258,11 @@ class Trainer:
             return None
         return FeatureFiller(self.model, store, self.accelerator.device, self._is_sharded)
 
+    def _find_peak(self) -> float | None:
+        """What the device does in a second at most, where it computes in half precision and its peak is known."""
+        is_half = self.accelerator.device.type == "cuda" and self.accelerator.mixed_precision != "no"
+        return peak_flops(torch.cuda.get_device_name(self.accelerator.device)) if is_half else None
+
     def _build_counter(self) -> SampleCounter:
         sizes = {dataset.name: len(dataset.examples) for dataset in self.datasets}
         ratios = [self.config.datasets[name].sample_ratio for name in sizes]
@@ -266,12 +285,15 @@ class Trainer:
             before = getattr(state, name)
             if before != now:
                 logger.warning("%s was %s and is %s now: the order of samples differs from here on", name, before, now)
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
         logger.info("going on from %s", path)
         return dataclasses.replace(state, **order)
 
     def _run(self) -> None:
         run = self.config.run
-        batches = load_batches(self.batches(), range(self.state.iteration, self.num_iterations), run.num_workers)
+        left, on_gpu = range(self.state.iteration, self.num_iterations), self.accelerator.device.type == "cuda"
+        batches = load_batches(self.batches(), left, run.num_workers, pin_memory=on_gpu)
         bar = tqdm(
             total=self.num_iterations,
             initial=self.state.iteration,
@@ -284,6 +306,8 @@ class Trainer:
                 waited = time.perf_counter()
                 group = list(itertools.islice(batches, run.accum_grad_iters))
                 window.data_seconds += time.perf_counter() - waited
+                if self._peak_flops is not None:
+                    window.flops += sum(batch_flops(self.model.config, batch) for batch in group if not batch.gave_up)
                 step, totals = self._step(group)
                 self._note(step, totals, len(group), window, bar)
                 if self._is_log_due(len(group)) or totals.stops:
@@ -312,6 +336,8 @@ class Trainer:
         window.lr = step.lr
         window.tokens += totals.tokens
         window.samples += totals.samples
+        window.text_tokens += totals.text_tokens
+        window.positions += totals.positions
         window.iterations += iterations
         bar.update(iterations)
         speed = f"{window.samples_per_second:.1f}/s"
@@ -323,13 +349,15 @@ class Trainer:
         return iteration % run.log_freq < num_new or iteration % run.iters_per_epoch == 0
 
     def _log(self, window: Window) -> None:
-        iteration = self.state.iteration
+        iteration, device = self.state.iteration, self.accelerator.device
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        summary = window.summary(self.num_iterations - iteration, peak_flops=self._peak_flops, memory=memory)
         self.logbook.write(
             "train",
             iteration,
             epoch=(iteration - 1) // self.config.run.iters_per_epoch,
             samples_bad=self.state.samples_bad,
-            **window.summary(self.num_iterations - iteration),
+            **summary,
         )
 
     def _after_step(self) -> bool:

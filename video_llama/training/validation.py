@@ -19,6 +19,7 @@ from video_llama.data.encoding import EncodedSample, MediaInput
 from video_llama.errors import DatasetError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.training.features import FeatureFiller
+from video_llama.training.learner import teaching_inputs
 from video_llama.training.processes import sum_over_processes
 
 __all__ = ["ValidationReport", "first_answer", "media_of_prompt", "rouge_l", "validate"]
@@ -71,7 +72,8 @@ def validate(
     model.eval()
     # DDP's own forward would exchange buffers, and wait for processes whose share of the split is smaller.
     is_alone = _runs_alone(accelerator)
-    runner = accelerator.unwrap_model(model) if is_alone else model
+    inner = accelerator.unwrap_model(model)
+    runner, config = inner if is_alone else model, inner.config
     sums = [0.0, 0.0, 0.0, 0.0, 0.0]  # loss, tokens, right tokens, samples, bad samples
     answers: list[dict[str, str]] = []
     for batch, samples, failures in _batches(accelerator, dataset, tokenizer, batch_size, max_batches):
@@ -84,19 +86,16 @@ def validate(
             continue
         if filler is not None:
             filler(batch.media)
-        output = runner(**batch.model_inputs(accelerator.device), answers_only=True, use_cache=False)
+        output = runner(**teaching_inputs(batch, config, accelerator.device))
         if not is_own:
             continue
         labels = batch.text["labels"][:, 1:]
         expected = labels[labels != IGNORE_INDEX].to(accelerator.device)
         is_right = output.logits.argmax(dim=-1) == expected
+        loss, right = torch.stack([output.loss.double(), is_right.sum().double()]).tolist()
         tokens = float(len(expected))
-        sums = [
-            a + b
-            for a, b in zip(
-                sums, [float(output.loss) * tokens, tokens, float(is_right.sum()), len(samples), 0], strict=True
-            )
-        ]
+        found = [loss * tokens, tokens, right, len(samples), 0]
+        sums = [a + b for a, b in zip(sums, found, strict=True)]
         if accelerator.is_main_process and is_alone:
             wanted = samples[: max(num_generations - len(answers), 0)]
             answers += [_answer(runner, sample, tokenizer, accelerator.device) for sample in wanted]
