@@ -79,7 +79,7 @@ def deterministic() -> Iterator[None]:
 
 def load(path: Path, device: torch.device | str, dtype: str = "float32") -> VideoLlama:
     """A checkpoint in a precision on a device; it never says single bytes, half of which are no text."""
-    model = load_pretrained_model(path, device=device, dtype=dtype, verbose=False, pack=False)
+    model = load_pretrained_model(path, device=device, dtype=dtype, verbose=False)
     with torch.no_grad():
         model.model.get_output_embeddings().weight[:NUM_BYTES_AND_SPECIAL] = 0
     return model

@@ -20,7 +20,6 @@ from tests.training.conftest import MakeConfig
 from tests.training.test_distributed import ROOT, RUN, succeeded
 from tests.training.test_trainer import assert_same, events, read_log, trained
 from video_llama.config import RunConfig
-from video_llama.training import processes
 from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.learner import Learner
 from video_llama.training.trainer import Trainer
@@ -68,10 +67,7 @@ def test_without_deterministic_algorithms_a_run_that_goes_on_ends_nearby(
     assert relative(*(torch.cat([value.flatten() for value in run.values()]) for run in (resumed, unbroken))) < 5e-2
 
 
-def test_a_run_in_float16_goes_on_with_the_scale_that_it_had(
-    make_config: MakeConfig, cuda: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "_mixed_precision", lambda *arguments: "fp16")
+def test_a_run_in_float16_goes_on_with_the_scale_that_it_had(make_config: MakeConfig, cuda: torch.device) -> None:
     options = on(cuda, "run.amp=True", "model.dtype=float16", *SIX_OF_TWELVE)
     trainer = Trainer(make_config(*options))
     scaler: Any = trainer.accelerator.scaler

@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read_in_pieces_do_not_stay_on_disk(checkpoints: di
 def test_a_conversation_with_offloaded_weights_is_that_with_weights_in_place(
     tiny_checkpoint: Path, media: tuple[Tensor, Tensor], expected: list[str]
 ) -> None:
-    model = load_pretrained_model(tiny_checkpoint, device="cpu", half=False, pack=False)
+    model = load_pretrained_model(tiny_checkpoint, device="cpu", half=False)
     cpu_offload(model.model, execution_device=torch.device("cpu"))
     assert model.device == torch.device("cpu")
     assert answers(model, media) == expected

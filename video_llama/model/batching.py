@@ -47,10 +47,9 @@ def encode_batch(
         numbers = [number for number, tensor in enumerate(values) if (tensor.shape[-3] == 1) == is_sound]
         encode = model.model.get_audio_features if is_sound else model.model.get_video_features
         for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or most_frames(model)):
-            stacked, mask = pad_items([values[number] for number in group])
             with computing_on(model.device):
-                moved = None if mask is None else to_device(mask, model.device)
-                features = encode(to_device(stacked, model.device), moved)
+                stacked, mask = pad_items([to_device(values[number], model.device) for number in group], model.device)
+                features = encode(stacked, mask)
             for number, tokens in zip(group, features, strict=True):
                 encoded[number] = EncodedMedia("audio" if is_sound else "image", tokens)
     return [item for item in encoded if item is not None]
