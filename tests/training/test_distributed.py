@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.model.conftest import make_tiny_config
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import read_log, trained
 from video_llama.errors import ConfigError
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.processes import check_processes
 from video_llama.training.trainer import Trainer
@@ -159,3 +161,12 @@ def test_two_processes_make_up_for_a_validation_together(config_file: Path, corp
     (folder / "log.jsonl").write_text("".join(log[:-1]))  # as if it had been killed between the two
     succeeded(launch(2, config_file, *options, "run.resume_ckpt_path=auto"))
     assert [line["dataset"] for line in read_log(folder) if line["event"] == "valid"] == ["webvid", "cc_sbu_align"]
+
+
+@pytest.mark.parametrize("hears", [False, True])
+def test_what_is_sharded_by_itself_is_in_the_model(hears: bool) -> None:
+    model = VideoLlamaForConditionalGeneration(make_tiny_config(use_audio=hears))
+    there = {type(module).__name__ for module in model.modules()}
+    branches = {"VideoBranch", "AudioBranch"} if hears else {"VideoBranch"}
+    assert model._no_split_modules == {"EvaBlock", "LlamaDecoderLayer", *branches}
+    assert model._no_split_modules <= there

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ class AudioBranch(nn.Module):
     Attributes:
         chunk_size: segments, or frames, that the encoder takes at once.
     """
+
+    _no_split_modules: ClassVar[list[str]] = ["AudioBranch"]
 
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()

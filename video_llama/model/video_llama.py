@@ -42,7 +42,9 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "AudioBranch", "EvaBlock"]
+    # What stays together on one device; FSDP shards each by itself, blocks within a branch, too. The audio branch,
+    # where there is one, names itself: FSDP takes a name that is not in the model for a mistake.
+    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "EvaBlock"]
     # A folder may hold more than is wanted of it: sound for a model that only looks, ImageBind's vision trunk.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^audio_branch\."]
     _keep_in_fp32_modules: ClassVar[list[str]] = list(KEPT_FROM_FLOAT16)
