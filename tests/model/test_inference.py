@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.generation import BaseStreamer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
 
 from video_llama.conversation import Conversation, Placeholder, conv_templates, introduce_media
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
@@ -299,20 +298,6 @@ def test_sound_of_another_models_processor_is_refused_in_words(model: VideoLlama
 # What scripts do
 
 
-class Tokens(BaseStreamer):
-    """A streamer that remembers."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.ended = False
-
-    def put(self, value: torch.Tensor) -> None:
-        self.ids += value.flatten().tolist()
-
-    def end(self) -> None:
-        self.ended = True
-
-
 def test_the_wrapper_is_used_like_a_module(tiny_checkpoint: Path, image: VideoFrames) -> None:
     model = load_pretrained_model(tiny_checkpoint, device="cpu", half=False, verbose=False)
     whole = model.model
@@ -325,7 +310,9 @@ def test_the_wrapper_is_used_like_a_module(tiny_checkpoint: Path, image: VideoFr
     assert model.eval().to("cpu").cpu().float() is model
     assert not whole.training
     assert model.generate(image, max_new_tokens=8) == answer
+    assert model.generate(image, max_new_tokens=8, static_cache=True) == answer
     assert model.to(torch.bfloat16).dtype == torch.bfloat16
+    assert model.generate(image, max_new_tokens=2, static_cache=True)
     assert model.encode(image).features.dtype == torch.bfloat16  # none that were kept in float32
     assert model.generate(image.half(), max_new_tokens=2)
 
@@ -425,10 +412,14 @@ def test_options_of_transformers_do_what_they_do_there(model: VideoLlama, image:
     torch.manual_seed(0)
     sampled = {model.generate(image, do_sample=True, top_p=1.0, top_k=0, max_new_tokens=12) for _ in range(3)}
     assert len(sampled) == 3
-    tokens = Tokens()
-    assert model.generate(image, max_new_tokens=12, streamer=tokens) == greedy
-    assert tokens.ended
-    assert cut_at_stop(model.processor.tokenizer.decode(tokens.ids, skip_special_tokens=True), ["</s>"]) == greedy
+
+
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_a_streamer_of_transformers_gets_the_answer(model: VideoLlama, image: VideoFrames, static_cache: bool) -> None:
+    streamer = TextIteratorStreamer(model.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    answer = model.generate(image, max_new_tokens=12, streamer=streamer, static_cache=static_cache)
+    assert answer == model.generate(image, max_new_tokens=12)
+    assert cut_at_stop("".join(streamer), ["</s>"]) == answer
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ class VideoLlama:
         """Move or convert the model; arguments as of `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
         self.media_cache.clear()
+        self._decoders.clear()  # their memory lies where the model lay
         return self
 
     def cpu(self) -> VideoLlama:
@@ -467,6 +468,8 @@ class VideoLlama:
         stopping_criteria: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> list[int]:
         """As `_run`."""
+        if streamer is not None:
+            streamer.put(torch.empty(1, 0, dtype=torch.long))  # of transformers; takes what comes first for the prompt
         states = None if cache is None else cache.take(prompt.keys)
         has_stopped = stop_test(prompt.stop_strings, self.processor.tokenizer)
 
