@@ -19,7 +19,7 @@ from video_llama.errors import MediaError
 from video_llama.processor.containers import open_container, select_stream
 from video_llama.processor.video import num_decoder_threads
 from video_llama.registry import VIDEO_READERS
-from video_llama.utils.extras import import_extra, require_extra
+from video_llama.utils.extras import import_extra
 
 __all__ = ["DecordReader", "open_decord"]
 
@@ -37,7 +37,6 @@ def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterat
             reads wrongly.
         ConfigError: decord is not installed.
     """
-    require_extra("decord", "the video reader 'decord'")
     with open_container(path) as container:  # says what is wrong with a file; decord prints it to stderr at best
         select_stream(container, path, "video")
         if container.format.name in _FORMATS_READ_WRONGLY:
