@@ -190,6 +190,7 @@ class RunConfig:
         num_generations: answers to generate and log at each validation (new).
         trackers: of accelerate: "tensorboard", "wandb" (new).
         deterministic: compute so that the same run on the same GPU ends with the same bits, which is slower (new).
+        compile: fuse what the language model's layers do between matrix products, with `torch.compile` (new).
     """
 
     task: str = "video_text_pretrain"
@@ -230,6 +231,7 @@ class RunConfig:
     num_generations: int = 4
     trackers: list[str] = field(default_factory=list)
     deterministic: bool = False
+    compile: bool = False
 
 
 @dataclass

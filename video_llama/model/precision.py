@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["KEPT_FROM_FLOAT16", "LOGIT_SCALE", "keeping_float32", "kept_dtype"]
+__all__ = ["KEPT_FROM_FLOAT16", "LOGIT_SCALE", "half_precision_of_frozen", "keeping_float32", "kept_dtype"]
 
 KEPT_FROM_FLOAT16 = ("qformer",)
 """In names of weights that float16 does not reach: the Q-Formers, whose states can exceed its range."""
@@ -38,3 +38,18 @@ def keeping_float32(convert: Callable[[Tensor], Tensor], *reduced: torch.dtype) 
         return converted
 
     return apply
+
+
+def half_precision_of_frozen(module: nn.Module) -> torch.dtype | None:
+    """The half precision that all weights of a frozen module have; None if something trains or has another one."""
+    first = next(module.parameters(), None)
+    if first is None or first.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    return first.dtype if _is_frozen_in(module, first.dtype) else None
+
+
+def _is_frozen_in(module: nn.Module, dtype: torch.dtype) -> bool:
+    for weight in module._parameters.values():
+        if weight is not None and (weight.requires_grad or weight.dtype != dtype):
+            return False
+    return all(child is None or _is_frozen_in(child, dtype) for child in module._modules.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +19,7 @@ from video_llama.model.fusion import find_placeholders, splice_features
 from video_llama.model.generation import cache_argument
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.loss import run_on_answers
-from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE
+from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE, half_precision_of_frozen
 from video_llama.model.qformer import ChunkSize
 from video_llama.model.train_mode import keep_frozen_parts_evaluating
 from video_llama.model.video_branch import VideoBranch
@@ -229,10 +231,11 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kwargs["logits_to_keep"] = logits_to_keep
         if past_key_values is not None:
             kwargs[cache_argument(self.language_model.forward)] = past_key_values
-        kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
-        if answers_only and labels is not None:
-            return run_on_answers(self.language_model, labels, **kwargs)
-        return self.language_model(labels=labels, **kwargs)
+        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        with self._in_own_precision(inputs_embeds) as embeds:
+            if answers_only and labels is not None:
+                return run_on_answers(self.language_model, labels, inputs_embeds=embeds, **kwargs)
+            return self.language_model(labels=labels, inputs_embeds=embeds, **kwargs)
 
     @torch.no_grad()
     def generate(
@@ -270,6 +273,19 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if "past_key_values" in kwargs:
             kwargs[cache_argument(LlamaForCausalLM.forward)] = kwargs.pop("past_key_values")
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+    @contextlib.contextmanager
+    def _in_own_precision(self, inputs_embeds: Tensor) -> Iterator[Tensor]:
+        """Switch autocast off for a frozen language model in half precision, where it would only look at every
+        operation and change none."""
+        kind = inputs_embeds.device.type
+        is_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = half_precision_of_frozen(self.language_model) if is_autocast else None
+        if dtype is None:
+            yield inputs_embeds
+            return
+        with torch.autocast(kind, enabled=False):
+            yield inputs_embeds.to(dtype)
 
     def _encode_frames(
         self, pixel_values: Tensor | None, frame_tokens: Tensor | None, frame_mask: Tensor | None

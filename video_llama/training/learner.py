@@ -21,6 +21,7 @@ from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import find_placeholders
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.training.compiling import CompiledLayers
 from video_llama.training.features import FeatureFiller
 from video_llama.training.optim import Schedule
 
@@ -83,6 +84,7 @@ class Learner:
         schedule: the learning rate of each iteration.
         run: clipping, and what to do about a loss that is not a number.
         filler: encodes media whose features are cached; None encodes within the model.
+        compiled: layers of the model that run compiled while it learns; None for none.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Learner:
         schedule: Schedule,
         run: RunConfig,
         filler: FeatureFiller | None = None,
+        compiled: CompiledLayers | None = None,
     ) -> None:
         self._accelerator = accelerator
         self._inner = model
@@ -106,6 +109,7 @@ class Learner:
         self._schedule = schedule
         self._run = run
         self._filler = filler
+        self._compiled = compiled
         self._skipped_in_a_row = 0
 
     @property
@@ -132,7 +136,8 @@ class Learner:
         lr = self._schedule.lr(iteration + len(group) - 1)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = lr
-        loss_sum = self._backward(group, num_tokens)
+        with contextlib.nullcontext() if self._compiled is None else self._compiled.in_use():
+            loss_sum = self._backward(group, num_tokens)
         norm_of_all = self._clip().to(loss_sum)
         loss, norm = torch.stack([loss_sum, norm_of_all]).tolist()  # the one moment that waits for a GPU
         is_finite = math.isfinite(loss) and math.isfinite(norm)

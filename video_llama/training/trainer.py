@@ -36,6 +36,7 @@ from video_llama.training.checkpoints import (
     write_file,
 )
 from video_llama.training.export import original_checkpoint
+from video_llama.training.compiling import CompiledLayers, check_compiler
 from video_llama.training.features import FeatureFiller, fill_cache, open_feature_store
 from video_llama.training.flops import batch_flops, peak_flops
 from video_llama.training.learner import Learner, Step
@@ -85,6 +86,8 @@ class Trainer:
             prepare_determinism()
         dtype = config.model.dtype if model is None else model.model.video_branch.query_tokens.dtype
         self.accelerator = build_accelerator(run, dtype)
+        if run.compile:
+            self._check_compiling()
         self.folder = Path(run.output_dir).expanduser()
         resume_from = None if for_features else self._find_checkpoint()
         self.logbook = Logbook(self.accelerator, self.folder)
@@ -109,7 +112,9 @@ class Trainer:
                 for training in (True, False)
             )
         optimizer = build_optimizer(self.model, lr=run.init_lr, weight_decay=run.weight_decay, beta2=run.beta2)
-        self.learner = Learner(self.accelerator, self.model, optimizer, build_schedule(run), run, self._filler)
+        compiled = CompiledLayers(self.model) if run.compile else None
+        schedule = build_schedule(run)
+        self.learner = Learner(self.accelerator, self.model, optimizer, schedule, run, self._filler, compiled)
         self._counter = self._build_counter()
         self.state = self._start_or_restore(resume_from)
         self._resumed_from = resume_from
@@ -223,6 +228,12 @@ class Trainer:
         )
         self.logbook.write("save", self.state.iteration)
         self.accelerator.wait_for_everyone()
+
+    def _check_compiling(self) -> None:
+        if self._is_sharded:
+            kind = self.accelerator.distributed_type.value
+            raise ConfigError(f"run.compile: with {kind} nothing is compiled; set run.compile: False")
+        check_compiler(self.accelerator.device)
 
     def _find_checkpoint(self) -> Path | None:
         resume = self.config.run.resume_ckpt_path
