@@ -38,6 +38,7 @@ from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tensor_like import as_frames, as_segments
+from video_llama.processor.transforms import normalize_pixels
 from video_llama.utils.devices import computing_on
 from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
 
@@ -202,6 +203,8 @@ class VideoLlama:
         """
         if isinstance(media, VideoFrames):
             media = media.pixel_values
+            if media.dtype == torch.uint8:  # what the branch normalises itself
+                return media if self._is_fit(media) else self._fit(normalize_pixels(media))
         elif isinstance(media, AudioSegments):
             media = (self.processor.media_processor.adapt_audio(media) if self.has_audio else media).values
         if media.ndim < 3 or media.shape[-3] != 1:
@@ -436,9 +439,13 @@ class VideoLlama:
             )
         return conversation.in_template(own)
 
+    def _is_fit(self, pixel_values: Tensor) -> bool:
+        size = self.model.config.vision_config.image_size
+        return pixel_values.shape[-2:] == (size, size)
+
     def _fit(self, pixel_values: Tensor) -> Tensor:
         size = self.model.config.vision_config.image_size
-        if pixel_values.shape[-2:] == (size, size):
+        if self._is_fit(pixel_values):
             return pixel_values
         return interpolate(pixel_values.float(), (size, size), mode="bicubic", antialias=True)
 
