@@ -139,9 +139,14 @@ def _join_products(layer: Any) -> tuple[Tensor, Tensor] | None:
     """
     attention, mlp = layer.self_attn, layer.mlp
     groups = [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]
-    if any(type(part) is not nn.Linear or part.bias is not None for group in groups for part in group):
+    if not all(_is_plain(part) for group in groups for part in group):
         return None
     return _join(groups[0]), _join(groups[1])
+
+
+def _is_plain(part: nn.Module) -> bool:
+    # What was made in inference mode cannot become a view outside of it.
+    return type(part) is nn.Linear and part.bias is None and not part.weight.is_inference()
 
 
 def _join(parts: Sequence[nn.Linear]) -> Tensor:
