@@ -238,19 +238,22 @@ def _find_places(weights: tuple[nn.Module | nn.Parameter, ...]) -> list[int] | N
     """
     places = [weight.data_ptr() for weight in weights if isinstance(weight, nn.Parameter)]
     modules = [module for module in weights if isinstance(module, nn.Module)]
-    while modules:
-        module = modules.pop()
-        if module.training or type(module).__module__.partition(".")[0] not in _PLAIN:
+    kinds: set[type] = set()
+    for module in modules:  # which grow on the way
+        state = module.__dict__
+        if state["training"] or state["_forward_hooks"] or state["_forward_pre_hooks"]:
             return None
-        if "forward" in module.__dict__:  # which is how accelerate brings offloaded weights in
+        if "forward" in state or module._compiled_call_impl is not None:  # accelerate brings offloaded weights in there
             return None
-        if module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl is not None:
-            return None
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    if type(tensor) not in (nn.Parameter, Tensor):  # quantised, or one shard of several
-                        return None
-                    places.append(tensor.data_ptr())
-        modules += [child for child in module._modules.values() if child is not None]
+        kinds.add(type(module))
+        for tensor in (*state["_parameters"].values(), *state["_buffers"].values()):
+            if tensor is not None:
+                kinds.add(type(tensor))
+                places.append(tensor.data_ptr())
+        if state["_modules"]:
+            modules += [child for child in state["_modules"].values() if child is not None]
+    kinds -= {nn.Parameter, Tensor}
+    # Quantised weights and shards of weights have types of their own.
+    if any(issubclass(kind, Tensor) or kind.__module__.partition(".")[0] not in _PLAIN for kind in kinds):
+        return None
     return places

@@ -136,10 +136,14 @@ def as_frozen(device_type: str, *modules: nn.Module) -> Iterator[None]:
         device_type: where they run, e.g. "cuda".
         modules: the encoders.
     """
+    has_autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if not has_autocast and not torch.is_grad_enabled():
+        yield
+        return
     is_trained = any(map(requires_gradients, modules))
     with contextlib.ExitStack() as settings:
         settings.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and is_trained))
-        if not is_trained and torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        if has_autocast and not is_trained:
             settings.enter_context(torch.autocast(device_type, enabled=False))
         yield
 
