@@ -83,7 +83,10 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self
 
     def set_chunk_size(self, chunk_size: ChunkSize) -> None:
-        """How many frames or segments the encoders take at once; None for all, which sharding needs."""
+        """How many frames or segments the encoders take at once; None for all, which sharding needs.
+
+        With "auto", as at first, frozen encoders run as CUDA graphs on a GPU (see `EncoderGraphs`).
+        """
         self.video_branch.chunk_size = chunk_size
         if self.audio_branch is not None:
             self.audio_branch.chunk_size = chunk_size
