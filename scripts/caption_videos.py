@@ -73,10 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
     parser.add_argument("--num-beams", type=positive, default=1, metavar="N", help="beam search width (1)")
     parser.add_argument(
-        "--static-cache", action="store_true", help="keys and values of fixed size; on a GPU it compiles decoding"
+        "--static-cache",
+        action=argparse.BooleanOptionalAction,
+        help="keys and values of fixed size, and on a GPU one CUDA graph a token (on a GPU, where it can be)",
     )
     parser.add_argument(
-        "--compile-encoders", action="store_true", help="faster encoders on a GPU after a minute of compiling"
+        "--compile", action="store_true", help="with it: fuse that step with torch.compile, which takes seconds first"
     )
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     parser.add_argument(
@@ -161,6 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
             temperature=arguments.temperature,
             num_beams=arguments.num_beams,
             static_cache=arguments.static_cache,
+            compile=arguments.compile,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -189,7 +192,6 @@ def run(arguments: argparse.Namespace) -> int:
                 load_in_8bit=arguments.load_in_8bit,
                 load_in_4bit=arguments.load_in_4bit,
                 audio=None if arguments.audio else False,
-                compile_encoders=arguments.compile_encoders,
             )
             workers = arguments.workers
             if workers is None:

@@ -100,7 +100,9 @@ def test_frames_that_an_edit_list_cuts_away_are_left_to_the_packets(make_video: 
     source, path = make_video(num_frames=20, options={"g": "20", "bf": "0"}), tmp_path / "cut.mp4"
     content = bytearray(source.read_bytes())
     start = content.index(b"elst") + 4 + 8  # version, flags and number of entries come first
-    content[start + 4 : start + 8] = (int.from_bytes(content[start + 4 : start + 8]) + 512 * 5).to_bytes(4)
+    content[start + 4 : start + 8] = (int.from_bytes(content[start + 4 : start + 8], "big") + 512 * 5).to_bytes(
+        4, "big"
+    )
     path.write_bytes(content)
     expected = index_by_packets(path)
     with av.open(str(path)) as container:
@@ -116,22 +118,22 @@ def test_other_formats_have_no_such_index(make_video: MakeVideo, format_name: st
 
 def _claim_many(content: bytearray) -> None:
     start = content.index(b"stts") + 12
-    content[start : start + 4] = (2**31).to_bytes(4)
+    content[start : start + 4] = (2**31).to_bytes(4, "big")
 
 
 def _keyframe_past_the_end(content: bytearray) -> None:
     start = content.index(b"stss") + 12
-    content[start : start + 4] = (10**6).to_bytes(4)
+    content[start : start + 4] = (10**6).to_bytes(4, "big")
 
 
 def _longer_than_its_box(content: bytearray) -> None:
     start = content.index(b"ctts") + 8
-    content[start : start + 4] = (10**6).to_bytes(4)
+    content[start : start + 4] = (10**6).to_bytes(4, "big")
 
 
 def _another_time(content: bytearray) -> None:
     start = content.index(b"ctts") + 16
-    content[start : start + 4] = (int.from_bytes(content[start : start + 4]) ^ 1).to_bytes(4)
+    content[start : start + 4] = (int.from_bytes(content[start : start + 4], "big") ^ 1).to_bytes(4, "big")
 
 
 def _another_box(content: bytearray) -> None:

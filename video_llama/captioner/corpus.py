@@ -45,7 +45,7 @@ class CorpusSettings:
     def of_captions(self) -> dict[str, Any]:
         """Those that the captions depend on, for `CaptionFile`."""
         names = ("prompt", "num_frames", "audio", "window_seconds")
-        options = {name: value for name, value in vars(self.options).items() if name != "static_cache"}
+        options = {name: value for name, value in vars(self.options).items() if name not in ("static_cache", "compile")}
         return {**{name: getattr(self, name) for name in names}, **options}
 
 

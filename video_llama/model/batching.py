@@ -43,8 +43,9 @@ def encode_batch(
     """
     values = [model.prepare_values(item) for item in media]
     encoded: list[EncodedMedia | None] = [None] * len(media)
-    for is_sound in (False, True):
-        numbers = [number for number, tensor in enumerate(values) if (tensor.shape[-3] == 1) == is_sound]
+    kinds = [(tensor.shape[-3] == 1, tensor.dtype) for tensor in values]
+    for is_sound, dtype in dict.fromkeys(kinds):
+        numbers = [number for number, kind in enumerate(kinds) if kind == (is_sound, dtype)]
         encode = model.model.get_audio_features if is_sound else model.model.get_video_features
         for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or most_frames(model)):
             with computing_on(model.device):

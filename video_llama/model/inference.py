@@ -18,6 +18,7 @@ from transformers.generation import BaseStreamer, StoppingCriteriaList
 from video_llama.conversation import Conversation, conv_templates, introduce_media
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.fusion import find_placeholders
 from video_llama.model.generation import (
     GenerationOptions,
     PrefixCache,
@@ -38,6 +39,7 @@ from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tensor_like import as_frames, as_segments
+from video_llama.processor.transforms import normalize_pixels
 from video_llama.utils.devices import computing_on
 from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
 
@@ -202,6 +204,8 @@ class VideoLlama:
         """
         if isinstance(media, VideoFrames):
             media = media.pixel_values
+            if media.dtype == torch.uint8:  # what the branch normalises itself
+                return media if self._is_fit(media) else self._fit(normalize_pixels(media))
         elif isinstance(media, AudioSegments):
             media = (self.processor.media_processor.adapt_audio(media) if self.has_audio else media).values
         if media.ndim < 3 or media.shape[-3] != 1:
@@ -351,9 +355,11 @@ class VideoLlama:
         )
         of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
         features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}
+        input_ids = torch.tensor([ids])
+        places = find_placeholders(input_ids, self.model.config)  # on the CPU, so that nothing waits for a GPU
         with computing_on(self.device):
-            input_ids = torch.tensor([ids], device=self.device)
-            embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"))
+            input_ids = to_device(input_ids, self.device)
+            embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"), places)
         return Prompt(self._keys(ids, of_kind), embeds, conversation.stop_strings)
 
     def complete(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None) -> str:
@@ -436,9 +442,13 @@ class VideoLlama:
             )
         return conversation.in_template(own)
 
+    def _is_fit(self, pixel_values: Tensor) -> bool:
+        size = self.model.config.vision_config.image_size
+        return pixel_values.shape[-2:] == (size, size)
+
     def _fit(self, pixel_values: Tensor) -> Tensor:
         size = self.model.config.vision_config.image_size
-        if pixel_values.shape[-2:] == (size, size):
+        if self._is_fit(pixel_values):
             return pixel_values
         return interpolate(pixel_values.float(), (size, size), mode="bicubic", antialias=True)
 

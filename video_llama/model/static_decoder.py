@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
 from video_llama.model.generation import GenerationOptions, cache_argument
 from video_llama.model.shared_prefix import SharedPrefix
+from video_llama.utils.devices import CAPTURING
 
 __all__ = ["Request", "StaticDecoder", "why_not_static"]
 
@@ -94,22 +97,72 @@ class _Slots:
 
 
 def _run_layer(
-    layer: nn.Module,
+    layer: Any,
     cache_name: str,
+    joined: tuple[Tensor, Tensor] | None,
     hidden_states: Tensor,
     mask: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    window: int,
+    rotation: tuple[Tensor, Tensor],
+    slots: _Slots,
 ) -> Tensor:
-    """One decoder layer on one new token a row. It has no state of its own, so one compilation serves all layers."""
-    slots = _Slots(keys, values, rows, positions, window)
-    output: Tensor = layer(hidden_states, attention_mask=mask, position_embeddings=(cos, sin), **{cache_name: slots})
-    return output
+    """One decoder layer on one new token a row: (rows, 1, width) to the same.
+
+    It has no state of its own, so one compilation serves all layers.
+
+    Args:
+        joined: see `_join_products`.
+        mask: (rows, 1, 1, window), added to the scores.
+        rotation: cosines and sines, (rows, 1, head_dim).
+    """
+    if joined is None:
+        output: Tensor = layer(hidden_states, attention_mask=mask, position_embeddings=rotation, **{cache_name: slots})
+        return output
+    attention, mlp = layer.self_attn, layer.mlp
+    by_head = (*hidden_states.shape[:2], -1, attention.head_dim)
+    products = F.linear(layer.input_layernorm(hidden_states), joined[0]).view(by_head).transpose(1, 2)
+    num_queries = products.shape[1] * attention.num_key_value_groups // (attention.num_key_value_groups + 2)
+    num_keys = num_queries // attention.num_key_value_groups
+    query, key, value = products.split([num_queries, num_keys, num_keys], dim=1)  # (rows, heads, 1, head_dim)
+    query, key = apply_rotary_pos_emb(query, key, *rotation)
+    keys, values = (repeat_kv(part, attention.num_key_value_groups) for part in slots.update(key, value, 0))
+    attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
+    hidden_states = hidden_states + attention.o_proj(attended.transpose(1, 2).flatten(2))
+    gate, up = F.linear(layer.post_attention_layernorm(hidden_states), joined[1]).chunk(2, dim=-1)
+    hidden_states = hidden_states + mlp.down_proj(mlp.act_fn(gate) * up)
+    return hidden_states
+
+
+def _join_products(layer: Any) -> tuple[Tensor, Tensor] | None:
+    """One matrix each for the products that a layer takes of the same states: queries, keys and values; gate and up.
+
+    A GPU reads one large matrix faster than several small ones. The layer's weights become views of the matrices, so
+    they take no memory of their own. None where something else than a plain product stands, such as an adapter.
+    """
+    attention, mlp = layer.self_attn, layer.mlp
+    groups = [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]
+    if not all(_is_plain(part) for group in groups for part in group):
+        return None
+    return _join(groups[0]), _join(groups[1])
+
+
+def _is_plain(part: nn.Module) -> bool:
+    # What was made in inference mode cannot become a view outside of it.
+    return type(part) is nn.Linear and part.bias is None and not part.weight.is_inference()
+
+
+def _join(parts: Sequence[nn.Linear]) -> Tensor:
+    weights = [part.weight for part in parts]
+    sizes = [len(weight) for weight in weights]
+    storage = weights[0].untyped_storage()
+    if storage.nbytes() == sum(weight.nbytes for weight in weights) and all(
+        weight.untyped_storage().data_ptr() == storage.data_ptr() for weight in weights
+    ):
+        return weights[0].as_strided((sum(sizes), weights[0].shape[1]), weights[0].stride())  # joined before
+    with torch.inference_mode(False), torch.no_grad():
+        joined = torch.cat([weight.data for weight in weights])
+        for weight, rows in zip(weights, joined.split(sizes), strict=True):
+            weight.data = rows
+    return joined
 
 
 _compiled_layer = torch.compile(_run_layer)
@@ -136,6 +189,7 @@ class StaticDecoder:
         self._model = language_model
         self._cache_name = cache_argument(decoder.layers[0].forward)
         self._compiled = compiled
+        self._joined = [_join_products(layer) for layer in decoder.layers]
         self._run_layer = _compiled_layer if compiled else _run_layer
         self._weights = [parameter.data_ptr() for parameter in language_model.parameters()]
         self.num_rows, self.max_length = num_rows, _round_up(max_length)
@@ -270,35 +324,24 @@ class StaticDecoder:
         """From the last tokens to `_logits`; done twice, it changes nothing."""
         decoder = self._model.model
         hidden_states = decoder.embed_tokens(self._tokens)[:, None]  # (rows, 1, width)
-        cos, sin = decoder.rotary_emb(hidden_states, position_ids=self._positions[:, None])
+        rotation = decoder.rotary_emb(hidden_states, position_ids=self._positions[:, None])
         is_later = self._slot_numbers[:window] > self._positions[:, None]
         mask = torch.zeros(is_later.shape, dtype=hidden_states.dtype, device=is_later.device)
         mask = mask.masked_fill_(is_later, -torch.inf)[:, None, None]  # (rows, 1, 1, window)
-        for layer, (keys, values) in zip(decoder.layers, self._states, strict=True):
-            hidden_states = self._run_layer(
-                layer,
-                self._cache_name,
-                hidden_states,
-                mask,
-                cos,
-                sin,
-                keys,
-                values,
-                self._rows,
-                self._positions,
-                window,
-            )
+        for layer, joined, (keys, values) in zip(decoder.layers, self._joined, self._states, strict=True):
+            slots = _Slots(keys, values, self._rows, self._positions, window)
+            hidden_states = self._run_layer(layer, self._cache_name, joined, hidden_states, mask, rotation, slots)
         self._logits.copy_(self._model.lm_head(decoder.norm(hidden_states[:, 0])))
 
     def _capture(self, window: int) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._logits.device)
         stream.wait_stream(torch.cuda.current_stream(self._logits.device))
-        with torch.cuda.stream(stream):
+        with CAPTURING, torch.cuda.stream(stream):
             self._forward(window)  # whatever is compiled, tuned or allocated at a first call
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                self._forward(window)
         torch.cuda.current_stream(self._logits.device).wait_stream(stream)
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            self._forward(window)
         return graph
 
     def _note(

@@ -23,8 +23,10 @@ def pad_items(items: Sequence[Tensor], device: torch.device | str | None = None)
         (items, longest, …), and a bool mask (items, longest) that is False on padding; None without padding.
 
     Raises:
-        ValueError: the shapes behind the length differ.
+        ValueError: the shapes behind the length differ, or the types do.
     """
+    if len(types := {item.dtype for item in items}) > 1:
+        raise ValueError(f"media items of different types cannot form a batch: {sorted(map(str, types))}")
     shapes = {tuple(item.shape[1:]) for item in items}
     if len(shapes) > 1:
         raise ValueError(f"media items of different sizes cannot form a batch: {sorted(shapes)}")

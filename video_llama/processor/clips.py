@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.processor.decoding import ClipDecoder, DecodedWindow, OpensAsFile, describe_source, why_not_heard
 from video_llama.processor.image import resize_image
@@ -127,7 +128,7 @@ class ClipReader:
     def _finish_frames(self, decoded: DecodedWindow) -> VideoFrames | None:
         if decoded.frames is None:
             return None
-        pixels = normalize_frames(decoded.frames, self.media.mean, self.media.std)
+        pixels = self._pixels(decoded.frames)
         times, indices = decoded.times_seconds, decoded.indices
         return VideoFrames(pixels, decoded.kind, times, indices, decoded.source, decoded.frames)
 
@@ -157,5 +158,13 @@ class ClipReader:
         num_frames = self.media.num_frames if self.num_frames is None else self.num_frames
         indices = sample_uniform_indices(len(frames), num_frames)
         resized = np.stack([resize_image(Image.fromarray(frames[index]), self.media.image_size) for index in indices])
-        pixels = normalize_frames(resized, self.media.mean, self.media.std)
-        return VideoFrames(pixels, "video", [], indices, "array", resized)
+        return VideoFrames(self._pixels(resized), "video", [], indices, "array", resized)
+
+    def _pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        """Frames (frames, height, width, 3) as (frames, 3, height, width).
+
+        They stay bytes where the model normalises them, a quarter of the size on their way to a GPU.
+        """
+        if (self.media.mean, self.media.std) != (IMAGE_MEAN, IMAGE_STD):
+            return normalize_frames(frames, self.media.mean, self.media.std)
+        return torch.tensor(frames).permute(0, 3, 1, 2).contiguous()
