@@ -222,7 +222,7 @@ def test_frames_and_segments_through_cuda_graphs_have_the_features_that_they_hav
     audio = model.audio_branch
     assert audio is not None
     size = model.config.audio_config.input_size
-    numbers = (1, 5, 8, 70)
+    numbers = (1, 5, 9, 70)
     noise = torch.Generator().manual_seed(2)
     sounds = [torch.randn(1, number, 1, *size, generator=noise).to(device) for number in numbers]
     tasks = [(model.video_branch.encode_frames, frames(number, number)[None].to(device)) for number in numbers]
@@ -252,7 +252,7 @@ def test_frames_and_segments_through_cuda_graphs_have_the_features_that_they_hav
     assert failures == []
     assert wrong == []
     if device.type == "cuda":
-        assert sorted(number for number, *_ in model.video_branch._graphs._passes) == [1, 8, 64]
+        assert sorted(number for number, *_ in model.video_branch._graphs._passes) == [1, 8]
         model.bfloat16() if dtype == "float32" else model.float()  # elsewhere, and in another precision
         with torch.inference_mode():
             again = [encode(values) for encode, values in tasks]

@@ -1,8 +1,9 @@
 """Run frozen encoders as CUDA graphs, so that a GPU never waits for Python.
 
-Launching the 850 small operations of ViT-g and Q-Former takes a GPU's host 20 ms; computing them for eight frames takes
-the GPU half of that. So one pass over a fixed number of frames is captured as a graph when it is first wanted, and
-replayed from then on. Whatever cannot be captured safely runs as it stands: see `EncoderGraphs.run`.
+Launching the small operations of ViT-g and Q-Former takes a GPU's host longer than computing them for a few frames
+takes the GPU. So one pass over a fixed number of frames is captured as a graph when it is first wanted, and replayed
+from then on. Many frames keep the GPU busy without. Whatever cannot be captured safely runs as it stands: see
+`EncoderGraphs.run`.
 """
 
 from __future__ import annotations
@@ -20,18 +21,14 @@ from torch import Tensor, nn
 from video_llama.model.qformer import ChunkSize, encode_in_chunks
 from video_llama.utils.devices import CAPTURING, is_out_of_memory
 
-__all__ = ["LARGEST_PART", "RECORDERS", "EncoderGraphs", "Recorder", "split"]
+__all__ = ["MOST", "RECORDERS", "EncoderGraphs", "Recorder", "split"]
 
 logger = logging.getLogger(__name__)
 
-SIZES = {64: 57, 32: 26, 8: 4, 1: 1}
-"""Frames or segments of a graph, and from how many on one takes less time, zeros added, than smaller ones together.
-
-More than 64 at a time are not faster per frame.
-"""
-LARGEST_PART = max(SIZES)
-FUSED = False
-"""Whether the largest graph fuses what stands between the products, which is compiled first."""
+SIZES = {8: 3, 1: 1}
+"""Frames or segments of a graph, and from how many on one takes less time, zeros added, than smaller ones together."""
+MOST = 15
+"""So many are encoded by graphs; more keep a GPU busy while its host launches the next operations."""
 
 _Encode = Callable[[Tensor], Tensor]
 
@@ -89,8 +86,8 @@ RECORDERS: dict[str, type[Recorder]] = {"cuda": CUDARecorder}
 def split(number: int) -> list[int]:
     """Sizes of the graphs that together take that many items; the last may have room left.
 
-    >>> split(70), split(40), split(60), split(3)
-    ([64, 8], [32, 8], [64], [1, 1, 1])
+    >>> split(2), split(5), split(9), split(15)
+    ([1, 1], [8], [8, 1], [8, 8])
     """
     sizes = []
     for size, least in SIZES.items():
@@ -113,22 +110,18 @@ class EncoderGraphs:
     """The graphs of one encoder, made as they are wanted. Any thread may use it.
 
     A result depends on the item and on how many go through together, not on what these are.
-
-    Args:
-        fused: whether the largest size runs what `run` is given as `fused`.
     """
 
-    def __init__(self, fused: bool = FUSED) -> None:
-        self._fused = fused
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._passes: dict[tuple[int, torch.Size, torch.dtype], _Pass] = {}
         self._places: list[int] = []  # of the weights that the passes compute with
         self._recorder: Recorder | None = None
         self._fit = True
 
-    def __reduce__(self) -> tuple[type[EncoderGraphs], tuple[bool]]:
+    def __reduce__(self) -> tuple[type[EncoderGraphs], tuple[()]]:
         """A copy of a model makes its own graphs."""
-        return EncoderGraphs, (self._fused,)
+        return EncoderGraphs, ()
 
     def run(
         self,
@@ -137,13 +130,13 @@ class EncoderGraphs:
         chunk_size: ChunkSize,
         *weights: nn.Module | nn.Parameter,
         prepare: _Encode = lambda part: part,
-        fused: _Encode | None = None,
     ) -> Tensor:
         """The same as `encode(prepare(items))`, in parts.
 
-        By graphs on a GPU, if the size of parts is left to us and no gradient is wanted; unless the encoder is in
-        training mode, computes under autocast, is offloaded, sharded or quantised, has hooks or adapters, or is being
-        compiled or captured itself. If the graphs do not fit into the device's memory, a warning says so once.
+        By graphs on a GPU, if there are few items, the size of parts is left to us and no gradient is wanted; unless
+        the encoder is in training mode, computes under autocast, is offloaded, sharded or quantised, has hooks or
+        adapters, or is being compiled or captured itself. If the graphs do not fit into the device's memory, a warning
+        says so once.
 
         Args:
             encode: maps (items, ...) to (items, ...), each item by itself and without waiting for the device.
@@ -152,11 +145,10 @@ class EncoderGraphs:
             weights: all that `encode` computes with. Graphs know only where these lie: if one has moved, they are made
                 anew.
             prepare: brings a part to the dtype in which it is encoded.
-            fused: the same as `encode`, with fewer operations once it has been compiled.
         """
-        if chunk_size == "auto" and len(items) and _may_capture(items):
+        if chunk_size == "auto" and 0 < len(items) <= MOST and _may_capture(items):
             with self._lock:
-                result = self._run(encode, items, weights, prepare, fused)
+                result = self._run(encode, items, weights, prepare)
             if result is not None:
                 return result
         return encode_in_chunks(lambda part: encode(prepare(part)), items, chunk_size)
@@ -167,7 +159,6 @@ class EncoderGraphs:
         items: Tensor,
         weights: tuple[nn.Module | nn.Parameter, ...],
         prepare: _Encode,
-        fused: _Encode | None,
     ) -> Tensor | None:
         """The result, or None where it has to be had without graphs."""
         places = _find_places(weights)
@@ -184,8 +175,7 @@ class EncoderGraphs:
         with self._recorder.in_turn():
             for size in sizes:
                 part = prepare(items[start : start + size])
-                is_fused = self._fused and size == LARGEST_PART and fused is not None
-                captured = self._find_pass(fused if is_fused else encode, part, size)  # type: ignore[arg-type]
+                captured = self._find_pass(encode, part, size)
                 if captured is None:
                     return None
                 captured.values[: len(part)].copy_(part)

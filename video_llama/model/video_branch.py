@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import EncoderGraphs
-from video_llama.model.eva_vit import build_eva_vit, encode_fused
+from video_llama.model.eva_vit import build_eva_vit
 from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, position_rows
 from video_llama.processor.transforms import normalize_pixels
 
@@ -77,7 +77,6 @@ class VideoBranch(nn.Module):
                 *encoders,
                 self.query_tokens,
                 prepare=self._prepare,
-                fused=self._encode_fused,
             )
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
@@ -92,9 +91,6 @@ class VideoBranch(nn.Module):
     def _encode(self, frames: Tensor) -> Tensor:
         """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
         return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(self.vision_encoder(frames)))
-
-    def _encode_fused(self, frames: Tensor) -> Tensor:
-        return ask_qformer(self.qformer, self.query_tokens, encode_fused(self.vision_encoder, self.vision_norm, frames))
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frame tokens to language-model tokens.

@@ -35,8 +35,8 @@ from video_llama.training.checkpoints import (
     set_later_ones_aside,
     write_file,
 )
-from video_llama.training.export import original_checkpoint
 from video_llama.training.compiling import CompiledLayers, check_compiler
+from video_llama.training.export import original_checkpoint
 from video_llama.training.features import FeatureFiller, fill_cache, open_feature_store
 from video_llama.training.flops import batch_flops, peak_flops
 from video_llama.training.learner import Learner, Step
