@@ -30,6 +30,7 @@ from video_llama.model.converting import (
 )
 from video_llama.model.loading import build_processor, original_config
 from video_llama.model.original_files import find_original_files, is_transformers_folder, resolve_checkpoint
+from video_llama.model.precision import kept_dtype
 from video_llama.model.saving import prepare_output_folder
 from video_llama.model.weight_files import Weights
 
@@ -112,8 +113,12 @@ def to_original(arguments: argparse.Namespace) -> None:
 
 
 def _progress(weights: Weights, dtype: torch.dtype | None) -> tqdm:
-    headers = (weights.header(name) for name in weights)
-    size = sum(h.numel() * (dtype.itemsize if dtype and h.is_floating_point() else h.itemsize) for h in headers)
+    headers = {name: weights.header(name) for name in weights}
+    dtypes = {
+        name: kept_dtype(name, dtype) if dtype and header.is_floating_point() else header.dtype
+        for name, header in headers.items()
+    }
+    size = sum(header.numel() * dtypes[name].itemsize for name, header in headers.items())
     return tqdm(total=size, unit="B", unit_scale=True, desc="writing")
 
 

@@ -32,7 +32,9 @@ def draws(size: int, num_bad: int, rounds: int, seed: int) -> Iterator[Batch]:
             while index < num_bad:
                 failures.append(Failure(f"clips/{index}", "no such file"))
                 index = rng.randrange(size)
-            yield Batch(0, {"labels": torch.zeros(1, 2)}, [], [f"clips/{index}"], failures)
+            yield Batch(
+                0, {"labels": torch.zeros(1, 2), "attention_mask": torch.ones(1, 2)}, [], [f"clips/{index}"], failures
+            )
 
 
 def count_all(counts: SampleCounter, batches: Iterator[Batch], state: TrainingState) -> None:
@@ -65,7 +67,13 @@ def test_data_past_the_limit_stop_a_run_in_the_first_round_and_the_sooner_the_wo
 
 def test_datasets_count_as_they_are_mixed(tmp_path: Path) -> None:
     sizes, shares = {"clips": 100, "talks": 10_000}, [0.5, 0.5]
-    batch = Batch(0, {"labels": torch.zeros(1, 2)}, [], ["talks/0"], [Failure("clips/1", "a"), Failure("talks/2", "b")])
+    batch = Batch(
+        0,
+        {"labels": torch.zeros(1, 2), "attention_mask": torch.ones(1, 2)},
+        [],
+        ["talks/0"],
+        [Failure("clips/1", "a"), Failure("talks/2", "b")],
+    )
     state = TrainingState()
     counter(tmp_path, sizes, shares).count([batch], state)  # 0.505 %
     batch.failures.append(Failure("clips/3", "c"))
@@ -78,7 +86,13 @@ def test_datasets_count_as_they_are_mixed(tmp_path: Path) -> None:
 
 def test_bad_samples_found_before_a_stop_count_after_it(tmp_path: Path) -> None:
     counts = counter(tmp_path, {"clips": 120}, [1.0])
-    batch = Batch(0, {"labels": torch.zeros(1, 2)}, [], ["clips/0"], [Failure("clips/1", "no such file")])
+    batch = Batch(
+        0,
+        {"labels": torch.zeros(1, 2), "attention_mask": torch.ones(1, 2)},
+        [],
+        ["clips/0"],
+        [Failure("clips/1", "no such file")],
+    )
     counts.count([batch], TrainingState(bad_ids=["clips/1"]))
     with pytest.raises(DatasetError, match="2 of 120"):
         counts.count([batch], TrainingState(bad_ids=["clips/2"]))

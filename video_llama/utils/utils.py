@@ -118,7 +118,8 @@ def resolve_dtype(
         is_narrow = width is not None and width < NARROW_WIDTH
         return torch.bfloat16 if _cpu_computes_bfloat16() and not is_narrow else torch.float32
     if place.type == "cuda":
-        with torch.cuda.device(place):  # the current one is asked
+        # The current GPU is asked.
+        with contextlib.nullcontext() if place.index is None else torch.cuda.device(place):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16
 
