@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,6 @@ from video_llama.model.train_mode import requires_gradients
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 __all__ = ["CompiledLayers", "check_compiler"]
-
 
 
 class CompiledLayers:
