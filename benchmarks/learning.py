@@ -64,7 +64,7 @@ def training(bench: Bench, figures: Figures) -> None:
             figures[f"{stage}, cached"]["deterministic_costs"] = _deterministic(bench, trainer, batch) / plain
 
 
-def make_trainer(bench: Bench) -> Any:
+def make_trainer(bench: Bench, compiled: bool = False) -> Any:
     """A trainer of the vision branch of the model, without data; what trains becomes float32."""
     model = bench.model
     parts = TrainedParts(video=True, projection=True, audio=False)
@@ -75,6 +75,7 @@ def make_trainer(bench: Bench) -> Any:
     config = Config()
     config.model.frozen_video_Qformer = config.model.frozen_llama_proj = False
     config.run.device, config.run.amp = bench.device.type, bench.on_gpu
+    config.run.compile = compiled
     config.run.output_dir = str(bench.output / f"run_{os.getpid()}")
     config.run.max_epoch, config.run.iters_per_epoch = 1, 1_000
     return Trainer(config, model=model, datasets=[])

@@ -28,8 +28,15 @@ def split_by_weight_decay(
     return decay, no_decay
 
 
-def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float, beta2: float = 0.999) -> AdamW:
+def build_optimizer(
+    model: nn.Module, *, lr: float, weight_decay: float, beta2: float = 0.999, is_scaled: bool = False
+) -> AdamW:
     """AdamW over the model's trainable parameters, in the recipe's two groups.
+
+    Args:
+        model: its parameters that require gradients are taken.
+        lr, weight_decay, beta2: of AdamW; vectors and biases do not decay.
+        is_scaled: the loss is scaled, as float16 needs it.
 
     Raises:
         ValueError: nothing in the model trains.
@@ -41,9 +48,10 @@ def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float, beta2: 
         {"params": list(decay.values()), "weight_decay": weight_decay},
         {"params": list(no_decay.values()), "weight_decay": 0.0},
     ]
-    # In one pass over the memory on a CPU; elsewhere torch chooses, and gradient scaling has its say.
-    on_cpu = all(parameter.device.type == "cpu" for parameter in (*decay.values(), *no_decay.values()))
-    return AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True if on_cpu else None)
+    # In one pass over the memory; elsewhere torch chooses, and gradient scaling has its say.
+    kinds = {parameter.device.type for parameter in (*decay.values(), *no_decay.values())}
+    is_fused = kinds == {"cpu"} or (kinds == {"cuda"} and not is_scaled)
+    return AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True if is_fused else None)
 
 
 @SCHEDULES.register("linear_warmup_cosine_lr")

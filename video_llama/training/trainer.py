@@ -111,7 +111,13 @@ class Trainer:
                 build_datasets(config, self.processor, training=training, images_as_sound=as_sound, features=store)
                 for training in (True, False)
             )
-        optimizer = build_optimizer(self.model, lr=run.init_lr, weight_decay=run.weight_decay, beta2=run.beta2)
+        optimizer = build_optimizer(
+            self.model,
+            lr=run.init_lr,
+            weight_decay=run.weight_decay,
+            beta2=run.beta2,
+            is_scaled=self.accelerator.scaler is not None,
+        )
         compiled = CompiledLayers(self.model) if run.compile else None
         schedule = build_schedule(run)
         self.learner = Learner(self.accelerator, self.model, optimizer, schedule, run, self._filler, compiled)
