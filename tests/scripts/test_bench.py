@@ -40,6 +40,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, list[dict[str, object]]]:
     [("decode", 4, 7), ("vision", 2, 2), ("audio", 1, 3), ("second-turn", 1, 1), ("captioning", 1, 2)],
 )
 @pytest.mark.usefixtures("no_processes")
+@pytest.mark.slow
 def test_a_bench_runs_and_what_it_compares_agrees(
     tmp_path: Path, name: str, num_compared: int, num_rows: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cost", bench.COSTS)
+@pytest.mark.slow
 def test_each_cost_grows_and_its_results_are_right(
     tmp_path: Path, cost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

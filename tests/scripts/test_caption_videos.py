@@ -91,6 +91,7 @@ def test_the_prompt_and_the_sound_reach_the_model(tiny_checkpoint: Path, folder:
     assert json.loads(outputs[2].read_text())["sound"] == "not listened to"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, expected: dict[str, str | None]
 ) -> None:
@@ -148,6 +149,7 @@ def test_processes_of_a_launcher_share_the_work(
     assert captions(*parts) == expected
 
 
+@pytest.mark.slow
 def test_torchrun_splits_the_work(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, expected: dict[str, str | None]
 ) -> None:

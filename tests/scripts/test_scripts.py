@@ -272,6 +272,7 @@ def estimate(
     return table
 
 
+@pytest.mark.slow
 def test_an_estimate_adds_up_and_follows_its_options(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def stored(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "features").rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_cached_features_give_the_losses_of_encoding_anew(make_config: MakeConfig, tmp_path: Path) -> None:
     plain = Trainer(make_config(*EVAL, f"run.output_dir={tmp_path / 'plain'}"))
     plain.train()

@@ -54,6 +54,7 @@ def test_both_branches_train_together_on_batches_of_either(make_config: MakeConf
     assert trainer.train().iteration == 8
 
 
+@pytest.mark.slow
 def test_processes_with_and_without_media_train_together(config_file: Path, corpus: Path, tmp_path: Path) -> None:
     video = next((corpus / "train" / "webvid" / "videos").rglob("*.mp4"))
     ask = [{"type": "video", "path": str(video)}, {"type": "text", "text": "What?"}]
@@ -77,6 +78,7 @@ def test_processes_with_and_without_media_train_together(config_file: Path, corp
 
 
 @pytest.mark.parametrize("environment", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}])
+@pytest.mark.slow
 def test_a_process_without_a_share_of_the_validation_split_waits_for_nobody(
     environment: dict[str, str], config_file: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from video_llama.training.trainer import Trainer
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_no_trace_in_the_result(make_config: MakeConfig, tmp_path: Path) -> None:
     options = ["run.save_freq=1", "run.iters_per_epoch=40", "run.max_epoch=3", "run.num_workers=1"]
     unbroken = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'unbroken'}"))
