@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.harness import Bench, Figures, cpu_name, nvidia_smi
 from scripts.benches.flops import Workload, encoder_flops
+from video_llama.model.encoder_graph import LARGEST_PART
 
 PAPER_RATE = 600e12
 """Operations per second that large bfloat16 products reach on an H100, by the plan."""
@@ -37,13 +38,17 @@ def model(bench: Bench, figures: Figures) -> None:
 @torch.inference_mode()
 def encoders(bench: Bench, figures: Figures) -> None:
     """Frames through ViT and Q-Former and segments through ImageBind, beside transformers' own at the same sizes."""
-    branch, audio = bench.model.model.video_branch, bench.model.model.audio_branch
-    config = bench.model.model.config
+    model = bench.model.model
+    branch, audio, config = model.video_branch, model.audio_branch, model.config
     for number in bench.sizes.frames:
         pixels = _frames(bench, number)
         row: Figures = {}
         figures[f"{number} frames"] = row
+        row["first_call_s"] = bench.once(partial(branch.encode_frames, pixels))
         _rate(bench, row, bench.seconds(partial(branch.encode_frames, pixels)), number)
+        model.set_chunk_size(LARGEST_PART)  # a number stands for parts of that size, without graphs
+        row["without_graphs_ms"] = bench.seconds(partial(branch.encode_frames, pixels)) * 1e3
+        model.set_chunk_size("auto")
         text = torch.full((len(pixels), 2), 5, device=bench.device)
         given = {"pixel_values": pixels, "qformer_input_ids": text}
         row["peer_ms"] = bench.seconds(partial(bench.peer.get_video_features, **given)) * 1e3
@@ -60,26 +65,6 @@ def encoders(bench: Bench, figures: Figures) -> None:
     figures["profile_of_frames"] = pixels.shape[0] * pixels.shape[1]
     figures["kernels"] = profile.pop("top")
     figures["profile"] = {"ours": profile}
-
-
-@torch.inference_mode()
-def compiled(bench: Bench, figures: Figures) -> None:
-    """The encoders as `compile_encoders` leaves them."""
-    compile_encoders = getattr(bench.model.model, "compile_encoders", None)
-    if compile_encoders is None:
-        figures["note"] = "this model has no compile_encoders"
-        return
-    branch = bench.model.model.video_branch
-    compile_encoders()
-    for number in bench.sizes.frames:
-        pixels = _frames(bench, number)
-        row: Figures = {"first_call_s": bench.once(partial(branch.encode_frames, pixels))}
-        figures[f"{number} frames"] = row
-        _rate(bench, row, bench.seconds(partial(branch.encode_frames, pixels)), number)
-    pixels = _frames(bench, bench.sizes.frames[-2])
-    profile = bench.kernels(partial(branch.encode_frames, pixels))
-    figures["kernels"] = profile.pop("top")
-    figures["profile"] = {"compiled": profile}
 
 
 def _frames(bench: Bench, number: int) -> Any:

@@ -34,12 +34,11 @@ BUDGETS = {
     "kv": 30.0,
     "memory": 10.0,
     "training": 50.0,
-    "compiled": 60.0,
 }
 """Seconds of each section, in the order in which they run unless `--sections` says otherwise."""
 GRACE_SECONDS = 60.0
 MODULES = {
-    **dict.fromkeys(("card", "model", "encoders", "compiled"), "benchmarks.encoding"),
+    **dict.fromkeys(("card", "model", "encoders"), "benchmarks.encoding"),
     **dict.fromkeys(("decode", "captions", "files", "kv", "memory"), "benchmarks.answering"),
     "training": "benchmarks.learning",
 }

@@ -23,7 +23,6 @@ TITLES = {
     "card": "The card",
     "model": "The model",
     "encoders": "Encoders",
-    "compiled": "Compiled encoders",
     "decode": "Tokens",
     "captions": "Captions of clips in memory",
     "files": "Captions of files",

@@ -80,9 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile", action="store_true", help="with it: fuse that step with torch.compile, which takes seconds first"
     )
-    parser.add_argument(
-        "--compile-encoders", action="store_true", help="faster encoders on a GPU after a minute of compiling"
-    )
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)"
@@ -195,7 +192,6 @@ def run(arguments: argparse.Namespace) -> int:
                 load_in_8bit=arguments.load_in_8bit,
                 load_in_4bit=arguments.load_in_4bit,
                 audio=None if arguments.audio else False,
-                compile_encoders=arguments.compile_encoders,
             )
             workers = arguments.workers
             if workers is None:

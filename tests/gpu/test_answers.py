@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +212,63 @@ def test_captions_do_not_depend_on_how_many_clips_are_answered_together(
     assert all(len(of_size) == 9 for of_size in texts.values())
     if dtype == "float32":  # in half precision a tie may fall otherwise
         assert differ == {4: 0, 8: 0}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frames_and_segments_through_cuda_graphs_have_the_features_that_they_have_without(
+    dtype: str, tiny_checkpoint: Path, device: torch.device, exact_float32: None
+) -> None:
+    model = load(tiny_checkpoint, device, dtype).model
+    audio = model.audio_branch
+    assert audio is not None
+    size = model.config.audio_config.input_size
+    numbers = (1, 5, 8, 70)
+    noise = torch.Generator().manual_seed(2)
+    sounds = [torch.randn(1, number, 1, *size, generator=noise).to(device) for number in numbers]
+    tasks = [(model.video_branch.encode_frames, frames(number, number)[None].to(device)) for number in numbers]
+    tasks += [(audio.encode_segments, sound) for sound in sounds]
+    with torch.no_grad():
+        model.set_chunk_size(1000)
+        wanted = [encode(values) for encode, values in tasks]
+        model.set_chunk_size("auto")
+    wrong: list[tuple[int, float]] = []
+    failures: list[BaseException] = []
+
+    def encode_all(mode: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        try:
+            with mode():
+                for _ in range(3):
+                    found = [encode(values) for encode, values in tasks]
+                    errors = [relative(a, b) for a, b in zip(found, wanted, strict=True)]
+                    wrong.extend((n, e) for n, e in enumerate(errors) if e > (1e-4 if dtype == "float32" else 2e-2))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=encode_all, args=(mode,)) for mode in (torch.no_grad, torch.inference_mode)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failures == []
+    assert wrong == []
+    if device.type == "cuda":
+        assert sorted(number for number, *_ in model.video_branch._graphs._passes) == [1, 8, 64]
+        model.bfloat16() if dtype == "float32" else model.float()  # elsewhere, and in another precision
+        with torch.inference_mode():
+            again = [encode(values) for encode, values in tasks]
+        assert all(relative(a, b) < 2e-2 for a, b in zip(again, wanted, strict=True))
+
+
+def test_training_goes_on_from_features_of_cuda_graphs(exact_model: VideoLlama, device: torch.device) -> None:
+    branch = exact_model.model.requires_grad_(False).video_branch
+    branch.projection.requires_grad_(True)
+    gradients = []
+    for chunk_size in ("auto", 1000):
+        exact_model.model.set_chunk_size(chunk_size)
+        with torch.autocast(device.type, torch.bfloat16):
+            features = branch(frames(5)[None].to(device))
+        (gradient,) = torch.autograd.grad(features.float().square().mean(), branch.projection.weight)
+        gradients.append(gradient)
+    assert relative(*gradients) < 2e-2
+    if device.type == "cuda":
+        assert len(branch._graphs._passes) == 1

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from tests.model.conftest import make_tiny_config
 from video_llama.chat import Chat
 from video_llama.errors import ConfigError
-from video_llama.model import fusion
 from video_llama.model.builder import load_pretrained_model
 from video_llama.model.inference import VideoLlama
 from video_llama.model.memory import build_skeleton
@@ -89,8 +88,8 @@ def test_parts_on_several_devices_meet_on_one(
 ) -> None:
     config = skeleton.config
     spread(skeleton, device_map)
-    # Values are unknown there: how many placeholders there are is told, and masks keep all.
-    monkeypatch.setattr(fusion, "int", lambda placeholders: 2 * config.num_video_query_tokens, raising=False)
+    # Values are unknown there: where the placeholders are is told, and masks keep all.
+    places = (torch.arange(2 * config.num_video_query_tokens), torch.arange(2 * config.num_audio_query_tokens))
     monkeypatch.setattr(FakeTensor, "tolist", lambda counts: [3] * len(counts))
     ids = torch.ones(2, 20, dtype=torch.long, device="cuda:0")
     mask = torch.ones(2, 3, dtype=torch.bool, device="cuda:0") if padded else None
@@ -105,6 +104,7 @@ def test_parts_on_several_devices_meet_on_one(
         segment_mask=mask,
         attention_mask=torch.ones_like(ids),
         labels=ids,
+        placeholders=places,
     )
     assert output.logits.device == torch.device("cuda:0")  # the whole model returns where its inputs were
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.encoder_graph import EncoderGraphs
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, position_rows
 from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["AudioBranch"]
@@ -30,6 +31,7 @@ class AudioBranch(nn.Module):
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
         self.chunk_size: ChunkSize = "auto"
+        self._graphs = {"audio": EncoderGraphs(), "vision": EncoderGraphs()}  # by modality
         vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
         self.audio_encoder = ImageBindTrunk(config.audio_config)
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
@@ -89,12 +91,13 @@ class AudioBranch(nn.Module):
         return self._encode(self.vision_encoder, pixel_values)
 
     def _encode(self, encoder: ImageBindTrunk, items: Tensor) -> Tensor:
-        def encode(part: Tensor) -> Tensor:
+        def prepare(part: Tensor) -> Tensor:
             part = normalize_pixels(part) if part.dtype == torch.uint8 else part
-            return encoder(part.to(encoder.head.weight.dtype))
+            return part.to(encoder.head.weight.dtype)
 
+        graphs = self._graphs[encoder.config.modality]
         with as_frozen(items.device.type, encoder):
-            vectors = encode_in_chunks(encode, items.flatten(0, 1), self.chunk_size, encoder.bytes_per_item())
+            vectors = graphs.run(encoder, items.flatten(0, 1), self.chunk_size, encoder, prepare=prepare)
         return vectors.unflatten(0, items.shape[:2])  # (audios, segments, joint_width)
 
     def summarise(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:

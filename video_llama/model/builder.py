@@ -62,7 +62,6 @@ def load_pretrained_model(
     load_in_4bit: bool = False,
     device_map: Any = None,
     attn_implementation: str | None = None,
-    compile_encoders: bool = False,
 ) -> VideoLlama:
     """Load a model ready to answer.
 
@@ -80,8 +79,6 @@ def load_pretrained_model(
         load_in_8bit, load_in_4bit: quantise the language model with bitsandbytes; branches stay as they are.
         device_map: how accelerate spreads the model over devices; `device` is then not used.
         attn_implementation: "eager", "sdpa" or "flash_attention_2" (the language model's; encoders use sdpa).
-        compile_encoders: compile the encoders when they are first called, which takes a minute and pays on a GPU that
-            encodes much (`VideoLlamaForConditionalGeneration.compile_encoders`).
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
@@ -97,8 +94,6 @@ def load_pretrained_model(
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
         model = _load_found(model_path, model_base, template, precision, audio, options)
     model.media_cache.max_items = MAX_ITEMS
-    if compile_encoders:
-        model.model.compile_encoders()
     return model
 
 

@@ -20,7 +20,7 @@ from video_llama.model.activation import FrugalGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
 from video_llama.model.patches import PatchConv2d
 
-__all__ = ["build_eva_vit", "interpolate_position_table"]
+__all__ = ["build_eva_vit", "encode_fused", "interpolate_position_table"]
 
 
 class FrameAttention(EvaAttention):
@@ -63,6 +63,37 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
         block.attn = FrameAttention(config.hidden_size, config.num_attention_heads, scale_norm=False)
         block.mlp.act = FrugalGELU()
     return encoder
+
+
+def encode_fused(encoder: Eva, norm: nn.LayerNorm, images: Tensor) -> Tensor:
+    """The same as `norm(encoder(images))` in evaluation mode, with fewer passes over memory.
+
+    A sum is normalised where it is computed. It is compiled for one number of images when it is first called, which
+    takes some seconds.
+    """
+    states, _ = encoder._pos_embed(encoder.patch_embed(images))  # (images, tokens, width)
+    blocks = list(encoder.blocks)
+    normed = blocks[0].norm1(states)
+    for block, next_norm in zip(blocks, [*(block.norm1 for block in blocks[1:]), norm], strict=True):
+        states, normed = _compiled_add_and_norm(states, block.attn(normed), *_norm_values(block.norm2))
+        widest = _compiled_gelu(block.mlp.fc1(normed))
+        states, normed = _compiled_add_and_norm(states, block.mlp.fc2(widest), *_norm_values(next_norm))
+    output: Tensor = normed
+    return output
+
+
+def _norm_values(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
+def _add_and_norm(states: Tensor, change: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum, and the sum normalised."""
+    total = states + change
+    return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+
+
+_compiled_add_and_norm = torch.compile(_add_and_norm, dynamic=False)
+_compiled_gelu = torch.compile(F.gelu, dynamic=False)
 
 
 def interpolate_position_table(table: Tensor, num_patches: int) -> Tensor:

@@ -77,12 +77,6 @@ class ImageBindTrunk(nn.Module):
         joint = F.normalize(self.head(class_state), dim=-1)
         return joint if self.log_logit_scale is None else joint * self.log_logit_scale.exp().to(joint.dtype)
 
-    def bytes_per_item(self) -> int:
-        """Memory of a block's states for one segment or frame: in, sum, and the MLP's widest."""
-        config = self.config
-        width = config.hidden_size + config.intermediate_size
-        return int(config.num_tokens * 2 * width * self.head.weight.dtype.itemsize)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageBindTrunk:
         scale = self.log_logit_scale
         super()._apply(fn, recurse)

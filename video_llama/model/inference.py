@@ -18,6 +18,7 @@ from transformers.generation import BaseStreamer, StoppingCriteriaList
 from video_llama.conversation import Conversation, conv_templates, introduce_media
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.fusion import find_placeholders
 from video_llama.model.generation import (
     GenerationOptions,
     PrefixCache,
@@ -354,9 +355,11 @@ class VideoLlama:
         )
         of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
         features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}
+        input_ids = torch.tensor([ids])
+        places = find_placeholders(input_ids, self.model.config)  # on the CPU, so that nothing waits for a GPU
         with computing_on(self.device):
-            input_ids = torch.tensor([ids], device=self.device)
-            embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"))
+            input_ids = to_device(input_ids, self.device)
+            embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"), places)
         return Prompt(self._keys(ids, of_kind), embeds, conversation.stop_strings)
 
     def complete(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None = None) -> str:

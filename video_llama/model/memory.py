@@ -10,7 +10,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.qformer import CHUNK_SIZE
+from video_llama.model.encoder_graph import LARGEST_PART
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 __all__ = ["MemoryEstimate", "build_skeleton", "estimate_memory"]
@@ -117,7 +117,7 @@ def _activation_values(config: VideoLlamaConfig, num_frames: int, num_tokens: in
     activation function); fused attention keeps no score matrix.
     """
     vision, text = config.vision_config, config.get_text_config()
-    tokens = min(num_frames, CHUNK_SIZE) * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    tokens = min(num_frames, LARGEST_PART) * ((vision.image_size // vision.patch_size) ** 2 + 1)
     kept = num_frames * (3 * vision.image_size**2 + config.num_query_tokens * config.qformer_config.hidden_size)
     encoder = kept + tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
     intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size

@@ -16,12 +16,10 @@ from video_llama.model.train_mode import requires_gradients
 
 __all__ = [
     "CHUNK_SIZE",
-    "LARGEST_CHUNK",
     "ChunkSize",
     "QFormer",
     "as_frozen",
     "ask_qformer",
-    "choose_chunk_size",
     "encode_in_chunks",
     "execution_device",
     "position_rows",
@@ -32,9 +30,7 @@ ChunkSize = int | Literal["auto"] | None
 """Frames or segments that an encoder takes at once: a number, what suits its device, or (None) all."""
 
 CHUNK_SIZE = 32
-"""Frames, or segments of audio, that go through an encoder at once on a CPU; more need more memory and gain nothing."""
-LARGEST_CHUNK = 256
-"""The same on a GPU with memory to spare, which has less to do in between."""
+"""Frames, or segments of audio, that go through an encoder at once; more need more memory and gain nothing."""
 
 
 class QFormer(Blip2QFormerModel):
@@ -107,9 +103,7 @@ def _stretch_in_order(table: Tensor, length: int) -> Tensor:
     return torch.lerp(table[before].float(), table[before + 1].float(), share).to(table.dtype)
 
 
-def encode_in_chunks(
-    encode: Callable[[Tensor], Tensor], items: Tensor, chunk_size: ChunkSize, bytes_per_item: int
-) -> Tensor:
+def encode_in_chunks(encode: Callable[[Tensor], Tensor], items: Tensor, chunk_size: ChunkSize) -> Tensor:
     """The same as `encode(items)`, with the memory of one chunk however many items there are.
 
     Args:
@@ -117,22 +111,12 @@ def encode_in_chunks(
         items: (items, ...), on the encoder's device.
         chunk_size: None for all, as encoders need it whose weights are shared out: all processes must run them equally
             often.
-        bytes_per_item: what the encoder needs for an item while it runs.
     """
     if chunk_size == "auto":
-        chunk_size = choose_chunk_size(items.device, len(items), bytes_per_item)
+        chunk_size = CHUNK_SIZE
     if chunk_size is None or len(items) <= chunk_size:
         return encode(items)
     return torch.cat([encode(part) for part in items.split(chunk_size)])
-
-
-def choose_chunk_size(device: torch.device, number: int, bytes_per_item: int) -> int:
-    """How many of `number` items to encode at once; half of a GPU's free memory may be used for it."""
-    if device.type != "cuda" or number <= CHUNK_SIZE:
-        return CHUNK_SIZE
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(CHUNK_SIZE, min(LARGEST_CHUNK, free // 2 // bytes_per_item))
 
 
 def trains(*modules: nn.Module) -> bool:
@@ -152,10 +136,14 @@ def as_frozen(device_type: str, *modules: nn.Module) -> Iterator[None]:
         device_type: where they run, e.g. "cuda".
         modules: the encoders.
     """
+    has_autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if not has_autocast and not torch.is_grad_enabled():
+        yield
+        return
     is_trained = any(map(requires_gradients, modules))
     with contextlib.ExitStack() as settings:
         settings.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and is_trained))
-        if not is_trained and torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        if has_autocast and not is_trained:
             settings.enter_context(torch.autocast(device_type, enabled=False))
         yield
 

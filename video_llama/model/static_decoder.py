@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repea
 
 from video_llama.model.generation import GenerationOptions, cache_argument
 from video_llama.model.shared_prefix import SharedPrefix
+from video_llama.utils.devices import CAPTURING
 
 __all__ = ["Request", "StaticDecoder", "why_not_static"]
 
@@ -139,9 +140,14 @@ def _join_products(layer: Any) -> tuple[Tensor, Tensor] | None:
     """
     attention, mlp = layer.self_attn, layer.mlp
     groups = [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]
-    if any(type(part) is not nn.Linear or part.bias is not None for group in groups for part in group):
+    if not all(_is_plain(part) for group in groups for part in group):
         return None
     return _join(groups[0]), _join(groups[1])
+
+
+def _is_plain(part: nn.Module) -> bool:
+    # What was made in inference mode cannot become a view outside of it.
+    return type(part) is nn.Linear and part.bias is None and not part.weight.is_inference()
 
 
 def _join(parts: Sequence[nn.Linear]) -> Tensor:
@@ -330,12 +336,12 @@ class StaticDecoder:
     def _capture(self, window: int) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._logits.device)
         stream.wait_stream(torch.cuda.current_stream(self._logits.device))
-        with torch.cuda.stream(stream):
+        with CAPTURING, torch.cuda.stream(stream):
             self._forward(window)  # whatever is compiled, tuned or allocated at a first call
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                self._forward(window)
         torch.cuda.current_stream(self._logits.device).wait_stream(stream)
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            self._forward(window)
         return graph
 
     def _note(

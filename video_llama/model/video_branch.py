@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.eva_vit import build_eva_vit
-from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, encode_in_chunks, position_rows
+from video_llama.model.encoder_graph import EncoderGraphs
+from video_llama.model.eva_vit import build_eva_vit, encode_fused
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, position_rows
 from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["VideoBranch"]
@@ -27,6 +28,7 @@ class VideoBranch(nn.Module):
         super().__init__()
         self.config = config
         self.chunk_size: ChunkSize = "auto"
+        self._graphs = EncoderGraphs()
         vision, width = config.vision_config, config.qformer_config.hidden_size
         self.vision_encoder = build_eva_vit(vision)
         self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
@@ -66,26 +68,33 @@ class VideoBranch(nn.Module):
     def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
         real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
-        with as_frozen(pixel_values.device.type, self.vision_encoder, self.vision_norm, self.qformer):
-            # (real frames, queries, width)
-            tokens = encode_in_chunks(self._encode, real, self.chunk_size, self._bytes_per_frame())
+        encoders = (self.vision_encoder, self.vision_norm, self.qformer)
+        with as_frozen(pixel_values.device.type, *encoders):
+            tokens = self._graphs.run(  # (real frames, queries, width)
+                self._encode,
+                real,
+                self.chunk_size,
+                *encoders,
+                self.query_tokens,
+                prepare=self._prepare,
+                fused=self._encode_fused,
+            )
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
         frame_tokens[frame_mask.to(tokens.device)] = tokens
         return frame_tokens
 
-    def _bytes_per_frame(self) -> int:
-        """Memory of a block's states: in, sum, and the MLP's widest."""
-        vision, dtype = self.config.vision_config, self.vision_norm.weight.dtype
-        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-        return int(tokens * 2 * (vision.hidden_size + vision.intermediate_size) * dtype.itemsize)
+    def _prepare(self, frames: Tensor) -> Tensor:
+        frames = normalize_pixels(frames) if frames.dtype == torch.uint8 else frames
+        return frames.to(self.vision_norm.weight.dtype)
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
-        frames = normalize_pixels(frames) if frames.dtype == torch.uint8 else frames
-        patches = self.vision_encoder(frames.to(self.vision_norm.weight.dtype))
-        return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(patches))
+        return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(self.vision_encoder(frames)))
+
+    def _encode_fused(self, frames: Tensor) -> Tensor:
+        return ask_qformer(self.qformer, self.query_tokens, encode_fused(self.vision_encoder, self.vision_norm, frames))
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frame tokens to language-model tokens.

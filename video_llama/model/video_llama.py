@@ -83,25 +83,13 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self
 
     def set_chunk_size(self, chunk_size: ChunkSize) -> None:
-        """How many frames or segments the encoders take at once; None for all, which sharding needs."""
+        """How many frames or segments the encoders take at once; None for all, which sharding needs.
+
+        With "auto", as at first, frozen encoders run as CUDA graphs on a GPU (see `EncoderGraphs`).
+        """
         self.video_branch.chunk_size = chunk_size
         if self.audio_branch is not None:
             self.audio_branch.chunk_size = chunk_size
-
-    def compile_encoders(self, **options: Any) -> None:
-        """Compile the blocks of ViT, BLIP-2's Q-Former and ImageBind with `torch.compile`, for any number of frames.
-
-        One block of a kind is compiled when it is first called, which takes seconds, and serves all others of its kind;
-        a single frame has a version of its own. Names of weights stay. It pays where much is encoded, on a GPU.
-
-        Args:
-            options: of `torch.compile`, e.g. `mode="max-autotune-no-cudagraphs"`.
-        """
-        blocks = [*self.video_branch.vision_encoder.blocks, *self.video_branch.qformer.encoder.layer]
-        if self.audio_branch is not None:
-            blocks += self.audio_branch.audio_encoder.blocks
-        for block in blocks:
-            block.compile(**{"dynamic": True, "fullgraph": True, **options})
 
     def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frames (videos, frames, 3, height, width) to language-model tokens (videos, video_queries, width)."""

@@ -46,9 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache-features", action="store_true", help="only fill the cache of features.dir, for the training to come"
     )
-    parser.add_argument(
-        "--compile-encoders", action="store_true", help="faster frozen encoders on a GPU after a minute of compiling"
-    )
     parser.add_argument("--verbose", action="store_true", help="log what is loaded, part by part")
     return parser
 
@@ -68,8 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # after the configuration is known to be right: it takes seconds
 
         trainer = Trainer(config, for_features=options.cache_features)
-        if options.compile_encoders:
-            trainer.model.compile_encoders()
         if options.cache_features:
             logger.info("features of %d items computed, %d samples cannot be used", *trainer.cache_features())
         elif config.run.evaluate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -11,7 +12,10 @@ import torch
 
 from video_llama.errors import DeviceError, OutOfMemoryError, VideoLlamaError
 
-__all__ = ["LESS_TO_ANSWER", "LESS_TO_LOAD", "computing_on", "release_memory"]
+__all__ = ["CAPTURING", "LESS_TO_ANSWER", "LESS_TO_LOAD", "computing_on", "is_out_of_memory", "release_memory"]
+
+CAPTURING = threading.Lock()
+"""Held while a CUDA graph is captured: torch captures one at a time."""
 
 LESS_TO_ANSWER = (
     "take fewer clips at a time (batch_size), fewer frames (num_frames) or a shorter answer (max_new_tokens), or load "
@@ -54,6 +58,12 @@ def computing_on(device: torch.device, less: str = LESS_TO_ANSWER) -> Iterator[N
         raise translated from error
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, or a library that it calls, found no memory on a device."""
+    said = str(error).strip().partition("\n")[0]
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(said) is not None
+
+
 def release_memory() -> None:
     """Give back what torch keeps of freed GPU memory, in pieces that the next request might not fit."""
     if torch.cuda.is_initialized():
@@ -63,7 +73,7 @@ def release_memory() -> None:
 def _translate(error: RuntimeError, device: torch.device, less: str) -> VideoLlamaError | None:
     """The error in the words of this package; None for one that is not the device's."""
     said = str(error).strip().splitlines() or [""]
-    if isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(said[0]):
+    if is_out_of_memory(error):
         return OutOfMemoryError(f"{_where(said[0], device)} is out of memory{_amounts(said[0])}: {less}")
     if isinstance(error, torch.AcceleratorError) or _FATAL.search(said[0]):
         return DeviceError(

@@ -1,0 +1,257 @@
+"""Run frozen encoders as CUDA graphs, so that a GPU never waits for Python.
+
+Launching the 850 small operations of ViT-g and Q-Former takes a GPU's host 20 ms; computing them for eight frames takes
+the GPU half of that. So one pass over a fixed number of frames is captured as a graph when it is first wanted, and
+replayed from then on. Whatever cannot be captured safely runs as it stands: see `EncoderGraphs.run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from video_llama.model.qformer import ChunkSize, encode_in_chunks
+from video_llama.utils.devices import CAPTURING, is_out_of_memory
+
+__all__ = ["LARGEST_PART", "RECORDERS", "EncoderGraphs", "Recorder", "split"]
+
+logger = logging.getLogger(__name__)
+
+SIZES = {64: 57, 32: 26, 8: 4, 1: 1}
+"""Frames or segments of a graph, and from how many on one takes less time, zeros added, than smaller ones together.
+
+More than 64 at a time are not faster per frame.
+"""
+LARGEST_PART = max(SIZES)
+FUSED = False
+"""Whether the largest graph fuses what stands between the products, which is compiled first."""
+
+_Encode = Callable[[Tensor], Tensor]
+
+
+class Recorder(Protocol):
+    """Makes passes over a fixed number of items that can be repeated, on one device."""
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    def record(self, encode: _Encode, values: Tensor) -> tuple[Callable[[], None], Tensor]:
+        """What runs `encode` on the present content of `values` again, and the tensor that it leaves the result in."""
+        ...
+
+    def in_turn(self) -> contextlib.AbstractContextManager[None]:
+        """Where recorded passes may run and their results be read, after those of other threads."""
+        ...
+
+
+class CUDARecorder:
+    """Passes as CUDA graphs; they share their memory, for none runs while another does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream()
+            self._done = torch.cuda.Event()
+
+    def record(self, encode: _Encode, values: Tensor) -> tuple[Callable[[], None], Tensor]:
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with CAPTURING, torch.cuda.stream(stream):
+            encode(values)  # whatever is compiled, tuned or allocated at a first call
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                output = encode(values)
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph.replay, output
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        with torch.cuda.device(self._device):
+            torch.cuda.current_stream().wait_event(self._done)
+            yield
+            self._done.record()
+
+
+_PLAIN = {"torch", "timm", "transformers", "video_llama"}
+"""Packages whose modules have no switches of their own, as PEFT's adapters have."""
+
+RECORDERS: dict[str, type[Recorder]] = {"cuda": CUDARecorder}
+"""By type of device."""
+
+
+def split(number: int) -> list[int]:
+    """Sizes of the graphs that together take that many items; the last may have room left.
+
+    >>> split(70), split(40), split(60), split(3)
+    ([64, 8], [32, 8], [64], [1, 1, 1])
+    """
+    sizes = []
+    for size, least in SIZES.items():
+        while number >= least:
+            sizes.append(size)
+            number -= size
+    return sizes
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """An encoder on a fixed number of items: fill `values`, replay, read `output`."""
+
+    values: Tensor
+    replay: Callable[[], None]
+    output: Tensor
+
+
+class EncoderGraphs:
+    """The graphs of one encoder, made as they are wanted. Any thread may use it.
+
+    A result depends on the item and on how many go through together, not on what these are.
+
+    Args:
+        fused: whether the largest size runs what `run` is given as `fused`.
+    """
+
+    def __init__(self, fused: bool = FUSED) -> None:
+        self._fused = fused
+        self._lock = threading.Lock()
+        self._passes: dict[tuple[int, torch.Size, torch.dtype], _Pass] = {}
+        self._places: list[int] = []  # of the weights that the passes compute with
+        self._recorder: Recorder | None = None
+        self._fit = True
+
+    def __reduce__(self) -> tuple[type[EncoderGraphs], tuple[bool]]:
+        """A copy of a model makes its own graphs."""
+        return EncoderGraphs, (self._fused,)
+
+    def run(
+        self,
+        encode: _Encode,
+        items: Tensor,
+        chunk_size: ChunkSize,
+        *weights: nn.Module | nn.Parameter,
+        prepare: _Encode = lambda part: part,
+        fused: _Encode | None = None,
+    ) -> Tensor:
+        """The same as `encode(prepare(items))`, in parts.
+
+        By graphs on a GPU, if the size of parts is left to us and no gradient is wanted; unless the encoder is in
+        training mode, computes under autocast, is offloaded, sharded or quantised, has hooks or adapters, or is being
+        compiled or captured itself. If the graphs do not fit into the device's memory, a warning says so once.
+
+        Args:
+            encode: maps (items, ...) to (items, ...), each item by itself and without waiting for the device.
+            items: (items, ...), on the encoder's device.
+            chunk_size: see `encode_in_chunks`.
+            weights: all that `encode` computes with. Graphs know only where these lie: if one has moved, they are made
+                anew.
+            prepare: brings a part to the dtype in which it is encoded.
+            fused: the same as `encode`, with fewer operations once it has been compiled.
+        """
+        if chunk_size == "auto" and len(items) and _may_capture(items):
+            with self._lock:
+                result = self._run(encode, items, weights, prepare, fused)
+            if result is not None:
+                return result
+        return encode_in_chunks(lambda part: encode(prepare(part)), items, chunk_size)
+
+    def _run(
+        self,
+        encode: _Encode,
+        items: Tensor,
+        weights: tuple[nn.Module | nn.Parameter, ...],
+        prepare: _Encode,
+        fused: _Encode | None,
+    ) -> Tensor | None:
+        """The result, or None where it has to be had without graphs."""
+        places = _find_places(weights)
+        if places is None:
+            return None
+        if places != self._places:
+            self._passes, self._places, self._recorder, self._fit = {}, places, None, True
+        if not self._fit:
+            return None
+        self._recorder = self._recorder or RECORDERS[items.device.type](items.device)
+        sizes = split(len(items))
+        result: Tensor | None = None
+        start = 0
+        with self._recorder.in_turn():
+            for size in sizes:
+                part = prepare(items[start : start + size])
+                is_fused = self._fused and size == LARGEST_PART and fused is not None
+                captured = self._find_pass(fused if is_fused else encode, part, size)  # type: ignore[arg-type]
+                if captured is None:
+                    return None
+                captured.values[: len(part)].copy_(part)
+                captured.values[len(part) :].zero_()
+                captured.replay()
+                if result is None:
+                    result = captured.output.new_empty(len(items), *captured.output.shape[1:])
+                result[start : start + size] = captured.output[: len(part)]
+                start += size
+        return result
+
+    def _find_pass(self, encode: _Encode, part: Tensor, size: int) -> _Pass | None:
+        """The pass for parts of a size, made if it is not there yet; None if there is no memory for it."""
+        key = (size, part.shape[1:], part.dtype)
+        if key not in self._passes:
+            assert self._recorder is not None
+            try:
+                # Ordinary tensors, which callers in inference mode and others can fill.
+                with torch.inference_mode(False), torch.no_grad():
+                    values = part.new_zeros(size, *part.shape[1:])
+                    self._passes[key] = _Pass(values, *self._recorder.record(encode, values))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._passes.clear()
+                self._fit = False
+                logger.warning(
+                    "%s has no memory for the CUDA graphs of an encoder, which therefore runs without: slower where "
+                    "few frames or segments are encoded at a time",
+                    part.device,
+                )
+                return None
+        return self._passes[key]
+
+
+def _may_capture(items: Tensor) -> bool:
+    """Whether what computes with these items now may be captured, as far as that is no matter of the encoder."""
+    kind = items.device.type
+    if kind not in RECORDERS or type(items) is not Tensor or torch.is_grad_enabled() or torch.is_autocast_enabled(kind):
+        return False
+    return not torch.compiler.is_compiling() and not (items.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _find_places(weights: tuple[nn.Module | nn.Parameter, ...]) -> list[int] | None:
+    """Where all weights and buffers lie; None if a module does more than compute with them.
+
+    One walk, because it is done before every pass.
+    """
+    places = [weight.data_ptr() for weight in weights if isinstance(weight, nn.Parameter)]
+    modules = [module for module in weights if isinstance(module, nn.Module)]
+    kinds: set[type] = set()
+    for module in modules:  # which grow on the way
+        state = module.__dict__
+        if state["training"] or state["_forward_hooks"] or state["_forward_pre_hooks"]:
+            return None
+        if "forward" in state or module._compiled_call_impl is not None:  # accelerate brings offloaded weights in there
+            return None
+        kinds.add(type(module))
+        for tensor in (*state["_parameters"].values(), *state["_buffers"].values()):
+            if tensor is not None:
+                kinds.add(type(tensor))
+                places.append(tensor.data_ptr())
+        if state["_modules"]:
+            modules += [child for child in state["_modules"].values() if child is not None]
+    kinds -= {nn.Parameter, Tensor}
+    # Quantised weights and shards of weights have types of their own.
+    if any(issubclass(kind, Tensor) or kind.__module__.partition(".")[0] not in _PLAIN for kind in kinds):
+        return None
+    return places
