@@ -15,6 +15,7 @@ from tests.conftest import needs_compiler
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_every_section_runs_and_writes_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = gpu.main(["--rehearse", "--output", str(tmp_path)])
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]

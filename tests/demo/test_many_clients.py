@@ -6,9 +6,12 @@ import time
 import weakref
 from types import SimpleNamespace
 
+import pytest
+
 from scripts.bench_demo import Clip, talk_at_once
 
 
+@pytest.mark.slow
 def test_sixteen_clients_get_their_own_right_answers_and_leave_nothing_behind(
     world: SimpleNamespace, clips: list[Clip]
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_corrupt_file_is_refused_and_the_next_one_taken(client: Client, image:
     assert client.predict(file=handle_file(image), api_name="/upload")["kind"] == "image"
 
 
+@pytest.mark.slow
 def test_visitors_at_the_same_time_get_the_answers_they_would_get_alone(
     server: SimpleNamespace, make_video: Callable[..., Path]
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytes
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.slow
 def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: Path, image: Path) -> None:
     code = (
         "import signal, sys, threading; from video_llama.demo import opening, terminal;"

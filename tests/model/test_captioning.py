@@ -354,6 +354,7 @@ class Deadly:
         os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_clip_that_crashes_its_process_costs_only_itself(model: VideoLlama, clips: list[Path]) -> None:
     given = [clips[0], clips[1], Deadly(), clips[2], clips[5]]
     errors: dict[int, str] = {}

@@ -80,6 +80,7 @@ def test_the_real_size_is_no_part_of_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert set(bench.BENCHES) - set(run_names) == {"real-size"}
 
 
+@pytest.mark.slow
 def test_a_wrong_result_fails_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "caption_alone", lambda model, path: "something else")
     status, _ = run(tmp_path, "captioning")

@@ -131,6 +131,7 @@ def test_parts_together_are_the_whole(
     assert captions(*parts) == expected
 
 
+@pytest.mark.slow
 def test_processes_of_a_launcher_share_the_work(
     tiny_checkpoint: Path,
     folder: Path,

@@ -95,6 +95,7 @@ def test_a_damaged_entry_is_computed_again(make_config: MakeConfig, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("encoding", "tolerance"), [("bfloat16", 1e-2), ("int8", 1e-2)])
+@pytest.mark.slow
 def test_cheaper_encodings_change_the_loss_little(
     encoding: str, tolerance: float, make_config: MakeConfig, tmp_path: Path
 ) -> None:

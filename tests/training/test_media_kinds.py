@@ -39,6 +39,7 @@ def test_talk_without_media_teaches_the_branches_nothing(make_config: MakeConfig
     assert [line["grad_norm"] for line in read_log(trainer.folder) if line["event"] == "train"] == [0.0] * 4
 
 
+@pytest.mark.slow
 def test_both_branches_train_together_on_batches_of_either(make_config: MakeConfig, corpus: Path) -> None:
     folder = corpus / "train" / "audio_caption"
     trainer = Trainer(

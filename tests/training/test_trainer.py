@@ -172,6 +172,7 @@ def join(batches: list[Batch]) -> Batch:
     return Batch(0, text, [item for batch in batches for item in batch.media], [i for b in batches for i in b.ids])
 
 
+@pytest.mark.slow
 def test_resuming_ends_with_the_bits_of_an_unbroken_run(make_config: MakeConfig, tmp_path: Path) -> None:
     unbroken = Trainer(make_config(f"run.output_dir={tmp_path / 'unbroken'}"))
     unbroken.train()
@@ -206,6 +207,7 @@ def test_only_the_newest_checkpoints_are_kept(make_config: MakeConfig) -> None:
     assert names == ["step_00000007", "step_00000008"]
 
 
+@pytest.mark.slow
 def test_a_sigterm_saves_and_ends_the_run_in_good_order(make_config: MakeConfig, tmp_path: Path) -> None:
     trainer = Trainer(make_config())
     learn = trainer.learner.step
@@ -317,6 +319,7 @@ def test_a_few_unreadable_samples_are_replaced_counted_and_noted(
         Trainer(strict).train()
 
 
+@pytest.mark.slow
 def test_figures_reach_the_trackers(make_config: MakeConfig) -> None:
     trainer = Trainer(make_config("run.trackers=[tensorboard]"))
     trainer.train()
@@ -356,6 +359,7 @@ def test_gradients_are_clipped_to_the_norm(make_config: MakeConfig) -> None:
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
 
 
+@pytest.mark.slow
 def test_the_audio_branch_trains_on_sound_on_pictures_and_on_both(
     make_config: MakeConfig, corpus: Path, tmp_path: Path
 ) -> None:
@@ -411,6 +415,7 @@ def test_the_original_layout_of_the_result_builds_the_trained_model(make_config:
                 assert torch.equal(loaded.get_parameter(name), parameter), name
 
 
+@pytest.mark.slow
 def test_the_output_folder_of_a_run_is_a_model(make_config: MakeConfig, corpus: Path) -> None:
     trainer = Trainer(make_config())
     trainer.train()
