@@ -19,6 +19,8 @@ from PIL import Image
 from tests.conftest import join_videos
 from tests.demo.conftest import join_queue
 
+pytestmark = pytest.mark.slow
+
 GIGABYTE = 10**9
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
@@ -158,7 +160,6 @@ def test_a_request_beside_uploads_is_small(server: SimpleNamespace) -> None:
     assert httpx.post(f"{server.address}gradio_api/queue/join", json=body).status_code == 413
 
 
-@pytest.mark.slow
 def test_bombs_are_refused_before_they_are_unpacked(
     server: SimpleNamespace, client: Client, make_video: Callable[..., Path], tmp_path: Path
 ) -> None:

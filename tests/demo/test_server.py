@@ -27,6 +27,8 @@ from video_llama.demo.terminal import main
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = {"/upload", "/ask", "/retry", "/undo", "/clear", "/stop", "/export"}
 
@@ -96,7 +98,6 @@ def test_a_corrupt_file_is_refused_and_the_next_one_taken(client: Client, image:
     assert client.predict(file=handle_file(image), api_name="/upload")["kind"] == "image"
 
 
-@pytest.mark.slow
 def test_visitors_at_the_same_time_get_the_answers_they_would_get_alone(
     server: SimpleNamespace, make_video: Callable[..., Path]
 ) -> None:
@@ -249,7 +250,6 @@ def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytes
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-@pytest.mark.slow
 def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: Path, image: Path) -> None:
     code = (
         "import signal, sys, threading; from video_llama.demo import opening, terminal;"

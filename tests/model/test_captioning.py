@@ -25,6 +25,8 @@ from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.transforms import normalize_pixels
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "What is happening?"
 OPTIONS = GenerationOptions(max_new_tokens=12)
 
@@ -354,7 +356,6 @@ class Deadly:
         os._exit(3)
 
 
-@pytest.mark.slow
 def test_a_clip_that_crashes_its_process_costs_only_itself(model: VideoLlama, clips: list[Path]) -> None:
     given = [clips[0], clips[1], Deadly(), clips[2], clips[5]]
     errors: dict[int, str] = {}

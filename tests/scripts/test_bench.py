@@ -14,6 +14,8 @@ from scripts import bench
 from scripts.benches import decode, encoders, language, real_size, timing
 from scripts.benches.timing import Row
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
@@ -40,7 +42,6 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, list[dict[str, object]]]:
     [("decode", 4, 7), ("vision", 2, 2), ("audio", 1, 3), ("second-turn", 1, 1), ("captioning", 1, 2)],
 )
 @pytest.mark.usefixtures("no_processes")
-@pytest.mark.slow
 def test_a_bench_runs_and_what_it_compares_agrees(
     tmp_path: Path, name: str, num_compared: int, num_rows: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +81,6 @@ def test_the_real_size_is_no_part_of_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert set(bench.BENCHES) - set(run_names) == {"real-size"}
 
 
-@pytest.mark.slow
 def test_a_wrong_result_fails_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "caption_alone", lambda model, path: "something else")
     status, _ = run(tmp_path, "captioning")

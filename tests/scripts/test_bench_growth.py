@@ -17,6 +17,8 @@ from scripts.benches.long_clips import BLOCK_SECONDS, make_long_clip, shows_what
 from tests.scripts.test_bench import run
 from video_llama.processor.media import MediaProcessor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
@@ -36,7 +38,6 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cost", bench.COSTS)
-@pytest.mark.slow
 def test_each_cost_grows_and_its_results_are_right(
     tmp_path: Path, cost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,8 @@ import torch
 from scripts import caption_videos
 from video_llama.captioner import default_workers
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(caption_videos.__file__)
 
 
@@ -91,7 +93,6 @@ def test_the_prompt_and_the_sound_reach_the_model(tiny_checkpoint: Path, folder:
     assert json.loads(outputs[2].read_text())["sound"] == "not listened to"
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, expected: dict[str, str | None]
 ) -> None:
@@ -131,7 +132,6 @@ def test_parts_together_are_the_whole(
     assert captions(*parts) == expected
 
 
-@pytest.mark.slow
 def test_processes_of_a_launcher_share_the_work(
     tiny_checkpoint: Path,
     folder: Path,
@@ -150,7 +150,6 @@ def test_processes_of_a_launcher_share_the_work(
     assert captions(*parts) == expected
 
 
-@pytest.mark.slow
 def test_torchrun_splits_the_work(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, expected: dict[str, str | None]
 ) -> None:

@@ -19,6 +19,8 @@ from video_llama.training import features
 from video_llama.training.features import FeatureFiller
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny_model() -> VideoLlamaForConditionalGeneration:
@@ -54,7 +56,6 @@ def stored(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "features").rglob("*") if path.is_file())
 
 
-@pytest.mark.slow
 def test_cached_features_give_the_losses_of_encoding_anew(make_config: MakeConfig, tmp_path: Path) -> None:
     plain = Trainer(make_config(*EVAL, f"run.output_dir={tmp_path / 'plain'}"))
     plain.train()
@@ -95,7 +96,6 @@ def test_a_damaged_entry_is_computed_again(make_config: MakeConfig, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("encoding", "tolerance"), [("bfloat16", 1e-2), ("int8", 1e-2)])
-@pytest.mark.slow
 def test_cheaper_encodings_change_the_loss_little(
     encoding: str, tolerance: float, make_config: MakeConfig, tmp_path: Path
 ) -> None:

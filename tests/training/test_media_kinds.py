@@ -14,6 +14,8 @@ from tests.training.test_trainer import read_log
 from video_llama.config import Config
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 TALK = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Two of them."}]}
 
 
@@ -39,7 +41,6 @@ def test_talk_without_media_teaches_the_branches_nothing(make_config: MakeConfig
     assert [line["grad_norm"] for line in read_log(trainer.folder) if line["event"] == "train"] == [0.0] * 4
 
 
-@pytest.mark.slow
 def test_both_branches_train_together_on_batches_of_either(make_config: MakeConfig, corpus: Path) -> None:
     folder = corpus / "train" / "audio_caption"
     trainer = Trainer(
@@ -55,7 +56,6 @@ def test_both_branches_train_together_on_batches_of_either(make_config: MakeConf
     assert trainer.train().iteration == 8
 
 
-@pytest.mark.slow
 def test_processes_with_and_without_media_train_together(config_file: Path, corpus: Path, tmp_path: Path) -> None:
     video = next((corpus / "train" / "webvid" / "videos").rglob("*.mp4"))
     ask = [{"type": "video", "path": str(video)}, {"type": "text", "text": "What?"}]
@@ -79,7 +79,6 @@ def test_processes_with_and_without_media_train_together(config_file: Path, corp
 
 
 @pytest.mark.parametrize("environment", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}])
-@pytest.mark.slow
 def test_a_process_without_a_share_of_the_validation_split_waits_for_nobody(
     environment: dict[str, str], config_file: Path, corpus: Path, tmp_path: Path
 ) -> None:

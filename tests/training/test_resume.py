@@ -23,10 +23,11 @@ from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.processes import build_accelerator
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_no_trace_in_the_result(make_config: MakeConfig, tmp_path: Path) -> None:
     options = ["run.save_freq=1", "run.iters_per_epoch=40", "run.max_epoch=3", "run.num_workers=1"]
     unbroken = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'unbroken'}"))
@@ -41,7 +42,6 @@ def test_twenty_kills_at_random_moments_leave_no_trace_in_the_result(make_config
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-@pytest.mark.slow
 def test_a_run_of_the_audio_branch_with_cached_features_goes_on_from_within_an_epoch(
     accumulated: int, make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -86,7 +86,6 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_whole(make_config: MakeCon
     assert Trainer(make_config("run.resume_ckpt_path=auto")).train().iteration == 8
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(make_config: MakeConfig) -> None:
     trainer = Trainer(make_config("run.keep_checkpoints=1"))
     trainer.train()
@@ -140,7 +139,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.slow
 def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside_and_goes_on_from_there(
     make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,7 +162,6 @@ def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside_and_goes_
     assert_same(new, trained(first.folder))
 
 
-@pytest.mark.slow
 def test_a_run_that_went_back_and_was_stopped_goes_on_with_its_new_course(make_config: MakeConfig) -> None:
     options = ["run.save_freq=1", "run.keep_checkpoints=4"]
     first = Trainer(make_config(*options))
@@ -177,7 +174,6 @@ def test_a_run_that_went_back_and_was_stopped_goes_on_with_its_new_course(make_c
     assert Trainer(make_config(*options, "run.resume_ckpt_path=auto")).state.iteration == 6
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_another_folder_writes_over_nothing_either(make_config: MakeConfig, tmp_path: Path) -> None:
     other = Trainer(make_config("run.max_epoch=1", f"run.output_dir={tmp_path / 'other'}"))
     other.train()
@@ -190,7 +186,6 @@ def test_a_checkpoint_of_another_folder_writes_over_nothing_either(make_config: 
     assert names(other.folder / "checkpoints") == ["step_00000004"]
 
 
-@pytest.mark.slow
 def test_the_scale_of_the_loss_goes_on_where_it_was(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

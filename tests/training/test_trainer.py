@@ -24,6 +24,8 @@ from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Step, TrainingStopped
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -172,7 +174,6 @@ def join(batches: list[Batch]) -> Batch:
     return Batch(0, text, [item for batch in batches for item in batch.media], [i for b in batches for i in b.ids])
 
 
-@pytest.mark.slow
 def test_resuming_ends_with_the_bits_of_an_unbroken_run(make_config: MakeConfig, tmp_path: Path) -> None:
     unbroken = Trainer(make_config(f"run.output_dir={tmp_path / 'unbroken'}"))
     unbroken.train()
@@ -207,7 +208,6 @@ def test_only_the_newest_checkpoints_are_kept(make_config: MakeConfig) -> None:
     assert names == ["step_00000007", "step_00000008"]
 
 
-@pytest.mark.slow
 def test_a_sigterm_saves_and_ends_the_run_in_good_order(make_config: MakeConfig, tmp_path: Path) -> None:
     trainer = Trainer(make_config())
     learn = trainer.learner.step
@@ -319,7 +319,6 @@ def test_a_few_unreadable_samples_are_replaced_counted_and_noted(
         Trainer(strict).train()
 
 
-@pytest.mark.slow
 def test_figures_reach_the_trackers(make_config: MakeConfig) -> None:
     trainer = Trainer(make_config("run.trackers=[tensorboard]"))
     trainer.train()
@@ -359,7 +358,6 @@ def test_gradients_are_clipped_to_the_norm(make_config: MakeConfig) -> None:
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
 
 
-@pytest.mark.slow
 def test_the_audio_branch_trains_on_sound_on_pictures_and_on_both(
     make_config: MakeConfig, corpus: Path, tmp_path: Path
 ) -> None:
@@ -415,7 +413,6 @@ def test_the_original_layout_of_the_result_builds_the_trained_model(make_config:
                 assert torch.equal(loaded.get_parameter(name), parameter), name
 
 
-@pytest.mark.slow
 def test_the_output_folder_of_a_run_is_a_model(make_config: MakeConfig, corpus: Path) -> None:
     trainer = Trainer(make_config())
     trainer.train()

@@ -20,6 +20,8 @@ from video_llama.errors import DatasetError, MediaError
 from video_llama.training.trainer import Trainer
 from video_llama.training.validation import first_answer, media_of_prompt, rouge_l, validate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def validated(make_config: MakeConfig, corpus: Path) -> Trainer:
@@ -153,7 +155,6 @@ BOTH_EPOCHS = [(4, "webvid"), (4, "cc_sbu_align"), (8, "webvid"), (8, "cc_sbu_al
 
 
 @pytest.mark.parametrize("validated_before", [0, 1, 2, 3])
-@pytest.mark.slow
 def test_a_run_killed_between_an_epochs_checkpoint_and_its_validation_makes_up_for_it(
     validated_before: int, make_validated: MakeValidated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +180,6 @@ def test_a_run_killed_between_an_epochs_checkpoint_and_its_validation_makes_up_f
     assert validations(first.folder) == BOTH_EPOCHS
 
 
-@pytest.mark.slow
 def test_a_sigterm_in_the_last_step_of_an_epoch_leaves_its_validation_to_the_run_that_goes_on(
     make_validated: MakeValidated,
 ) -> None:
@@ -191,7 +191,6 @@ def test_a_sigterm_in_the_last_step_of_an_epoch_leaves_its_validation_to_the_run
     assert validations(first.folder) == BOTH_EPOCHS
 
 
-@pytest.mark.slow
 def test_what_a_course_that_was_left_has_validated_does_not_count(make_validated: MakeValidated) -> None:
     first = make_validated("run.save_freq=1", "run.keep_checkpoints=8")
     first.train()
