@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.checkpoints import load_checkpoint
 from video_llama.errors import MediaError, OutOfMemoryError, VideoLlamaError
-from video_llama.model import captioning
+from video_llama.model import captioning, inference
 from video_llama.model.batching import complete_batch, encode_batch
 from video_llama.model.captioning import BatchCaptioner, caption_clips
 from video_llama.model.generation import GenerationOptions
@@ -292,6 +292,34 @@ def test_a_clip_too_large_by_itself_is_an_error_of_its_own(
     assert {type(error) for error in errors.values()} == {OutOfMemoryError}
     with pytest.raises(OutOfMemoryError, match=r"^cuda:0 is out of memory \(2.00 GiB asked for\): take fewer clips"):
         model.caption(clips[:3], PROMPT, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2])
+def test_no_clip_is_lost_where_memory_runs_out_again_and_again_at_a_cache_of_fixed_size(
+    model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    expected = model.caption(clips, PROMPT, max_new_tokens=8)
+    make, sizes = inference.StaticDecoder, list[int]()
+
+    def limited_decoder(language_model: torch.nn.Module, num_rows: int, *rest: object) -> object:
+        sizes.append(num_rows)
+        if num_rows > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return make(language_model, num_rows, *rest)
+
+    monkeypatch.setattr(inference, "StaticDecoder", limited_decoder)
+    errors: list[int] = []
+    captions = model.caption(
+        clips,
+        PROMPT,
+        batch_size=6,
+        max_new_tokens=8,
+        static_cache=True,
+        on_error=lambda number, error: errors.append(number),
+    )
+    assert captions == (expected if largest else [""] * len(clips))
+    assert sorted(errors) == ([] if largest else [*range(len(clips))])
+    assert sizes[:2] == [6, 3]
 
 
 def test_a_common_beginning_that_could_not_be_computed_is_not_taken_for_another(

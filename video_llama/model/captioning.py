@@ -121,13 +121,13 @@ class BatchCaptioner:
     def _run_statically(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
         """Like `run`: an answer that has ended gives its place to the next window."""
         failed: list[WindowCaption] = []
-        supply = self._encode_ahead(reads, failed)
+        supply: Iterator[_Question] = self._encode_ahead(reads, failed)
         asked: dict[_Key, _Question] = {}  # and not answered
         is_done = False
         while not is_done:
-            again = [*asked.values()]
+            supply = chain([*asked.values()], supply)  # which may still hold some of an earlier round
             asked.clear()
-            questions = _remembered(chain(again, supply), asked)
+            questions = _remembered(supply, asked)
             try:
                 for key, text in complete_stream(self.model, questions, self.options, self.clips_at_once):
                     yield from _taken_from(failed)
