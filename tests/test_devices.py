@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import weakref
 from pathlib import Path
 
@@ -44,6 +46,27 @@ def test_a_full_gpu_is_told_with_its_amounts_and_what_to_lower() -> None:
 def test_memory_runs_out_under_many_names(said: str) -> None:
     with pytest.raises(OutOfMemoryError, match=r"^cpu is out of memory.*device_map"), computing_on(CPU, LESS_TO_LOAD):
         raise RuntimeError(said)
+
+
+def test_an_error_that_nobody_keeps_is_gone_with_what_its_frames_held() -> None:
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    def compute() -> None:
+        value = Held()
+        held.append(weakref.ref(value))
+        with computing_on(CPU):
+            raise torch.OutOfMemoryError(CUDA_SAYS)
+
+    gc.disable()
+    try:
+        with contextlib.suppress(OutOfMemoryError):
+            compute()
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_that_is_really_too_much_is_told() -> None:

@@ -517,12 +517,17 @@ class VideoLlama:
         """
         length = longest_prompt + options.max_new_tokens
         weights = [parameter.data_ptr() for parameter in self.model.language_model.parameters()]
-        kept = self._decoders.pop() if self._decoders else None
+        given_back, self._decoders = self._decoders, []
+        kept = given_back.pop() if given_back else None
         if kept is not None and not kept.fits(num_rows, length, options.compile, weights):
             kept = None  # its memory may be needed for the other one
         with computing_on(self.device):
             decoder = kept or StaticDecoder(self.model.language_model, num_rows, length, options.compile)
-            yield decoder
+            try:
+                yield decoder
+            except BaseException:
+                decoder.free()  # the error's traceback holds the decoder as long as anybody holds the error
+                raise
         self._decoders = [decoder]  # not after an error, which may have left it in any state
 
     def _keys(self, ids: list[int], of_kind: dict[str, list[EncodedMedia]]) -> list[Hashable]:

@@ -55,7 +55,10 @@ def computing_on(device: torch.device, less: str = LESS_TO_ANSWER) -> Iterator[N
         traceback.clear_frames(error.__traceback__)  # their tensors
         if isinstance(translated, OutOfMemoryError):
             release_memory()
-        raise translated from error
+        try:
+            raise translated from error
+        finally:
+            del translated  # or this frame and the error hold each other, and what other frames hold, until gc runs
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
