@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from tests.checkpoints import load_checkpoint
 from tests.conftest import needs_compiler
+from video_llama.errors import OutOfMemoryError
 from video_llama.model.batching import complete_batch, complete_stream
 from video_llama.model.generation import GenerationOptions, PrefixCache
 from video_llama.model.inference import Prompt, VideoLlama
@@ -193,6 +195,87 @@ def test_a_model_of_another_kind_says_why_it_cannot(model: VideoLlama, monkeypat
     monkeypatch.setattr(model.model.language_model.model.rotary_emb, "rope_type", "dynamic")
     assert "length of the text" in why_not_static(model.model.language_model)
     assert not model.decodes_statically(options(True))
+
+
+def test_training_mode_hooks_adapters_and_8_bit_are_reasons_against_it(
+    tiny_checkpoint: Path,
+) -> None:
+    language_model = load_checkpoint(tiny_checkpoint).model.language_model
+    language_model(torch.tensor([[1, 2]]), output_hidden_states=True)  # for which transformers leaves hooks behind
+    assert why_not_static(language_model) == ""
+    assert "training mode" in why_not_static(language_model.train())
+    attention = language_model.eval().model.layers[1].self_attn
+    handle = attention.register_forward_hook(lambda *given: None)
+    assert "hooks" in why_not_static(language_model)
+    handle.remove()
+    plain = attention.q_proj
+    attention.q_proj = type("Linear8bitLt", (torch.nn.Linear,), {})(64, 64)
+    assert "8 bit" in why_not_static(language_model)
+    attention.q_proj = type("Adapted", (torch.nn.Linear,), {"__module__": "peft.tuners.lora.layer"})(64, 64)
+    assert "PEFT" in why_not_static(language_model)
+    attention.q_proj = plain
+    assert why_not_static(language_model) == ""
+
+
+def test_numbers_that_overflowed_in_one_answer_do_not_reach_the_next(model: VideoLlama, prompts: list[Prompt]) -> None:
+    decoder = StaticDecoder(model.model.language_model, 1, 128)
+    [expected] = [request.ids for request in decoder.run([Request(prompts[0].inputs_embeds)], options(True))]
+    for request in decoder.run(
+        [Request(torch.full_like(prompts[0].inputs_embeds, torch.nan)), Request(prompts[0].inputs_embeds)],
+        options(True),
+    ):
+        last = request.ids
+    assert last == expected
+
+
+def test_weights_that_changed_in_place_count_in_the_common_beginning(
+    tiny_checkpoint: Path, prompts: list[Prompt]
+) -> None:
+    model = load_checkpoint(tiny_checkpoint)
+    with torch.no_grad():
+        model.model.language_model.lm_head.weight *= 8
+    table = model.model.get_input_embeddings().weight.detach().clone()
+    rows = [[*range(50, 90), *prompt.keys[:5]] for prompt in prompts[:3]]
+    begun = [Prompt(keys, table[torch.tensor(keys)][None], ["</s>"]) for keys in rows]
+    before = complete_batch(model, begun, options(True))
+    [kept] = model._decoders
+    with torch.no_grad():
+        for layer in model.model.language_model.model.layers:
+            layer.self_attn.v_proj.weight *= -20
+    after = complete_batch(model, begun, options(True))
+    assert model._decoders == [kept]
+    assert after == complete_batch(model, begun, options(False)) != before
+
+
+def test_an_end_token_that_was_changed_ends_the_next_answer(model: VideoLlama, prompts: list[Prompt]) -> None:
+    decoder = StaticDecoder(model.model.language_model, 1, 128)
+    ids = next(decoder.run([Request(prompts[0].inputs_embeds)], options(True))).ids
+    defaults = model.model.language_model.generation_config
+    usual, defaults.eos_token_id = defaults.eos_token_id, [2, ids[3]]
+    try:
+        assert next(decoder.run([Request(prompts[0].inputs_embeds)], options(True))).ids == ids[: ids.index(ids[3]) + 1]
+    finally:
+        defaults.eos_token_id = usual
+
+
+def test_who_keeps_an_error_keeps_no_decoder(model: VideoLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: StaticDecoder, *given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(StaticDecoder, "run", run)
+    states = []
+
+    def fail() -> None:
+        with model.borrow_decoder(1, 10, options(True)) as decoder:
+            states.append(weakref.ref(decoder._states))
+            decoder.run([], options(True))
+
+    with pytest.raises(OutOfMemoryError):
+        fail()
+    with pytest.raises(OutOfMemoryError) as kept:
+        fail()
+    assert kept.value.__traceback__ is not None
+    assert [state() for state in states] == [None, None]
 
 
 def test_a_decoder_is_given_back_only_whole(model: VideoLlama, prompts: list[Prompt]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MAX_ITEMS", "MediaCache"]
+__all__ = ["MAX_ITEMS", "MediaCache", "weights_version"]
 
 MAX_ITEMS = 64
 """That a model keeps which was loaded for answering."""
@@ -42,7 +42,7 @@ class MediaCache:
         """
         if not self.max_items or branch is None:
             return encode()
-        key = f"{content_key(values)} {_version(branch)}"
+        key = f"{content_key(values)} {weights_version(branch)}"
         with self._lock:
             if key in self._features:
                 self._features.move_to_end(key)
@@ -60,7 +60,7 @@ class MediaCache:
             self._features.clear()
 
 
-def _version(branch: nn.Module) -> int:
+def weights_version(branch: nn.Module) -> int:
     """Another one after each step of an optimizer and each loading of weights."""
     return sum(parameter._version for parameter in branch.parameters() if not parameter.is_inference())
 

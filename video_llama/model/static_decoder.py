@@ -23,6 +23,7 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
 from video_llama.model.generation import GenerationOptions, cache_argument
+from video_llama.model.media_cache import weights_version
 from video_llama.model.shared_prefix import SharedPrefix
 from video_llama.utils.devices import CAPTURING
 
@@ -77,9 +78,27 @@ def why_not_static(language_model: PreTrainedModel) -> str:
         return "its rotary embedding depends on the length of the text"
     if language_model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention {language_model.config._attn_implementation!r} takes no mask of its own"
+    if language_model.training:
+        return "it is in training mode"
+    for module in language_model.modules():
+        if reason := _why_not_captured(module):
+            return reason
     devices = {parameter.device for parameter in language_model.parameters()}
     if len(devices) > 1 or any(hasattr(module, "_hf_hook") for module in language_model.modules()):
         return "its weights do not lie on one device"
+    return ""
+
+
+def _why_not_captured(module: nn.Module) -> str:
+    """What a module does besides computing with its weights: a graph would do it once, or fail."""
+    kind = type(module)
+    if kind.__name__ == "Linear8bitLt":
+        return "its weights are quantised to 8 bit, and such a product waits for the GPU"
+    if kind.__module__.partition(".")[0] == "peft":
+        return "it has adapters of PEFT, which can be switched (merge them to have it)"
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks):
+        return f"a {kind.__name__} in it has hooks"  # those of transformers do nothing unless its outputs are asked for
     return ""
 
 
@@ -147,15 +166,19 @@ def _join_products(layer: Any) -> tuple[Tensor, Tensor] | None:
 
 def _is_plain(part: nn.Module) -> bool:
     # What was made in inference mode cannot become a view outside of it.
-    return type(part) is nn.Linear and part.bias is None and not part.weight.is_inference()
+    # Weights of other types than Parameter are quantised or shards.
+    if type(part) is not nn.Linear or part.bias is not None or type(part.weight) is not nn.Parameter:
+        return False
+    return not part.weight.is_inference()
 
 
 def _join(parts: Sequence[nn.Linear]) -> Tensor:
     weights = [part.weight for part in parts]
     sizes = [len(weight) for weight in weights]
     storage = weights[0].untyped_storage()
+    starts = itertools.accumulate((weight.nbytes for weight in weights[:-1]), initial=storage.data_ptr())
     if storage.nbytes() == sum(weight.nbytes for weight in weights) and all(
-        weight.untyped_storage().data_ptr() == storage.data_ptr() for weight in weights
+        weight.data_ptr() == start for weight, start in zip(weights, starts, strict=True)
     ):
         return weights[0].as_strided((sum(sizes), weights[0].shape[1]), weights[0].stride())  # joined before
     with torch.inference_mode(False), torch.no_grad():
@@ -202,8 +225,7 @@ class StaticDecoder:
         self._positions = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._num_drawn = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._logits = torch.zeros(num_rows, config.vocab_size, dtype=torch.float32, device=device)
-        self._end_ids = set(_end_ids(language_model.generation_config))
-        self._prefix = SharedPrefix()
+        self._prefix, self._version = SharedPrefix(), 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by window
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -215,6 +237,10 @@ class StaticDecoder:
         """
         has_room = max_length <= self.max_length <= 2 * max(max_length, 1024)
         return has_room and (self.num_rows, self._compiled) == (num_rows, compiled) and self._weights == list(weights)
+
+    def free(self) -> None:
+        """Let go of all memory; the decoder is of no use any more."""
+        self.__dict__.clear()
 
     def run(self, requests: Iterable[AnyRequest], options: GenerationOptions) -> Iterator[AnyRequest]:
         """Continue all requests; each comes out when its answer has ended, in any order.
@@ -231,7 +257,10 @@ class StaticDecoder:
         supply = iter(requests)
         active: dict[int, AnyRequest] = {}  # by row
         new: list[AnyRequest] = []
+        end_ids = set(_end_ids(self._model.generation_config))
         draw = _Draw(options, self._model.generation_config, self._logits)
+        if self._version != (version := weights_version(self._model)):
+            self._prefix, self._version = SharedPrefix(), version
         launched: tuple[dict[int, AnyRequest], _Drawn] | None = None
         while True:
             free = [row for row in range(self.num_rows) if row not in active]
@@ -240,7 +269,7 @@ class StaticDecoder:
                 for rows, batch in self._group(new, free, options):
                     first = self._prefill(rows, batch, draw)
                     active |= zip(rows, batch, strict=True)
-                    yield from self._note(dict(zip(rows, batch, strict=True)), first, active, options)
+                    yield from self._note(dict(zip(rows, batch, strict=True)), first, active, options, end_ids)
             if not active:
                 if not new:
                     return
@@ -248,7 +277,7 @@ class StaticDecoder:
             longest = max(request.length + len(request.ids) + 1 for request in active.values())
             before, launched = launched, (dict(active), self._step(draw, longest))
             if before is not None:  # while the device computes the step just launched
-                yield from self._note(*before, active, options)
+                yield from self._note(*before, active, options, end_ids)
 
     def _group(
         self, requests: list[AnyRequest], free: list[int], options: GenerationOptions
@@ -282,6 +311,7 @@ class StaticDecoder:
         hidden_states = output.last_hidden_state[torch.arange(len(new), device=embeds.device), last]
         logits = self._model.lm_head(hidden_states).float()  # (prompts, vocabulary)
         index = torch.tensor(rows, device=embeds.device)
+        self._states.index_fill_(2, index, 0)  # NaN of an earlier answer would come through the mask
         for number, layer in enumerate(states.layers):
             length = layer.keys.shape[2]
             self._states[number, 0, index, :, :length] = layer.keys
@@ -345,7 +375,12 @@ class StaticDecoder:
         return graph
 
     def _note(
-        self, requests: dict[int, AnyRequest], drawn: _Drawn, active: dict[int, AnyRequest], options: GenerationOptions
+        self,
+        requests: dict[int, AnyRequest],
+        drawn: _Drawn,
+        active: dict[int, AnyRequest],
+        options: GenerationOptions,
+        end_ids: set[int],
     ) -> Iterator[AnyRequest]:
         """Add the drawn tokens to the answers; those that have ended come out and free their rows."""
         tokens = drawn.read()
@@ -353,7 +388,7 @@ class StaticDecoder:
             if active.get(row) is not request:  # it had ended when this token was drawn
                 continue
             request.ids.append(tokens[row])
-            is_last = tokens[row] in self._end_ids or len(request.ids) == options.max_new_tokens
+            is_last = tokens[row] in end_ids or len(request.ids) == options.max_new_tokens
             if request.has_ended(request.ids) or is_last:
                 del active[row]
                 if request.keeps_states and request.states is not None:
