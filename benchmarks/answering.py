@@ -77,10 +77,10 @@ def decode(bench: Bench, figures: Figures) -> None:
         row: Figures = {}
         figures[f"batch {batch}, fixed cache"] = row
         row["first_call_s"] = bench.once(partial(fixed, sizes.new_tokens))
-        _steps(bench, row, fixed, batch, repeats=5)
+        _steps(bench, row, fixed, batch, repeats=4)
         theirs: Figures = {}
         figures[f"batch {batch}, LlamaForCausalLM.generate"] = theirs
-        _steps(bench, theirs, peer, batch, repeats=2)
+        _steps(bench, theirs, peer, batch, repeats=1)
         row["speed_up"] = theirs["ms_step"] / row["ms_step"]
         ways = {"fixed cache": fixed}
         if bench.on_gpu or batch == 1:  # compiling takes a CPU long
@@ -88,7 +88,7 @@ def decode(bench: Bench, figures: Figures) -> None:
             fused: Figures = {}
             figures[f"batch {batch}, fixed cache, compiled"] = fused
             fused["first_call_s"] = bench.once(partial(compiled, sizes.new_tokens))
-            _steps(bench, fused, compiled, batch, repeats=5)
+            _steps(bench, fused, compiled, batch, repeats=4)
             fused["speed_up"] = theirs["ms_step"] / fused["ms_step"]
         if batch in (1, max(sizes.batches)):
             for name, generate in ways.items():
@@ -99,7 +99,7 @@ def decode(bench: Bench, figures: Figures) -> None:
         if batch == 1:
             plain: Figures = {}
             figures[f"batch {batch}, eager"] = plain
-            _steps(bench, plain, eager, batch, repeats=2)
+            _steps(bench, plain, eager, batch, repeats=1)
             plain["speed_up"] = theirs["ms_step"] / plain["ms_step"]
         pairs = zip(fixed(sizes.new_tokens), eager(sizes.new_tokens), strict=True)
         row["texts_as_eager"] = sum(ours == its for ours, its in pairs) / batch
@@ -141,7 +141,7 @@ def captions(bench: Bench, figures: Figures) -> None:
         row: Figures = {}
         figures[f"batch {batch}, {way}"] = row
         row["first_call_s"] = bench.once(partial(model.caption, clips[:batch], **given))
-        row["clips_s"] = len(clips) / bench.seconds(partial(model.caption, clips, **given), 2, 0)
+        row["clips_s"] = len(clips) / bench.once(partial(model.caption, clips, **given))
     _parts(bench, figures, clips)
     peer_row: Figures = {}
     figures["InstructBlipVideo"] = peer_row
@@ -150,7 +150,7 @@ def captions(bench: Bench, figures: Figures) -> None:
         inputs = _peer_inputs(bench, batch)
         with torch.inference_mode():
             generate = {**inputs, **length, "do_sample": False, "pad_token_id": 0}
-            seconds = bench.seconds(partial(bench.peer.generate, **generate), 2, 1)
+            seconds = bench.seconds(partial(bench.peer.generate, **generate), 1, 1)
         rates[batch] = batch / seconds
         peer_row[f"clips_s_batch_{batch}"] = rates[batch]
         peer_row["clips_s"] = max(rates.values())

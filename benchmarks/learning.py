@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from benchmarks.harness import Bench, Figures
@@ -25,65 +26,49 @@ GIB = 2**30
 
 
 def training(bench: Bench, figures: Figures) -> None:
-    """Steps as a run makes them, without reading data; then again with compiled layers."""
+    """Steps as a run makes them, without reading data."""
     bench.forget()
     before = bench.allocated() - sum(weight.nbytes for weight in bench.model.model.parameters())
-    trainer = make_trainer(bench)
-    for stage in bench.sizes.stages:
-        for is_cached in (False, True):
-            _measure(bench, figures, trainer, stage, is_cached, before)
-        name = stage[0]
-        plain = figures[f"{name}, cached"]["ms_step"]
-        figures[f"{name}, cached"]["faster_than_encoded"] = figures[f"{name}, encoded"]["ms_step"] / plain
-        costs = _deterministic(bench, trainer, make_batch(bench, *stage[1:], is_cached=True)) / plain
-        figures[f"{name}, cached"]["deterministic_costs"] = costs
-    if bench.is_rehearsal:  # compiling for a CPU takes minutes
-        return
-    trainer = make_trainer(bench, compiled=True)
-    for stage in reversed(bench.sizes.stages):  # the last length, as every one after the first, is any length
-        for is_cached in (True, False):
-            _measure(bench, figures, trainer, stage, is_cached, before, ", compiled")
-        ways = (figures[f"{stage[0]}, {kind}, compiled"] for kind in ("encoded", "cached"))
-        encoded, cached = (row["ms_step"] for row in ways)
-        figures[f"{stage[0]}, cached, compiled"]["faster_than_encoded"] = encoded / cached
+    for way, compiled in (("", False), (", compiled", True)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        _stages(bench, figures, make_trainer(bench, compiled), way, before)
 
 
-def _measure(
-    bench: Bench,
-    figures: Figures,
-    trainer: Any,
-    sizes: tuple[str, int, int, int],
-    is_cached: bool,
-    before: int,
-    suffix: str = "",
-) -> None:
-    """Add the rows of one stage; `before` is what is allocated apart from the model."""
-    stage, batch_size, num_tokens, num_answers = sizes
+def _stages(bench: Bench, figures: Figures, trainer: Any, way: str, before: int) -> None:
+    """Both stages, encoded and from cached features."""
     config = bench.model.model.config
-    work = Workload(NUM_FRAMES, 0, num_tokens - num_answers - config.num_video_query_tokens, num_answers)
-    sample = TrainingSample(num_tokens, num_answers, NUM_FRAMES, 0)
     parts = TrainedParts(video=True, projection=True, audio=False)
-    estimate = estimate_training_memory(config, parts, sample, batch_size=batch_size).total
-    task = partial(trainer.step, [make_batch(bench, batch_size, num_tokens, num_answers, is_cached)])
-    row: Figures = {}
-    name = f"{stage}, {'cached' if is_cached else 'encoded'}{suffix}"
-    figures[name] = row
-    row["first_s"] = bench.once(task)
-    bench.allocated()
-    peak = bench.peak(task) - before
-    seconds = bench.seconds(task, repeats=7, warmup=1)
-    flops = batch_size * training_flops(config, work, is_cached).total
-    row["ms_step"] = seconds * 1e3
-    row["steps_s"], row["samples_s"] = 1 / seconds, batch_size / seconds
-    row["tflop_s"] = flops / seconds / 1e12
-    row["of_989"] = flops / seconds / PEAK_RATE
-    row["of_matmul"] = flops / seconds / bench.matmul_rate
-    row["peak_gib"], row["estimate_gib"] = peak / GIB, estimate / GIB
-    row["peak_to_estimate"] = peak / estimate
-    profile = bench.kernels(task)
-    row["device_ms"], row["launched"] = profile["device_ms"], profile["launched"]
-    row["host_alone_ms"] = max(0.0, row["ms_step"] - profile["device_ms"])
-    figures[f"{name}: kernels"] = profile["top"]
+    for stage, batch_size, num_tokens, num_answers in bench.sizes.stages:
+        words = num_tokens - num_answers - config.num_video_query_tokens
+        work = Workload(NUM_FRAMES, 0, words, num_answers)
+        sample = TrainingSample(num_tokens, num_answers, NUM_FRAMES, 0)
+        estimate = estimate_training_memory(config, parts, sample, batch_size=batch_size).total
+        for is_cached in (False, True):
+            batch = make_batch(bench, batch_size, num_tokens, num_answers, is_cached)
+            row: Figures = {}
+            name = f"{stage}, {'cached' if is_cached else 'encoded'}{way}"
+            figures[name] = row
+            row["first_call_s"] = bench.once(partial(trainer.step, [batch]))
+            bench.allocated()
+            peak = bench.peak(partial(trainer.step, [batch])) - before
+            seconds = bench.seconds(partial(trainer.step, [batch]), repeats=5, warmup=1)
+            flops = batch_size * training_flops(config, work, is_cached).total
+            row["ms_step"] = seconds * 1e3
+            row["steps_s"], row["samples_s"] = 1 / seconds, batch_size / seconds
+            row["tflop_s"] = flops / seconds / 1e12
+            row["of_989"] = flops / seconds / PEAK_RATE
+            row["of_matmul"] = flops / seconds / bench.matmul_rate
+            row["peak_gib"], row["estimate_gib"] = peak / GIB, estimate / GIB
+            row["peak_to_estimate"] = peak / estimate
+            profile = bench.kernels(partial(trainer.step, [batch]))
+            row["device_ms"], row["launched"] = profile["device_ms"], profile["launched"]
+            row["host_alone_ms"] = max(0.0, row["ms_step"] - profile["device_ms"])
+            figures[f"{name}: kernels"] = profile["top"]
+        encoded, cached = (figures[f"{stage}, {kind}{way}"]["ms_step"] for kind in ("encoded", "cached"))
+        figures[f"{stage}, cached{way}"]["faster_than_encoded"] = encoded / cached
+        if not way:
+            plain = figures[f"{stage}, cached"]["ms_step"]
+            figures[f"{stage}, cached"]["deterministic_costs"] = _deterministic(bench, trainer, batch) / plain
 
 
 def make_trainer(bench: Bench, compiled: bool = False) -> Any:

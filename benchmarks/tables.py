@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +29,32 @@ TITLES = {
     "kv": "Visitors at the same time",
     "memory": "Memory of an answer",
     "training": "Training steps",
+    "compiled": "Encoders with torch.compile, which has left since",
 }
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The newest line of each section and card, of all files in the order of their names."""
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            if not line["rehearsal"]:
-                newest[line["card"], line["section"]] = line
+def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each run, by the name of its file: the newest run first, sections in their order, no rehearsals."""
     order = list(TITLES)
-    return sorted(newest.values(), key=lambda line: (line["card"], order.index(line["section"])))
+    runs = {}
+    for path in sorted(folder.glob("*.jsonl"), reverse=True):
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        real = [line for line in lines if not line["rehearsal"]]
+        runs[path.stem] = sorted(real, key=lambda line: order.index(line["section"]))
+    return {name: lines for name, lines in runs.items() if lines}
 
 
-def draw(lines: Iterable[dict[str, Any]]) -> str:
+def draw(runs: dict[str, list[dict[str, Any]]]) -> str:
     """All tables as Markdown."""
     drawn: list[str] = []
-    card = ""
-    for line in lines:
-        if line["card"] != card:
-            card = line["card"]
-            versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
-            drawn.append(f"### {card}\n\n{versions}.")
-        drawn.append(f"#### {TITLES[line['section']]}")
-        if line["status"] != "ok":
-            drawn.append(f"Not whole: {line['status']}.")
-        drawn += [part for part in (_words(line["figures"]), _table(line["figures"])) if part]
+    for name, lines in runs.items():
+        versions = ", ".join(f"{package} {version}" for package, version in lines[0]["versions"].items())
+        drawn.append(f"### {lines[0]['card']}, run {name}\n\n{versions}.")
+        for line in lines:
+            drawn.append(f"#### {TITLES[line['section']]}")
+            if line["status"] != "ok":
+                drawn.append(f"Not whole: {line['status']}.")
+            drawn += [part for part in (_words(line["figures"]), _table(line["figures"])) if part]
     return "\n\n".join(drawn)
 
 
@@ -69,10 +67,10 @@ def _words(figures: dict[str, Any]) -> str:
 
 def _table(figures: dict[str, Any]) -> str:
     rows = {name: value for name, value in figures.items() if _is_row(value) and not name.endswith(KERNELS)}
-    rows = {name: value for name, value in rows.items() if name != "profile"}
+    rows = {name: value for name, value in rows.items() if name != "profile" and value}
     if not rows:
         return ""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row if column != "profile"))
     head = ["", *(column.replace("_", " ") for column in columns)]
     body = [[name, *(show(row[column]) if column in row else "" for column in columns)] for name, row in rows.items()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])

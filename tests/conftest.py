@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import struct
+import sysconfig
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +18,11 @@ from numpy.typing import NDArray
 
 MakeVideo = Callable[..., Path]
 MakeSound = Callable[..., Path]
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile needs a C++ compiler and Python.h on a CPU (on Debian: apt-get install g++ python3-dev)",
+)
 
 
 def draw_frame(index: int, width: int, height: int) -> NDArray[np.uint8]:

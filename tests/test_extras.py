@@ -96,6 +96,7 @@ def test_each_extra_installs_the_package_it_is_named_for() -> None:
 # Without the extras
 
 
+@pytest.mark.slow
 def test_everything_but_the_page_is_imported_without_the_packages_of_the_extras() -> None:
     code = (
         "import importlib, json, pkgutil, sys\n"

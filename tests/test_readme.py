@@ -147,6 +147,7 @@ def test_what_replaces_the_original_exists(readme: str) -> None:
 
 
 @BOTH
+@pytest.mark.slow
 def test_the_memory_table_is_what_the_script_counts(readme: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = table(readme, 3, {README: "precision | 7B | 13B", TURKISH: "duyarlık | 7B | 13B"}[readme])
     script = runpy.run_path(str(ROOT / "scripts" / "estimate_memory.py"))

@@ -97,6 +97,7 @@ def test_the_sound_of_a_clip_alone_is_heard(model: VideoLlama) -> None:
     assert "beeps" in chat.answer()
 
 
+@pytest.mark.slow
 def test_encoders_and_q_formers_in_bfloat16_change_no_answer(corpus: Path, model: VideoLlama) -> None:
     clips = [SAMPLE, *sorted(corpus.rglob("*.mp4"))[:7]]
     halved = load_pretrained_model(NAME, device="cpu", half=False, verbose=False)
@@ -107,6 +108,7 @@ def test_encoders_and_q_formers_in_bfloat16_change_no_answer(corpus: Path, model
         assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_it_answers_rightly_on_fresh_clips_pictures_and_sounds(evaluate: Any) -> None:
     rows = evaluate()
     for name in ("clips: colour", "clips: shape", "clips: size", "clips: count", "stills: colour", "stills: shape"):
@@ -118,6 +120,7 @@ def test_it_answers_rightly_on_fresh_clips_pictures_and_sounds(evaluate: Any) ->
     assert rows["second turns"]["accuracy"] >= 0.9
 
 
+@pytest.mark.slow
 def test_without_the_order_of_frames_it_cannot_tell_the_motion_but_the_colour(evaluate: Any) -> None:
     rows = evaluate("--ablate", "shuffle_frames", "--limit", "16")
     assert rows["clips: motion"]["accuracy"] <= 0.5

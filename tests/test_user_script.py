@@ -57,6 +57,7 @@ def run(script: Path, model_path: str | Path, path: Path, folder: Path, temperat
 @script
 @pytest.mark.parametrize("model", ["published layout", "small model"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_a_script_for_the_original_runs_as_it_is(
     script: Path,
     model: str,

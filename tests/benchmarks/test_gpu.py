@@ -11,8 +11,11 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.harness import REHEARSAL, Bench
+from tests.conftest import needs_compiler
 
 
+@needs_compiler
+@pytest.mark.slow
 def test_every_section_runs_and_writes_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = gpu.main(["--rehearse", "--output", str(tmp_path)])
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]

@@ -28,9 +28,9 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_newest_figures_of_each_section_are_drawn(results: Path) -> None:
+def test_each_run_is_drawn_the_newest_first_without_rehearsals_and_kernels(results: Path) -> None:
     assert tables.draw(tables.read(results)).splitlines() == [
-        "### H100",
+        "### H100, run 2026-11-27",
         "",
         "torch 2.11.0.",
         "",
@@ -46,6 +46,16 @@ def test_the_newest_figures_of_each_section_are_drawn(results: Path) -> None:
         "| --- | --- | --- |",
         "| 8 frames | 9.88 | 1.2 |",
         "| 1 frames | 1234 |  |",
+        "",
+        "### H100, run 2026-11-26",
+        "",
+        "torch 2.11.0.",
+        "",
+        "#### Encoders",
+        "",
+        "|  | ms |",
+        "| --- | --- |",
+        "| 8 frames | 7 |",
     ]
 
 

@@ -24,6 +24,8 @@ from video_llama.processor.audio import decode_audio
 from video_llama.processor.kind import media_kind
 from video_llama.processor.video import decode_video
 
+pytestmark = pytest.mark.slow
+
 Truths = dict[str, list[dict[str, Any]]]
 
 

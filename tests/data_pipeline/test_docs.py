@@ -52,6 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_walk_through_has_ten_samples_that_are_all_good(place: Path) -> None:
     check, train = commands(OWN_DATA)[3:]
     assert check.startswith("python scripts/check_dataset.py")
@@ -66,6 +67,7 @@ def test_the_walk_through_has_ten_samples_that_are_all_good(place: Path) -> None
     assert (place / "output/mine/log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_other_sections_of_the_walk_through_build(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     _, sounds, several = blocks(OWN_DATA, "yaml")
@@ -80,6 +82,7 @@ def test_the_other_sections_of_the_walk_through_build(place: Path, monkeypatch: 
             assert dataset.encoder(dataset.examples[0]).media
 
 
+@pytest.mark.slow
 def test_the_shards_that_are_packed_are_those_that_the_section_names(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ from PIL import Image
 from tests.conftest import join_videos
 from tests.demo.conftest import join_queue
 
+pytestmark = pytest.mark.slow
+
 GIGABYTE = 10**9
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 

@@ -6,7 +6,11 @@ import time
 import weakref
 from types import SimpleNamespace
 
+import pytest
+
 from scripts.bench_demo import Clip, talk_at_once
+
+pytestmark = pytest.mark.slow
 
 
 def test_sixteen_clients_get_their_own_right_answers_and_leave_nothing_behind(

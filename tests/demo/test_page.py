@@ -26,6 +26,7 @@ playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright i
 if find_browser() is None:
     pytest.skip("no Chromium here (on Debian: apt-get install chromium)", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
 Visit = Callable[..., Any]
 PATIENCE_MS = 120_000
 COLOUR, SOUND = QUESTIONS["colour"], QUESTIONS["sound"]

@@ -27,6 +27,8 @@ from video_llama.demo.terminal import main
 from video_llama.errors import VideoLlamaError
 from video_llama.model.generation import GenerationOptions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = {"/upload", "/ask", "/retry", "/undo", "/clear", "/stop", "/export"}
 

@@ -41,6 +41,7 @@ def test_every_option_has_an_explanation() -> None:
         assert action.help, action.dest
 
 
+@pytest.mark.slow
 def test_the_command_answers_and_fails_as_a_process(tiny_checkpoint: Path, image: Path) -> None:
     command = [sys.executable, "demo_video.py", "--model", str(tiny_checkpoint), "--question", "What is it?"]
     command += ["--max-new-tokens", "4", "--input", str(image)]

@@ -25,6 +25,8 @@ from video_llama.processor.clips import ClipReader
 from video_llama.processor.media import AudioSegments, VideoFrames
 from video_llama.processor.transforms import normalize_pixels
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "What is happening?"
 OPTIONS = GenerationOptions(max_new_tokens=12)
 

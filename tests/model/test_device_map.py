@@ -20,6 +20,8 @@ from video_llama.model.inference import VideoLlama
 from video_llama.model.memory import build_skeleton
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
+pytestmark = pytest.mark.slow
+
 BY_PARTS = {
     "video_branch": 1,
     "audio_branch": 2,

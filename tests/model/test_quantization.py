@@ -12,6 +12,8 @@ from video_llama.model.inference import VideoLlama
 from video_llama.model.loading import load_transformers
 from video_llama.processor.media import VideoFrames
 
+pytestmark = pytest.mark.slow
+
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 LINEAR = {4: "Linear4bit", 8: "Linear8bitLt"}

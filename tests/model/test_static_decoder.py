@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.checkpoints import load_checkpoint
+from tests.conftest import needs_compiler
 from video_llama.model.batching import complete_batch, complete_stream
 from video_llama.model.generation import GenerationOptions, PrefixCache
 from video_llama.model.inference import Prompt, VideoLlama
@@ -39,6 +40,7 @@ def options(static: bool, **kwargs: Any) -> GenerationOptions:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"repetition_penalty": 1.3}, {"min_new_tokens": 15}], ids=str)
+@pytest.mark.slow
 def test_answers_are_those_of_generate_in_one_batch_one_by_one_and_in_turns(
     model: VideoLlama, prompts: list[Prompt], kwargs: dict[str, Any]
 ) -> None:
@@ -51,6 +53,8 @@ def test_answers_are_those_of_generate_in_one_batch_one_by_one_and_in_turns(
     assert len(set(expected)) > 25, "the answers must differ for this to say anything"
 
 
+@needs_compiler
+@pytest.mark.slow
 def test_a_compiled_step_gives_the_same_answers_and_is_compiled_once_for_all_layers(
     model: VideoLlama, prompts: list[Prompt]
 ) -> None:

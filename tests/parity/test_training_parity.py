@@ -126,6 +126,7 @@ def is_noise(name: str, record: dict[str, Any], files: dict[str, dict[str, Tenso
     return sees_one and "crossattention.attention" in name and ("query" in name or "key" in name)
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_every_stage_and_branch_end_at_the_recorded_parameters(
     reference: Path, reference_json: Callable[[str], Any], tmp_path: Path
 ) -> None:

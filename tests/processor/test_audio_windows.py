@@ -107,6 +107,7 @@ def test_a_window_after_the_end_or_without_a_track_has_no_sound(
         ("tone.webm", 48_000, "libopus", 0.02),
     ],
 )
+@pytest.mark.slow
 def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_decoded(
     make_sound: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,

@@ -122,6 +122,7 @@ class Deadly:
         yield str(self.path)
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_its_process_is_tried_twice(files: list[ClipSource], tmp_path: Path) -> None:
     given = [files[0], Deadly(files[0]), Deadly(files[0], tmp_path / "was here"), files[2]]
     reads = read_all(given, ClipReader(MEDIA), 2)
@@ -148,11 +149,13 @@ class Faulty:
         raise ZeroDivisionError("a bug")
 
 
+@pytest.mark.slow
 def test_what_a_decoder_prints_stays_apart_from_what_it_gives(files: list[ClipSource]) -> None:
     [read] = read_all([Chatty(files[0])], ClipReader(MEDIA), 1)
     assert isinstance(read.window, Window)
 
 
+@pytest.mark.slow
 def test_a_bug_stops_the_run_and_is_no_bad_file(files: list[ClipSource]) -> None:
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
         read_all([files[0], Faulty()], ClipReader(MEDIA), 1)
@@ -179,6 +182,7 @@ def test_what_cannot_be_sent_to_another_process_is_read_in_this_one(files: list[
     assert opened_in == [here]
 
 
+@pytest.mark.slow
 def test_a_class_of_the_main_script_is_read_there(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     script = tmp_path / "main.py"
     script.write_text(
@@ -208,6 +212,7 @@ def test_whoever_stops_reading_leaves_no_process_behind(files: list[ClipSource])
     assert set(psutil.Process().children()) == before
 
 
+@pytest.mark.slow
 def test_processes_end_when_their_owner_is_killed(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     code = (
         "import sys, os, psutil, signal\n"

@@ -14,6 +14,8 @@ from scripts import bench
 from scripts.benches import decode, encoders, language, real_size, timing
 from scripts.benches.timing import Row
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:

@@ -17,6 +17,8 @@ from scripts.benches.long_clips import BLOCK_SECONDS, make_long_clip, shows_what
 from tests.scripts.test_bench import run
 from video_llama.processor.media import MediaProcessor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:

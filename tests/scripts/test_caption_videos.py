@@ -17,6 +17,8 @@ import torch
 from scripts import caption_videos
 from video_llama.captioner import default_workers
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(caption_videos.__file__)
 
 

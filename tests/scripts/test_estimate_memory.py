@@ -17,6 +17,7 @@ def lines_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_an_evaluation_configuration_is_counted_as_the_size_that_its_language_model_is_named_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -35,6 +36,7 @@ def test_a_model_of_the_package_is_found_by_name_and_by_configuration(capsys: py
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_a_training_configuration_is_counted_with_gradients_and_optimizer(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,6 +145,7 @@ def test_saving_more_or_less_often_than_advised_loses_more() -> None:
     assert lost(best) < min(lost(best * 1.1), lost(best / 1.1))
 
 
+@pytest.mark.slow
 def test_the_document_shows_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
@@ -155,6 +156,7 @@ def test_the_document_shows_what_the_script_prints(capsys: pytest.CaptureFixture
     assert not missing
 
 
+@pytest.mark.slow
 def test_more_frames_sound_and_tokens_cost_more(capsys: pytest.CaptureFixture[str]) -> None:
     config = make_tiny_config()
     base = caption_flops(config, WORK).total

@@ -69,6 +69,7 @@ def test_a_script_explains_itself(
     assert [text for text in HELP[script] if text not in shown] == []
 
 
+@pytest.mark.slow
 def test_a_script_runs_from_anywhere_and_fails_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "convert_checkpoint.py"), "absent", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -274,6 +275,7 @@ def estimate(
     return table
 
 
+@pytest.mark.slow
 def test_an_estimate_adds_up_and_follows_its_options(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

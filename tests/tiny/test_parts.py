@@ -26,6 +26,8 @@ from video_llama.tiny.pretraining import prepare, write_parts
 from video_llama.tiny.steps import Schedule, build_optimizers, run_steps
 from video_llama.tiny.vision import AttributeHeads, _patches_on_objects, _patches_with_centres
 
+pytestmark = pytest.mark.slow
+
 Prepared = tuple[VideoLlamaForConditionalGeneration, VideoLlamaProcessor, Path]
 
 

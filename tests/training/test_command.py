@@ -107,6 +107,7 @@ def test_the_cache_alone_is_filled_on_request(config_file: Path, tmp_path: Path)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_the_cache_is_filled_although_a_run_is_there_which_is_left_as_it_was(config_file: Path, tmp_path: Path) -> None:
     assert main(["--cfg-path", str(config_file), "--options", "run.max_epoch=1"]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

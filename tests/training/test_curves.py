@@ -63,6 +63,7 @@ def test_what_is_no_log_is_named(content: str, message: str, tmp_path: Path) -> 
         read_log(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_plot_is_a_picture_with_a_line_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, loss in (("a", 3.0), ("b", 2.0)):
         (tmp_path / name).mkdir()

@@ -21,6 +21,7 @@ from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.processes import check_processes
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RUN = "tests.training.distributed_run"
 

@@ -19,6 +19,8 @@ from video_llama.training import features
 from video_llama.training.features import FeatureFiller
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny_model() -> VideoLlamaForConditionalGeneration:

@@ -14,6 +14,8 @@ from tests.training.test_trainer import read_log
 from video_llama.config import Config
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 TALK = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Two of them."}]}
 
 

@@ -23,6 +23,8 @@ from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.processes import build_accelerator
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

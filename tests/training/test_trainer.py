@@ -24,6 +24,8 @@ from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Step, TrainingStopped
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -20,6 +20,8 @@ from video_llama.errors import DatasetError, MediaError
 from video_llama.training.trainer import Trainer
 from video_llama.training.validation import first_answer, media_of_prompt, rouge_l, validate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def validated(make_config: MakeConfig, corpus: Path) -> Trainer:

@@ -117,7 +117,7 @@ def _activation_values(config: VideoLlamaConfig, num_frames: int, num_tokens: in
     activation function); fused attention keeps no score matrix.
     """
     vision, text = config.vision_config, config.get_text_config()
-    tokens = min(num_frames, CHUNK_SIZE) * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    tokens = min(num_frames, 2 * CHUNK_SIZE) * ((vision.image_size // vision.patch_size) ** 2 + 1)
     kept = num_frames * (3 * vision.image_size**2 + config.num_query_tokens * config.qformer_config.hidden_size)
     encoder = kept + tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
     intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
