@@ -31,6 +31,8 @@ from video_llama.training.compiling import CompiledLayers, check_compiler
 from video_llama.training.stages import TrainedParts, freeze_for_training
 from video_llama.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 KINDS = 2  # of layers: the language model's and the video Q-Former's
 
 
@@ -181,7 +183,7 @@ trainer.train()
 """
 
 
-def test_two_processes_compile_as_one_does(config_file: Path, tmp_path: Path) -> None:
+def test_two_processes_compile_as_two_eager_ones_learn(config_file: Path, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     folders = []
