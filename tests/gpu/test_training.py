@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 
 from tests.gpu.test_answers import relative
 from tests.training.conftest import MakeConfig
+from tests.training.distributed_run import drop_nothing
 from tests.training.test_distributed import ROOT, RUN, succeeded
 from tests.training.test_trainer import assert_same, events, read_log, trained
 from video_llama.config import RunConfig
@@ -83,6 +84,21 @@ def test_a_run_in_float16_goes_on_with_the_scale_that_it_had(make_config: MakeCo
     resumed.train()
     assert resumed.accelerator.scaler.get_scale() == scale
     assert all(bool(value.isfinite().all()) for value in trained(resumed.folder).values())
+
+
+@pytest.mark.parametrize("options", [[], ["model.use_grad_checkpoint=True"]])
+def test_a_compiled_run_learns_what_an_eager_one_does(
+    options: list[str], make_config: MakeConfig, device: torch.device, tmp_path: Path
+) -> None:
+    losses = []
+    for compiled in (False, True):
+        folder = tmp_path / f"compiled_{compiled}"
+        settings = [*options, "run.max_epoch=1", f"run.compile={compiled}", f"run.output_dir={folder}"]
+        trainer = Trainer(make_config(*on(device, "run.amp=True", "model.dtype=bfloat16", *settings)))
+        drop_nothing(trainer.model)
+        trainer.train()
+        losses.append([line["loss"] for line in read_log(folder) if line["event"] == "train"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 def test_worker_processes_read_data_although_the_gpu_is_in_use(make_config: MakeConfig, device: torch.device) -> None:

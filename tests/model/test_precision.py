@@ -64,3 +64,35 @@ def test_features_in_half_precision_are_near_those_in_float32(
     for found, exact in zip(features(), expected, strict=True):
         assert found.dtype == dtype
         assert (found.float() - exact).norm() < tolerance * exact.norm()
+
+
+@pytest.mark.parametrize("case", ["frozen", "trains", "mixed", "float32"])
+def test_a_frozen_language_model_in_half_precision_runs_without_autocast(
+    tiny_model: VideoLlamaForConditionalGeneration, case: str
+) -> None:
+    model, language_model = tiny_model, tiny_model.language_model.requires_grad_(False)
+    if case != "float32":
+        language_model.bfloat16()
+    if case == "trains":
+        language_model.get_output_embeddings().requires_grad_(True)
+    if case == "mixed":  # as models do that keep their norms in float32
+        language_model.model.norm.float()
+    on: list[bool] = []
+    language_model.model.layers[0].register_forward_hook(lambda *_: on.append(torch.is_autocast_enabled("cpu")))
+    ids = torch.tensor([[1, 5, 7, 9, 11, 2]])
+    embeds = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    losses, gradients = [], []
+    for answers_only in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(inputs_embeds=embeds, labels=ids, answers_only=answers_only, use_cache=False).loss
+            assert torch.is_autocast_enabled("cpu")
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, embeds)[0])
+    assert on == [case != "frozen"] * 2
+    assert loss.dtype == torch.float32
+    language_model.float()
+    exact = model(inputs_embeds=embeds, labels=ids, use_cache=False).loss
+    assert losses == pytest.approx([exact.item()] * 2, rel=2e-2)
+    (gradient,) = torch.autograd.grad(exact, embeds)
+    for found in gradients:
+        assert (found - gradient).norm() < 5e-2 * gradient.norm()

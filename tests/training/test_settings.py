@@ -32,6 +32,8 @@ from video_llama.training.trainer import Trainer
         ("model.model_type=pretrain_lama", "model.model_type must be one of pretrain_llama_v2, pretrain_vicuna"),
         ("datasets.webvid.vis_processor.train.n_frms=0", r"webvid\.vis_processor\.train\.n_frms must be at least 1"),
         ("datasets.webvid.vis_processor.eval.image_size=-1", r"eval\.image_size must be at least 1, but is -1"),
+        (["run.compile=True", "model.load_in_4bit=True"], "run.compile takes no language model in 8 or 4 bit"),
+        (["run.compile=True", "run.deterministic=True"], "choose one of run.compile and run.deterministic"),
         ("run.trackers=[blackboard]", "known: .*tensorboard"),
         ("run.trackers=[clearml]", "names 'clearml', which is not installed: pip install clearml"),
         ("datasets.webvid.vis_processor.train.video_reader=pyaw", r"train\.video_reader: .*did you mean 'pyav'"),
@@ -40,9 +42,10 @@ from video_llama.training.trainer import Trainer
         ("datasets.webvod.sample_ratio=1", "did you mean 'webvid'.*Known: audio_caption"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_named(option: str, message: str, make_config: MakeConfig) -> None:
+def test_a_setting_that_makes_no_sense_is_named(option: str | list[str], message: str, make_config: MakeConfig) -> None:
+    options = [option] if isinstance(option, str) else option
     with pytest.raises(ConfigError, match=message):
-        check_settings(make_config(option))
+        check_settings(make_config(*options))
 
 
 def test_a_device_that_is_not_there_is_named_and_never_replaced_by_another(

@@ -46,6 +46,9 @@ def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor, 
             f"the prompt holds {placeholders} {what} placeholder ids, but {features.shape[0]} {what} item(s) of "
             f"{features.shape[1]} tokens were given; each item needs one run of placeholders"
         )
-    positions = positions.to(inputs_embeds.device, non_blocking=True)
-    rows = inputs_embeds.flatten(0, 1).index_copy(0, positions, features.flatten(0, 1).to(inputs_embeds))
-    return rows.view_as(inputs_embeds)
+    rows, columns = (
+        index.to(inputs_embeds.device, non_blocking=True)
+        for index in (positions // inputs_embeds.shape[1], positions % inputs_embeds.shape[1])
+    )
+    # No view of something flat: what compiles a layer would do so once more for its first input.
+    return inputs_embeds.index_put((rows, columns), features.flatten(0, 1).to(inputs_embeds))

@@ -83,9 +83,12 @@ def _of_run(config: Config) -> Iterator[str]:
         yield f"run.beta2 must be at least 0 and less than 1, but is {run.beta2}"
     if run.max_grad_norm is not None and not run.max_grad_norm > 0:
         yield f"run.max_grad_norm must be more than 0, or null for no clipping, but is {run.max_grad_norm}"
-    model = config.model
-    if run.compile and (model.low_resource or model.load_in_8bit or model.load_in_4bit):
-        yield "run.compile takes no language model in 8 or 4 bit (low_resource, load_in_8bit, load_in_4bit of model)"
+    if run.compile:
+        model = config.model
+        if model.low_resource or model.load_in_8bit or model.load_in_4bit:
+            yield "run.compile takes no language model in 8 or 4 bit (model.load_in_8bit, load_in_4bit, low_resource)"
+        if run.deterministic:
+            yield "choose one of run.compile and run.deterministic: what is compiled depends on which length came first"
     yield from _unknown(SCHEDULES, run.lr_sched)
     for tracker in run.trackers:
         if tracker not in LoggerType.list():
