@@ -505,7 +505,8 @@ class VideoLlama:
         if not wanted or options.num_beams > 1:
             return False
         reason = why_not_static(self.model.language_model)
-        if reason and options.static_cache:
+        if reason and options.static_cache and reason not in self._warned_of:
+            self._warned_of.add(reason)
             logger.warning("static_cache has no effect on this language model: %s", reason)
         return not reason
 
