@@ -160,7 +160,7 @@ class Bench:
 
     def forget(self) -> None:
         """Let go of the peer, and of what the wrapper of the model keeps for the next answer."""
-        from video_llama.model.inference import VideoLlama
+        from video_llama.inference.engine import VideoLlama
 
         self.__dict__.pop("peer", None)
         self.__dict__["model"] = VideoLlama(self.model.model, self.model.processor)

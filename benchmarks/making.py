@@ -14,10 +14,10 @@ from transformers import GenerationConfig
 from transformers.initialization import no_init_weights
 
 from scripts.make_random_checkpoint import SIZES, STD, train_tokenizer
+from video_llama.checkpoints.load import build_processor
+from video_llama.inference.engine import VideoLlama
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE
-from video_llama.model.inference import VideoLlama
-from video_llama.model.loading import build_processor
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 __all__ = ["make_model", "make_peer"]

@@ -139,7 +139,7 @@ def device_of_process(device: str | None) -> str | None:
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from video_llama.captioner import (
+    from video_llama.captioning import (
         CaptionFile,
         CorpusSettings,
         caption_corpus,
@@ -147,10 +147,10 @@ def run(arguments: argparse.Namespace) -> int:
         find_clips,
         take_shard,
     )
-    from video_llama.model.builder import load_pretrained_model
-    from video_llama.model.captioning import DEFAULT_PROMPT
-    from video_llama.model.generation import GenerationOptions
-    from video_llama.processor.video import check_video_reader
+    from video_llama.inference.captioning import DEFAULT_PROMPT
+    from video_llama.inference.generation import GenerationOptions
+    from video_llama.inference.load import load_pretrained_model
+    from video_llama.media.video import check_video_reader
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from video_llama.config import load_config
 from video_llama.data.checking import OUTCOMES, DatasetCheck, check_datasets, describe_tokens, share_of_bad_samples
 from video_llama.errors import ConfigError, VideoLlamaError
-from video_llama.model.builder import build_model_processor
+from video_llama.inference.load import build_model_processor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 NUM_NAMED = 5  # bad samples named for each dataset; --bad writes all

@@ -19,20 +19,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from video_llama.errors import CheckpointError, VideoLlamaError
-from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
-from video_llama.model.converting import (
+from video_llama.checkpoints.convert import (
     language_model_files,
     open_original,
     open_transformers_folder,
     write_original_folder,
     write_transformers_folder,
 )
-from video_llama.model.loading import build_processor, original_config
-from video_llama.model.original_files import find_original_files, is_transformers_folder, resolve_checkpoint
+from video_llama.checkpoints.load import build_processor, original_config
+from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder, resolve_checkpoint
+from video_llama.checkpoints.saving import prepare_output_folder
+from video_llama.checkpoints.weight_files import Weights
+from video_llama.errors import CheckpointError, VideoLlamaError
+from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.precision import kept_dtype
-from video_llama.model.saving import prepare_output_folder
-from video_llama.model.weight_files import Weights
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

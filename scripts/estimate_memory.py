@@ -20,15 +20,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from video_llama.checkpoints.hub import PACKAGED_MODELS
+from video_llama.checkpoints.language_model import read_language_config
+from video_llama.checkpoints.memory import estimate_memory
+from video_llama.checkpoints.original_layout import find_config, is_transformers_folder
+from video_llama.checkpoints.sizes import configured_sizes
 from video_llama.config import Config, ModelConfig, load_config
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
-from video_llama.model.hub import PACKAGED_MODELS
-from video_llama.model.language_model import read_language_config
-from video_llama.model.memory import estimate_memory
-from video_llama.model.original_files import find_config, is_transformers_folder
-from video_llama.model.sizes import configured_sizes
 from video_llama.training.memory import TrainingSample, estimate_training_memory
 from video_llama.training.stages import trained_branches
 

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
+
 ABLATIONS = ("frame_positions", "video_qformer", "audio_qformer", "audio", "shuffle_frames", "swap_sound")
 
 
@@ -51,12 +53,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     """The report of `accuracy_report` with what was evaluated, and all answers."""
     from tqdm import tqdm
 
+    from examples.tiny_world.evaluation.questions import load_questions
+    from examples.tiny_world.evaluation.reencoding import reencode
+    from examples.tiny_world.evaluation.report import accuracy_report
     from video_llama.evaluation.ablation import apply_to_media, apply_to_model
     from video_llama.evaluation.asking import answer_dialogues, read_media
-    from video_llama.evaluation.questions import load_questions
-    from video_llama.evaluation.reencoding import reencode
-    from video_llama.evaluation.report import accuracy_report
-    from video_llama.model.builder import load_pretrained_model
+    from video_llama.inference.load import load_pretrained_model
 
     files = load_questions(arguments.data, arguments.limit)
     model = load_pretrained_model(arguments.model, device=arguments.device, half=False, verbose=False)
@@ -91,8 +93,8 @@ def evaluate_captions(arguments: argparse.Namespace) -> dict[str, object]:
 
     from video_llama.evaluation.ablation import apply_to_model
     from video_llama.evaluation.captions import caption_files, caption_metrics, load_captions
-    from video_llama.model.builder import load_pretrained_model
-    from video_llama.model.captioning import DEFAULT_PROMPT
+    from video_llama.inference.captioning import DEFAULT_PROMPT
+    from video_llama.inference.load import load_pretrained_model
 
     files = load_captions(
         arguments.dataset, arguments.data, arguments.media, arguments.data_type, limit=arguments.limit
@@ -141,8 +143,8 @@ def format_metrics(report: dict[str, object]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    from examples.tiny_world.evaluation.report import format_table
     from video_llama.errors import VideoLlamaError
-    from video_llama.evaluation.report import format_table
 
     try:
         report = evaluate(arguments) if arguments.dataset is None else evaluate_captions(arguments)

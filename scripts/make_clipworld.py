@@ -16,7 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from video_llama.clipworld.corpus import CorpusSettings, make_corpus
+sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
+
+from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
 from video_llama.errors import VideoLlamaError
 
 

@@ -25,14 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from video_llama.checkpoints.convert import write_original_folder, write_transformers_folder
+from video_llama.checkpoints.load import build_processor
+from video_llama.checkpoints.saving import prepare_output_folder
+from video_llama.checkpoints.weight_files import Weights
 from video_llama.errors import CheckpointError, VideoLlamaError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
-from video_llama.model.converting import write_original_folder, write_transformers_folder
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE
-from video_llama.model.loading import build_processor
-from video_llama.model.saving import prepare_output_folder
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.model.weight_files import Weights
 from video_llama.processor.tokenizer import load_tokenizer
 
 STD = 0.02

@@ -6,15 +6,18 @@ python scripts/make_sample_clip.py video_llama/demo/samples
 from __future__ import annotations
 
 import argparse
+import sys
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from video_llama.clipworld.drawing import draw_clip, draw_frame
-from video_llama.clipworld.encoding import encode_jpeg, write_clip, write_sound
-from video_llama.clipworld.samples import Sample, random_sample
-from video_llama.clipworld.sounds import draw_sound, random_sound
+sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
+
+from examples.tiny_world.world.drawing import draw_clip, draw_frame
+from examples.tiny_world.world.encoding import encode_jpeg, write_clip, write_sound
+from examples.tiny_world.world.samples import Sample, random_sample
+from examples.tiny_world.world.sounds import draw_sound, random_sound
 
 SEED = 2_000  # no corpus that the small model learns from has it
 IMAGE_SIZE = 256

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    from examples.tiny_world.pretraining.all_parts import SCALES, prepare, pretrain, write_parts
     from video_llama.errors import VideoLlamaError
-    from video_llama.tiny.pretraining import SCALES, prepare, pretrain, write_parts
 
     try:
         prepare(arguments.work)

@@ -121,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from video_llama.demo.page import EXAMPLES
     from video_llama.demo.server import DemoServer, ServerSettings
-    from video_llama.model.builder import load_pretrained_model
-    from video_llama.model.generation import GenerationOptions
+    from video_llama.inference.generation import GenerationOptions
+    from video_llama.inference.load import load_pretrained_model
 
     server = DemoServer(
         lambda: load_pretrained_model(arguments.model, device="cpu"),

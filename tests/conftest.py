@@ -14,7 +14,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+
+from tests.helpers.tiny_model import make_tiny_config
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 MakeVideo = Callable[..., Path]
 MakeSound = Callable[..., Path]
@@ -196,3 +201,14 @@ def hf_folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 def tiny_checkpoint(checkpoints: dict[str, Path]) -> Path:
     """A folder that `save_pretrained` could have written; only to be read."""
     return checkpoints["hf"]
+
+
+@pytest.fixture
+def tiny_config() -> VideoLlamaConfig:
+    return make_tiny_config()
+
+
+@pytest.fixture
+def tiny_model(tiny_config: VideoLlamaConfig) -> VideoLlamaForConditionalGeneration:
+    torch.manual_seed(0)
+    return VideoLlamaForConditionalGeneration(tiny_config).eval()

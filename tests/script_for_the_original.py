@@ -7,7 +7,7 @@ It makes every call and every check that the script of the users' own README mak
 import torch
 from video_llama.constants import *
 from video_llama.conversation import conv_templates, SeparatorStyle
-from video_llama.model.builder import load_pretrained_model
+from video_llama.inference.load import load_pretrained_model
 from video_llama.utils.utils import disable_torch_init
 from video_llama.processor import load_processor, process_images, process_video, process_audio
 

@@ -16,13 +16,14 @@ PACKAGE = Path(video_llama.__file__).parent
 # From the bottom up: a layer imports layers below it, never above.
 LAYERS = [
     {"constants", "errors", "registry", "utils", "pieces"},
-    {"config", "schema"},
+    {"config", "schema", "media"},
     {"conversation"},
     {"processor"},
     {"model"},
-    {"data", "clipworld"},
-    {"training", "tiny", "chat", "captioner"},
-    {"evaluation", "demo"},
+    {"checkpoints"},
+    {"inference"},
+    {"captioning", "data"},
+    {"training", "evaluation", "demo"},
 ]
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

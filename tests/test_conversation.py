@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny_tokenizers import build_chat_tokenizer
+from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.conversation import (
     Conversation,
     Piece,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from video_llama.chat import Chat
 from video_llama.errors import DeviceError, OutOfMemoryError
-from video_llama.model import builder
-from video_llama.model.builder import load_pretrained_model
-from video_llama.model.inference import VideoLlama
+from video_llama.inference import load as builder
+from video_llama.inference.chat import Chat
+from video_llama.inference.engine import VideoLlama
+from video_llama.inference.load import load_pretrained_model
 from video_llama.utils.devices import LESS_TO_LOAD, computing_on
 
 CPU = torch.device("cpu")

@@ -18,15 +18,15 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import video_llama
+from examples.tiny_world.world.layouts import write_shard
 from scripts import caption_videos, plot_training
 from tests.conftest import MakeVideo
-from video_llama.clipworld.layouts import write_shard
+from video_llama.checkpoints.quantization import quantization_config
 from video_llama.data.shards import find_shards
 from video_llama.demo import terminal
 from video_llama.errors import ConfigError
 from video_llama.evaluation.captions import caption_metrics
-from video_llama.model.quantization import quantization_config
-from video_llama.processor.video import decode_video
+from video_llama.media.video import decode_video
 from video_llama.utils.extras import EXTRAS, how_to_install
 
 if sys.version_info >= (3, 11):

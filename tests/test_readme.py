@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from video_llama.chat import Chat
 from video_llama.config import ModelConfig
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.chat import Chat
+from video_llama.inference.generation import GenerationOptions
 
 ROOT = Path(__file__).parents[1]
 README, TURKISH = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.tr.md"))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
 from video_llama import Chat, load_pretrained_model
-from video_llama.clipworld.corpus import CorpusSettings, make_corpus
+from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.config import load_config
 from video_llama.demo import terminal
-from video_llama.model.builder import build_model
-from video_llama.model.hub import PACKAGED_MODELS
-from video_llama.model.inference import VideoLlama
+from video_llama.inference.engine import VideoLlama
+from video_llama.inference.load import build_model
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "video_llama/demo/samples/stars.mp4"

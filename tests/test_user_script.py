@@ -11,8 +11,8 @@ from typing import Any
 import av
 import pytest
 
-from video_llama.chat import Chat
-from video_llama.model.inference import VideoLlama
+from video_llama.inference.chat import Chat
+from video_llama.inference.engine import VideoLlama
 
 ROOT = Path(__file__).parents[1]
 OWN = Path(__file__).with_name("script_for_the_original.py")

@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from video_llama.chat import Chat
     from video_llama.config import load_config
     from video_llama.conversation import Conversation, conv_templates
-    from video_llama.model.builder import build_model, load_pretrained_model
+    from video_llama.inference.chat import Chat
+    from video_llama.inference.engine import VideoLlama
+    from video_llama.inference.generation import GenerationOptions
+    from video_llama.inference.load import build_model, load_pretrained_model
     from video_llama.model.configuration import VideoLlamaConfig
-    from video_llama.model.generation import GenerationOptions
-    from video_llama.model.inference import VideoLlama
     from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
     from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 _HOME = {
-    "Chat": "video_llama.chat",
+    "Chat": "video_llama.inference.chat",
     "Conversation": "video_llama.conversation",
-    "GenerationOptions": "video_llama.model.generation",
-    "VideoLlama": "video_llama.model.inference",
+    "GenerationOptions": "video_llama.inference.generation",
+    "VideoLlama": "video_llama.inference.engine",
     "VideoLlamaConfig": "video_llama.model",
     "VideoLlamaForConditionalGeneration": "video_llama.model",
     "VideoLlamaProcessor": "video_llama.model",
-    "build_model": "video_llama.model.builder",
+    "build_model": "video_llama.inference.load",
     "conv_templates": "video_llama.conversation",
     "load_config": "video_llama.config",
-    "load_pretrained_model": "video_llama.model.builder",
+    "load_pretrained_model": "video_llama.inference.load",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from tests.tiny_tokenizers import build_chat_tokenizer
+from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.tokenization import (
     Turn,

@@ -14,17 +14,17 @@ import httpx
 import pytest
 from PIL import Image
 
-from scripts.bench_demo import Clip, make_clips
-from video_llama.chat import Chat
+from benchmarks.bench_demo import Clip, make_clips
 from video_llama.demo import terminal
 from video_llama.demo.limits import Limits
 from video_llama.demo.server import DemoServer
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel
-from video_llama.model.builder import load_pretrained_model
-from video_llama.model.generation import GenerationOptions, PrefixCache
-from video_llama.model.inference import Prompt, VideoLlama
+from video_llama.inference.chat import Chat
+from video_llama.inference.engine import Prompt, VideoLlama
+from video_llama.inference.generation import GenerationOptions, PrefixCache
+from video_llama.inference.load import load_pretrained_model
 
 Run = Callable[..., SimpleNamespace]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.bench_demo import Clip, talk_at_once
+from benchmarks.bench_demo import Clip, talk_at_once
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.bench_demo import QUESTIONS, Clip
+from benchmarks.bench_demo import QUESTIONS, Clip
+from examples.tiny_world.evaluation.answers import parse_answer
+from examples.tiny_world.world.encoding import write_sound
+from examples.tiny_world.world.sounds import draw_sound, random_sound
 from scripts.screenshot_demo import PHONE, add_file, ask, find_browser, launch, open_page
-from video_llama.chat import Chat
-from video_llama.clipworld.encoding import write_sound
-from video_llama.clipworld.sounds import draw_sound, random_sound
 from video_llama.demo.page import EXAMPLES
-from video_llama.evaluation.answers import parse_answer
+from video_llama.inference.chat import Chat
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if find_browser() is None:

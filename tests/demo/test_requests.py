@@ -10,7 +10,7 @@ import pytest
 from video_llama.demo.limits import Limits
 from video_llama.demo.requests import RequestGuard, answer_options, num_frames
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.generation import GenerationOptions
 
 
 def test_settings_are_the_visitors_or_the_defaults() -> None:

@@ -25,7 +25,7 @@ from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_
 from video_llama.demo.shared_model import SharedModel
 from video_llama.demo.terminal import main
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.generation import GenerationOptions
 
 pytestmark = pytest.mark.slow
 

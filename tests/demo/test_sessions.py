@@ -14,8 +14,8 @@ import pytest
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.model.generation import StopSignal
-from video_llama.processor.media import MediaProcessor
+from video_llama.inference.generation import StopSignal
+from video_llama.processor.media_processor import MediaProcessor
 
 
 def say(session: Session, question: str = "What is it?") -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from video_llama.checkpoints.fitting import DeviceMemory
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel, attention_shares
 from video_llama.errors import DeviceError, VideoLlamaError
-from video_llama.model.fitting import DeviceMemory
 
 
 def test_shares_are_means_over_layers_heads_and_queries_summed_over_the_tokens_of_a_part() -> None:

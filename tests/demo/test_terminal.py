@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from tests.demo.conftest import Run
-from video_llama.chat import Chat
 from video_llama.conversation import conv_templates
 from video_llama.demo import opening, terminal
 from video_llama.demo.arguments import build_parser
-from video_llama.model.inference import VideoLlama
+from video_llama.inference.chat import Chat
+from video_llama.inference.engine import VideoLlama
 
 ROOT = Path(__file__).parents[2]
 

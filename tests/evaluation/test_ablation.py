@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from examples.tiny_world.evaluation.reencoding import reencode
 from tests.conftest import MakeSound, MakeVideo
 from video_llama.errors import ConfigError
 from video_llama.evaluation.ablation import apply_to_media, apply_to_model
-from video_llama.evaluation.reencoding import reencode
-from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 
 
 def frames(number: int) -> VideoFrames:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
 from video_llama import load_pretrained_model
-from video_llama.clipworld.corpus import CorpusSettings, make_corpus
 from video_llama.data.examples import MediaSource
 from video_llama.errors import ConfigError, DatasetError, MediaError
 from video_llama.evaluation.captions import CaptionedFile, CaptionResult, caption_files, caption_metrics, load_captions
-from video_llama.model.inference import VideoLlama
+from video_llama.inference.engine import VideoLlama
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from tests.training.conftest import base, config_file, corpus, make_config
-from video_llama.model.builder import load_pretrained_model
-from video_llama.model.inference import VideoLlama
+from video_llama.inference.engine import VideoLlama
+from video_llama.inference.load import load_pretrained_model
 
 __all__ = ["base", "config_file", "corpus", "make_config"]
 

@@ -11,9 +11,9 @@ import torch
 from benchmarks.making import make_model
 from tests.gpu.conftest import load
 from tests.gpu.test_answers import OPTIONS, make_prompt
+from video_llama.checkpoints.memory import estimate_memory
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
-from video_llama.model.memory import estimate_memory
+from video_llama.inference.generation import GenerationOptions
 
 MIB = 2**20
 

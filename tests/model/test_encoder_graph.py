@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.test_video_llama import frames, sound
+from tests.helpers.tiny_model import frames, sound
 from video_llama.model import encoder_graph
 from video_llama.model.encoder_graph import MOST, SIZES, EncoderGraphs, split
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration

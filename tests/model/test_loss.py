@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from tests.model.conftest import make_tiny_config, prompt_ids
+from tests.helpers.tiny_model import make_tiny_config, prompt_ids
 from video_llama.constants import IGNORE_INDEX
 from video_llama.model.loss import cross_entropy, run_on_answers
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration

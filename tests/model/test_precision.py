@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoints import assert_equal_tensors, load_checkpoint
-from tests.model.test_video_llama import frames, sound
-from video_llama.model.inference import VideoLlama
+from tests.helpers.checkpoints import assert_equal_tensors, load_checkpoint
+from tests.helpers.tiny_model import frames, sound
+from video_llama.inference.engine import VideoLlama
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 HALVES = [torch.float16, torch.bfloat16]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.test_video_llama import frames, sound
+from tests.helpers.tiny_model import frames, sound
 from video_llama.model.qformer import (
     CHUNK_SIZE,
     as_frozen,

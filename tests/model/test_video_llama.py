@@ -6,22 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
-from tests.model.conftest import make_tiny_config, prompt_ids
+from tests.helpers.tiny_model import frames, make_tiny_config, prompt_ids, sound
 from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.transforms import normalize_frames
-
-
-def frames(videos: int, count: int, seed: int = 0) -> Tensor:
-    return torch.randn(videos, count, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
-
-
-def sound(sounds: int, segments: int, seed: int = 0) -> Tensor:
-    return torch.randn(sounds, segments, 1, 32, 36, generator=torch.Generator().manual_seed(seed))
 
 
 def test_features_stand_exactly_where_the_placeholders_are(tiny_model: VideoLlamaForConditionalGeneration) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from scripts.estimate_memory import read_config
-from tests.checkpoints import HeldWeights
-from video_llama.config import load_config
-from video_llama.model.checkpoint import (
+from tests.helpers.checkpoints import HeldWeights
+from video_llama.checkpoints.load import TRAINABLE_PARTS
+from video_llama.checkpoints.report import Source, match_weights
+from video_llama.checkpoints.weight_mapping import (
     AUDIO_BRANCH,
     AUDIO_ENCODER,
     IMAGEBIND_VISION,
@@ -29,9 +30,8 @@ from video_llama.model.checkpoint import (
     to_original_name,
     to_our_name,
 )
+from video_llama.config import load_config
 from video_llama.model.configuration import ImageBindTrunkConfig
-from video_llama.model.load_report import Source, match_weights
-from video_llama.model.loading import TRAINABLE_PARTS
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.stages import freeze_for_training, trained_branches
 

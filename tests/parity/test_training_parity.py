@@ -14,13 +14,13 @@ from torch import Tensor
 from tests.parity.reference_model import load_inputs, load_reference_model
 from tests.parity.test_inventory_parity import STAGE_CONFIGS, STAGES
 from tests.parity.test_model_parity import frames_second
+from video_llama.checkpoints.load import build_processor
+from video_llama.checkpoints.weight_mapping import to_original_name
 from video_llama.config import Config, load_config
 from video_llama.data.batches import Batch
 from video_llama.data.encoding import MediaInput
 from video_llama.data.tokenization import build_caption_sample, collate_text
-from video_llama.model.checkpoint import to_original_name
-from video_llama.model.inference import VideoLlama
-from video_llama.model.loading import build_processor
+from video_llama.inference.engine import VideoLlama
 from video_llama.registry import SCHEDULES
 from video_llama.training.optim import split_by_weight_decay
 from video_llama.training.stages import freeze_for_training, trained_branches

@@ -13,7 +13,7 @@ from tests.conftest import MakeSound, MakeVideo
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import ConfigError, MediaError
 from video_llama.processor.builders import load_processor, process_audio, process_images, process_video
-from video_llama.processor.media import MediaProcessor
+from video_llama.processor.media_processor import MediaProcessor
 from video_llama.registry import PROCESSORS
 
 PROCESSOR = MediaProcessor(image_size=20, num_frames=3, num_audio_segments=2)

@@ -12,11 +12,11 @@ import torch
 
 from tests.conftest import frame_number
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.processor import decoding
+from video_llama.inference.workers import WindowRead, read_ahead
+from video_llama.media import decode as decoding
+from video_llama.media.decode import num_windows
 from video_llama.processor.clips import ClipReader, Window
-from video_llama.processor.decoding import num_windows
-from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
-from video_llama.processor.read_ahead import WindowRead, read_ahead
+from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.transforms import normalize_pixels
 
 MEDIA = MediaProcessor(image_size=28, num_frames=4)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny_tokenizers import build_chat_tokenizer
+from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.conversation import (
     Piece,
     Placeholder,
@@ -23,8 +23,8 @@ from video_llama.conversation import (
     introduce_video_with_sound,
 )
 from video_llama.errors import ConfigError, MediaError, MessagesError
-from video_llama.processor.batching import pad_ids, pad_items
-from video_llama.processor.media import MediaProcessor
+from video_llama.processor.collate import pad_ids, pad_items
+from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.rendered_prompt import RenderedPrompt
 from video_llama.processor.tokenizer import load_tokenizer

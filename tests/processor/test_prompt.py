@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase
 
-from tests.tiny_tokenizers import build_chat_tokenizer
+from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.conversation import Piece, Placeholder, Text, conv_templates
 from video_llama.processor.prompt import encode_pieces, encode_prompt
 from video_llama.processor.tokenizer import load_tokenizer

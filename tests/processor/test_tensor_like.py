@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import MakeVideo
 from video_llama.errors import MediaError
-from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.tensor_like import as_frames, as_segments
 
 PROCESSOR = MediaProcessor(image_size=20, num_frames=4, num_audio_segments=3)

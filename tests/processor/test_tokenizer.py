@@ -11,7 +11,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
-from tests.tiny_tokenizers import build_chat_tokenizer
+from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.errors import CheckpointError
 from video_llama.processor.tokenizer import load_tokenizer
 

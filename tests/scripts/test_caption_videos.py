@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from scripts import caption_videos
-from video_llama.captioner import default_workers
+from video_llama.captioning import default_workers
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(
 ) -> None:
     output = tmp_path / "out.jsonl"
     slow = (  # the test kills it in the middle, wherever that is
-        "import sys, time; from scripts import caption_videos; from video_llama.captioner.records import CaptionFile;"
+        "import sys, time; from scripts import caption_videos; from video_llama.captioning.records import CaptionFile;"
         "write = CaptionFile.write;"
         "CaptionFile.write = lambda self, record: (write(self, record), time.sleep(0.3))[0];"
         "sys.exit(caption_videos.main(sys.argv[1:]))"

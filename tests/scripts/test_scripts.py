@@ -14,13 +14,13 @@ import torch
 from transformers import AutoConfig
 
 from scripts import convert_checkpoint, estimate_memory, make_random_checkpoint
-from tests.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, load_checkpoint, read_tensors
-from tests.tiny_tokenizers import build_chat_tokenizer
-from video_llama.chat import Chat
-from video_llama.model import saving
-from video_llama.model.generation import GenerationOptions
+from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, load_checkpoint, read_tensors
+from tests.helpers.tokenizers import build_chat_tokenizer
+from video_llama.checkpoints import saving
+from video_llama.checkpoints.weight_files import open_weights
+from video_llama.inference.chat import Chat
+from video_llama.inference.generation import GenerationOptions
 from video_llama.model.precision import kept_dtype
-from video_llama.model.weight_files import open_weights
 
 SCRIPTS = Path(make_random_checkpoint.__file__).parent
 

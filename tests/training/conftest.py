@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from video_llama.clipworld.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
 from video_llama.config import Config, load_config
 
 CONFIG = """

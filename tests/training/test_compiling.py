@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch._dynamo.utils import counters
 
-from tests.model.conftest import make_tiny_config, prompt_ids
+from tests.helpers.tiny_model import make_tiny_config, prompt_ids
 from tests.training.conftest import MakeConfig
 from tests.training.distributed_run import drop_nothing
 from tests.training.test_distributed import ROOT, succeeded

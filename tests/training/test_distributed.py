@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.conftest import make_tiny_config
+from tests.helpers.tiny_model import make_tiny_config
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import read_log, trained
 from video_llama.errors import ConfigError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.conftest import make_tiny_config
+from tests.helpers.tiny_model import make_tiny_config
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import assert_same, read_log, trained
 from video_llama.data.encoding import MediaInput
@@ -80,7 +80,7 @@ def test_a_filled_cache_is_read_and_nothing_is_encoded_or_decoded(
         raise AssertionError("encoded although it is cached")
 
     monkeypatch.setattr(FeatureFiller, "_encode", fail)
-    monkeypatch.setattr("video_llama.processor.media.decode_video", fail)
+    monkeypatch.setattr("video_llama.processor.media_processor.decode_video", fail)
     trainer.train()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.model.conftest import make_tiny_config, prompt_ids
+from tests.helpers.tiny_model import make_tiny_config, prompt_ids
 from video_llama.data.batches import collate
 from video_llama.data.encoding import EncodedSample, MediaInput
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tests.model.conftest import make_tiny_config
+from tests.helpers.tiny_model import make_tiny_config
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.memory import (
     TrainingSample,

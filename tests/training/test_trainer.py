@@ -18,7 +18,7 @@ from tests.training.distributed_run import drop_nothing
 from video_llama.config import load_config
 from video_llama.data.batches import Batch
 from video_llama.errors import CheckpointError, ConfigError, DatasetError
-from video_llama.model.builder import build_model, load_pretrained_model
+from video_llama.inference.load import build_model, load_pretrained_model
 from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Step, TrainingStopped

@@ -16,7 +16,7 @@ from video_llama.data.mixture import BatchPlan, Slot
 from video_llama.data.tokenization import collate_text
 from video_llama.data.workers import read_ahead
 from video_llama.errors import DatasetError, MediaError
-from video_llama.processor.batching import pad_items
+from video_llama.processor.collate import pad_items
 
 __all__ = [
     "Batch",

@@ -20,7 +20,7 @@ from video_llama.data.mixture import BatchPlan, mixture_shares
 from video_llama.data.shards import find_shards, index_shard
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.builders import load_processor
-from video_llama.processor.media import MediaProcessor
+from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import PROCESSORS
 

@@ -24,8 +24,8 @@ from video_llama.data.tokenization import (
     video_instruct_turns,
 )
 from video_llama.errors import DatasetError
-from video_llama.processor.chat_messages import MessageReader
-from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.messages import MessageReader
 
 __all__ = ["EncodedSample", "MediaInput", "SampleEncoder", "TextSettings"]
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from video_llama.data.examples import MediaSource, read_media
 from video_llama.errors import ConfigError
-from video_llama.processor.files import check_media_file
-from video_llama.processor.media import MediaProcessor
+from video_llama.media.probe import check_media_file
+from video_llama.processor.media_processor import MediaProcessor
 from video_llama.utils.files import write_whole
 
 __all__ = ["FeatureStore", "Features", "decode_features", "encode_features", "fingerprint"]

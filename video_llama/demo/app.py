@@ -10,7 +10,7 @@ from video_llama.demo.endpoints import Endpoints
 from video_llama.demo.events import Events
 from video_llama.demo.page import build_page
 from video_llama.demo.sessions import Sessions
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["build_app"]
 

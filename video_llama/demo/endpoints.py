@@ -13,7 +13,7 @@ from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.views import conversation_json, describe_item
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["Endpoints"]
 

@@ -26,7 +26,7 @@ from video_llama.demo.views import (
     typed_text,
 )
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["Events"]
 

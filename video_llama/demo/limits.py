@@ -11,9 +11,9 @@ from av import VideoStream
 from PIL import Image
 
 from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
-from video_llama.model.generation import GenerationOptions
-from video_llama.processor.containers import demux_packets, open_container, select_stream
-from video_llama.processor.kind import media_kind
+from video_llama.inference.generation import GenerationOptions
+from video_llama.media.containers import demux_packets, open_container, select_stream
+from video_llama.media.kind import media_kind
 
 __all__ = ["Limits"]
 

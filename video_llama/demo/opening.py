@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
-from video_llama.model.inference import VideoLlama
-from video_llama.processor.video import check_video_reader
+from video_llama.inference.engine import VideoLlama
+from video_llama.inference.generation import GenerationOptions
+from video_llama.media.video import check_video_reader
 from video_llama.schema import ProcessorConfig
 
 __all__ = ["choose_options", "choose_template", "load_model"]
@@ -46,7 +46,7 @@ def load_model(arguments: argparse.Namespace) -> VideoLlama:
         VideoLlamaError: it cannot be loaded, or there is no such video reader.
     """
     from video_llama.config import load_config
-    from video_llama.model.builder import build_model, load_pretrained_model
+    from video_llama.inference.load import build_model, load_pretrained_model
 
     config = None
     if arguments.cfg_path:

@@ -10,8 +10,8 @@ import gradio as gr
 
 from video_llama.demo.limits import Limits
 from video_llama.demo.views import NOTHING_YET
-from video_llama.model.generation import GenerationOptions
-from video_llama.processor.media import DEFAULT_NUM_FRAMES
+from video_llama.inference.generation import GenerationOptions
+from video_llama.processor.media_processor import DEFAULT_NUM_FRAMES
 
 __all__ = ["EXAMPLES", "Page", "build_page"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from video_llama.demo.limits import Limits
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["RequestGuard", "answer_options", "num_frames"]
 

@@ -28,8 +28,8 @@ from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel
 from video_llama.demo.uploads import stored_bytes
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
-from video_llama.model.inference import VideoLlama
+from video_llama.inference.engine import VideoLlama
+from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["DemoServer", "serve"]
 

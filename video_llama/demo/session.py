@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from video_llama.chat import Chat, Decoded, Turn, Upload
 from video_llama.demo.limits import Limits
 from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import MediaError, OutOfMemoryError, VideoLlamaError
-from video_llama.processor.containers import limit_frames
+from video_llama.inference.chat import Chat, Decoded, Turn, Upload
+from video_llama.media.containers import limit_frames
 
 __all__ = ["SESSION_ENDED", "MediaItem", "Session"]
 

@@ -10,14 +10,14 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 
-from video_llama.chat import Chat
 from video_llama.conversation import Conversation
 from video_llama.demo.limits import Limits
 from video_llama.demo.session import SESSION_ENDED, Session
 from video_llama.demo.shared_model import SharedModel
 from video_llama.demo.uploads import Uploads
 from video_llama.errors import VideoLlamaError
-from video_llama.model.generation import GenerationOptions
+from video_llama.inference.chat import Chat
+from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["Sessions"]
 

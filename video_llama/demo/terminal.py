@@ -14,7 +14,7 @@ from video_llama.errors import VideoLlamaError
 from video_llama.utils.extras import require_extra
 
 if TYPE_CHECKING:
-    from video_llama.chat import Chat, Upload
+    from video_llama.inference.chat import Chat, Upload
 
 __all__ = ["main"]
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         if arguments.video_reader is not None:
-            from video_llama.processor.video import check_video_reader
+            from video_llama.media.video import check_video_reader
 
             check_video_reader(arguments.video_reader)
         if on_terminal:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _talk(arguments: argparse.Namespace) -> None:
-    from video_llama.processor.kind import media_kind
+    from video_llama.media.kind import media_kind
 
     kinds = [media_kind(path) for path in arguments.input]  # before the model, which takes a while to load
     chat = _open_chat(arguments)
@@ -74,8 +74,8 @@ def _talk(arguments: argparse.Namespace) -> None:
 
 
 def _open_chat(arguments: argparse.Namespace) -> Chat:
-    from video_llama.chat import Chat
     from video_llama.demo.opening import choose_options, choose_template, load_model
+    from video_llama.inference.chat import Chat
 
     options = choose_options(arguments)
     return Chat(load_model(arguments), choose_template(arguments), options=options)

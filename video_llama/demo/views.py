@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from video_llama.chat import Upload
 from video_llama.demo.session import MediaItem, Session
+from video_llama.inference.chat import Upload
 
 __all__ = [
     "NOTHING_YET",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from video_llama.errors import ConfigError
-from video_llama.model.inference import VideoLlama
-from video_llama.processor.media import AudioSegments, VideoFrames
+from video_llama.inference.engine import VideoLlama
+from video_llama.processor.media_processor import AudioSegments, VideoFrames
 
 __all__ = ["ABLATIONS", "apply_to_media", "apply_to_model"]
 

@@ -12,12 +12,47 @@ from torch import Tensor
 from video_llama.conversation import introduce_media
 from video_llama.errors import NoSoundTrackError
 from video_llama.evaluation.ablation import Media
-from video_llama.evaluation.questions import AskedFile, Question
-from video_llama.model.generation import cut_at_stop
-from video_llama.model.inference import EncodedMedia, VideoLlama
+from video_llama.inference.engine import EncodedMedia, VideoLlama
+from video_llama.inference.generation import cut_at_stop
 from video_llama.utils.devices import computing_on
 
-__all__ = ["AnsweredQuestion", "answer_dialogues", "read_media"]
+__all__ = ["AnsweredQuestion", "AskedFile", "Question", "answer_dialogues", "read_media"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One turn of a dialogue.
+
+    Attributes:
+        dialogue: number within the file; turns of one conversation share it.
+        turn: counted from 1.
+        attribute: what is asked about.
+        value: the right answer's value.
+        text: the question.
+    """
+
+    dialogue: int
+    turn: int
+    attribute: str
+    value: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AskedFile:
+    """One file and what is asked about it.
+
+    Attributes:
+        path: of the file.
+        kind: "clip", "image" or "sound".
+        is_seen: training may show this combination of attributes; True for sounds.
+        dialogues: each a list of turns.
+    """
+
+    path: Path
+    kind: str
+    is_seen: bool
+    dialogues: list[list[Question]]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from video_llama.data.datasets import build_examples
 from video_llama.data.examples import Example, MediaKind, MediaSource, open_media
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
 from video_llama.evaluation.ablation import Media, apply_to_media
-from video_llama.evaluation.asking import answer_dialogues, read_media
-from video_llama.evaluation.questions import AskedFile, Question
-from video_llama.model.inference import VideoLlama
+from video_llama.evaluation.asking import AskedFile, Question, answer_dialogues, read_media
+from video_llama.inference.engine import VideoLlama
 from video_llama.schema import BuildInfo, DatasetConfig
 from video_llama.utils.extras import import_extra
 

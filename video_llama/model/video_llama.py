@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import find_placeholders, splice_features
-from video_llama.model.generation import cache_argument
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.loss import run_on_answers
 from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE, half_precision_of_frozen
@@ -24,7 +24,12 @@ from video_llama.model.qformer import ChunkSize
 from video_llama.model.train_mode import keep_frozen_parts_evaluating
 from video_llama.model.video_branch import VideoBranch
 
-__all__ = ["VideoLlamaForConditionalGeneration"]
+__all__ = ["VideoLlamaForConditionalGeneration", "cache_argument"]
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What a language model of this version of transformers calls the keys and values of earlier tokens."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from video_llama.processor.builders import load_processor, process_audio, process_images, process_video
-    from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
+    from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 
 __all__ = [
     "AudioSegments",
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("AudioSegments", "MediaProcessor", "VideoFrames"), "video_llama.processor.media"),
+    **dict.fromkeys(("AudioSegments", "MediaProcessor", "VideoFrames"), "video_llama.processor.media_processor"),
     **dict.fromkeys(
         ("load_processor", "process_audio", "process_images", "process_video"),
         "video_llama.processor.builders",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torchaudio.compliance.kaldi import fbank
 
-from video_llama.processor.segments import LogMelSettings, segment_ranges
+from video_llama.media.segments import LogMelSettings, segment_ranges
 
 __all__ = ["LogMelSettings", "log_mel", "log_mel_segments", "segment_ranges"]
 

@@ -11,8 +11,8 @@ import torch
 
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import ConfigError
-from video_llama.processor.image import ImageInput
-from video_llama.processor.media import AudioInput, AudioSegments, MediaProcessor, VideoFrames
+from video_llama.media.image import ImageInput
+from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
 from video_llama.registry import PROCESSORS
 from video_llama.utils.utils import resolve_device
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.processor.decoding import ClipDecoder, DecodedWindow, OpensAsFile, describe_source, why_not_heard
-from video_llama.processor.image import resize_image
-from video_llama.processor.media import AudioSegments, MediaProcessor, VideoFrames
-from video_llama.processor.sampling import sample_uniform_indices
-from video_llama.processor.segments import RawSegments
+from video_llama.media.decode import ClipDecoder, DecodedWindow, OpensAsFile, describe_source, why_not_heard
+from video_llama.media.image import resize_image
+from video_llama.media.sampling import sample_uniform_indices
+from video_llama.media.segments import RawSegments
+from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.tensor_like import as_frames
 from video_llama.processor.transforms import normalize_frames
 

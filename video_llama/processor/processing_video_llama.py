@@ -12,11 +12,11 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from video_llama.conversation import conv_templates
 from video_llama.errors import ConfigError
+from video_llama.media.image import ImageInput
 from video_llama.pieces import Piece
-from video_llama.processor.batching import pad_ids, pad_items
-from video_llama.processor.chat_messages import MessageReader, Messages
-from video_llama.processor.image import ImageInput
-from video_llama.processor.media import AudioInput, AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.collate import pad_ids, pad_items
+from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.messages import MessageReader, Messages
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.rendered_prompt import (
     Prompt,

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from video_llama.constants import IMAGE_MEAN, IMAGE_STD
-from video_llama.processor.image import resize_image
+from video_llama.media.image import resize_image
 
 __all__ = ["normalize_frames", "normalize_pixels", "random_crop_frames", "random_crop_image", "random_source"]
 

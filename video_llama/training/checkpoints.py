@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
+from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.errors import CheckpointError
-from video_llama.model.trained_run import checkpoint_name
 from video_llama.utils.files import INCOMPLETE, sync, write_whole
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from video_llama.checkpoints.weight_mapping import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of, to_original_name
 from video_llama.config import Config
-from video_llama.model.checkpoint import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of, to_original_name
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.stages import trained_branches
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from video_llama.checkpoints.trained_run import CONFIG_FILE
 from video_llama.config import Config, save_config
 from video_llama.data.batches import Failure
-from video_llama.model.trained_run import CONFIG_FILE
 from video_llama.utils.files import make_folder
 
 __all__ = ["Logbook", "Window"]

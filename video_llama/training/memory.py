@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.memory import build_skeleton, estimate_memory
 from video_llama.training.stages import TrainedParts, freeze_for_training
 
 __all__ = ["TrainingMemory", "TrainingSample", "estimate_training_memory", "language_model_saved_bytes"]

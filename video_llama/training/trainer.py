@@ -17,13 +17,13 @@ import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
+from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.config import Config
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
 from video_llama.data.mixture import mixture_shares
 from video_llama.errors import ConfigError
-from video_llama.model.inference import VideoLlama
-from video_llama.model.trained_run import checkpoint_name
+from video_llama.inference.engine import VideoLlama
 from video_llama.registry import MODELS
 from video_llama.training.backends import prepare_determinism, training_switches
 from video_llama.training.checkpoints import (

@@ -1,0 +1,170 @@
+"""A part of a sound is that part of the whole sound, and only that part is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from video_llama.errors import NoSoundTrackError
+from video_llama.processor import audio_windows, segments
+from video_llama.processor.media_processor import MediaProcessor
+from video_llama.processor.resample import decode_audio, decode_audio_window
+
+RATE = 16_000
+
+
+def sweep(seconds: float, rate_hz: int, channels: int = 1) -> np.ndarray:
+    """A tone that rises all the time, so that no moment sounds like another."""
+    time = np.arange(round(seconds * rate_hz)) / rate_hz
+    tone = 0.4 * np.sin(2 * np.pi * (200 + 60 * time) * time)
+    return np.stack([tone / (channel + 1) for channel in range(channels)]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 2.0), (3.0, 5.5), (6.25, None), (0.1, 0.2)])
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "channels", "codec", "tolerance"),
+    [
+        ("tone.wav", 16_000, 1, "pcm_s16le", 1e-6),
+        ("tone.wav", 44_100, 2, "pcm_s16le", 1e-5),
+        ("tone.mp4", 48_000, 2, "aac", 1e-3),
+        ("tone.mp3", 44_100, 1, "mp3", 1e-3),
+        ("tone.flac", 22_050, 1, "flac", 1e-5),
+    ],
+)
+def test_a_window_is_that_part_of_the_whole_sound(
+    make_sound: Callable[..., Path],
+    name: str,
+    rate_hz: int,
+    channels: int,
+    codec: str,
+    tolerance: float,
+    start: float,
+    end: float | None,
+) -> None:
+    path = make_sound(name, rate_hz=rate_hz, codec=codec, samples=sweep(8.0, rate_hz, channels))
+    whole = decode_audio(path, RATE, mono=True).samples
+    window = decode_audio_window(path, start, end, RATE)
+    expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
+    assert window.sample_rate_hz == RATE
+    assert window.samples.shape == expected.shape
+    assert (window.samples - expected).abs().max() < tolerance
+
+
+def test_only_the_window_and_a_little_more_is_decoded(
+    make_sound: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_sound("tone.mp4", rate_hz=48_000, codec="aac", samples=sweep(60.0, 48_000))
+    decoded: list[int] = []
+    decode = audio_windows.decode_timed_frames
+
+    def count(*args: object) -> object:
+        for time, samples in decode(*args):
+            decoded.append(samples.shape[-1])
+            yield time, samples
+
+    monkeypatch.setattr(audio_windows, "decode_timed_frames", count)
+    decode_audio_window(path, 40.0, 42.0, RATE)
+    assert 2 * 48_000 < sum(decoded) < 5 * 48_000
+
+
+@pytest.mark.parametrize("fails", ["seeking", "times"])
+def test_a_format_without_seeking_is_decoded_from_its_start(
+    make_sound: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    path = make_sound("tone.wav", samples=sweep(6.0, RATE))
+    expected = decode_audio(path, RATE, mono=True).samples[:, 4 * RATE : 5 * RATE]
+    if fails == "seeking":
+        monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
+    else:
+        decode = audio_windows.decode_timed_frames
+        monkeypatch.setattr(
+            audio_windows, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
+        )
+    assert (decode_audio_window(path, 4.0, 5.0, RATE).samples - expected).abs().max() < 1e-6
+
+
+def test_a_window_after_the_end_or_without_a_track_has_no_sound(
+    make_sound: Callable[..., Path], make_video: Callable[..., Path]
+) -> None:
+    with pytest.raises(NoSoundTrackError, match=r"no sound from 5\.0 seconds on"):
+        decode_audio_window(make_sound("tone.wav", seconds=2.0), 5.0, 7.0, RATE)
+    with pytest.raises(NoSoundTrackError, match="no sound track"):
+        decode_audio_window(make_video("silent.mp4"), 0.0, 1.0, RATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "codec", "tolerance"),
+    [
+        ("tone.wav", 44_100, "pcm_s16le", 1e-6),
+        ("tone.mp4", 48_000, "aac", 0.02),
+        ("tone.mkv", 48_000, "aac", 0.02),
+        ("tone.mp3", 44_100, "mp3", 0.02),
+        ("tone.flac", 22_050, "flac", 1e-6),
+        ("tone.webm", 48_000, "libopus", 0.02),
+    ],
+)
+@pytest.mark.slow
+def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_decoded(
+    make_sound: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    rate_hz: int,
+    codec: str,
+    tolerance: float,
+) -> None:
+    processor = MediaProcessor(num_audio_segments=3)
+    path = make_sound(name, rate_hz=rate_hz, codec=codec, samples=sweep(61.3, rate_hz))
+    monkeypatch.setattr(segments, "LONG_SOUND_SECONDS", 1e9)
+    whole = processor.process_audio(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(segments, "read_sound_track", _must_not_be_called)
+    seconds = _count_decoded(monkeypatch, rate_hz)
+    sparse = processor.process_audio(path)
+    slack = 0.009 if codec == "libopus" else 0.0011  # mkv counts milliseconds; FFmpeg 7 counts Opus's delay, too
+    assert sparse.duration_seconds == pytest.approx(whole.duration_seconds, abs=slack)
+    assert sparse.start_seconds == pytest.approx(whole.start_seconds, abs=slack)
+    assert (sparse.values - whole.values).abs().mean() < tolerance
+    assert 6.0 < sum(seconds) < 25.0
+
+
+@pytest.mark.parametrize("why", ["short", "many segments", "no seeking", "no times", "a wrong length"])
+def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
+    make_sound: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    path = make_sound("tone.wav", samples=sweep(59.0 if why == "short" else 61.0, RATE))
+    processor = MediaProcessor(num_audio_segments=16 if why == "many segments" else 2)
+    expected = processor.process_audio((decode_audio(path, RATE, mono=True).samples, RATE))
+    if why == "no seeking":
+        monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
+    elif why == "no times":
+        decode = audio_windows.decode_timed_frames
+        monkeypatch.setattr(
+            audio_windows, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
+        )
+    elif why == "a wrong length":
+        monkeypatch.setattr(audio_windows, "_stated_seconds", lambda *args: 300.0)
+    monkeypatch.setattr(segments, "read_sound_windows", _must_not_be_called)
+    found = processor.process_audio(path)
+    assert torch.equal(found.values, expected.values)
+    assert found.start_seconds == expected.start_seconds
+
+
+def _must_not_be_called(*args: object, **kwargs: object) -> None:
+    raise AssertionError("the other way should have been taken")
+
+
+def _count_decoded(monkeypatch: pytest.MonkeyPatch, rate_hz: int) -> list[float]:
+    seconds: list[float] = []
+    decode = audio_windows.decode_timed_frames
+
+    def count(*args: object) -> object:
+        for time, samples in decode(*args):
+            seconds.append(samples.shape[-1] / rate_hz)
+            yield time, samples
+
+    monkeypatch.setattr(audio_windows, "decode_timed_frames", count)
+    return seconds

@@ -1,0 +1,159 @@
+"""Decode in processes of their own, so that the model never waits and a file that crashes a decoder costs one clip."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from video_llama.errors import MediaError, VideoLlamaError
+from video_llama.inference.decode_process import Decoded, DecodeProcess, ProcessDied, home_of_reader
+from video_llama.media.decode import describe_source
+from video_llama.processor.clips import ClipReader, ClipSource, Window, is_file
+
+__all__ = ["WindowRead", "read_ahead"]
+
+_ATTEMPTS = 2  # a process may have been killed for no fault of the clip
+
+
+@dataclass(frozen=True)
+class WindowRead:
+    """One window of one clip, or why it cannot be read.
+
+    Args:
+        key: of the clip.
+        number: of the window.
+        num_windows: that the clip has.
+        window: what was read, or the error.
+    """
+
+    key: int
+    number: int
+    num_windows: int
+    window: Window | VideoLlamaError
+
+
+@dataclass(frozen=True)
+class _Task:
+    key: int
+    source: ClipSource
+    first: int = 0
+
+
+def read_ahead(
+    clips: Iterable[tuple[int, ClipSource]], reader: ClipReader, num_workers: int, num_ahead: int = 8
+) -> Iterator[WindowRead]:
+    """Read clips; with workers the results come as they are done, whatever the order of the clips.
+
+    Args:
+        clips: (key, source).
+        reader: how a clip is read.
+        num_workers: processes; 0 reads in this one.
+        num_ahead: clips that are read or wait to be taken.
+    """
+    results = _read_here(clips, reader) if num_workers == 0 else _Pool(reader, num_workers, num_ahead).read(clips)
+    for task, (num_windows, windows) in results:
+        for offset, window in enumerate(windows):
+            yield WindowRead(task.key, task.first + offset, num_windows, window)
+
+
+_Result = tuple[int, list[Window | VideoLlamaError]]
+
+
+def _read_here(clips: Iterable[tuple[int, ClipSource]], reader: ClipReader) -> Iterator[tuple[_Task, _Result]]:
+    for key, source in clips:
+        task: _Task | None = _Task(key, source)
+        while task is not None:
+            num_windows, windows = reader(task.source, task.first)
+            yield task, (num_windows, windows)
+            task = _rest(task, num_windows, len(windows))
+
+
+def _rest(task: _Task, num_windows: int, num_read: int) -> _Task | None:
+    first = task.first + num_read
+    return _Task(task.key, task.source, first) if first < num_windows else None
+
+
+class _Pool:
+    """Decoding processes, each with a thread of this one that waits for it and finishes what it has decoded."""
+
+    def __init__(self, reader: ClipReader, num_workers: int, num_ahead: int) -> None:
+        self._reader = reader
+        self._num_ahead = max(num_ahead, num_workers)
+        self._threads = ThreadPoolExecutor(num_workers, "video-llama-decode")
+        self._processes = [DecodeProcess(reader.decoder) for _ in range(num_workers)]
+        self._idle: queue.SimpleQueue[DecodeProcess] = queue.SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+        self._running: dict[Future[_Result], _Task] = {}
+        self._only_here = home_of_reader(reader.decoder) == "__main__"  # which no other process can import
+
+    def read(self, clips: Iterable[tuple[int, ClipSource]]) -> Iterator[tuple[_Task, _Result]]:
+        waiting: deque[_Task] = deque()  # the rest of what was begun
+        fresh = (_Task(key, source) for key, source in clips)
+        try:
+            while True:
+                while len(self._running) < self._num_ahead:
+                    task = waiting.popleft() if waiting else next(fresh, None)
+                    if task is None:
+                        break
+                    self._running[self._threads.submit(self._read, task)] = task
+                if not self._running:
+                    return
+                for task, (num_windows, windows) in self._take():
+                    yield task, (num_windows, windows)
+                    rest = _rest(task, num_windows, len(windows))
+                    if rest is not None:
+                        waiting.append(rest)
+        finally:
+            self._close()
+
+    def _take(self) -> list[tuple[_Task, _Result]]:
+        """What is done by now, at least one; in the order of its beginning."""
+        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        finished = [future for future in self._running if future in done]
+        return [(self._running.pop(future), future.result()) for future in finished]
+
+    def _read(self, task: _Task) -> _Result:
+        packed = None if self._only_here else _pack(task.source)
+        process = self._idle.get()
+        try:
+            decoded = None if packed is None else _decode(process, packed, task)
+        finally:
+            self._idle.put(process)
+        if decoded is None:
+            return self._reader(task.source, task.first)
+        num_windows, windows = decoded
+        return num_windows, [self._reader.finish(window, task.source) for window in windows]
+
+    def _close(self) -> None:
+        """End everything; a process that is still decoding for nobody is killed."""
+        for future in self._running:
+            future.cancel()
+        for process in self._processes:
+            process.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _pack(source: ClipSource) -> bytes | None:
+    """What a decoding process is sent; None for what is in memory, or cannot be sent, and is read here."""
+    if not is_file(source):
+        return None
+    try:
+        return pickle.dumps(os.fspath(source) if isinstance(source, os.PathLike) else source)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+
+
+def _decode(process: DecodeProcess, packed: bytes, task: _Task) -> Decoded | None:
+    for _ in range(_ATTEMPTS):
+        try:
+            return process.decode(packed, task.first)
+        except ProcessDied:
+            continue
+    error = MediaError(describe_source(task.source), "the process that decodes it crashes")
+    return task.first + 1, [error]

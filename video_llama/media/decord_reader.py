@@ -1,0 +1,91 @@
+"""Read video frames through decord (the `decord2` distribution).
+
+Its present versions scale with FFmpeg's bicubic filter, so frames differ by one or two grey levels from
+those the published models saw, by more where saturated colours are enlarged. It is offered because configs
+may name it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from video_llama.errors import MediaError
+from video_llama.media.containers import open_container, select_stream
+from video_llama.media.video import num_decoder_threads
+from video_llama.registry import VIDEO_READERS
+from video_llama.utils.extras import import_extra
+
+__all__ = ["DecordReader", "open_decord"]
+
+_FORMATS_READ_WRONGLY = {"avi", "mpeg", "mpegts"}  # where decord gives other frames than it is asked for
+_HINT = "the video reader 'pyav' may be able to"  # among others at small widths as 48, where decord fails
+
+
+@VIDEO_READERS.register("decord")
+@contextmanager
+def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterator[DecordReader]:
+    """Open a video with decord; an `OpenVideoReader`.
+
+    Raises:
+        MediaError: the file is no video, is damaged, or is an AVI file or MPEG stream, which decord
+            reads wrongly.
+        ConfigError: decord is not installed.
+    """
+    with open_container(path) as container:  # says what is wrong with a file; decord prints it to stderr at best
+        select_stream(container, path, "video")
+        if container.format.name in _FORMATS_READ_WRONGLY:
+            reason = f"decord gives wrong frames of {container.format.name} files"
+            raise MediaError(path, reason, "use the video reader 'pyav'")
+    yield DecordReader(path, height, width)
+
+
+class DecordReader:
+    """A `VideoReader`.
+
+    Args:
+        path: the video file.
+        height, width: size the frames are scaled to.
+
+    Raises:
+        MediaError: decord cannot open the file or finds no frames in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], height: int, width: int) -> None:
+        self._path = path
+        self._decord = _import_decord()
+        try:
+            self._video = self._decord.VideoReader(
+                os.path.abspath(path), width=width, height=height, num_threads=num_decoder_threads()
+            )
+        # What decord raises for a file it cannot open and for a frame count of 0.
+        except (self._decord.DECORDError, RuntimeError, AssertionError) as error:
+            raise MediaError(path, f"decord cannot open it: {_last_line(error)}", _HINT) from error
+        self.num_frames = len(self._video)
+        self.fps = float(self._video.get_avg_fps())
+
+    def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Frames by ascending index; see `VideoReader.read`."""
+        try:
+            frames: NDArray[np.uint8] = self._video.get_batch(list(indices)).asnumpy()
+        except self._decord.DECORDError as error:
+            raise MediaError(self._path, f"decord cannot decode it: {_last_line(error)}", _HINT) from error
+        return frames
+
+
+def _import_decord() -> Any:
+    """decord, quiet. Imported late: it takes a second and maps every CUDA library that is installed."""
+    decord = import_extra("decord", "the video reader 'decord'")
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def _last_line(error: Exception) -> str:
+    """The cause in decord's message: what follows the source positions, without the stack trace."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first_line.rsplit(": ", 1)[-1]

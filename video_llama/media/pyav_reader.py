@@ -1,0 +1,285 @@
+"""Read video frames through PyAV: frame-exact, and scaled as in the reference implementation.
+
+The reference decodes with decord 0.6.0, which scales inside FFmpeg's filter graph with the bilinear filter
+that was FFmpeg's default then. The graph built here gives the same pixels, bit by bit.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from typing import cast
+
+import numpy as np
+from av import VideoFrame
+from av.container import InputContainer
+from av.filter import Graph
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from video_llama.errors import MediaError
+from video_llama.media.containers import (
+    demux_packets,
+    max_frame_pixels,
+    open_container,
+    select_stream,
+    translate_errors,
+)
+from video_llama.media.frame_index import FrameIndex, index_frames, index_times
+from video_llama.media.mp4_index import read_frame_times
+from video_llama.media.video import num_decoder_threads
+from video_llama.registry import VIDEO_READERS
+
+__all__ = ["PyAVReader", "open_pyav"]
+
+# Codecs whose "non-reference" pictures nothing else is decoded from, so that unwanted ones need not be
+# decoded. (HEVC's may still be referred to by higher temporal layers.)
+_CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
+
+# Less than a tenth of a second's work: opening the file once more for it would gain nothing.
+_MIN_PARALLEL_PIXELS = 50_000_000
+
+# A rate that a header gives as a whole number, or frame times rounded to milliseconds, are off by less.
+_RATE_TOLERANCE = 0.05
+
+# The display matrix gives a turn in degrees, counter-clockwise.
+_ROTATION_FILTERS = {
+    0: [],
+    90: [("transpose", "cclock")],
+    180: [("hflip", ""), ("vflip", "")],
+    270: [("transpose", "clock")],
+}
+
+
+@VIDEO_READERS.register("pyav")
+@contextmanager
+def open_pyav(path: str | os.PathLike[str], height: int, width: int) -> Iterator[PyAVReader]:
+    """Open a video with PyAV; an `OpenVideoReader`.
+
+    Raises:
+        MediaError: the file is no video or is damaged.
+    """
+    with ExitStack() as files:
+        yield PyAVReader(path, files, height, width)
+
+
+class PyAVReader:
+    """A `VideoReader`. Frames behind different keyframes are decoded at the same time, if that is worth it.
+
+    Args:
+        path: the file.
+        files: what is opened stays open until this is closed.
+        height, width: size the frames are scaled to.
+
+    Raises:
+        MediaError: no video stream, no frames, or a damaged one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], files: ExitStack, height: int, width: int) -> None:
+        self._path = path
+        self._files = files
+        self._size = height, width
+        container = files.enter_context(open_container(path))
+        self._stream = _select_video(path, container)
+        self._index = _read_index(path, container, self._stream)
+        if not self._index.num_frames:
+            raise MediaError(path, "the video has no frames")
+        self._decoder = _Decoder(path, container, self._index, self._size, num_decoder_threads())
+        self._decoders: list[_Decoder] = []  # one thread each
+        self.num_frames = self._index.num_frames
+        self.fps = self._average_rate()
+
+    def _average_rate(self) -> float:
+        """Frames per second: what the file says, unless its header does not count the frames and is far off.
+
+        Browsers record WebM files with as many frames as they find time for, and a header that speaks of 30 a second.
+        """
+        stated = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+        times = self._index.times
+        if self._stream.frames or times is None or times[0] == times[-1] or self._stream.time_base is None:
+            return stated
+        measured = (len(times) - 1) / float((times[-1] - times[0]) * self._stream.time_base)
+        return stated if abs(stated - measured) <= _RATE_TOLERANCE * measured else measured
+
+    def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Frames by ascending index; see `VideoReader.read`."""
+        groups = self._index.group_by_keyframe(indices)
+        num_decoders = min(num_decoder_threads(), len(groups))
+        num_pixels = sum(wanted[-1] - start + 1 for start, wanted in groups.items()) * _frame_pixels(self._stream)
+        if num_decoders < 2 or num_pixels < _MIN_PARALLEL_PIXELS:
+            parts = [self._decoder.read(start, wanted) for start, wanted in groups.items()]
+        else:
+            parts = self._read_at_once(groups, num_decoders)
+        found = {index: frame for part in parts for index, frame in part.items()}
+        return np.stack([found[index] for index in indices])
+
+    def _read_at_once(self, groups: dict[int, list[int]], num_decoders: int) -> list[dict[int, NDArray[np.uint8]]]:
+        """What is behind each keyframe; a decoder that is done with one takes the next that nobody has."""
+        while len(self._decoders) < num_decoders:
+            container = self._files.enter_context(open_container(self._path))
+            self._decoders.append(_Decoder(self._path, container, self._index, self._size, num_threads=1))
+        idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        for decoder in self._decoders:
+            idle.put(decoder)
+
+        def read(group: tuple[int, list[int]]) -> dict[int, NDArray[np.uint8]]:
+            decoder = idle.get()
+            try:
+                return decoder.read(*group)
+            finally:
+                idle.put(decoder)
+
+        with ThreadPoolExecutor(num_decoders, "video-llama-frames") as threads:
+            # A thread does not know of `limit_frames` unless it runs in a copy of this one's context.
+            parts = [threads.submit(copy_context().run, read, group) for group in groups.items()]
+            try:
+                return [part.result() for part in parts]
+            finally:
+                threads.shutdown(wait=True, cancel_futures=True)
+
+
+class _Decoder:
+    """One decoder on an open file.
+
+    Args:
+        path: for messages.
+        container: the file.
+        index: of its video stream.
+        size: (height, width) the frames are scaled to.
+        num_threads: of the codec.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        container: InputContainer,
+        index: FrameIndex,
+        size: tuple[int, int],
+        num_threads: int,
+    ) -> None:
+        self._path, self._container, self._index = path, container, index
+        self._stream = _select_video(path, container)
+        self._scaler = _FrameScaler(*size)
+        self._stream.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = num_threads
+        self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels())}  # the size may change midway
+
+    def read(self, start: int, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Scaled frames by index.
+
+        Args:
+            start: the keyframe they are decoded from.
+            wanted: their indices, ascending.
+
+        Raises:
+            MediaError: one of them cannot be decoded.
+        """
+        frames = self._collect(start, wanted)
+        if len(frames) < len(wanted):  # the demuxer's own index led past the keyframe
+            frames = self._collect(0, wanted)
+        if len(frames) < len(wanted):
+            missing = next(index for index in wanted if index not in frames)
+            raise MediaError(self._path, f"frame {missing} of {self._index.num_frames} cannot be decoded")
+        return frames
+
+    def _collect(self, start: int, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Scaled frames by index, decoded from the keyframe `start` on; may end early.
+
+        For a frame that the decoder leaves out, the one on the screen at its time is taken.
+        """
+        pending = deque(wanted)
+        found: dict[int, NDArray[np.uint8]] = {}
+        previous: VideoFrame | None = None
+        for position, frame in self._decode(start, set(wanted)):
+            while pending and pending[0] < position:
+                if previous is None and start:
+                    return found
+                found[pending.popleft()] = self._scaler(frame if previous is None else previous)
+            if pending and pending[0] == position:
+                found[pending.popleft()] = self._scaler(frame)
+            if not pending:
+                break
+            previous = frame
+        return found
+
+    def _decode(self, start: int, wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames with their indices from the keyframe `start` on; pictures nobody needs may be left out."""
+        index, context = self._index, self._stream.codec_context
+        can_skip = index.times is not None and context.name in _CODECS_WITH_SKIPPABLE_FRAMES
+        wanted_times = {index.times[position] for position in wanted} if index.times is not None else set()
+        with translate_errors(self._path, "its format lacks the times of the frames"):
+            self._container.seek(index.seek_time(start), stream=self._stream)
+        count = 0
+        for number, packet in enumerate(demux_packets(self._container, self._stream, self._path)):
+            if number == 0 and start and not packet.is_keyframe:
+                return  # the demuxer went past the keyframe
+            if can_skip:
+                context.skip_frame = "DEFAULT" if not packet.size or packet.pts in wanted_times else "NONREF"
+            with translate_errors(self._path, f"the video is damaged near frame {start + count}"):
+                frames = packet.decode()
+            for frame in frames:
+                yield index.position(frame.pts, start + count), frame
+                count += 1
+
+
+def _select_video(path: str | os.PathLike[str], container: InputContainer) -> VideoStream:
+    """The stream to be shown.
+
+    Raises:
+        MediaError: there is none, or its frames are too large.
+    """
+    stream = cast(VideoStream, select_stream(container, path, "video"))
+    if _frame_pixels(stream) > max_frame_pixels():
+        raise MediaError(path, f"frames of {stream.width}x{stream.height} are too large")
+    return stream
+
+
+def _frame_pixels(stream: VideoStream) -> int:
+    return stream.width * stream.height
+
+
+def _read_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex:
+    """From the tables of the file where it has some, so that a long one is not read; else from all packets."""
+    times = read_frame_times(path, container, stream)
+    if times is not None:
+        return index_times(times)
+    return index_frames(demux_packets(container, stream, path), container.format.name)
+
+
+class _FrameScaler:
+    """Turns a decoded frame upright and into RGB of one size."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._height = height
+        self._width = width
+        self._graph: Graph | None = None
+        self._graph_is_for: tuple[int, int, str, int] | None = None
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        rotation = round(frame.rotation / 90) * 90 % 360
+        key = (frame.width, frame.height, frame.format.name, rotation)
+        if self._graph is None or key != self._graph_is_for:
+            self._graph, self._graph_is_for = self._build_graph(frame, rotation), key
+        self._graph.push(frame)
+        return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
+
+    def _build_graph(self, frame: VideoFrame, rotation: int) -> Graph:
+        graph = Graph()
+        if hasattr(graph, "threads"):  # PyAV 17 on
+            graph.threads = 1  # scaling one frame is over before other threads have woken up
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+        )
+        filters = [
+            *_ROTATION_FILTERS[rotation],
+            ("scale", f"w={self._width}:h={self._height}:flags=bilinear"),
+            ("format", "rgb24"),
+            ("buffersink", ""),
+        ]
+        graph.link_nodes(source, *(graph.add(name, arguments) for name, arguments in filters)).configure()
+        return graph

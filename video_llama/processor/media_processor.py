@@ -1,0 +1,372 @@
+"""From media files to the tensors that the model takes.
+
+A `MediaProcessor` is settings and nothing else: it can be shared, pickled into data loader workers and
+written to a config with `dataclasses.asdict`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_MEAN, IMAGE_STD
+from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
+from video_llama.media.audio import RawSound
+from video_llama.media.image import ImageInput, load_image, resize_image
+from video_llama.media.sampling import (
+    SegmentSpacing,
+    frame_times_message,
+    sample_headtail_indices,
+    sample_uniform_indices,
+)
+from video_llama.media.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments
+from video_llama.media.video import DEFAULT_VIDEO_READER, decode_video
+from video_llama.processor.audio_features import log_mel_segments
+from video_llama.processor.resample import finish_sound, to_mono
+from video_llama.processor.tensor_like import TensorLike
+from video_llama.processor.transforms import (
+    normalize_frames,
+    random_crop_frames,
+    random_crop_image,
+    random_source,
+)
+
+__all__ = ["AudioInput", "AudioSegments", "MediaProcessor", "VideoFrames"]
+
+logger = logging.getLogger(__name__)
+
+AudioInput = str | os.PathLike[str] | tuple[torch.Tensor | NDArray[np.generic], int]
+"""A file, or samples (samples,) or (channels, samples) with their rate in hertz."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoFrames(TensorLike):
+    """The frames of one video, or one still image; in scripts it can stand where `pixel_values` would.
+
+    Attributes:
+        pixel_values: (frames, 3, height, width), float32 unless moved to another type, normalised.
+        kind: whether it was a video or a still image.
+        times_seconds: when each frame is shown; empty for an image.
+        indices: which frames of the file these are; empty for an image.
+        source: the file, or "image" for one that was in memory.
+        frames: (frames, height, width, 3), uint8, RGB: what the model sees, for people.
+    """
+
+    pixel_values: torch.Tensor
+    kind: Literal["video", "image"]
+    times_seconds: list[float]
+    indices: list[int]
+    source: str
+    frames: NDArray[np.uint8]
+
+    @property
+    def message(self) -> str:
+        """The sentence that tells the model when the frames were taken; "" for an image."""
+        return frame_times_message(self.times_seconds)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.pixel_values
+
+    def with_tensor(self, tensor: torch.Tensor) -> VideoFrames:
+        return replace(self, pixel_values=tensor)
+
+    def take(self, places: Sequence[int]) -> VideoFrames:
+        """Some of the frames, with their times."""
+        times = [self.times_seconds[place] for place in places] if self.times_seconds else []
+        indices = [self.indices[place] for place in places] if self.indices else []
+        return VideoFrames(self.pixel_values[places], self.kind, times, indices, self.source, self.frames[places])
+
+    def __repr__(self) -> str:
+        times = f" from {self.times_seconds[0]:.1f} to {self.times_seconds[-1]:.1f} s" if self.times_seconds else ""
+        what = f"{self.kind} {self.source!r}: {len(self)} of {self.shape[-2]}x{self.shape[-1]}{times}"
+        return f"VideoFrames({what}, {self.dtype} on {self.device})"
+
+
+@dataclass(frozen=True, eq=False)
+class SoundOrigin:
+    """What segments were made of, so that a model can have them made as it wants them.
+
+    Attributes:
+        raw: the decoded sound.
+        settings: how it was cut and turned into log-mel.
+        places: which of the segments were kept; None for all.
+    """
+
+    raw: RawSegments
+    settings: SegmentSettings
+    places: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AudioSegments(TensorLike):
+    """The sound of one file as segments of equal length; in scripts it can stand where `values` would.
+
+    Attributes:
+        values: (segments, 1, mel_bins, mel_frames), float32 unless moved to another type, normalised log-mel.
+        start_seconds: where each segment begins.
+        duration_seconds: length of the whole sound.
+        source: the file, or "sound" for one that was in memory.
+        origin: what they were made of, for `MediaProcessor.adapt_audio`. `dataclasses.replace` leaves it out, so that
+            values that were changed are never made anew without the change.
+    """
+
+    values: torch.Tensor
+    start_seconds: list[float]
+    duration_seconds: float
+    source: str
+    origin: SoundOrigin | None = field(default=None, init=False)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.values
+
+    def with_tensor(self, tensor: torch.Tensor) -> AudioSegments:
+        return replace(self, values=tensor)._made_of(self.origin)
+
+    def take(self, places: Sequence[int]) -> AudioSegments:
+        """Some of the segments, with their times."""
+        origin = self.origin
+        if origin is not None:
+            kept = places if origin.places is None else [origin.places[place] for place in places]
+            origin = replace(origin, places=kept)
+        starts = [self.start_seconds[place] for place in places]
+        return replace(self, values=self.values[places], start_seconds=starts)._made_of(origin)
+
+    def _made_of(self, origin: SoundOrigin | None) -> AudioSegments:
+        object.__setattr__(self, "origin", origin)
+        return self
+
+    def __repr__(self) -> str:
+        bins, frames = self.shape[-2:]
+        what = f"{self.source!r}: {len(self)} of {bins}x{frames} log-mel over {self.duration_seconds:.1f} s"
+        return f"AudioSegments({what}, {self.dtype} on {self.device})"
+
+
+@dataclass(frozen=True)
+class MediaProcessor:
+    """Reads videos, images and sounds as one model wants them.
+
+    Attributes:
+        image_size: height and width of frames and images.
+        num_frames: frames to sample from a video.
+        mean, std: per channel, for RGB values from 0 to 1.
+        sampling: frames at equal steps, or at random from each half of the video (for training).
+        crop_scale: for training, the smallest and largest share of a picture to keep at random; images are
+            then also mirrored at random. None keeps pictures whole.
+        num_audio_segments: segments to take from a sound.
+        segment_spacing: whether the segments reach to the end of the sound ("main") or stop short of it as
+            with pytorchvideo 0.1.5 ("pv015").
+        log_mel: what becomes of a segment.
+        video_reader: name in the registry `VIDEO_READERS`.
+
+    Raises:
+        ConfigError: a setting that makes no sense.
+    """
+
+    image_size: int = DEFAULT_IMAGE_SIZE
+    num_frames: int = DEFAULT_NUM_FRAMES
+    mean: tuple[float, float, float] = IMAGE_MEAN
+    std: tuple[float, float, float] = IMAGE_STD
+    sampling: Literal["uniform", "headtail"] = "uniform"
+    crop_scale: tuple[float, float] | None = None
+    num_audio_segments: int = 8
+    segment_spacing: SegmentSpacing = "main"
+    log_mel: LogMelSettings = field(default_factory=LogMelSettings)
+    video_reader: str = DEFAULT_VIDEO_READER
+
+    def __post_init__(self) -> None:
+        # Configs and JSON hold lists and mappings.
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if self.crop_scale is not None:
+            object.__setattr__(self, "crop_scale", tuple(float(value) for value in self.crop_scale))
+        if isinstance(self.log_mel, Mapping):
+            try:
+                object.__setattr__(self, "log_mel", LogMelSettings(**self.log_mel))
+            except TypeError as error:
+                raise ConfigError(f"log_mel: {error}") from error
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("image_size", "num_frames", "num_audio_segments"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(f"mean and std need three values, std above 0: not {self.mean} and {self.std}")
+        if self.sampling not in ("uniform", "headtail"):
+            raise ConfigError(f"sampling must be 'uniform' or 'headtail', not {self.sampling!r}")
+        if self.segment_spacing not in ("main", "pv015"):
+            raise ConfigError(f"segment_spacing must be 'main' or 'pv015', not {self.segment_spacing!r}")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ConfigError(f"the scale of crops must rise within 0 to 1, not {self.crop_scale}")
+
+    def process_video(
+        self, path: str | os.PathLike[str], *, num_frames: int | None = None, audio: bool = True
+    ) -> tuple[VideoFrames, AudioSegments | None]:
+        """Sample a video's frames and its sound.
+
+        Args:
+            path: a video file.
+            num_frames: instead of the processor's setting. A shorter video gives as many frames as it has.
+            audio: False leaves the sound unread.
+
+        Returns:
+            the frames, and the sound or None if the file has no sound track (or `audio` is False).
+
+        Raises:
+            MediaError: the video or its sound track cannot be decoded.
+        """
+        decoded = decode_video(
+            path,
+            self.num_frames if num_frames is None else num_frames,
+            self.image_size,
+            self.image_size,
+            reader=self.video_reader,
+            sample=self._frame_sampler(),
+        )
+        frames = decoded.frames
+        if self.crop_scale is not None:
+            frames = random_crop_frames(frames, self.image_size, self.crop_scale)
+        pixel_values = normalize_frames(frames, self.mean, self.std)
+        video = VideoFrames(pixel_values, "video", decoded.times_seconds, decoded.indices, os.fspath(path), frames)
+        return video, self._process_sound_track(path) if audio else None
+
+    def process_image(self, image: ImageInput) -> VideoFrames:
+        """Read a still image as a video of one frame.
+
+        Args:
+            image: a file, a PIL image, or an array (height, width[, channels]).
+
+        Raises:
+            MediaError: the file is no image or is damaged.
+        """
+        loaded = load_image(image)
+        if self.crop_scale is not None:
+            pixels = random_crop_image(loaded, self.image_size, self.crop_scale)
+        else:
+            pixels = resize_image(loaded, self.image_size)
+        frames = pixels[np.newaxis]
+        source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image"
+        return VideoFrames(normalize_frames(frames, self.mean, self.std), "image", [], [], source, frames)
+
+    def process_audio(self, sound: AudioInput) -> AudioSegments:
+        """Read a sound file, the sound track of a video, or samples.
+
+        Of a file longer than `LONG_SOUND_SECONDS` only what becomes a segment is decoded, where the format can be
+        sought in: damage elsewhere stays unnoticed.
+
+        Raises:
+            NoSoundTrackError: the file has no sound.
+            MediaError: the sound cannot be decoded or is empty.
+        """
+        if not isinstance(sound, tuple):
+            return self.finish_segments(read_segments(sound, self.segment_settings))
+        samples, rate = sound
+        mono = to_mono(samples, rate, rate).samples.numpy()
+        return self.finish_segments(RawSegments("sound", [RawSound("sound", [mono], rate)]))
+
+    @property
+    def segment_settings(self) -> SegmentSettings:
+        """What the decoding of sound depends on."""
+        return SegmentSettings(self.num_audio_segments, self.segment_spacing, self.log_mel)
+
+    def finish_segments(self, raw: RawSegments) -> AudioSegments:
+        """Resample decoded sound, and make log-mel segments of it.
+
+        Raises:
+            NoSoundTrackError: there is not a single sample.
+            MediaError: samples that are not finite numbers.
+        """
+        return _finish_segments(raw, self.segment_settings)
+
+    def adapt_audio(self, audio: AudioSegments) -> AudioSegments:
+        """A sound as this processor reads it, whichever processor has read it.
+
+        What it was made of is kept, so the log-mel is the very one that this processor would have given. The number of
+        segments and their spacing become this processor's, too, unless the other's were set to something else than
+        the defaults, or some of the segments were picked. Of a file longer than `LONG_SOUND_SECONDS` other stretches
+        are decoded anew.
+
+        Returns:
+            the sound on its device and in its type; as it is, if nothing differs or what it was made of is not known.
+
+        Raises:
+            MediaError: the file has to be decoded anew, and is no longer there.
+        """
+        origin = audio.origin
+        if origin is None:
+            return audio
+        settings = replace(self.segment_settings, **_chosen_spread(origin))
+        if settings == origin.settings:
+            return audio
+        adapted = _finish_segments(_decoded_for(settings, origin), settings)
+        return (adapted if origin.places is None else adapted.take(origin.places)).to(audio.device, audio.dtype)
+
+    def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
+        try:
+            return self.process_audio(path)
+        except NoSoundTrackError as error:
+            logger.info("%s", error)
+            return None
+        except MediaError as error:
+            raise MediaError(error.path, error.reason, "audio=False ignores the sound") from error
+
+    def _frame_sampler(self) -> Callable[[int, int], list[int]]:
+        if self.sampling == "uniform":
+            return sample_uniform_indices
+        return partial(sample_headtail_indices, rng=random_source())
+
+
+def _finish_segments(raw: RawSegments, settings: SegmentSettings) -> AudioSegments:
+    """See `MediaProcessor.finish_segments`."""
+    rate = settings.log_mel.sample_rate_hz
+    waveforms = [finish_sound(sound, rate).samples[0] for sound in raw.sounds]
+    if raw.num_samples is None:
+        [samples] = waveforms
+        num_samples = len(samples)
+        ranges = cut = settings.ranges(num_samples)
+    else:
+        samples, num_samples = torch.cat(waveforms), raw.num_samples
+        ranges = settings.ranges(num_samples)
+        ends = np.cumsum([len(waveform) for waveform in waveforms]).tolist()
+        cut = list(zip([0, *ends[:-1]], ends, strict=True))
+    values = log_mel_segments(samples, cut, settings.log_mel)
+    segments = AudioSegments(values, [start / rate for start, _ in ranges], num_samples / rate, raw.source)
+    is_window = raw.num_samples is None and raw.sounds[0].is_part  # cut for one rate
+    return segments if is_window else segments._made_of(SoundOrigin(raw, settings))
+
+
+def _chosen_spread(origin: SoundOrigin) -> dict[str, Any]:
+    """Number and spacing of segments where somebody chose them: other than the defaults, or parts of one choice."""
+    taken, default = origin.settings, MediaProcessor()
+    chosen: dict[str, Any] = {}
+    if origin.places is not None or taken.num_segments != default.num_audio_segments:
+        chosen["num_segments"] = taken.num_segments
+    if origin.places is not None or taken.spacing != default.segment_spacing:
+        chosen["spacing"] = taken.spacing
+    return chosen
+
+
+def _decoded_for(settings: SegmentSettings, origin: SoundOrigin) -> RawSegments:
+    """What was decoded, if it serves for the settings as well; otherwise what the file has for them."""
+    raw = origin.raw
+    cuts = [
+        (each.num_segments, each.spacing, each.log_mel.segment_seconds, each.log_mel.sample_rate_hz)
+        for each in (settings, origin.settings)
+    ]
+    if raw.num_samples is None or cuts[0] == cuts[1]:  # the whole sound, or the very parts
+        return raw
+    try:
+        return read_segments(raw.source, settings)
+    except MediaError as error:
+        hint = "this model wants other parts of the sound: read it with model.processor.media_processor"
+        raise MediaError(error.path, error.reason, hint) from error
