@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.clips import make_clips
 from benchmarks.harness import Bench, Figures
 from video_llama.checkpoints.memory import estimate_memory
-from video_llama.conversation import introduce_media
+from video_llama.conversation import media_prefix
 from video_llama.inference.batch import complete_batch, encode_batch
 from video_llama.inference.captioning import DEFAULT_PROMPT
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
@@ -202,7 +202,7 @@ def _prompt(model: VideoLlama, frames: Any, sound: Any, encoded: Sequence[Encode
     conversation = model.new_conversation().copy()
     conversation.ask(DEFAULT_PROMPT)
     conversation = conversation.up_to_answer()
-    conversation.introduce(introduce_media([frames], sound))
+    conversation.introduce(media_prefix([frames], sound))
     return model.prepare(conversation, encoded)
 
 

@@ -64,7 +64,7 @@ def make_batch(trainer: Any, stage: str, is_cached: bool) -> Any:
     import torch
 
     from video_llama.data.batches import Batch
-    from video_llama.data.encoding import MediaInput
+    from video_llama.data.sample_processor import MediaInput
 
     config = trainer.model.config
     num_media = config.num_video_query_tokens

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
 
-ABLATIONS = ("frame_positions", "video_qformer", "audio_qformer", "audio", "shuffle_frames", "swap_sound")
+ABLATIONS = ("frame_positions", "video_qformer", "audio_qformer", "audio", "shuffle_frames", "swap_audio")
 
 
 def build_parser() -> argparse.ArgumentParser:

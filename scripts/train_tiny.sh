@@ -75,7 +75,7 @@ evaluate stage1 stage1 >"$out/stage1.log" 2>&1 &
 beside=$!
 evaluate video-llama-tiny video-llama-tiny
 wait $beside
-for pair in "frame_positions video_qformer" "audio_qformer audio" "shuffle_frames swap_sound"; do
+for pair in "frame_positions video_qformer" "audio_qformer audio" "shuffle_frames swap_audio"; do
     evaluate "without_${pair#* }" video-llama-tiny --limit 100 --ablate "${pair#* }" >"$out/without_${pair#* }.log" 2>&1 &
     beside=$!
     evaluate "without_${pair% *}" video-llama-tiny --limit 100 --ablate "${pair% *}"

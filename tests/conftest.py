@@ -22,7 +22,7 @@ from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 MakeVideo = Callable[..., Path]
-MakeSound = Callable[..., Path]
+MakeAudio = Callable[..., Path]
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()),
@@ -153,7 +153,7 @@ def make_video(tmp_path: Path) -> MakeVideo:
 
 
 @pytest.fixture
-def make_sound(tmp_path: Path) -> MakeSound:
+def make_audio(tmp_path: Path) -> MakeAudio:
     """Write a sound file: a tone, or given samples (channels, samples)."""
 
     def make(

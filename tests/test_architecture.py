@@ -15,7 +15,7 @@ from video_llama.registry import Registry
 PACKAGE = Path(video_llama.__file__).parent
 # From the bottom up: a layer imports layers below it, never above.
 LAYERS = [
-    {"constants", "errors", "registry", "utils", "pieces"},
+    {"constants", "errors", "registry", "utils", "prompt_parts"},
     {"config", "schema", "media"},
     {"conversation"},
     {"processor"},

@@ -9,33 +9,33 @@ from enum import Enum, auto
 from typing import Any
 
 from video_llama.errors import ConfigError
-from video_llama.pieces import (
+from video_llama.prompt_parts import (
     Content,
-    Piece,
     Placeholder,
+    PromptPart,
     Text,
-    introduce_image,
-    introduce_media,
-    introduce_sound,
-    introduce_video,
-    introduce_video_with_sound,
-    render_pieces,
+    audio_prefix,
+    image_prefix,
+    media_prefix,
+    render_parts,
+    video_prefix,
+    video_with_audio_prefix,
 )
 
 __all__ = [
     "Content",
     "Conversation",
-    "Piece",
     "Placeholder",
+    "PromptPart",
     "SeparatorStyle",
     "Text",
+    "audio_prefix",
     "conv_templates",
-    "introduce_image",
-    "introduce_media",
-    "introduce_sound",
-    "introduce_video",
-    "introduce_video_with_sound",
-    "render_pieces",
+    "image_prefix",
+    "media_prefix",
+    "render_parts",
+    "video_prefix",
+    "video_with_audio_prefix",
 ]
 
 
@@ -103,7 +103,7 @@ class Conversation:
         """Put media in front of the first question.
 
         Args:
-            introduction: what `introduce_media` returns. Without a question yet it becomes a user message,
+            introduction: what `media_prefix` returns. Without a question yet it becomes a user message,
                 which the next `ask` completes.
         """
         for message in self.messages:
@@ -202,14 +202,14 @@ class Conversation:
         return [self.sep2] if self.sep_style is SeparatorStyle.LLAMA_2 and self.sep2 else [self.sep]
 
     def get_prompt(self, tokenizer: Any = None) -> str:
-        """The conversation as one string. For people and comparison: `get_pieces` keeps what was typed apart.
+        """The conversation as one string. For people and comparison: `get_parts` keeps what was typed apart.
 
         Args:
             tokenizer: needed by the style CHAT_TEMPLATE.
         """
-        return render_pieces(self.get_pieces(tokenizer))
+        return render_parts(self.get_parts(tokenizer))
 
-    def get_pieces(self, tokenizer: Any = None) -> list[Piece]:
+    def get_parts(self, tokenizer: Any = None) -> list[PromptPart]:
         """The conversation as pieces that tell template, typed text, answers and media apart.
 
         Args:
@@ -240,15 +240,15 @@ def _has_placeholder(content: Content) -> bool:
     return any(isinstance(item, Placeholder) for item in _items(content))
 
 
-def _body(content: Content, answer: bool) -> list[Piece]:
+def _body(content: Content, answer: bool) -> list[PromptPart]:
     """The content as pieces; nothing for an answer to come, and nothing for empty text."""
     items = [item for item in _items(content) if item]
     return [item if isinstance(item, Placeholder) else Text(item, answer=answer) for item in items]
 
 
-def _separated_pieces(conv: Conversation) -> list[Piece]:
+def _separated_pieces(conv: Conversation) -> list[PromptPart]:
     lines = conv.sep_style is SeparatorStyle.LINES
-    pieces: list[Piece] = [Text(conv.system), Text(("\n\n" if lines else "") + conv.sep, trusted=True)]
+    pieces: list[PromptPart] = [Text(conv.system), Text(("\n\n" if lines else "") + conv.sep, trusted=True)]
     for role, content in conv.messages:
         answer, body = role == conv.roles[1], _body(content, role == conv.roles[1])
         pieces.append(Text(f"{role}:", trusted=True))
@@ -258,9 +258,9 @@ def _separated_pieces(conv: Conversation) -> list[Piece]:
     return pieces
 
 
-def _llama_2_pieces(conv: Conversation) -> list[Piece]:
+def _llama_2_pieces(conv: Conversation) -> list[PromptPart]:
     """Questions at even places and answers at odd ones, as in the original; empty later messages vanish."""
-    pieces: list[Piece] = []
+    pieces: list[PromptPart] = []
     for index, (role, content) in enumerate(conv.messages):
         answer, body = role == conv.roles[1], _body(content, role == conv.roles[1])
         if index == 0:
@@ -273,7 +273,7 @@ def _llama_2_pieces(conv: Conversation) -> list[Piece]:
     return pieces
 
 
-def _chat_template_pieces(conv: Conversation, tokenizer: Any) -> list[Piece]:
+def _chat_template_pieces(conv: Conversation, tokenizer: Any) -> list[PromptPart]:
     """The tokenizer's template around the contents; what follows an answer up to a special token ends it."""
     messages = [*([("system", conv.system)] if conv.system else []), *conv.messages]
     to_come = bool(messages) and messages[-1][0] == conv.roles[1] and messages[-1][1] is None
@@ -283,7 +283,7 @@ def _chat_template_pieces(conv: Conversation, tokenizer: Any) -> list[Piece]:
     around = _template_text(tokenizer, [names[role] for role, _ in messages], to_come)
     specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     end_of_answer = re.compile("|".join(rf"\s*{re.escape(token)}" for token in specials))
-    pieces: list[Piece] = [Text(around[0], trusted=True)]
+    pieces: list[PromptPart] = [Text(around[0], trusted=True)]
     for (role, content), after in zip(messages, around[1:], strict=True):
         answer = role == conv.roles[1]
         ending = end_of_answer.match(after) if answer else None

@@ -16,7 +16,7 @@ __all__ = [
     "DeviceError",
     "MediaError",
     "MessagesError",
-    "NoSoundTrackError",
+    "NoAudioTrackError",
     "OutOfMemoryError",
     "VideoLlamaError",
 ]
@@ -46,7 +46,7 @@ class MediaError(VideoLlamaError):
         return type(self), (self.path, self.reason, self.hint)
 
 
-class NoSoundTrackError(MediaError):
+class NoAudioTrackError(MediaError):
     """The file is readable but has no sound track: not the same as one that cannot be decoded."""
 
 

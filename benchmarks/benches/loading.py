@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.benches.instructblip import NUM_FRAMES, load_peer, make_peer, peer_inputs
 from benchmarks.benches.language import load
 from benchmarks.benches.timing import ROOT, Row, alternate
-from video_llama.conversation import introduce_media
+from video_llama.conversation import media_prefix
 from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions, cut_at_stop
 from video_llama.utils.utils import resolve_dtype
@@ -78,7 +78,7 @@ def _prompt(model: VideoLlama, pixels: Tensor) -> Prompt:
     conversation = model.new_conversation()
     conversation.ask("What is happening?")
     conversation = conversation.up_to_answer()
-    conversation.introduce(introduce_media([pixels], None))
+    conversation.introduce(media_prefix([pixels], None))
     return model.prepare(conversation, [model.encode(pixels)])
 
 

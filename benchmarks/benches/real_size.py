@@ -21,7 +21,7 @@ ANSWER = """
 import json, sys, time
 from itertools import chain
 import numpy as np, torch
-from video_llama.conversation import introduce_media
+from video_llama.conversation import media_prefix
 from video_llama.inference.load import load_pretrained_model
 from video_llama.processor.media_processor import VideoFrames
 path, bits, num_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -37,7 +37,7 @@ conversation = model.new_conversation()
 conversation.ask("What is this?")
 video = VideoFrames(torch.cat(frames), "video", [float(n) for n in range(8)], list(range(8)), "frames", None)
 conversation = conversation.up_to_answer()
-conversation.introduce(introduce_media([video], sound))
+conversation.introduce(media_prefix([video], sound))
 prompt = model.prepare(conversation, [model.encode(sound), model.encode(video)])
 ids = model.model.generate(
     inputs_embeds=prompt.inputs_embeds, min_new_tokens=num_tokens, max_new_tokens=num_tokens, do_sample=False

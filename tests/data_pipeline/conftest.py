@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
 from video_llama.clipworld.corpus import CorpusSettings, make_corpus
 from video_llama.data.encoding import SampleEncoder, TextSettings
+from video_llama.processor.media import MediaProcessor
+
 from video_llama.data.examples import Example, MediaSource
 from video_llama.processor.audio_features import LogMelSettings
-from video_llama.processor.media import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from video_llama.data.encoding import EncodedSample, MediaInput
 
 from tests.conftest import MakeSound, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned, write_picture
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.batches import MAX_REPLACEMENTS, Batch, BatchReader, Failure, collate, gather_media, load_batches
-from video_llama.data.encoding import EncodedSample, MediaInput
 from video_llama.data.examples import Example
 from video_llama.data.mixture import BatchPlan
 from video_llama.errors import DatasetError, MediaError

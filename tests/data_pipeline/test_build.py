@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from video_llama.data.encoding import SampleEncoder
 
 from tests.data_pipeline.conftest import NUM_CLIPS, WriteText
 from video_llama.config import Config, load_config
 from video_llama.data.build import build_batch_reader, build_datasets, index_shards, load_prompts
-from video_llama.data.encoding import SampleEncoder
 from video_llama.data.features import FeatureStore
 from video_llama.data.mixture import BatchPlan
 from video_llama.errors import ConfigError, DatasetError

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from video_llama.data.encoding import EncodedSample
 
 from tests.data_pipeline.conftest import MakeEncoder, WriteText, captioned, write_picture
 from video_llama.config import Config, DatasetConfig, ModelConfig, load_config
@@ -24,7 +25,6 @@ from video_llama.data.checking import (
     describe_tokens,
     share_of_bad_samples,
 )
-from video_llama.data.encoding import EncodedSample
 from video_llama.data.examples import Example
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.builder import build_model, build_model_processor

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from video_llama.data.encoding import EncodedSample
+from video_llama.processor.media import MediaProcessor
 
 from tests.conftest import MakeSound, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned, write_picture
-from video_llama.data.encoding import EncodedSample
 from video_llama.data.examples import Example, MediaSource
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.errors import ConfigError, MediaError
-from video_llama.processor.media import MediaProcessor
 
 FINGERPRINTS = {"pixel_values": "eyes", "audio_values": "ears", "audio_pixel_values": "inner eye"}
 MEDIA = MediaProcessor()

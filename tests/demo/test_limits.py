@@ -15,9 +15,9 @@ from video_llama.errors import MediaError, VideoLlamaError
 
 @pytest.mark.parametrize(("name", "kind"), [("clip.mp4", "video"), ("tone.wav", "audio"), ("still.png", "image")])
 def test_a_file_within_the_limits_has_a_kind(
-    name: str, kind: str, make_video: Callable[..., Path], make_sound: Callable[..., Path], image: Path
+    name: str, kind: str, make_video: Callable[..., Path], make_audio: Callable[..., Path], image: Path
 ) -> None:
-    path = {"clip.mp4": make_video, "tone.wav": make_sound}.get(name, lambda _: image)(name)
+    path = {"clip.mp4": make_video, "tone.wav": make_audio}.get(name, lambda _: image)(name)
     assert Limits().check_file(path) == kind
 
 

@@ -21,7 +21,7 @@ from gradio_client.exceptions import AppError
 
 from video_llama.demo.addresses import check_address
 from video_llama.demo.requests import answer_options
-from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_of_strangers
+from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_public_address
 from video_llama.demo.shared_model import SharedModel
 from video_llama.demo.terminal import main
 from video_llama.errors import VideoLlamaError
@@ -219,7 +219,7 @@ def test_passwords_are_read_from_a_file(tmp_path: Path) -> None:
 def test_opening_the_page_to_strangers_warns(
     settings: ServerSettings, warnings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    warn_of_strangers(settings)
+    warn_public_address(settings)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(warnings)
     assert all(text in line for text, line in zip(warnings, lines, strict=True))

@@ -76,9 +76,9 @@ def test_a_silent_video_and_one_not_listened_to_are_told_apart(run: Run, make_vi
 
 @pytest.mark.parametrize("name", ["still.png", "tone.wav"])
 def test_files_are_known_by_content_and_not_by_name(
-    name: str, run: Run, image: Path, make_sound: Callable[..., Path], tmp_path: Path
+    name: str, run: Run, image: Path, make_audio: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = image if name == "still.png" else make_sound(name, seconds=3.0)
+    path = image if name == "still.png" else make_audio(name, seconds=3.0)
     misnamed = path.rename(tmp_path / "misnamed.mp4")
     result = run("--input", misnamed, "--question", "What is it?")
     expected = "an image" if name == "still.png" else "heard 8 segments of its 3.0 seconds"
@@ -93,9 +93,9 @@ def test_several_questions_are_turns_of_one_conversation(run: Run, chats: list[C
 
 
 def test_several_files_stand_in_one_conversation(
-    run: Run, chats: list[Chat], image: Path, make_sound: Callable[..., Path]
+    run: Run, chats: list[Chat], image: Path, make_audio: Callable[..., Path]
 ) -> None:
-    sound = make_sound()
+    sound = make_audio()
     run("--input", image, sound, "--question", "Do they fit?")
     assert [upload.source for upload in chats[0].turns[0].uploads] == [str(image), str(sound)]
 

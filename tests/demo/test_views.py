@@ -81,10 +81,10 @@ def test_messages_are_files_questions_and_answers_in_order(asked: Session) -> No
 
 
 def test_an_image_and_a_sound_have_players_of_their_kind(
-    session: Session, image: Path, make_sound: Callable[..., Path]
+    session: Session, image: Path, make_audio: Callable[..., Path]
 ) -> None:
     session.add(image, "a.png", num_frames=None, listen=True)
-    session.add(make_sound(), "b.wav", num_frames=None, listen=True)
+    session.add(make_audio(), "b.wav", num_frames=None, listen=True)
     panel = views.media_panel(session)
     assert panel.index("<audio ") < panel.index('<img class="vl-player"')  # the latest file first
     assert "Frames the model saw" not in panel

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from examples.tiny_world.evaluation.reencoding import reencode
-from tests.conftest import MakeSound, MakeVideo
+from tests.conftest import MakeAudio, MakeVideo
 from video_llama.errors import ConfigError
 from video_llama.evaluation.ablation import apply_to_media, apply_to_model
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
@@ -35,7 +35,7 @@ def test_shuffled_frames_are_the_same_frames_in_another_order() -> None:
 
 def test_swapped_sounds_all_change_places_and_the_silent_stay_silent() -> None:
     items = [(frames(0), sound(0)), (frames(1), None), (frames(2), sound(2)), (None, sound(3))]
-    swapped = apply_to_media("swap_sound", items)
+    swapped = apply_to_media("swap_audio", items)
     sources = [None if heard is None else heard.source for _, heard in swapped]
     assert sources[1] is None
     assert sorted(source for source in sources if source) == ["0", "2", "3"]
@@ -56,7 +56,7 @@ def test_an_ablation_of_the_model_leaves_the_media_alone() -> None:
 
 
 def test_an_unknown_ablation_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="swap_sound"):
+    with pytest.raises(ConfigError, match="swap_audio"):
         apply_to_model("eyes", None)  # type: ignore[arg-type]
 
 
@@ -74,8 +74,8 @@ def test_a_clip_encoded_anew_shows_and_sounds_the_same(make_video: MakeVideo, tm
 
 
 @pytest.mark.parametrize(("name", "codec"), [("old.wav", "pcm_s16le"), ("old.m4a", "aac")])
-def test_a_sound_encoded_anew_is_as_long(make_sound: MakeSound, tmp_path: Path, name: str, codec: str) -> None:
-    target = reencode(make_sound(name, seconds=1.5, codec=codec), "sound", tmp_path / "new")
+def test_a_sound_encoded_anew_is_as_long(make_audio: MakeAudio, tmp_path: Path, name: str, codec: str) -> None:
+    target = reencode(make_audio(name, seconds=1.5, codec=codec), "sound", tmp_path / "new")
     assert MediaProcessor().process_audio(target).duration_seconds == pytest.approx(1.5, abs=0.1)
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.gpu.conftest import load
 from video_llama.checkpoints import fitting
 from video_llama.checkpoints.fitting import DeviceMemory, read_device_memory
-from video_llama.conversation import introduce_media
+from video_llama.conversation import media_prefix
 from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import Prompt, VideoLlama
@@ -40,7 +40,7 @@ def make_prompt(model: VideoLlama, question: str = "What is this?", seed: int = 
     conversation.ask(question)
     conversation = conversation.up_to_answer()
     seen, heard = frames(seed=seed), segments(model)
-    conversation.introduce(introduce_media([seen], heard))
+    conversation.introduce(media_prefix([seen], heard))
     return model.prepare(conversation, [model.encode(heard), model.encode(seen)])
 
 

@@ -42,7 +42,7 @@ def model(tiny_checkpoint: Path) -> VideoLlama:
 
 
 @pytest.fixture
-def clips(make_video: Callable[..., Path], make_sound: Callable[..., Path], tmp_path: Path) -> list[Path]:
+def clips(make_video: Callable[..., Path], make_audio: Callable[..., Path], tmp_path: Path) -> list[Path]:
     """Videos of unequal length with and without sound, an image and a sound: no two prompts need be equally long."""
     Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3)).save(tmp_path / "still.png")
     return [
@@ -50,7 +50,7 @@ def clips(make_video: Callable[..., Path], make_sound: Callable[..., Path], tmp_
         make_video("short.mp4", num_frames=3),
         make_video("one.mp4", num_frames=1),
         tmp_path / "still.png",
-        make_sound("tone.wav", seconds=5.0),
+        make_audio("tone.wav", seconds=5.0),
         make_video("middle.mp4", num_frames=14, fps=3, audio=True),
     ]
 

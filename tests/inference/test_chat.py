@@ -123,13 +123,13 @@ def test_later_turns_give_the_tokens_of_a_fresh_start_without_encoding_or_readin
 
 
 def test_several_media_can_stand_in_one_conversation(
-    chat: Chat, make_video: Callable[..., Path], make_image: Callable[..., Path], make_sound: Callable[..., Path]
+    chat: Chat, make_video: Callable[..., Path], make_image: Callable[..., Path], make_audio: Callable[..., Path]
 ) -> None:
     chat.upload_img(make_image("still.png"))
     chat.ask("What is this?")
     chat.answer()
     chat.upload_video_without_audio(make_video("clip.mp4", audio=True))
-    chat.upload_audio(make_sound("noise.wav"))
+    chat.upload_audio(make_audio("noise.wav"))
     chat.ask("And these?")
     assert isinstance(chat.answer(), str)
     placeholders = [
@@ -203,11 +203,11 @@ def test_special_tokens_typed_by_a_user_stay_text(chat: Chat, make_image: Callab
     assert prompt.keys.count(1) == 1
 
 
-def test_a_model_without_audio_branch_says_so(make_video: Callable[..., Path], make_sound: Callable[..., Path]) -> None:
+def test_a_model_without_audio_branch_says_so(make_video: Callable[..., Path], make_audio: Callable[..., Path]) -> None:
     chat = Chat(build_model(use_audio=False), options=OPTIONS)
     assert chat.upload_video(make_video("clip.mp4", audio=True)).sound == "the model has no audio branch"
     with pytest.raises(VideoLlamaError, match="no audio branch"):
-        chat.upload_audio(make_sound("noise.wav"))
+        chat.upload_audio(make_audio("noise.wav"))
 
 
 def test_nothing_asked_is_an_error_and_undo_and_reset_take_back(chat: Chat, make_image: Callable[..., Path]) -> None:
@@ -260,8 +260,8 @@ def test_options_of_one_answer_have_transformers_names_and_a_wrong_one_is_told_t
     assert chat.answer(do_sample=False) == answer
 
 
-def test_an_encoded_sound_no_longer_holds_what_it_was_made_of(chat: Chat, make_sound: Callable[..., Path]) -> None:
-    decoded = chat.decode_audio(make_sound())
+def test_an_encoded_sound_no_longer_holds_what_it_was_made_of(chat: Chat, make_audio: Callable[..., Path]) -> None:
+    decoded = chat.decode_audio(make_audio())
     assert decoded.audio is not None
     assert decoded.audio.origin is not None
     audio = chat.add(decoded).audio

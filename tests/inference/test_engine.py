@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
 
-from video_llama.conversation import Conversation, Placeholder, conv_templates, introduce_media
+from video_llama.conversation import Conversation, Placeholder, conv_templates, media_prefix
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions, PrefixCache, cut_at_stop
@@ -209,7 +209,7 @@ def test_media_are_introduced_unless_the_messages_place_them(
 
     monkeypatch.setattr(model, "prepare", remember)
     placed, bare = model.new_conversation(), model.new_conversation()
-    placed.introduce(introduce_media([image], None))
+    placed.introduce(media_prefix([image], None))
     for conversation in (placed, bare):
         conversation.ask(QUESTION)
         model.generate(image, None, conversation, max_new_tokens=1)
@@ -229,7 +229,7 @@ def test_the_oldest_turns_of_a_conversation_that_is_too_long_are_not_read(
         conversation.ask(QUESTION)
     num_messages = len(long.messages)
     kept = long.copy()
-    kept.introduce(introduce_media([image]))
+    kept.introduce(media_prefix([image]))
     prompt = model.prepare(kept.up_to_answer(), [model.encode(image)])
     assert model.too_long(prompt, OPTIONS) is not None
     answer = model.generate(image, None, long, max_new_tokens=16)
@@ -401,7 +401,7 @@ def test_sound_that_was_read_for_another_model_is_encoded_as_this_ones_processor
 def test_options_of_transformers_do_what_they_do_there(model: VideoLlama, image: VideoFrames) -> None:
     greedy = model.generate(image, max_new_tokens=12)
     conversation = model.new_conversation()
-    conversation.introduce(introduce_media([image]))
+    conversation.introduce(media_prefix([image]))
     length = len(model.prepare(conversation.up_to_answer(), [model.encode(image)]).keys)
     assert model.generate(image, max_length=length + 12) == greedy
     assert model.generate(image, max_length=length + 12, max_new_tokens=300, min_length=1, use_cache=True) == greedy

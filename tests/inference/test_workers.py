@@ -42,7 +42,7 @@ print(json.dumps({"frames": len(window.frames), "loaded": loaded, "threads": num
 
 
 @pytest.fixture
-def files(make_video: Callable[..., Path], make_sound: Callable[..., Path], tmp_path: Path) -> list[ClipSource]:
+def files(make_video: Callable[..., Path], make_audio: Callable[..., Path], tmp_path: Path) -> list[ClipSource]:
     video = make_video("seen and heard.mp4", num_frames=20, fps=4, audio=True, size=(64, 48))
     shard = tmp_path / "a.tar"
     shard.write_bytes(b"0" * 512 + video.read_bytes())
@@ -50,7 +50,7 @@ def files(make_video: Callable[..., Path], make_sound: Callable[..., Path], tmp_
     damaged = make_video("damaged.mp4", num_frames=20, fps=4, audio=True)
     damage_sound(damaged)
     (tmp_path / "no.mp4").write_bytes(b"nothing of a video" * 99)
-    sounds = [make_sound("stereo.wav", channels=2, rate_hz=44_100), make_sound("quick.wav", rate_hz=16_000)]
+    sounds = [make_audio("stereo.wav", channels=2, rate_hz=44_100), make_audio("quick.wav", rate_hz=16_000)]
     return [video, member, make_video("silent.mp4"), damaged, *sounds, tmp_path / "no.mp4", torch.zeros(4, 3, 28, 28)]
 
 

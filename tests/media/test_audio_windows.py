@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from video_llama.errors import NoSoundTrackError
+from video_llama.errors import NoAudioTrackError
 from video_llama.processor import audio_windows, segments
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.resample import decode_audio, decode_audio_window
@@ -36,7 +36,7 @@ def sweep(seconds: float, rate_hz: int, channels: int = 1) -> np.ndarray:
     ],
 )
 def test_a_window_is_that_part_of_the_whole_sound(
-    make_sound: Callable[..., Path],
+    make_audio: Callable[..., Path],
     name: str,
     rate_hz: int,
     channels: int,
@@ -45,7 +45,7 @@ def test_a_window_is_that_part_of_the_whole_sound(
     start: float,
     end: float | None,
 ) -> None:
-    path = make_sound(name, rate_hz=rate_hz, codec=codec, samples=sweep(8.0, rate_hz, channels))
+    path = make_audio(name, rate_hz=rate_hz, codec=codec, samples=sweep(8.0, rate_hz, channels))
     whole = decode_audio(path, RATE, mono=True).samples
     window = decode_audio_window(path, start, end, RATE)
     expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
@@ -55,9 +55,9 @@ def test_a_window_is_that_part_of_the_whole_sound(
 
 
 def test_only_the_window_and_a_little_more_is_decoded(
-    make_sound: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    make_audio: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = make_sound("tone.mp4", rate_hz=48_000, codec="aac", samples=sweep(60.0, 48_000))
+    path = make_audio("tone.mp4", rate_hz=48_000, codec="aac", samples=sweep(60.0, 48_000))
     decoded: list[int] = []
     decode = audio_windows.decode_timed_frames
 
@@ -73,9 +73,9 @@ def test_only_the_window_and_a_little_more_is_decoded(
 
 @pytest.mark.parametrize("fails", ["seeking", "times"])
 def test_a_format_without_seeking_is_decoded_from_its_start(
-    make_sound: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, fails: str
+    make_audio: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    path = make_sound("tone.wav", samples=sweep(6.0, RATE))
+    path = make_audio("tone.wav", samples=sweep(6.0, RATE))
     expected = decode_audio(path, RATE, mono=True).samples[:, 4 * RATE : 5 * RATE]
     if fails == "seeking":
         monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
@@ -88,11 +88,11 @@ def test_a_format_without_seeking_is_decoded_from_its_start(
 
 
 def test_a_window_after_the_end_or_without_a_track_has_no_sound(
-    make_sound: Callable[..., Path], make_video: Callable[..., Path]
+    make_audio: Callable[..., Path], make_video: Callable[..., Path]
 ) -> None:
-    with pytest.raises(NoSoundTrackError, match=r"no sound from 5\.0 seconds on"):
-        decode_audio_window(make_sound("tone.wav", seconds=2.0), 5.0, 7.0, RATE)
-    with pytest.raises(NoSoundTrackError, match="no sound track"):
+    with pytest.raises(NoAudioTrackError, match=r"no sound from 5\.0 seconds on"):
+        decode_audio_window(make_audio("tone.wav", seconds=2.0), 5.0, 7.0, RATE)
+    with pytest.raises(NoAudioTrackError, match="no sound track"):
         decode_audio_window(make_video("silent.mp4"), 0.0, 1.0, RATE)
 
 
@@ -109,7 +109,7 @@ def test_a_window_after_the_end_or_without_a_track_has_no_sound(
 )
 @pytest.mark.slow
 def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_decoded(
-    make_sound: Callable[..., Path],
+    make_audio: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     rate_hz: int,
@@ -117,11 +117,11 @@ def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_
     tolerance: float,
 ) -> None:
     processor = MediaProcessor(num_audio_segments=3)
-    path = make_sound(name, rate_hz=rate_hz, codec=codec, samples=sweep(61.3, rate_hz))
-    monkeypatch.setattr(segments, "LONG_SOUND_SECONDS", 1e9)
+    path = make_audio(name, rate_hz=rate_hz, codec=codec, samples=sweep(61.3, rate_hz))
+    monkeypatch.setattr(segments, "LONG_AUDIO_SECONDS", 1e9)
     whole = processor.process_audio(path)
     monkeypatch.undo()
-    monkeypatch.setattr(segments, "read_sound_track", _must_not_be_called)
+    monkeypatch.setattr(segments, "read_audio_track", _must_not_be_called)
     seconds = _count_decoded(monkeypatch, rate_hz)
     sparse = processor.process_audio(path)
     slack = 0.009 if codec == "libopus" else 0.0011  # mkv counts milliseconds; FFmpeg 7 counts Opus's delay, too
@@ -133,9 +133,9 @@ def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_
 
 @pytest.mark.parametrize("why", ["short", "many segments", "no seeking", "no times", "a wrong length"])
 def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
-    make_sound: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, why: str
+    make_audio: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    path = make_sound("tone.wav", samples=sweep(59.0 if why == "short" else 61.0, RATE))
+    path = make_audio("tone.wav", samples=sweep(59.0 if why == "short" else 61.0, RATE))
     processor = MediaProcessor(num_audio_segments=16 if why == "many segments" else 2)
     expected = processor.process_audio((decode_audio(path, RATE, mono=True).samples, RATE))
     if why == "no seeking":
@@ -147,7 +147,7 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
         )
     elif why == "a wrong length":
         monkeypatch.setattr(audio_windows, "_stated_seconds", lambda *args: 300.0)
-    monkeypatch.setattr(segments, "read_sound_windows", _must_not_be_called)
+    monkeypatch.setattr(segments, "read_audio_windows", _must_not_be_called)
     found = processor.process_audio(path)
     assert torch.equal(found.values, expected.values)
     assert found.start_seconds == expected.start_seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import MakeSound, MakeVideo
+from tests.conftest import MakeAudio, MakeVideo
 from video_llama.errors import MediaError
 from video_llama.media.kind import media_kind
 from video_llama.media.probe import check_media_file, describe_content, find_truncation
@@ -111,9 +111,9 @@ def test_a_whole_video_is_not_truncated_and_a_cut_one_is(make_video: MakeVideo, 
 
 @pytest.mark.parametrize(("name", "codec"), [("tone.wav", "pcm_s16le"), ("tone.aiff", "pcm_s16be")])
 def test_a_whole_sound_is_not_truncated_and_a_cut_one_is(
-    make_sound: MakeSound, cut: Cut, name: str, codec: str
+    make_audio: MakeAudio, cut: Cut, name: str, codec: str
 ) -> None:
-    path = make_sound(name, codec=codec)
+    path = make_audio(name, codec=codec)
     assert find_truncation(str(path)) == ""
     assert find_truncation(str(cut(path, 1))) == ""  # some programs count a padding byte
     assert "truncated" in find_truncation(str(cut(path, 1000)))
@@ -146,14 +146,14 @@ def test_a_64_bit_box_length_is_understood(tmp_path: Path) -> None:
 
 
 def test_the_kind_comes_from_the_content_not_from_the_name(
-    make_video: MakeVideo, make_sound: MakeSound, tmp_path: Path
+    make_video: MakeVideo, make_audio: MakeAudio, tmp_path: Path
 ) -> None:
     kinds = {
         make_video("silent.mp4"): "video",
         make_video("sounding.mp4", audio=True): "video",
         make_video("moving.gif", codec="gif"): "video",
-        make_sound("tone.mp3", codec="libmp3lame"): "audio",
-        make_sound("tone.mp4", codec="aac"): "audio",
+        make_audio("tone.mp3", codec="libmp3lame"): "audio",
+        make_audio("tone.mp4", codec="aac"): "audio",
         save_image(tmp_path / "still.mp4", format="PNG"): "image",
         save_image(tmp_path / "still.webp"): "image",
     }

@@ -11,7 +11,7 @@ import pytest
 from av.stream import Disposition
 
 from tests.conftest import (
-    MakeSound,
+    MakeAudio,
     MakeVideo,
     add_audio_stream,
     add_video_stream,
@@ -168,17 +168,17 @@ def test_decords_errors_come_without_its_source_positions(make_video: MakeVideo)
 
 
 @pytest.mark.parametrize("channels", [(2, 1), (1, 2)])
-def test_a_broadcast_may_change_its_channels_midway(make_sound: MakeSound, channels: tuple[int, int]) -> None:
-    parts = [make_sound(f"{count}.ts", channels=count, codec="mp2").read_bytes() for count in channels]
-    path = make_sound("both.ts", codec="mp2")
+def test_a_broadcast_may_change_its_channels_midway(make_audio: MakeAudio, channels: tuple[int, int]) -> None:
+    parts = [make_audio(f"{count}.ts", channels=count, codec="mp2").read_bytes() for count in channels]
+    path = make_audio("both.ts", codec="mp2")
     path.write_bytes(b"".join(parts))
     waveform = decode_audio(path)
     assert waveform.samples.shape == (channels[0], pytest.approx(2 * RATE, abs=1000))
     assert float(waveform.samples[0, RATE + 4000 :].abs().max()) > 0.2
 
 
-def test_a_flac_file_cut_between_two_blocks_is_truncated(make_sound: MakeSound) -> None:
-    path = make_sound("tone.flac", codec="flac", seconds=2.0)
+def test_a_flac_file_cut_between_two_blocks_is_truncated(make_audio: MakeAudio) -> None:
+    path = make_audio("tone.flac", codec="flac", seconds=2.0)
     with av.open(str(path)) as container:
         last_block = max(packet.pos for packet in container.demux(audio=0) if packet.size)
     path.write_bytes(path.read_bytes()[:last_block])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.conftest import (
-    MakeSound,
+    MakeAudio,
     MakeVideo,
     add_video_stream,
     draw_frame,
@@ -305,9 +305,9 @@ def test_what_is_no_video_is_an_error_of_one_line_that_names_file_and_cause(
     assert "\n" not in str(caught.value)
 
 
-def test_a_sound_is_not_a_video(make_sound: MakeSound, reader: str) -> None:
+def test_a_sound_is_not_a_video(make_audio: MakeAudio, reader: str) -> None:
     with pytest.raises(MediaError, match=r"tone\.mp4: sound only, no video"):
-        decode(make_sound("tone.mp4", codec="aac"), reader)
+        decode(make_audio("tone.mp4", codec="aac"), reader)
 
 
 @pytest.mark.parametrize("kept", [0.05, 0.5, 0.95])

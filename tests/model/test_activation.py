@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from video_llama.model.activation import FrugalGELU
+from video_llama.model.activation import InplaceGELU
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaVisionConfig
 from video_llama.model.eva_vit import build_eva_vit
 from video_llama.model.imagebind import ImageBindTrunk
@@ -19,7 +19,7 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "
 def test_what_nobody_needs_again_is_overwritten_with_the_exact_values(dtype: torch.dtype) -> None:
     states = torch.randn(3, 5, dtype=dtype)
     expected = F.gelu(states)
-    result = FrugalGELU()(states)
+    result = InplaceGELU()(states)
     assert torch.equal(result, expected)
     assert result.data_ptr() == states.data_ptr()
 
@@ -27,7 +27,7 @@ def test_what_nobody_needs_again_is_overwritten_with_the_exact_values(dtype: tor
 def test_what_autograd_needs_is_kept() -> None:
     states = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     before = states.detach().clone()
-    assert torch.autograd.gradcheck(FrugalGELU(), (states,))
+    assert torch.autograd.gradcheck(InplaceGELU(), (states,))
     assert torch.equal(states.detach(), before)
 
 
@@ -45,7 +45,7 @@ def encoders() -> list[tuple[nn.Module, torch.Tensor]]:
 @pytest.mark.parametrize("number", [0, 1], ids=["frames", "sound"])
 def test_encoders_give_the_same_with_and_without_gradients(number: int) -> None:
     encoder, values = encoders()[number]
-    assert sum(isinstance(module, FrugalGELU) for module in encoder.modules()) == 2
+    assert sum(isinstance(module, InplaceGELU) for module in encoder.modules()) == 2
     given = values.clone()
     with torch.inference_mode():
         frugal = encoder(values)

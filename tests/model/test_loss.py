@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from tests.helpers.tiny_model import make_tiny_config, prompt_ids
 from video_llama.constants import IGNORE_INDEX
-from video_llama.model.loss import cross_entropy, run_on_answers
+from video_llama.model.loss import cross_entropy, forward_on_answers
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 
@@ -52,7 +52,7 @@ def test_what_a_language_model_does_to_its_logits_is_done_to_those_of_answers() 
     model = AutoModelForCausalLM.from_config(Gemma2Config(**sizes, **heads, final_logit_softcapping=0.05)).eval()
     ids = torch.randint(3, 50, (2, 9))
     labels = ids.masked_fill(torch.arange(9) < 4, IGNORE_INDEX)
-    output = run_on_answers(model, labels, input_ids=ids)
+    output = forward_on_answers(model, labels, input_ids=ids)
     torch.testing.assert_close(output.loss, model(input_ids=ids, labels=labels).loss)
     assert output.logits.abs().max() < 0.05
 
@@ -61,7 +61,7 @@ def test_a_failing_step_leaves_the_head_as_it_was(tiny_model: VideoLlamaForCondi
     batch = padded_batch(tiny_model)
     embeds = torch.zeros(*batch["input_ids"].shape, tiny_model.config.text_config.hidden_size)
     with pytest.raises(RuntimeError):
-        run_on_answers(tiny_model.language_model, batch["labels"], inputs_embeds=embeds[..., 1:])
+        forward_on_answers(tiny_model.language_model, batch["labels"], inputs_embeds=embeds[..., 1:])
     logits = tiny_model(inputs_embeds=embeds).logits
     assert logits.shape == (*embeds.shape[:2], tiny_model.config.text_config.vocab_size)
 

@@ -17,7 +17,7 @@ from video_llama.checkpoints.weight_mapping import original_to_ours
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaVisionConfig
 from video_llama.model.eva_vit import build_eva_vit, interpolate_position_table
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import ask_qformer
+from video_llama.model.qformer import run_qformer
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -77,12 +77,12 @@ def test_both_qformer_forms_give_the_recorded_queries(
     qformer.load_state_dict(part(weights, f"video_branch.{form}qformer."))
     states = tensors[f"in.{form}encoder_hidden_states"]
     with torch.no_grad():
-        answer = ask_qformer(qformer, tensors[f"{form}query_tokens"], states)
+        answer = run_qformer(qformer, tensors[f"{form}query_tokens"], states)
         torch.testing.assert_close(answer, tensors[f"out.{form}last_hidden_state"], **TOLERANCE)
         padded = f"out.{form}last_hidden_state_padded"
         if padded in tensors:
             mask = tensors["in.encoder_attention_mask_padded"]
-            answer = ask_qformer(qformer, tensors[f"{form}query_tokens"], states, mask.bool())
+            answer = run_qformer(qformer, tensors[f"{form}query_tokens"], states, mask.bool())
             torch.testing.assert_close(answer, tensors[padded], **TOLERANCE)
 
 

@@ -18,9 +18,9 @@ from video_llama.conversation import (
     Placeholder,
     Text,
     conv_templates,
-    introduce_video,
-    introduce_video_with_sound,
-    render_pieces,
+    render_parts,
+    video_prefix,
+    video_with_audio_prefix,
 )
 from video_llama.data.tokenization import (
     build_dialogue_sample,
@@ -30,10 +30,10 @@ from video_llama.data.tokenization import (
     video_instruct_turns,
 )
 from video_llama.errors import DatasetError
-from video_llama.pieces import parse_placeholders
 from video_llama.processor.captions import BlipCaptionProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import parse_placeholders
 
 ReadJson = Callable[[str], Any]
 
@@ -114,7 +114,7 @@ def as_text(content: Any) -> str:
 
 def generation_prompt(case: dict[str, Any]) -> Conversation:
     conversation = start(case, GENERATION_TEMPLATES[case["style"]])
-    introduction = introduce_video_with_sound() if "audio" in case["kind"] else introduce_video(case["msg"])
+    introduction = video_with_audio_prefix() if "audio" in case["kind"] else video_prefix(case["msg"])
     conversation.introduce([*introduction, " "])
     conversation.ask(case["question"])
     return conversation.up_to_answer()
@@ -138,7 +138,7 @@ def test_generation_prompts_have_the_recorded_ids(
     ids = {"image": len(table), "audio": len(table) + 1}
     for case in reference_json("full/cases.json")["generation"]:
         asked = "question" in case
-        pieces = generation_prompt(case).get_pieces() if asked else parse_placeholders(case["prompt"])
+        pieces = generation_prompt(case).get_parts() if asked else parse_placeholders(case["prompt"])
         input_ids = torch.tensor(encode_prompt(pieces, tokenizer, ids, lengths))
         recorded = outputs[f"gen_{case['name']}_context_emb"][0]
         assert len(input_ids) == len(recorded), case["name"]
@@ -388,8 +388,8 @@ def test_pieces_render_the_prompt_they_belong_to(reference_json: ReadJson) -> No
         conversation = start(case, TEMPLATES[case["style"]])
         conversation.messages = [list(message) for message in case["messages"]]
         typed = {content for _, content in case["messages"] if content}
-        pieces = conversation.get_pieces()
-        assert render_pieces(pieces) == conversation.get_prompt()
+        pieces = conversation.get_parts()
+        assert render_parts(pieces) == conversation.get_prompt()
         trusted = {piece.text for piece in pieces if isinstance(piece, Text) and piece.trusted}
         assert not typed & trusted
         assert typed <= {piece.text for piece in pieces if isinstance(piece, Text) and not piece.trusted}

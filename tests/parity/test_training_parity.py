@@ -18,7 +18,7 @@ from video_llama.checkpoints.load import build_processor
 from video_llama.checkpoints.weight_mapping import to_original_name
 from video_llama.config import Config, load_config
 from video_llama.data.batches import Batch
-from video_llama.data.encoding import MediaInput
+from video_llama.data.sample_processor import MediaInput
 from video_llama.data.tokenization import build_caption_sample, collate_text
 from video_llama.inference.engine import VideoLlama
 from video_llama.registry import SCHEDULES

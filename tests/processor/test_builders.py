@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import video_llama.processor
-from tests.conftest import MakeSound, MakeVideo
+from tests.conftest import MakeAudio, MakeVideo
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import ConfigError, MediaError
 from video_llama.processor.builders import load_processor, process_audio, process_images, process_video
@@ -96,8 +96,8 @@ def test_one_image_gives_one_result_and_a_list_gives_a_list(tmp_path: Any) -> No
     assert process_images([], PROCESSOR) == []
 
 
-def test_a_sound_is_processed_onto_a_device(make_sound: MakeSound) -> None:
-    path = make_sound()
+def test_a_sound_is_processed_onto_a_device(make_audio: MakeAudio) -> None:
+    path = make_audio()
     expected = PROCESSOR.process_audio(path)
     assert torch.equal(process_audio(path, PROCESSOR).values, expected.values)
     assert process_audio((torch.zeros(16_000), 16_000), PROCESSOR, "meta").values.device.type == "meta"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import MakeSound, MakeVideo, draw_tone, frame_number
+from tests.conftest import MakeAudio, MakeVideo, draw_tone, frame_number
 from tests.helpers.damage import damage_sound
-from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
+from video_llama.errors import ConfigError, MediaError, NoAudioTrackError
 from video_llama.media.image import resize_image
 from video_llama.processor.audio_features import LogMelSettings, log_mel_segments
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
@@ -105,7 +105,7 @@ def test_a_sound_track_that_cannot_be_decoded_is_an_error_that_says_how_to_go_on
     damage_sound(path)
     with pytest.raises(MediaError, match=r"the sound track is damaged: .* \(audio=False ignores the sound\)") as caught:
         PROCESSOR.process_video(path)
-    assert not isinstance(caught.value, NoSoundTrackError)
+    assert not isinstance(caught.value, NoAudioTrackError)
     frames, sound = PROCESSOR.process_video(path, audio=False)
     assert (len(frames.frames), sound) == (4, None)
 
@@ -124,8 +124,8 @@ def test_an_image_is_a_video_of_one_frame_without_times(tmp_path: Path) -> None:
         assert_same(in_memory, still)
 
 
-def test_a_sound_becomes_segments_that_span_it(make_sound: MakeSound) -> None:
-    path = make_sound(samples=draw_tone(7.0, RATE, 1), codec="pcm_f32le")
+def test_a_sound_becomes_segments_that_span_it(make_audio: MakeAudio) -> None:
+    path = make_audio(samples=draw_tone(7.0, RATE, 1), codec="pcm_f32le")
     segments = PROCESSOR.process_audio(path)
     assert (segments.source, segments.duration_seconds) == (str(path), 7.0)
     assert segments.start_seconds == [0.0, 2.5, 5.0]
@@ -134,8 +134,8 @@ def test_a_sound_becomes_segments_that_span_it(make_sound: MakeSound) -> None:
     torch.testing.assert_close(segments.values, log_mel_segments(samples, ranges, PROCESSOR.log_mel))
 
 
-def test_the_other_spacing_stops_short_of_the_end(make_sound: MakeSound) -> None:
-    segments = dataclasses.replace(PROCESSOR, segment_spacing="pv015").process_audio(make_sound(seconds=8.0))
+def test_the_other_spacing_stops_short_of_the_end(make_audio: MakeAudio) -> None:
+    segments = dataclasses.replace(PROCESSOR, segment_spacing="pv015").process_audio(make_audio(seconds=8.0))
     assert segments.start_seconds == [0.0, 2.0, 4.0]
 
 
@@ -159,7 +159,7 @@ def test_a_sound_shorter_than_a_segment_is_padded(num_samples: int) -> None:
 
 
 def test_the_sound_of_a_file_without_any_is_an_error(make_video: MakeVideo) -> None:
-    with pytest.raises(NoSoundTrackError):
+    with pytest.raises(NoAudioTrackError):
         PROCESSOR.process_audio(make_video())
 
 
@@ -199,11 +199,11 @@ def test_training_is_reproducible_with_torchs_seed(make_video: MakeVideo) -> Non
     assert not torch.equal(still.pixel_values, other_still.pixel_values)
 
 
-def test_use_draws_nothing_at_random(make_video: MakeVideo, make_sound: MakeSound) -> None:
+def test_use_draws_nothing_at_random(make_video: MakeVideo, make_audio: MakeAudio) -> None:
     state = torch.get_rng_state()
     PROCESSOR.process_video(make_video(audio=True))
     PROCESSOR.process_image(Image.new("RGB", (9, 9)))
-    PROCESSOR.process_audio(make_sound())
+    PROCESSOR.process_audio(make_audio())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -217,12 +217,12 @@ FASTER = MediaProcessor(log_mel=LogMelSettings(sample_rate_hz=22_050, segment_se
 @pytest.mark.parametrize("own", [OTHER, FASTER], ids=["other mel and number", "other rate and length"])
 @pytest.mark.parametrize("given", ["short file", "long file", "samples"])
 def test_sound_becomes_what_another_processor_would_have_given(
-    given: str, own: MediaProcessor, make_sound: MakeSound
+    given: str, own: MediaProcessor, make_audio: MakeAudio
 ) -> None:
     sound: Any = (draw_tone(7.0, 44_100, 2), 44_100)
     if given != "samples":
         seconds = 7.0 if given == "short file" else 65.0
-        sound = make_sound("tone.wav", samples=draw_tone(seconds, 44_100, 2), codec="pcm_f32le", rate_hz=44_100)
+        sound = make_audio("tone.wav", samples=draw_tone(seconds, 44_100, 2), codec="pcm_f32le", rate_hz=44_100)
     expected, read = own.process_audio(sound), MediaProcessor().process_audio(sound)
     adapted = own.adapt_audio(read)
     assert torch.equal(adapted.values, expected.values)
@@ -230,9 +230,9 @@ def test_sound_becomes_what_another_processor_would_have_given(
     assert own.adapt_audio(expected) is expected
 
 
-def test_log_mel_alone_is_made_of_what_was_decoded_even_if_the_file_is_gone(make_sound: MakeSound) -> None:
+def test_log_mel_alone_is_made_of_what_was_decoded_even_if_the_file_is_gone(make_audio: MakeAudio) -> None:
     own = MediaProcessor(log_mel=OTHER_MEL)
-    path = make_sound(samples=draw_tone(65.0, RATE, 1))
+    path = make_audio(samples=draw_tone(65.0, RATE, 1))
     read, expected = MediaProcessor().process_audio(path), own.process_audio(path)
     path.unlink()
     assert torch.equal(own.adapt_audio(read).values, expected.values)
@@ -240,15 +240,15 @@ def test_log_mel_alone_is_made_of_what_was_decoded_even_if_the_file_is_gone(make
         OTHER.adapt_audio(read)
 
 
-def test_a_number_of_segments_that_somebody_chose_stays(make_sound: MakeSound) -> None:
-    read = dataclasses.replace(PROCESSOR, num_audio_segments=4).process_audio(make_sound(seconds=9.0))
+def test_a_number_of_segments_that_somebody_chose_stays(make_audio: MakeAudio) -> None:
+    read = dataclasses.replace(PROCESSOR, num_audio_segments=4).process_audio(make_audio(seconds=9.0))
     adapted = MediaProcessor(log_mel=OTHER_MEL).adapt_audio(read)
     assert adapted.values.shape == (4, 1, 64, 204)
     assert adapted.start_seconds == read.start_seconds
 
 
-def test_picked_segments_are_adapted_as_they_were_picked_moved_and_converted(make_sound: MakeSound) -> None:
-    path = make_sound(seconds=20.0)
+def test_picked_segments_are_adapted_as_they_were_picked_moved_and_converted(make_audio: MakeAudio) -> None:
+    path = make_audio(seconds=20.0)
     read = MediaProcessor().process_audio(path)
     whole = MediaProcessor(log_mel=OTHER_MEL).process_audio(path)
     adapted = OTHER.adapt_audio(read[2:][::2].half())
@@ -257,7 +257,7 @@ def test_picked_segments_are_adapted_as_they_were_picked_moved_and_converted(mak
     assert adapted.start_seconds == [read.start_seconds[place] for place in (2, 4, 6)]
 
 
-def test_values_that_were_changed_are_not_made_anew_without_the_change(make_sound: MakeSound) -> None:
-    read = MediaProcessor().process_audio(make_sound())
+def test_values_that_were_changed_are_not_made_anew_without_the_change(make_audio: MakeAudio) -> None:
+    read = MediaProcessor().process_audio(make_audio())
     silenced = dataclasses.replace(read, values=torch.zeros_like(read.values))
     assert OTHER.adapt_audio(silenced) is silenced

@@ -15,12 +15,12 @@ from PIL import Image
 
 from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.conversation import (
-    Piece,
     Placeholder,
+    PromptPart,
     Text,
-    introduce_image,
-    introduce_video,
-    introduce_video_with_sound,
+    image_prefix,
+    video_prefix,
+    video_with_audio_prefix,
 )
 from video_llama.errors import ConfigError, MediaError, MessagesError
 from video_llama.processor.collate import pad_ids, pad_items
@@ -144,7 +144,7 @@ def test_media_without_a_position_and_positions_without_media_are_errors(
 
 
 def test_pieces_keep_typed_placeholders_as_text(processor: VideoLlamaProcessor) -> None:
-    pieces: list[Piece] = [Text("###Human: ", trusted=True), Placeholder("image"), Text(HOSTILE)]
+    pieces: list[PromptPart] = [Text("###Human: ", trusted=True), Placeholder("image"), Text(HOSTILE)]
     for batch in (processor(text=pieces, images=picture()), processor(text=[pieces], images=picture())):
         ids = batch["input_ids"][0]
         assert (ids == IMAGE_ID).sum() == IMAGE_LENGTH
@@ -185,7 +185,7 @@ def test_chat_messages_are_read_introduced_and_templated(processor: VideoLlamaPr
     sampled, _ = processor.media_processor.process_video(SILENT_CLIP, audio=False)
     first, second = (
         "".join(item if isinstance(item, str) else item.token for item in introduction)
-        for introduction in (introduce_video(sampled.message), introduce_image())
+        for introduction in (video_prefix(sampled.message), image_prefix())
     )
     prompt = f"Be brief.###Human: {first} What is it?###Assistant: A dog.###Human: {second} And this?###Assistant:"
     expected = processor(text=prompt, images=[sampled, picture()])
@@ -197,7 +197,7 @@ def test_a_video_is_heard_unless_that_is_not_wanted_or_not_possible(processor: V
     messages = ask({"type": "video", "path": str(CLIP_WITH_SOUND)}, {"type": "text", "text": "What?"})
     heard = processor.apply_chat_template(messages, tokenize=True)
     assert heard["audio_values"].shape[0] == 1
-    before = introduce_video_with_sound()
+    before = video_with_audio_prefix()
     assert words(processor, heard["input_ids"][0]).startswith(f"###Human: {before[0]}")
     deaf = build_processor(use_audio=False).apply_chat_template(messages, tokenize=True)
     unheard = processor.apply_chat_template(messages, tokenize=True, load_audio_from_video=False)

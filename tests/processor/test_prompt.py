@@ -9,8 +9,8 @@ from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase
 
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.conversation import Piece, Placeholder, Text, conv_templates
-from video_llama.processor.prompt import encode_pieces, encode_prompt
+from video_llama.conversation import Placeholder, PromptPart, Text, conv_templates
+from video_llama.processor.prompt import encode_parts, encode_prompt
 from video_llama.processor.tokenizer import load_tokenizer
 
 IDS, LENGTHS = {"image": 1000, "audio": 1001}, {"image": 4, "audio": 2}
@@ -22,7 +22,7 @@ def llama() -> PreTrainedTokenizerBase:
     return load_tokenizer(Path(__file__).parents[1] / "data" / "reference" / "tokenizer")
 
 
-def encode(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase, add_bos: bool = True) -> list[int]:
+def encode(pieces: list[PromptPart], tokenizer: PreTrainedTokenizerBase, add_bos: bool = True) -> list[int]:
     return encode_prompt(pieces, tokenizer, IDS, LENGTHS, add_bos)
 
 
@@ -31,17 +31,17 @@ def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def test_text_of_several_pieces_is_tokenised_as_one(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[Piece] = [Text("What is th", trusted=True), Text("e man do"), Text("ing?", trusted=True)]
+    pieces: list[PromptPart] = [Text("What is th", trusted=True), Text("e man do"), Text("ing?", trusted=True)]
     assert encode(pieces, llama) == [BOS, *plain("What is the man doing?", llama)]
 
 
 def test_each_placeholder_becomes_a_run_of_its_id(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[Piece] = [Placeholder("audio"), Text("and"), Placeholder("image"), Placeholder("image")]
+    pieces: list[PromptPart] = [Placeholder("audio"), Text("and"), Placeholder("image"), Placeholder("image")]
     assert encode(pieces, llama) == [BOS, 1001, 1001, *plain("and", llama), *[1000] * 8]
 
 
 def test_text_on_both_sides_of_a_placeholder_is_tokenised_apart(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[Piece] = [Text("<Video>"), Placeholder("image"), Text("</Video>")]
+    pieces: list[PromptPart] = [Text("<Video>"), Placeholder("image"), Text("</Video>")]
     expected = [BOS, *plain("<Video>", llama), *[1000] * 4, *plain("</Video>", llama)]
     assert encode(pieces, llama) == expected
 
@@ -55,9 +55,9 @@ def test_special_tokens_count_in_trusted_text_only(llama: PreTrainedTokenizerBas
 
 
 def test_a_special_token_pieced_together_with_typed_text_is_none(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[Piece] = [Text("a <", trusted=True), Text("/s>"), Text("<", trusted=True), Text("s>")]
+    pieces: list[PromptPart] = [Text("a <", trusted=True), Text("/s>"), Text("<", trusted=True), Text("s>")]
     assert encode(pieces, llama) == [BOS, *plain("a </s><s>", llama)]
-    together: list[Piece] = [Text("a <", trusted=True), Text("/s>", trusted=True)]
+    together: list[PromptPart] = [Text("a <", trusted=True), Text("/s>", trusted=True)]
     assert encode(together, llama)[-1] == EOS
 
 
@@ -104,7 +104,7 @@ def test_answer_tokens_are_the_answers_and_what_ends_them(name: str, llama: PreT
     texts = ["What </s> [/INST] is it?", "A [/INST] </s> dog. 🎬", "###Human: <s>", "Two\n</s>"]
     for index, text in enumerate(texts):
         conversation.append_message(conversation.roles[index % 2], text)
-    prompt = encode_pieces(conversation.get_pieces(), llama, IDS, LENGTHS)
+    prompt = encode_parts(conversation.get_parts(), llama, IDS, LENGTHS)
     spoken = [token for token, is_answer in zip(prompt.input_ids, prompt.is_answer, strict=True) if is_answer]
     end = {"v1": "###", "llama_2": " </s>", "instruct_vicuna": "\n###"}[name]
     assert llama.decode(spoken) == f"A [/INST] </s> dog. 🎬{end} Two\n</s>{end}"
@@ -114,14 +114,14 @@ def test_a_token_over_the_edge_of_an_answer_belongs_to_it(llama: PreTrainedToken
     whole = plain("bicycle", llama)
     assert len(whole) == 1
     for pieces in ([Text("bi"), Text("cycle", answer=True)], [Text("bi", answer=True), Text("cycle")]):
-        assert encode_pieces([*pieces], llama, IDS, LENGTHS, add_bos=False).is_answer == [True]
+        assert encode_parts([*pieces], llama, IDS, LENGTHS, add_bos=False).is_answer == [True]
 
 
 def test_the_space_that_sentencepiece_puts_in_front_goes_with_the_text_after_it(
     llama: PreTrainedTokenizerBase,
 ) -> None:
-    pieces: list[Piece] = [Text("</s>", trusted=True), Text("Red", answer=True)]
-    prompt = encode_pieces(pieces, llama, IDS, LENGTHS, add_bos=False)
+    pieces: list[PromptPart] = [Text("</s>", trusted=True), Text("Red", answer=True)]
+    prompt = encode_parts(pieces, llama, IDS, LENGTHS, add_bos=False)
     assert llama.convert_ids_to_tokens(prompt.input_ids)[1] == "▁"
     assert prompt.is_answer == [False] + [True] * (len(prompt.input_ids) - 1)
 
@@ -130,6 +130,6 @@ def test_the_space_that_sentencepiece_puts_in_front_goes_with_the_text_after_it(
 def test_spaces_belong_to_the_text_they_stand_in(trim_offsets: bool) -> None:
     tokenizer = build_chat_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
-    pieces: list[Piece] = [Text("x "), Text(" a ", answer=True), Text("y"), Text(" ", answer=True)]
-    prompt = encode_pieces(pieces, tokenizer, IDS, LENGTHS)
+    pieces: list[PromptPart] = [Text("x "), Text(" a ", answer=True), Text("y"), Text(" ", answer=True)]
+    prompt = encode_parts(pieces, tokenizer, IDS, LENGTHS)
     assert prompt.is_answer == [False, False, True, True, True, False, True]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from tests.conftest import (
-    MakeSound,
+    MakeAudio,
     MakeVideo,
     add_audio_stream,
     add_video_stream,
@@ -26,7 +26,7 @@ from tests.conftest import (
     encode_video,
 )
 from tests.helpers.damage import damage_sound
-from video_llama.errors import MediaError, NoSoundTrackError
+from video_llama.errors import MediaError, NoAudioTrackError
 from video_llama.processor import resample as audio_module
 from video_llama.processor.resample import decode_audio, resample_blocks, to_mono
 
@@ -44,8 +44,8 @@ def loudest_frequency(samples: Tensor, rate_hz: int) -> float:
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_f32le", "pcm_s24le", "pcm_u8"])
-def test_a_wav_file_gives_its_samples(make_sound: MakeSound, codec: str) -> None:
-    waveform = decode_audio(make_sound(codec=codec, channels=2, rate_hz=22_050))
+def test_a_wav_file_gives_its_samples(make_audio: MakeAudio, codec: str) -> None:
+    waveform = decode_audio(make_audio(codec=codec, channels=2, rate_hz=22_050))
     assert (waveform.sample_rate_hz, waveform.samples.dtype) == (22_050, torch.float32)
     expected = torch.from_numpy(draw_tone(1.0, 22_050, 2))
     torch.testing.assert_close(waveform.samples, expected, atol=1 / (64 if codec == "pcm_u8" else 2**14), rtol=0)
@@ -62,9 +62,9 @@ def test_a_wav_file_gives_its_samples(make_sound: MakeSound, codec: str) -> None
         ("tone.aiff", "pcm_s16be"),
     ],
 )
-def test_sound_files_of_every_format_are_decoded(make_sound: MakeSound, name: str, codec: str) -> None:
+def test_sound_files_of_every_format_are_decoded(make_audio: MakeAudio, name: str, codec: str) -> None:
     rate_hz = 48_000
-    waveform = decode_audio(make_sound(name, codec=codec, rate_hz=rate_hz), RATE)
+    waveform = decode_audio(make_audio(name, codec=codec, rate_hz=rate_hz), RATE)
     assert (waveform.samples.shape[0], waveform.sample_rate_hz) == (1, RATE)
     assert waveform.samples.shape[1] == pytest.approx(RATE, abs=2000)  # lossy codecs work in blocks
     middle = waveform.samples[0, 4000:12_000]
@@ -72,8 +72,8 @@ def test_sound_files_of_every_format_are_decoded(make_sound: MakeSound, name: st
     assert float(middle.abs().max()) == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_content_counts_and_not_the_name(make_sound: MakeSound) -> None:
-    path = make_sound()
+def test_the_content_counts_and_not_the_name(make_audio: MakeAudio) -> None:
+    path = make_audio()
     renamed = path.rename(path.with_name("tone.mp4"))
     assert decode_audio(renamed).samples.shape == (1, RATE)
 
@@ -85,18 +85,18 @@ def test_the_sound_track_of_a_video_is_decoded(make_video: MakeVideo) -> None:
     assert loudest_frequency(waveform.samples[0, 4000:24_000], RATE) == pytest.approx(440, abs=3)
 
 
-def test_stereo_becomes_the_mean_of_its_channels_where_the_original_takes_the_first(make_sound: MakeSound) -> None:
+def test_stereo_becomes_the_mean_of_its_channels_where_the_original_takes_the_first(make_audio: MakeAudio) -> None:
     samples = np.stack([draw_tone(0.5, RATE, 1)[0], draw_tone(0.5, RATE, 1, frequency_hz=1000)[0]])
-    path = make_sound(samples=samples, codec="pcm_f32le")
+    path = make_audio(samples=samples, codec="pcm_f32le")
     mono = decode_audio(path, mono=True).samples
     torch.testing.assert_close(mono, torch.from_numpy(samples.mean(axis=0, keepdims=True)), atol=1e-6, rtol=0)
     assert decode_audio(path).samples.shape == (2, RATE // 2)
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 11_025, 44_100, 48_000])
-def test_a_long_sound_is_resampled_as_if_in_one_piece(make_sound: MakeSound, rate_hz: int) -> None:
+def test_a_long_sound_is_resampled_as_if_in_one_piece(make_audio: MakeAudio, rate_hz: int) -> None:
     samples = noise(rate_hz * 11).numpy()  # longer than a block
-    waveform = decode_audio(make_sound(samples=samples, rate_hz=rate_hz, codec="pcm_f32le"), RATE)
+    waveform = decode_audio(make_audio(samples=samples, rate_hz=rate_hz, codec="pcm_f32le"), RATE)
     expected = resample(torch.from_numpy(samples), rate_hz, RATE)
     assert waveform.samples.shape == expected.shape == (1, RATE * 11)
     torch.testing.assert_close(waveform.samples, expected, atol=1e-5, rtol=0)
@@ -126,14 +126,14 @@ def test_a_rate_without_a_common_divisor_does_not_build_a_huge_filter(monkeypatc
     assert sum(piece.shape[1] for piece in pieces) == pytest.approx(RATE, abs=1)
 
 
-def test_a_very_short_sound_is_kept_as_it_is(make_sound: MakeSound) -> None:
+def test_a_very_short_sound_is_kept_as_it_is(make_audio: MakeAudio) -> None:
     samples = noise(3).numpy()
-    waveform = decode_audio(make_sound(samples=samples, codec="pcm_f32le"), RATE, mono=True)
+    waveform = decode_audio(make_audio(samples=samples, codec="pcm_f32le"), RATE, mono=True)
     torch.testing.assert_close(waveform.samples, torch.from_numpy(samples))
 
 
 def test_a_video_without_sound_has_no_sound_track(make_video: MakeVideo) -> None:
-    with pytest.raises(NoSoundTrackError, match=r"clip\.mp4: no sound track"):
+    with pytest.raises(NoAudioTrackError, match=r"clip\.mp4: no sound track"):
         decode_audio(make_video())
 
 
@@ -142,7 +142,7 @@ def test_a_sound_track_without_samples_is_none(tmp_path: Path) -> None:
     with av.open(str(path), "w") as container:
         add_audio_stream(container, 1, RATE, "pcm_s16le")
         container.start_encoding()
-    with pytest.raises(NoSoundTrackError, match=r"silent\.wav: the sound track is empty"):
+    with pytest.raises(NoAudioTrackError, match=r"silent\.wav: the sound track is empty"):
         decode_audio(path)
 
 
@@ -151,17 +151,17 @@ def test_a_sound_track_that_cannot_be_decoded_is_not_the_same_as_none(make_video
     damage_sound(path)
     with pytest.raises(MediaError, match=r"clip\.mp4: the sound track is damaged: ") as caught:
         decode_audio(path)
-    assert not isinstance(caught.value, NoSoundTrackError)
+    assert not isinstance(caught.value, NoAudioTrackError)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("tone.wav", "pcm_s16le"), ("tone.flac", "flac"), ("tone.m4a", "aac")])
-def test_a_truncated_sound_is_an_error_that_names_it(make_sound: MakeSound, name: str, codec: str) -> None:
-    path = make_sound(name, codec=codec)
+def test_a_truncated_sound_is_an_error_that_names_it(make_audio: MakeAudio, name: str, codec: str) -> None:
+    path = make_audio(name, codec=codec)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(MediaError, match=rf"{name}: ") as caught:
         decode_audio(path)
-    assert not isinstance(caught.value, NoSoundTrackError)
+    assert not isinstance(caught.value, NoAudioTrackError)
 
 
 def make_still(path: Path) -> None:
@@ -188,11 +188,11 @@ def test_what_is_no_sound_is_an_error_that_names_file_and_cause(
         decode_audio(path)
     assert caught.value.path == str(path)
     assert caught.value.reason.startswith(cause)
-    assert not isinstance(caught.value, NoSoundTrackError)
+    assert not isinstance(caught.value, NoAudioTrackError)
 
 
-def test_an_implausible_sample_rate_is_damage(make_sound: MakeSound) -> None:
-    path = make_sound()
+def test_an_implausible_sample_rate_is_damage(make_audio: MakeAudio) -> None:
+    path = make_audio()
     content = bytearray(path.read_bytes())
     content[24:28] = (7).to_bytes(4, "little")
     path.write_bytes(content)
@@ -201,10 +201,10 @@ def test_an_implausible_sample_rate_is_damage(make_sound: MakeSound) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_samples_that_are_not_finite_are_an_error(make_sound: MakeSound, value: float) -> None:
+def test_samples_that_are_not_finite_are_an_error(make_audio: MakeAudio, value: float) -> None:
     samples = np.full((1, 2000), value, dtype=np.float32)
     with pytest.raises(MediaError, match="not finite numbers"):
-        decode_audio(make_sound(samples=samples, codec="pcm_f32le"))
+        decode_audio(make_audio(samples=samples, codec="pcm_f32le"))
     with pytest.raises(MediaError, match="not finite numbers"):
         to_mono(samples, RATE, RATE)
 

@@ -19,7 +19,7 @@ from examples.tiny_world.world.drawing import draw_clip
 from examples.tiny_world.world.samples import SPLITS, STREAMS, random_sample
 from examples.tiny_world.world.vocabulary import HELD_OUT_COLOURS, HELD_OUT_MOTIONS
 from tests.tiny_world.conftest import SETTINGS, of_kind, read_lines
-from video_llama.errors import NoSoundTrackError
+from video_llama.errors import NoAudioTrackError
 from video_llama.media.kind import media_kind
 from video_llama.media.video import decode_video
 from video_llama.processor.resample import decode_audio
@@ -102,7 +102,7 @@ def test_clips_have_the_frames_and_the_sound_track_that_the_truth_says(corpus: P
             assert sound.samples.shape[-1] / sound.sample_rate_hz == pytest.approx(truth["seconds"], abs=0.15)
         else:
             assert truth["sound"] is None
-            with pytest.raises(NoSoundTrackError):
+            with pytest.raises(NoAudioTrackError):
                 decode_audio(path)
         assert path.stat().st_size < 40_000
 

@@ -10,8 +10,8 @@ import torch
 from tests.helpers.tiny_model import make_tiny_config
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import assert_same, read_log, trained
-from video_llama.data.encoding import MediaInput
 from video_llama.data.features import Encoding, FeatureStore
+from video_llama.data.sample_processor import MediaInput
 from video_llama.errors import ConfigError
 from video_llama.model.imagebind import ImageBindTrunk
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration

@@ -14,8 +14,8 @@ import torch
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import assert_same, read_log, trained
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.encoding import EncodedSample, MediaInput
 from video_llama.data.examples import Example
+from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError, MediaError
 from video_llama.training.trainer import Trainer
 from video_llama.training.validation import first_answer, media_of_prompt, rouge_l, validate
@@ -47,8 +47,8 @@ def test_rouge_is_the_f1_of_the_longest_common_subsequence_of_words() -> None:
 
 def test_the_first_answer_is_what_the_first_labels_say() -> None:
     labels = [IGNORE_INDEX, IGNORE_INDEX, 5, 6, IGNORE_INDEX, 7]
-    assert first_answer(EncodedSample("a", [1, 2, 5, 6, 3, 7], labels, [])) == ([1, 2], [5, 6])
-    assert first_answer(EncodedSample("a", [1, 5, 6], [IGNORE_INDEX, 5, 6], [])) == ([1], [5, 6])
+    assert first_answer(ProcessedSample("a", [1, 2, 5, 6, 3, 7], labels, [])) == ([1, 2], [5, 6])
+    assert first_answer(ProcessedSample("a", [1, 5, 6], [IGNORE_INDEX, 5, 6], [])) == ([1], [5, 6])
 
 
 def test_validation_measures_the_loss_that_training_has(validated: Trainer) -> None:
@@ -77,7 +77,7 @@ def test_a_sample_that_cannot_be_used_is_left_out_counted_and_quarantined(
     (dataset,) = validated.valid_datasets
     bad = dataset.examples[1].id
 
-    def encode(example: Example) -> EncodedSample:
+    def encode(example: Example) -> ProcessedSample:
         if example.id == bad:
             raise MediaError("a.mp4", "damaged")
         return dataset.encoder(example)
@@ -104,7 +104,7 @@ def test_media_that_come_after_the_first_answer_are_no_part_of_its_prompt(make_c
     image, length = trainer.model.config.image_token_id, trainer.model.config.num_video_query_tokens
     media = [MediaInput("pixel_values", torch.full((1, 3, 2, 2), float(number))) for number in range(2)]
     run = [image] * length
-    sample = EncodedSample(
+    sample = ProcessedSample(
         "a", [1, *run, 5, *run, 6], [IGNORE_INDEX] * (1 + length) + [5] + [IGNORE_INDEX] * length + [6], media
     )
     assert media_of_prompt(first_answer(sample)[0], sample, trainer.model.config) == media[:1]

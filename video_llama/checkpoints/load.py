@@ -23,7 +23,7 @@ from video_llama.checkpoints.hub import resolve_source
 from video_llama.checkpoints.language_model import guess_conv_template, read_language_config
 from video_llama.checkpoints.matching import log_report, match_original, match_transformers
 from video_llama.checkpoints.original_layout import OriginalFiles
-from video_llama.checkpoints.quantization import settle_quantised_layers, spare_branches
+from video_llama.checkpoints.quantization import prepare_quantized_layers, skip_branch_quantization
 from video_llama.checkpoints.report import POSITION_TABLE, Found, LoadReport, Source, match_weights
 from video_llama.checkpoints.weight_files import open_weights
 from video_llama.checkpoints.weight_mapping import (
@@ -110,10 +110,10 @@ def load_original(
             dtype=dtype,
             ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
-            **spare_branches(options),
+            **skip_branch_quantization(options),
         )
     _check_language_model_is_whole(files.language_model, info)
-    settle_quantised_layers(model, for_training=trainable_dtype is not None)
+    prepare_quantized_layers(model, for_training=trainable_dtype is not None)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype)
     return model
@@ -151,10 +151,10 @@ def load_transformers(
         dtype=dtype,
         ignore_mismatched_sizes=True,  # they are reported by name and part, before or below
         output_loading_info=True,
-        **spare_branches(options),
+        **skip_branch_quantization(options),
     )
     _check_language_model_is_whole(folder, info)
-    settle_quantised_layers(model, for_training=trainable_dtype is not None)
+    prepare_quantized_layers(model, for_training=trainable_dtype is not None)
     if is_quantised:
         for branch in (model.video_branch, model.audio_branch):
             if branch is not None:

@@ -15,7 +15,7 @@ from video_llama.errors import ConfigError
 from video_llama.utils.extras import require_extra
 from video_llama.utils.utils import resolve_dtype
 
-__all__ = ["quantization_config", "settle_quantised_layers", "spare_branches"]
+__all__ = ["prepare_quantized_layers", "quantization_config", "skip_branch_quantization"]
 
 MEDIA_MODULES = ("video_branch", "audio_branch")
 
@@ -39,7 +39,7 @@ def quantization_config(load_in_8bit: bool, load_in_4bit: bool, device: torch.de
     )
 
 
-def spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:
+def skip_branch_quantization(options: Mapping[str, Any]) -> dict[str, Any]:
     """Have quantisation leave out the branches, where it costs accuracy and saves little, and the output layer."""
     quantization = options.get("quantization_config")
     for attribute in ("llm_int8_skip_modules", "modules_to_not_convert"):
@@ -48,7 +48,7 @@ def spare_branches(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def settle_quantised_layers(model: nn.Module, *, for_training: bool = False) -> None:
+def prepare_quantized_layers(model: nn.Module, *, for_training: bool = False) -> None:
     """Have 4-bit layers on a CPU take their final form now, one by one.
 
     bitsandbytes rearranges the weights of a layer when it is first used. Old and new copies of all layers then lie

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from video_llama.data.encoding import EncodedSample, MediaInput, SampleEncoder
 from video_llama.data.examples import Example
 from video_llama.data.mixture import BatchPlan, Slot
+from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.data.tokenization import collate_text
 from video_llama.data.workers import read_ahead
 from video_llama.errors import DatasetError, MediaError
@@ -124,7 +124,7 @@ def gather_media(media: Sequence[MediaInput], device: torch.device | str | None 
     return inputs
 
 
-def collate(number: int, samples: Sequence[EncodedSample], pad_id: int, failures: Sequence[Failure] = ()) -> Batch:
+def collate(number: int, samples: Sequence[ProcessedSample], pad_id: int, failures: Sequence[Failure] = ()) -> Batch:
     """Encoded samples as a batch, padded on the right."""
     text = collate_text([{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples], pad_id)
     media = [item for sample in samples for item in sample.media]
@@ -142,7 +142,7 @@ class BatchReader(Dataset[Batch]):
     """
 
     def __init__(
-        self, tables: Sequence[Sequence[Example]], encoders: Sequence[SampleEncoder], plan: BatchPlan, pad_id: int
+        self, tables: Sequence[Sequence[Example]], encoders: Sequence[SampleProcessor], plan: BatchPlan, pad_id: int
     ) -> None:
         self._tables, self._encoders = tables, encoders
         self._plan, self._pad_id = plan, pad_id
@@ -156,7 +156,7 @@ class BatchReader(Dataset[Batch]):
         A batch that gave up is no exception here, since workers would wrap it, and its failures are to be noted.
         """
         failures: list[Failure] = []
-        samples: list[EncodedSample] = []
+        samples: list[ProcessedSample] = []
         with torch.random.fork_rng(devices=()):
             for slot in self._plan[number]:
                 sample = self._read(slot, failures)
@@ -167,7 +167,7 @@ class BatchReader(Dataset[Batch]):
                 samples.append(sample)
         return collate(number, samples, self._pad_id, failures)
 
-    def _read(self, slot: Slot, failures: list[Failure]) -> EncodedSample | None:
+    def _read(self, slot: Slot, failures: list[Failure]) -> ProcessedSample | None:
         index = slot.index
         for attempt in range(MAX_REPLACEMENTS):
             torch.default_generator.manual_seed(self._plan.sample_seed(slot))  # a GPU keeps its own numbers
@@ -180,16 +180,16 @@ class BatchReader(Dataset[Batch]):
         return None
 
 
-class SampleReader(Dataset[EncodedSample | Failure]):
+class SampleReader(Dataset[ProcessedSample | Failure]):
     """The samples of one dataset by index, each by itself; one that cannot be used is told, not replaced."""
 
-    def __init__(self, table: Sequence[Example], encoder: SampleEncoder) -> None:
+    def __init__(self, table: Sequence[Example], encoder: SampleProcessor) -> None:
         self._table, self._encoder = table, encoder
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> EncodedSample | Failure:
+    def __getitem__(self, index: int) -> ProcessedSample | Failure:
         example = self._table[index]
         try:
             return self._encoder(example)
@@ -197,7 +197,7 @@ class SampleReader(Dataset[EncodedSample | Failure]):
             return Failure(example.id, str(error))
 
 
-def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[EncodedSample | Failure]:
+def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[ProcessedSample | Failure]:
     """Samples in order, read ahead by worker processes."""
     return read_ahead(reader, indices, num_workers, PREFETCHED_SAMPLES)
 

@@ -13,10 +13,10 @@ from typing import Any
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
 from video_llama.data.datasets import MEDIA_KINDS, build_examples
-from video_llama.data.encoding import SampleEncoder, TextSettings
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
-from video_llama.data.mixture import BatchPlan, mixture_shares
+from video_llama.data.mixture import BatchPlan, mixture_weights
+from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.data.shards import find_shards, index_shard
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.builders import load_processor
@@ -52,7 +52,7 @@ class EncodedDataset:
 
     name: str
     examples: ExampleTable
-    encoder: SampleEncoder
+    encoder: SampleProcessor
 
 
 def build_datasets(
@@ -60,7 +60,7 @@ def build_datasets(
     processor: VideoLlamaProcessor,
     *,
     training: bool,
-    images_as_sound: bool = False,
+    images_as_audio: bool = False,
     features: FeatureStore | None = None,
 ) -> list[EncodedDataset]:
     """The datasets of a configuration, of their training or their validation split.
@@ -70,7 +70,7 @@ def build_datasets(
         processor: of the model.
         training: True takes the training split and its augmentation; False the validation split of those datasets
             that have one.
-        images_as_sound: pictures go to the audio branch.
+        images_as_audio: pictures go to the audio branch.
         features: encoder outputs kept on disk; with them nothing is augmented.
 
     Raises:
@@ -89,9 +89,9 @@ def build_datasets(
         if section.data_type == "audio" and not processor.use_audio:
             raise ConfigError(f"datasets.{name} is of sounds, but the model is built without its audio branch")
         # Messages name their media one by one, so nothing has to stand in for sound there.
-        as_sound = images_as_sound and section.data_type != "audio" and not holds_messages(name, section)
+        as_sound = images_as_audio and section.data_type != "audio" and not holds_messages(name, section)
         text = _text_settings(name, section, config.model, processor, hears=as_sound or section.data_type == "audio")
-        built.append(EncodedDataset(name, examples, SampleEncoder(text, media, as_sound, features)))
+        built.append(EncodedDataset(name, examples, SampleProcessor(text, media, as_sound, features)))
     return built
 
 
@@ -144,7 +144,7 @@ def build_batch_reader(
     run = config.run
     plan = BatchPlan(
         sizes,
-        mixture_shares(sizes, [config.datasets[name].sample_ratio for name in names], names),
+        mixture_weights(sizes, [config.datasets[name].sample_ratio for name in names], names),
         batch_size=run.batch_size_train,
         num_batches=run.max_epoch * run.iters_per_epoch,
         seed=run.seed,

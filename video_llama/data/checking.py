@@ -19,9 +19,9 @@ from video_llama.config import Config
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.batches import PREFETCHED_BATCHES, Failure
 from video_llama.data.build import EncodedDataset, build_datasets
-from video_llama.data.encoding import EncodedSample, MediaItem, SampleEncoder
 from video_llama.data.examples import Example, MediaKind, MediaSource, media_sources
-from video_llama.data.mixture import mixture_shares
+from video_llama.data.mixture import mixture_weights
+from video_llama.data.sample_processor import MediaItem, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -78,7 +78,7 @@ class DatasetCheck:
     bad: list[SampleCheck] = field(default_factory=list)
     num_cut: int = 0
     longest: int = 0
-    samples: list[EncodedSample] = field(default_factory=list)
+    samples: list[ProcessedSample] = field(default_factory=list)
 
     def count(self, outcome: Outcome) -> int:
         """How many samples are bad in this way."""
@@ -97,7 +97,7 @@ class DatasetCheck:
 
 
 @dataclass(frozen=True)
-class _OnceReader(SampleEncoder):
+class _OnceReader(SampleProcessor):
     """Reads each file of an example once, however often the example is encoded."""
 
     remembered: dict[tuple[MediaKind, MediaSource], MediaItem] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class _Checks(Dataset[SampleCheck]):
         return check_sample(self._dataset.encoder, self._dataset.examples[index])
 
 
-def check_sample(encoder: SampleEncoder, example: Example) -> SampleCheck:
+def check_sample(encoder: SampleProcessor, example: Example) -> SampleCheck:
     """Encode one example as training does, and without a limit to its text."""
     text = dataclasses.replace(encoder.text, prompts=encoder.text.prompts[:1])
     limited = _OnceReader(**{**vars(encoder), "text": text})
@@ -168,7 +168,7 @@ def check_datasets(
     """
     model = config.model
     as_sound = model.equip_audio_branch and not model.frozen_audio_Qformer
-    for dataset in build_datasets(config, processor, training=training, images_as_sound=as_sound):
+    for dataset in build_datasets(config, processor, training=training, images_as_audio=as_sound):
         examples = dataset.examples
         check = DatasetCheck(dataset.name, len(examples))
         absent = _find_absent(examples, start(f"{dataset.name}: files", len(examples)))
@@ -199,11 +199,11 @@ def share_of_bad_samples(config: Config, checks: Sequence[DatasetCheck]) -> floa
     """
     names = [check.name for check in checks]
     ratios = [config.datasets[name].sample_ratio for name in names]
-    shares = mixture_shares([check.num_examples for check in checks], ratios, names)
+    shares = mixture_weights([check.num_examples for check in checks], ratios, names)
     return sum(share * check.share_of_bad for share, check in zip(shares, checks, strict=True))
 
 
-def describe_tokens(sample: EncodedSample, tokenizer: PreTrainedTokenizerBase, media: dict[int, str]) -> str:
+def describe_tokens(sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase, media: dict[int, str]) -> str:
     """A sample's text, with what is learnt in ⟦ ⟧ and media as `<frames x 32>`.
 
     Args:
@@ -214,7 +214,7 @@ def describe_tokens(sample: EncodedSample, tokenizer: PreTrainedTokenizerBase, m
     return "".join(_describe_runs(sample, tokenizer, media))
 
 
-def _describe_runs(sample: EncodedSample, tokenizer: PreTrainedTokenizerBase, media: dict[int, str]) -> Iterator[str]:
+def _describe_runs(sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase, media: dict[int, str]) -> Iterator[str]:
     marks = [
         media.get(token, label != IGNORE_INDEX) for token, label in zip(sample.input_ids, sample.labels, strict=True)
     ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from video_llama.errors import ConfigError
 
-__all__ = ["BatchPlan", "Slot", "mixture_shares"]
+__all__ = ["BatchPlan", "Slot", "mixture_weights"]
 
 _CHOICE, _ORDER, _SAMPLE, _REPLACEMENT = range(4)  # streams of random numbers that must not meet
 
@@ -36,7 +36,7 @@ class Slot:
     position: int
 
 
-def mixture_shares(sizes: Sequence[int], ratios: Sequence[float | None], names: Sequence[str]) -> list[float]:
+def mixture_weights(sizes: Sequence[int], ratios: Sequence[float | None], names: Sequence[str]) -> list[float]:
     """The share of the batches that each dataset gets: by `sample_ratio`, or by size if none has one.
 
     Raises:
@@ -64,7 +64,7 @@ class BatchPlan:
 
     Args:
         sizes: number of examples of each dataset.
-        shares: probability of each dataset, as `mixture_shares` returns them.
+        shares: probability of each dataset, as `mixture_weights` returns them.
         batch_size: of one process.
         num_batches: of the whole run, for one process.
         seed: of everything.

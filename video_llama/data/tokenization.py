@@ -17,8 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from video_llama.constants import IGNORE_INDEX
 from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import ConfigError, DatasetError
-from video_llama.pieces import Content, Piece, Placeholder, Text, introduce_sound, introduce_video, parse_placeholders
-from video_llama.processor.prompt import EncodedPrompt, encode_pieces
+from video_llama.processor.prompt import EncodedPrompt, encode_parts
+from video_llama.prompt_parts import (
+    Content,
+    Placeholder,
+    PromptPart,
+    Text,
+    audio_prefix,
+    parse_placeholders,
+    video_prefix,
+)
 
 __all__ = [
     "Turn",
@@ -135,7 +143,7 @@ def build_conversation_sample(
     Raises:
         DatasetError: the cut leaves no answer, or takes a media position away.
     """
-    sample = encode_pieces(conversation.get_pieces(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
+    sample = encode_parts(conversation.get_parts(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
     has_bos = sample.input_ids[:1] == [tokenizer.bos_token_id]
     media_ids = set(placeholder_ids.values())
     num_media_ids = sum(token_id in media_ids for token_id in sample.input_ids)
@@ -176,7 +184,7 @@ def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str, is_sound
     """
     if not qa:
         raise DatasetError("the annotation holds no questions")
-    media = [*introduce_sound(), " "] if is_sound else introduce_video(message)
+    media = [*audio_prefix(), " "] if is_sound else video_prefix(message)
     turns: list[Turn] = []
     for number, pair in enumerate(qa):
         question, answer = (pair.get("q"), pair.get("a")) if isinstance(pair, Mapping) else (None, None)
@@ -218,15 +226,15 @@ def llava_instruct_turns(conversations: Sequence[Mapping[str, str]]) -> list[Tur
 
 
 def _encode(
-    pieces: Sequence[Piece],
+    pieces: Sequence[PromptPart],
     tokenizer: PreTrainedTokenizerBase,
     placeholder: tuple[int, int],
     add_bos: bool = True,
 ) -> EncodedPrompt:
-    """`encode_pieces` where frames and sound alike take the one placeholder that is being trained."""
+    """`encode_parts` where frames and sound alike take the one placeholder that is being trained."""
     token_id, length = placeholder
     ids, lengths = dict.fromkeys(_KINDS, token_id), dict.fromkeys(_KINDS, length)
-    return encode_pieces(pieces, tokenizer, ids, lengths, add_bos)
+    return encode_parts(pieces, tokenizer, ids, lengths, add_bos)
 
 
 def _with_labels(sample: EncodedPrompt) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from av import VideoStream
 from PIL import Image
 
-from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
+from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.inference.generation import GenerationOptions
 from video_llama.media.containers import demux_packets, open_container, select_stream
 from video_llama.media.kind import media_kind
@@ -136,7 +136,7 @@ class Limits:
             self._check_packets(path, "video")
         try:
             self._check_packets(path, "audio")
-        except NoSoundTrackError:
+        except NoAudioTrackError:
             return  # whoever needs the sound says so
 
     def _check_packets(self, path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> None:

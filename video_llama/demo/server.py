@@ -207,8 +207,8 @@ def serve(arguments: argparse.Namespace) -> None:
         title=Path(arguments.model or arguments.cfg_path).name,
     )
     check_address(settings.host, settings.port)  # before the model, which takes a while to load
-    warn_of_strangers(settings)
-    _leave_in_good_order()
+    warn_public_address(settings)
+    _install_signal_handlers()
     server = DemoServer(
         lambda: load_model(arguments),
         settings,
@@ -234,7 +234,7 @@ def serve(arguments: argparse.Namespace) -> None:
         server.close()
 
 
-def _leave_in_good_order() -> None:
+def _install_signal_handlers() -> None:
     """Signals that would end the process at once, and leave the visitors' files behind, end it like `sys.exit`."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -247,7 +247,7 @@ def _end(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def warn_of_strangers(settings: ServerSettings) -> None:
+def warn_public_address(settings: ServerSettings) -> None:
     """Say so on stderr if people beyond this machine can reach the page."""
     if settings.share:
         print("warning: --share puts the page on the internet, through a server of Gradio's", file=sys.stderr)

@@ -21,7 +21,7 @@ ABLATIONS = {
     "audio_qformer": "the audio Q-Former returns its queries as they are",
     "audio": "sound is not listened to; a sound file is heard as silence",
     "shuffle_frames": "the frames come in random order",
-    "swap_sound": "the sound is that of another file",
+    "swap_audio": "the sound is that of another file",
 }
 
 Media = tuple[VideoFrames | None, AudioSegments | None]
@@ -50,7 +50,7 @@ def apply_to_model(name: str | None, model: VideoLlama) -> None:
     if name not in ABLATIONS:
         raise ConfigError(f"unknown ablation {name!r}. Known: {', '.join(ABLATIONS)}")
     branches = model.model.video_branch, model.model.audio_branch
-    if name in ("audio_qformer", "audio", "swap_sound") and branches[1] is None:
+    if name in ("audio_qformer", "audio", "swap_audio") and branches[1] is None:
         raise ConfigError(f"ablation {name!r}: the model has no audio branch")
     if name == "frame_positions":
         branches[0].frame_position_embedding.weight.data.zero_()
@@ -66,7 +66,7 @@ def apply_to_media(name: str | None, items: Sequence[Media], seed: int = 0) -> l
     changes: dict[str, Callable[[], list[Media]]] = {
         "audio": lambda: [_deafened(item) for item in items],
         "shuffle_frames": lambda: _shuffled(items, seed),
-        "swap_sound": lambda: _swapped(items, seed),
+        "swap_audio": lambda: _swapped(items, seed),
     }
     return changes[name]() if name in changes else list(items)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from video_llama.conversation import introduce_media
-from video_llama.errors import NoSoundTrackError
+from video_llama.conversation import media_prefix
+from video_llama.errors import NoAudioTrackError
 from video_llama.evaluation.ablation import Media
 from video_llama.inference.engine import EncodedMedia, VideoLlama
 from video_llama.inference.generation import cut_at_stop
@@ -88,7 +88,7 @@ def read_media(model: VideoLlama, path: Path, kind: str) -> Media:
     if model.has_audio:
         try:
             sound = processor.process_audio(path)
-        except NoSoundTrackError:
+        except NoAudioTrackError:
             sound = None
     return (None if kind == "sound" else processor.process_video(path, audio=False)[0]), sound
 
@@ -116,7 +116,7 @@ def answer_dialogues(
         items = [item for item in (sound, frames) if item is not None]
         if items:
             encoded = [model.encode(item) for item in items]
-            introduction = introduce_media([] if frames is None else [frames], sound)
+            introduction = media_prefix([] if frames is None else [frames], sound)
             dialogues += [_Dialogue(file, turns, introduction, encoded, []) for turns in file.dialogues]  # type: ignore[arg-type]
     for turn in range(max((len(dialogue.turns) for dialogue in dialogues), default=0)):
         open_ones = [dialogue for dialogue in dialogues if len(dialogue.turns) > turn]

@@ -9,7 +9,7 @@ from itertools import chain, count
 from typing import TypeVar
 
 from video_llama.checkpoints.fitting import batch_that_fits
-from video_llama.conversation import Conversation, introduce_media
+from video_llama.conversation import Conversation, media_prefix
 from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.inference.batch import complete_batch, complete_stream, encode_batch, most_frames
 from video_llama.inference.engine import Prompt, VideoLlama
@@ -193,7 +193,7 @@ class BatchCaptioner:
             conversation = (self.conversation or self.model.new_conversation()).copy()
             conversation.ask(self.prompt)
             conversation = conversation.up_to_answer()
-            conversation.introduce(introduce_media([] if window.frames is None else [window.frames], window.audio))
+            conversation.introduce(media_prefix([] if window.frames is None else [window.frames], window.audio))
             prompt = self.model.prepare(conversation, [next(encoded) for _ in of_one])
             caption = WindowCaption(
                 read.key,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from video_llama.conversation import Conversation, introduce_media
-from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
+from video_llama.conversation import Conversation, media_prefix
+from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions, PrefixCache
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
@@ -50,7 +50,7 @@ class Upload(Decoded):
     @property
     def introduction(self) -> list[Any]:
         """The words and placeholders that introduce the file in a prompt."""
-        return introduce_media([] if self.frames is None else [self.frames], self.audio)
+        return media_prefix([] if self.frames is None else [self.frames], self.audio)
 
 
 @dataclass
@@ -228,7 +228,7 @@ class Chat:
     def _listen(self, path: str | Path) -> tuple[AudioSegments | None, str]:
         try:
             audio = self.media_processor.process_audio(path)
-        except NoSoundTrackError:
+        except NoAudioTrackError:
             return None, "no sound track"
         except MediaError as error:
             logger.warning("the sound track is left out: %s", error)

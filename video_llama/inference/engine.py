@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers.generation import BaseStreamer, StoppingCriteriaList
 
-from video_llama.conversation import Conversation, conv_templates, introduce_media
+from video_llama.conversation import Conversation, conv_templates, media_prefix
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import MediaCache
 from video_llama.inference.generation import (
@@ -322,7 +322,7 @@ class VideoLlama:
             conversation = self._in_own_template(conversation)
         conversation = conversation.up_to_answer()
         if not conversation.has_media():
-            conversation.introduce(introduce_media(frames, sound))
+            conversation.introduce(media_prefix(frames, sound))
         items = [*frames] if sound is None else [sound, *frames]
         prompt = self._fitting_prompt(conversation, [self.encode(item) for item in items], chosen)
         if max_length is not None:
@@ -346,7 +346,7 @@ class VideoLlama:
         Raises:
             ValueError: the conversation's placeholders do not fit the media.
         """
-        pieces = conversation.get_pieces(self.processor.tokenizer)
+        pieces = conversation.get_parts(self.processor.tokenizer)
         ids = encode_prompt(
             pieces,
             self.processor.tokenizer,

@@ -19,11 +19,11 @@ from video_llama.errors import MediaError
 from video_llama.media.containers import demux_packets, open_container, select_stream, translate_errors
 
 __all__ = [
-    "RawSound",
+    "RawAudio",
     "Samples",
     "decode_timed_frames",
-    "open_sound_track",
-    "read_sound_track",
+    "open_audio_track",
+    "read_audio_track",
     "resampling_period",
     "select_sound",
 ]
@@ -37,7 +37,7 @@ _MAX_RESAMPLING_PERIOD = 10_000  # the filter's table grows with the period squa
 
 
 @dataclass(frozen=True, eq=False)
-class RawSound:
+class RawAudio:
     """Decoded sound that is still to be resampled, channels averaged.
 
     Args:
@@ -61,22 +61,22 @@ class RawSound:
         return bool(self.start_seconds or self.begin or self.end is not None)
 
 
-def read_sound_track(path: str | os.PathLike[str]) -> RawSound:
+def read_audio_track(path: str | os.PathLike[str]) -> RawAudio:
     """Decode a whole sound track, channels averaged.
 
     Raises:
-        NoSoundTrackError, MediaError: as `open_sound_track`.
+        NoAudioTrackError, MediaError: as `open_audio_track`.
     """
-    with open_sound_track(path) as (sample_rate_hz, blocks):
-        return RawSound(os.fspath(path), [to_mono_block(block) for block in blocks], sample_rate_hz)
+    with open_audio_track(path) as (sample_rate_hz, blocks):
+        return RawAudio(os.fspath(path), [to_mono_block(block) for block in blocks], sample_rate_hz)
 
 
 @contextmanager
-def open_sound_track(path: str | os.PathLike[str]) -> Iterator[tuple[int, Iterator[Samples]]]:
+def open_audio_track(path: str | os.PathLike[str]) -> Iterator[tuple[int, Iterator[Samples]]]:
     """The rate of a file's sound and its blocks, to be taken while the file is open.
 
     Raises:
-        NoSoundTrackError: the file can be read but has no sound track.
+        NoAudioTrackError: the file can be read but has no sound track.
         MediaError: the file cannot be read, or its sound track is damaged or cut short (while blocks are taken).
     """
     with open_container(path) as container:
@@ -93,7 +93,7 @@ def select_sound(container: InputContainer, path: str | os.PathLike[str]) -> Aud
     """The sound track that a player would choose.
 
     Raises:
-        NoSoundTrackError: there is none.
+        NoAudioTrackError: there is none.
         MediaError: its header is damaged.
     """
     stream = select_stream(container, path, "audio")

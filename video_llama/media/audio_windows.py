@@ -11,7 +11,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from video_llama.media.audio import (
-    RawSound,
+    RawAudio,
     Samples,
     decode_timed_frames,
     resampling_period,
@@ -20,16 +20,16 @@ from video_llama.media.audio import (
 )
 from video_llama.media.containers import open_container
 
-__all__ = ["measure_long_audio", "read_sound_windows"]
+__all__ = ["measure_long_audio", "read_audio_windows"]
 
 _PREROLL_SECONDS = 1.0  # decoders need some packets before what they give is right
 _MARGIN_SECONDS = 0.25  # more than the resampling filter reaches to either side
 _TAIL_SECONDS = 2.0  # how far before its stated end the real end of a sound is looked for
 
 
-def read_sound_windows(
+def read_audio_windows(
     path: str | os.PathLike[str], windows: Sequence[tuple[float, float | None]], sample_rate_hz: int
-) -> list[RawSound]:
+) -> list[RawAudio]:
     """Parts of a sound, channels averaged, each with a little more on both sides for the resampling.
 
     Args:
@@ -38,7 +38,7 @@ def read_sound_windows(
         sample_rate_hz: what they are going to be resampled to.
 
     Raises:
-        NoSoundTrackError: the file has no sound track.
+        NoAudioTrackError: the file has no sound track.
         MediaError: the file cannot be read, or its sound track is damaged in a window.
     """
     with open_container(path) as container:
@@ -53,7 +53,7 @@ def _read_window(
     start_seconds: float,
     end_seconds: float | None,
     sample_rate_hz: int,
-) -> RawSound:
+) -> RawAudio:
     rate_hz = stream.rate
     period, target_period = resampling_period(rate_hz, sample_rate_hz)
     first = max(0, int((start_seconds - _MARGIN_SECONDS) * rate_hz) // period * period)
@@ -62,7 +62,7 @@ def _read_window(
     before = first // period * target_period  # resampled samples up to the first one that is there
     begin = round(start_seconds * sample_rate_hz) - before
     end = None if end_seconds is None else round(end_seconds * sample_rate_hz) - before
-    return RawSound(os.fspath(path), [samples], rate_hz, begin, end, start_seconds)
+    return RawAudio(os.fspath(path), [samples], rate_hz, begin, end, start_seconds)
 
 
 def measure_long_audio(path: str | os.PathLike[str], sample_rate_hz: int, min_seconds: float) -> int | None:
@@ -77,7 +77,7 @@ def measure_long_audio(path: str | os.PathLike[str], sample_rate_hz: int, min_se
         the number of samples; None for a sound that is shorter, or where only decoding all of it would tell.
 
     Raises:
-        NoSoundTrackError: the file has no sound track.
+        NoAudioTrackError: the file has no sound track.
         MediaError: the file cannot be read, or its sound track is damaged at its end.
     """
     with open_container(path) as container:

@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
-from video_llama.errors import MediaError, NoSoundTrackError
+from video_llama.errors import MediaError, NoAudioTrackError
 from video_llama.media.probe import check_media_file, describe_content, find_truncation
 
 __all__ = [
@@ -103,7 +103,7 @@ def select_stream(container: InputContainer, path: str | os.PathLike[str], kind:
     """The stream a player would choose: the default one, then the largest picture or the most channels.
 
     Raises:
-        NoSoundTrackError: a sound was asked for and the file has none.
+        NoAudioTrackError: a sound was asked for and the file has none.
         MediaError: a video was asked for and the file has none (a cover picture is not a video).
     """
     stream = container.streams.best(kind)
@@ -112,7 +112,7 @@ def select_stream(container: InputContainer, path: str | os.PathLike[str], kind:
             raise MediaError(path, f"its {kind} codec is unknown", "convert it to H.264 and AAC in an .mp4 file")
         return stream
     if kind == "audio":
-        raise NoSoundTrackError(path, "no sound track")
+        raise NoAudioTrackError(path, "no sound track")
     if container.streams.audio:
         raise MediaError(path, "sound only, no video", "process it as audio")
     raise MediaError(path, "no video stream in it")

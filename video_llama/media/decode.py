@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from video_llama.errors import MediaError, NoSoundTrackError, VideoLlamaError
+from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.media.image import load_image, resize_image
 from video_llama.media.kind import media_kind
 from video_llama.media.probe import check_media_file, describe_content
@@ -154,12 +154,12 @@ class ClipDecoder:
                 return read_segments(path, self.segments)
             return read_window(path, start, end, self.segments)
         except MediaError as error:  # a video whose sound is damaged can still be watched
-            return why_not_heard(error)
+            return why_no_audio(error)
 
 
-def why_not_heard(error: MediaError) -> str:
+def why_no_audio(error: MediaError) -> str:
     """One phrase for people."""
-    is_silent = isinstance(error, NoSoundTrackError)
+    is_silent = isinstance(error, NoAudioTrackError)
     return error.reason if is_silent else f"sound track cannot be decoded: {error.reason}"
 
 

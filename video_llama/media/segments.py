@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass, field
 
 from video_llama.constants import AUDIO_SAMPLE_RATE_HZ
-from video_llama.media.audio import RawSound, read_sound_track
-from video_llama.media.audio_windows import measure_long_audio, read_sound_windows
+from video_llama.media.audio import RawAudio, read_audio_track
+from video_llama.media.audio_windows import measure_long_audio, read_audio_windows
 from video_llama.media.sampling import SegmentSpacing, sample_segment_starts
 
 __all__ = ["LogMelSettings", "RawSegments", "SegmentSettings", "read_segments", "read_window", "segment_ranges"]
 
-LONG_SOUND_SECONDS = 60.0
+LONG_AUDIO_SECONDS = 60.0
 """Of longer sounds only the segments are decoded."""
 
 _SECONDS_FOR_A_SEGMENT = 4.0  # what is decoded besides it, and the seeking, included
@@ -71,27 +71,27 @@ class RawSegments:
     """
 
     source: str
-    sounds: list[RawSound]
+    sounds: list[RawAudio]
     num_samples: int | None = None
 
 
 def read_segments(path: str | os.PathLike[str], settings: SegmentSettings) -> RawSegments:
     """Decode what becomes the segments of a sound.
 
-    Of a file longer than `LONG_SOUND_SECONDS` that is only what becomes a segment, where the format can be sought in:
+    Of a file longer than `LONG_AUDIO_SECONDS` that is only what becomes a segment, where the format can be sought in:
     damage elsewhere stays unnoticed.
 
     Raises:
-        NoSoundTrackError: the file has no sound.
+        NoAudioTrackError: the file has no sound.
         MediaError: the sound cannot be decoded.
     """
     rate = settings.log_mel.sample_rate_hz
-    long = max(LONG_SOUND_SECONDS, settings.num_segments * _SECONDS_FOR_A_SEGMENT)
+    long = max(LONG_AUDIO_SECONDS, settings.num_segments * _SECONDS_FOR_A_SEGMENT)
     num_samples = measure_long_audio(path, rate, long)
     if num_samples is None:
-        return RawSegments(os.fspath(path), [read_sound_track(path)])
+        return RawSegments(os.fspath(path), [read_audio_track(path)])
     windows = [(start / rate, stop / rate) for start, stop in settings.ranges(num_samples)]
-    return RawSegments(os.fspath(path), read_sound_windows(path, windows, rate), num_samples)
+    return RawSegments(os.fspath(path), read_audio_windows(path, windows, rate), num_samples)
 
 
 def read_window(
@@ -100,10 +100,10 @@ def read_window(
     """Decode one part of a sound, whose segments are spread as if it had been cut out.
 
     Raises:
-        NoSoundTrackError, MediaError: as `read_segments`.
+        NoAudioTrackError, MediaError: as `read_segments`.
     """
     windows = [(start_seconds, end_seconds)]
-    return RawSegments(os.fspath(path), read_sound_windows(path, windows, settings.log_mel.sample_rate_hz))
+    return RawSegments(os.fspath(path), read_audio_windows(path, windows, settings.log_mel.sample_rate_hz))
 
 
 def segment_ranges(

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FrugalGELU"]
+__all__ = ["InplaceGELU"]
 
 
-class FrugalGELU(nn.Module):
+class InplaceGELU(nn.Module):
     """The exact GELU; it overwrites its input where autograd will not ask for that again.
 
     The widest activation of a block is then held once and not twice, and its memory, too large for the allocator to

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import EncoderGraphs
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, position_rows
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, position_rows, run_qformer
 from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["AudioBranch"]
@@ -112,5 +112,5 @@ class AudioBranch(nn.Module):
         """
         positions = position_rows(self.segment_position_embedding, segment_vectors.shape[1], segment_mask)
         states = segment_vectors.to(positions) + positions  # (sounds, segments, joint_width)
-        summary = ask_qformer(self.audio_qformer, self.audio_query_tokens, states, segment_mask)
+        summary = run_qformer(self.audio_qformer, self.audio_query_tokens, states, segment_mask)
         return self.projection(summary.to(self.projection.weight.dtype))

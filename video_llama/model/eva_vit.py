@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 
-from video_llama.model.activation import FrugalGELU
+from video_llama.model.activation import InplaceGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
 from video_llama.model.patches import PatchConv2d
 
@@ -61,7 +61,7 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
     encoder.patch_embed.proj = PatchConv2d(3, config.hidden_size, side, stride=side)
     for block in encoder.blocks:
         block.attn = FrameAttention(config.hidden_size, config.num_attention_heads, scale_norm=False)
-        block.mlp.act = FrugalGELU()
+        block.mlp.act = InplaceGELU()
     return encoder
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_llama.model.activation import FrugalGELU
+from video_llama.model.activation import InplaceGELU
 from video_llama.model.configuration import ImageBindTrunkConfig
 from video_llama.model.patches import PatchConv3d
 from video_llama.model.precision import keeping_float32
@@ -136,7 +136,7 @@ class MLP(nn.Module):
     def __init__(self, config: ImageBindTrunkConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = FrugalGELU()
+        self.activation = InplaceGELU()
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from video_llama.constants import IGNORE_INDEX
 
-__all__ = ["cross_entropy", "run_on_answers"]
+__all__ = ["cross_entropy", "forward_on_answers"]
 
 
-def run_on_answers(language_model: PreTrainedModel, labels: Tensor, **inputs: Any) -> CausalLMOutputWithPast:
+def forward_on_answers(language_model: PreTrainedModel, labels: Tensor, **inputs: Any) -> CausalLMOutputWithPast:
     """Run a causal language model, and its head only where the next token is an answer's.
 
     A third of a dialogue's tokens may be answers, and the head is the largest matrix of a small language model.

@@ -19,10 +19,10 @@ __all__ = [
     "ChunkSize",
     "QFormer",
     "as_frozen",
-    "ask_qformer",
     "encode_in_chunks",
     "execution_device",
     "position_rows",
+    "run_qformer",
     "trains",
 ]
 
@@ -42,7 +42,7 @@ class QFormer(Blip2QFormerModel):
         return self
 
 
-def ask_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:
+def run_qformer(qformer: Blip2QFormerModel, query_tokens: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Let learned queries gather what they need from encoder states (Li et al., BLIP-2, 2023, section 3.1).
 
     Args:

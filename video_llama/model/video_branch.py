@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import EncoderGraphs
 from video_llama.model.eva_vit import build_eva_vit
-from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, ask_qformer, position_rows
+from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, position_rows, run_qformer
 from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["VideoBranch"]
@@ -90,7 +90,7 @@ class VideoBranch(nn.Module):
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
-        return ask_qformer(self.qformer, self.query_tokens, self.vision_norm(self.vision_encoder(frames)))
+        return run_qformer(self.qformer, self.query_tokens, self.vision_norm(self.vision_encoder(frames)))
 
     def summarise(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frame tokens to language-model tokens.
@@ -102,16 +102,16 @@ class VideoBranch(nn.Module):
         Returns:
             (videos, video_queries, language_width).
         """
-        states = self.number_frames(frame_tokens, frame_mask)
+        states = self.add_frame_positions(frame_tokens, frame_mask)
         mask = None if frame_mask is None else frame_mask.repeat_interleave(frame_tokens.shape[2], dim=1)
         return self.project_states(states, mask)
 
-    def number_frames(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+    def add_frame_positions(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Tokens (videos, frames, queries, width) with their frame's position, as (videos, frames * queries, width)."""
         positions = position_rows(self.frame_position_embedding, frame_tokens.shape[1], frame_mask)
         return (frame_tokens.to(positions) + positions[:, :, None]).flatten(1, 2)
 
     def project_states(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Numbered tokens (videos, tokens, width) to language-model tokens (videos, video_queries, language_width)."""
-        summary = ask_qformer(self.video_qformer, self.video_query_tokens, states, mask)
+        summary = run_qformer(self.video_qformer, self.video_query_tokens, states, mask)
         return self.projection(summary.to(self.projection.weight.dtype))

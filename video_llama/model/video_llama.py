@@ -18,7 +18,7 @@ from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import find_placeholders, splice_features
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
-from video_llama.model.loss import run_on_answers
+from video_llama.model.loss import forward_on_answers
 from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE, half_precision_of_frozen
 from video_llama.model.qformer import ChunkSize
 from video_llama.model.train_mode import keep_frozen_parts_evaluating
@@ -127,7 +127,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         branch = self.video_branch
         sound = self._require_audio_branch().audio_encoder.encode(audio_values)  # (videos, segments, width)
         seen = branch.encode_frames(pixel_values)
-        states = [branch.number_frames(tokens) for tokens in (seen, sound[:, :, None])]
+        states = [branch.add_frame_positions(tokens) for tokens in (seen, sound[:, :, None])]
         return branch.project_states(torch.cat(states, dim=1))
 
     def get_inputs_embeds(
@@ -227,7 +227,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         with self._in_own_precision(inputs_embeds) as embeds:
             if answers_only and labels is not None:
-                return run_on_answers(self.language_model, labels, inputs_embeds=embeds, **kwargs)
+                return forward_on_answers(self.language_model, labels, inputs_embeds=embeds, **kwargs)
             return self.language_model(labels=labels, inputs_embeds=embeds, **kwargs)
 
     @torch.no_grad()

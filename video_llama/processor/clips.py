@@ -13,7 +13,7 @@ from PIL import Image
 
 from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.media.decode import ClipDecoder, DecodedWindow, OpensAsFile, describe_source, why_not_heard
+from video_llama.media.decode import ClipDecoder, DecodedWindow, OpensAsFile, describe_source, why_no_audio
 from video_llama.media.image import resize_image
 from video_llama.media.sampling import sample_uniform_indices
 from video_llama.media.segments import RawSegments
@@ -122,7 +122,7 @@ class ClipReader:
             except MediaError as error:
                 if decoded.frames is None:
                     return MediaError(describe_source(source), error.reason, error.hint)
-                phrase = why_not_heard(error)
+                phrase = why_no_audio(error)
         return Window(self._finish_frames(decoded), audio, phrase, decoded.start_seconds, decoded.end_seconds)
 
     def _finish_frames(self, decoded: DecodedWindow) -> VideoFrames | None:

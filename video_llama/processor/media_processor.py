@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_MEAN, IMAGE_STD
-from video_llama.errors import ConfigError, MediaError, NoSoundTrackError
-from video_llama.media.audio import RawSound
+from video_llama.errors import ConfigError, MediaError, NoAudioTrackError
+from video_llama.media.audio import RawAudio
 from video_llama.media.image import ImageInput, load_image, resize_image
 from video_llama.media.sampling import (
     SegmentSpacing,
@@ -30,7 +30,7 @@ from video_llama.media.sampling import (
 from video_llama.media.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments
 from video_llama.media.video import DEFAULT_VIDEO_READER, decode_video
 from video_llama.processor.audio_features import log_mel_segments
-from video_llama.processor.resample import finish_sound, to_mono
+from video_llama.processor.resample import finish_audio, to_mono
 from video_llama.processor.tensor_like import TensorLike
 from video_llama.processor.transforms import (
     normalize_frames,
@@ -92,7 +92,7 @@ class VideoFrames(TensorLike):
 
 
 @dataclass(frozen=True, eq=False)
-class SoundOrigin:
+class AudioOrigin:
     """What segments were made of, so that a model can have them made as it wants them.
 
     Attributes:
@@ -123,7 +123,7 @@ class AudioSegments(TensorLike):
     start_seconds: list[float]
     duration_seconds: float
     source: str
-    origin: SoundOrigin | None = field(default=None, init=False)
+    origin: AudioOrigin | None = field(default=None, init=False)
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -141,7 +141,7 @@ class AudioSegments(TensorLike):
         starts = [self.start_seconds[place] for place in places]
         return replace(self, values=self.values[places], start_seconds=starts)._made_of(origin)
 
-    def _made_of(self, origin: SoundOrigin | None) -> AudioSegments:
+    def _made_of(self, origin: AudioOrigin | None) -> AudioSegments:
         object.__setattr__(self, "origin", origin)
         return self
 
@@ -261,18 +261,18 @@ class MediaProcessor:
     def process_audio(self, sound: AudioInput) -> AudioSegments:
         """Read a sound file, the sound track of a video, or samples.
 
-        Of a file longer than `LONG_SOUND_SECONDS` only what becomes a segment is decoded, where the format can be
+        Of a file longer than `LONG_AUDIO_SECONDS` only what becomes a segment is decoded, where the format can be
         sought in: damage elsewhere stays unnoticed.
 
         Raises:
-            NoSoundTrackError: the file has no sound.
+            NoAudioTrackError: the file has no sound.
             MediaError: the sound cannot be decoded or is empty.
         """
         if not isinstance(sound, tuple):
             return self.finish_segments(read_segments(sound, self.segment_settings))
         samples, rate = sound
         mono = to_mono(samples, rate, rate).samples.numpy()
-        return self.finish_segments(RawSegments("sound", [RawSound("sound", [mono], rate)]))
+        return self.finish_segments(RawSegments("sound", [RawAudio("sound", [mono], rate)]))
 
     @property
     def segment_settings(self) -> SegmentSettings:
@@ -283,7 +283,7 @@ class MediaProcessor:
         """Resample decoded sound, and make log-mel segments of it.
 
         Raises:
-            NoSoundTrackError: there is not a single sample.
+            NoAudioTrackError: there is not a single sample.
             MediaError: samples that are not finite numbers.
         """
         return _finish_segments(raw, self.segment_settings)
@@ -293,7 +293,7 @@ class MediaProcessor:
 
         What it was made of is kept, so the log-mel is the very one that this processor would have given. The number of
         segments and their spacing become this processor's, too, unless the other's were set to something else than
-        the defaults, or some of the segments were picked. Of a file longer than `LONG_SOUND_SECONDS` other stretches
+        the defaults, or some of the segments were picked. Of a file longer than `LONG_AUDIO_SECONDS` other stretches
         are decoded anew.
 
         Returns:
@@ -314,7 +314,7 @@ class MediaProcessor:
     def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
         try:
             return self.process_audio(path)
-        except NoSoundTrackError as error:
+        except NoAudioTrackError as error:
             logger.info("%s", error)
             return None
         except MediaError as error:
@@ -329,7 +329,7 @@ class MediaProcessor:
 def _finish_segments(raw: RawSegments, settings: SegmentSettings) -> AudioSegments:
     """See `MediaProcessor.finish_segments`."""
     rate = settings.log_mel.sample_rate_hz
-    waveforms = [finish_sound(sound, rate).samples[0] for sound in raw.sounds]
+    waveforms = [finish_audio(sound, rate).samples[0] for sound in raw.sounds]
     if raw.num_samples is None:
         [samples] = waveforms
         num_samples = len(samples)
@@ -342,10 +342,10 @@ def _finish_segments(raw: RawSegments, settings: SegmentSettings) -> AudioSegmen
     values = log_mel_segments(samples, cut, settings.log_mel)
     segments = AudioSegments(values, [start / rate for start, _ in ranges], num_samples / rate, raw.source)
     is_window = raw.num_samples is None and raw.sounds[0].is_part  # cut for one rate
-    return segments if is_window else segments._made_of(SoundOrigin(raw, settings))
+    return segments if is_window else segments._made_of(AudioOrigin(raw, settings))
 
 
-def _chosen_spread(origin: SoundOrigin) -> dict[str, Any]:
+def _chosen_spread(origin: AudioOrigin) -> dict[str, Any]:
     """Number and spacing of segments where somebody chose them: other than the defaults, or parts of one choice."""
     taken, default = origin.settings, MediaProcessor()
     chosen: dict[str, Any] = {}
@@ -356,7 +356,7 @@ def _chosen_spread(origin: SoundOrigin) -> dict[str, Any]:
     return chosen
 
 
-def _decoded_for(settings: SegmentSettings, origin: SoundOrigin) -> RawSegments:
+def _decoded_for(settings: SegmentSettings, origin: AudioOrigin) -> RawSegments:
     """What was decoded, if it serves for the settings as well; otherwise what the file has for them."""
     raw = origin.raw
     cuts = [

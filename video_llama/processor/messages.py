@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 from video_llama.conversation import Conversation
 from video_llama.errors import MessagesError
-from video_llama.pieces import (
-    Placeholder,
-    introduce_image,
-    introduce_media,
-    introduce_sound,
-    introduce_video,
-)
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
+from video_llama.prompt_parts import (
+    Placeholder,
+    audio_prefix,
+    image_prefix,
+    media_prefix,
+    video_prefix,
+)
 
 __all__ = ["MessageReader", "Messages"]
 
@@ -94,7 +94,7 @@ class MessageReader:
             raise MessagesError(f"the type of a content item must be text, image, video or audio, not {kind!r}")
         source = next((item[key] for key in (kind, "path", "url") if item.get(key) is not None), None)
         if self.media_processor is None:
-            introductions = {"image": introduce_image, "video": introduce_video, "audio": introduce_sound}
+            introductions = {"image": image_prefix, "video": video_prefix, "audio": audio_prefix}
             return introductions[kind]()
         if source is None:
             raise MessagesError(f"the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
@@ -116,7 +116,7 @@ class MessageReader:
             sound = media.process_audio(source)
         self.visuals += frames
         self.sounds += [] if sound is None else [sound]
-        return introduce_media(frames, sound)[:-1]  # without the joining space
+        return media_prefix(frames, sound)[:-1]  # without the joining space
 
 
 def _check_order(messages: Messages, strict: bool) -> None:

@@ -13,7 +13,6 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from video_llama.conversation import conv_templates
 from video_llama.errors import ConfigError
 from video_llama.media.image import ImageInput
-from video_llama.pieces import Piece
 from video_llama.processor.collate import pad_ids, pad_items
 from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader, Messages
@@ -25,6 +24,7 @@ from video_llama.processor.rendered_prompt import (
     check_positions,
     find_visual_kinds,
 )
+from video_llama.prompt_parts import PromptPart
 
 __all__ = ["VideoLlamaProcessor"]
 
@@ -181,14 +181,16 @@ class VideoLlamaProcessor(ProcessorMixin):
         batch = self(prompts, videos=[*reader.visuals], audios=[*reader.sounds], **kwargs)
         return batch if return_dict else batch["input_ids"]
 
-    def _pieces(self, messages: Messages, add_generation_prompt: bool, reader: MessageReader) -> list[Piece]:
+    def _pieces(self, messages: Messages, add_generation_prompt: bool, reader: MessageReader) -> list[PromptPart]:
         conversation = conv_templates[self.conv_template].copy()
         reader.fill(conversation, messages)
         if add_generation_prompt:
             conversation.append_message(conversation.roles[1], None)
-        return conversation.get_pieces(self.tokenizer)
+        return conversation.get_parts(self.tokenizer)
 
-    def _order_visuals(self, prompts: Sequence[Sequence[Piece]], videos: list[Any], images: list[Any]) -> list[Tensor]:
+    def _order_visuals(
+        self, prompts: Sequence[Sequence[PromptPart]], videos: list[Any], images: list[Any]
+    ) -> list[Tensor]:
         """Frames of all videos and images in the order of their positions in the prompts."""
         if not videos or not images:
             return [self._read_frames(item, is_image=bool(images)) for item in videos or images]
@@ -218,7 +220,7 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     def _batch(
         self,
-        prompts: Sequence[Sequence[Piece]],
+        prompts: Sequence[Sequence[PromptPart]],
         visuals: list[Tensor],
         sounds: list[Tensor],
         padding: bool,

@@ -9,9 +9,9 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
-from video_llama.pieces import Piece, Placeholder, Text
+from video_llama.prompt_parts import Placeholder, PromptPart, Text
 
-__all__ = ["EncodedPrompt", "encode_pieces", "encode_prompt"]
+__all__ = ["EncodedPrompt", "encode_parts", "encode_prompt"]
 
 
 @dataclass
@@ -33,18 +33,18 @@ class EncodedPrompt:
 
 
 def encode_prompt(
-    pieces: Sequence[Piece],
+    pieces: Sequence[PromptPart],
     tokenizer: PreTrainedTokenizerBase,
     placeholder_ids: Mapping[str, int],
     placeholder_lengths: Mapping[str, int],
     add_bos: bool = True,
 ) -> list[int]:
-    """Token ids of a prompt; `encode_pieces` says how."""
-    return encode_pieces(pieces, tokenizer, placeholder_ids, placeholder_lengths, add_bos).input_ids
+    """Token ids of a prompt; `encode_parts` says how."""
+    return encode_parts(pieces, tokenizer, placeholder_ids, placeholder_lengths, add_bos).input_ids
 
 
-def encode_pieces(
-    pieces: Sequence[Piece],
+def encode_parts(
+    pieces: Sequence[PromptPart],
     tokenizer: PreTrainedTokenizerBase,
     placeholder_ids: Mapping[str, int],
     placeholder_lengths: Mapping[str, int],
@@ -56,7 +56,7 @@ def encode_pieces(
     begins in one kind of text and ends in the other is no special token.
 
     Args:
-        pieces: what `Conversation.get_pieces` returns.
+        pieces: what `Conversation.get_parts` returns.
         tokenizer: a fast tokenizer.
         placeholder_ids: the id that marks media features, by kind.
         placeholder_lengths: how many ids one media item takes, by kind.
@@ -77,7 +77,7 @@ def encode_pieces(
     return prompt
 
 
-def _bos_ids(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _bos_ids(pieces: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """BOS for tokenizers that put it in front of text, unless the template brings its own."""
     start = tokenizer("").input_ids[:1]
     if not start or start[0] != tokenizer.bos_token_id:

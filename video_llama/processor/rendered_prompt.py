@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from video_llama.pieces import Piece, Placeholder, Text, parse_placeholders, render_pieces
+from video_llama.prompt_parts import Placeholder, PromptPart, Text, parse_placeholders, render_parts
 
 __all__ = ["Prompt", "RenderedPrompt", "as_prompts", "check_positions", "find_visual_kinds"]
 
-Prompt = str | Sequence[Piece]
+Prompt = str | Sequence[PromptPart]
 
 
 class RenderedPrompt(str):
@@ -19,10 +19,10 @@ class RenderedPrompt(str):
         pieces: what the string is made of.
     """
 
-    pieces: list[Piece]
+    pieces: list[PromptPart]
 
-    def __new__(cls, pieces: Sequence[Piece]) -> RenderedPrompt:
-        prompt = super().__new__(cls, render_pieces(pieces))
+    def __new__(cls, pieces: Sequence[PromptPart]) -> RenderedPrompt:
+        prompt = super().__new__(cls, render_parts(pieces))
         prompt.pieces = list(pieces)
         return prompt
 
@@ -30,20 +30,20 @@ class RenderedPrompt(str):
         return (self.pieces,)  # so that copies and pickles are made from the pieces, not from the string
 
 
-def as_prompts(text: Prompt | Sequence[Prompt]) -> list[list[Piece]]:
+def as_prompts(text: Prompt | Sequence[Prompt]) -> list[list[PromptPart]]:
     """A prompt or a list of prompts as a list of lists of pieces; plain strings are trusted."""
     is_single = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], (Text, Placeholder)))
     prompts: Any = [text] if is_single else text
     return [_as_pieces(prompt) for prompt in prompts]
 
 
-def _as_pieces(prompt: Prompt) -> list[Piece]:
+def _as_pieces(prompt: Prompt) -> list[PromptPart]:
     if isinstance(prompt, RenderedPrompt):
         return prompt.pieces
     return parse_placeholders(prompt) if isinstance(prompt, str) else list(prompt)
 
 
-def find_visual_kinds(prompts: Sequence[Sequence[Piece]]) -> list[Literal["image", "video"]]:
+def find_visual_kinds(prompts: Sequence[Sequence[PromptPart]]) -> list[Literal["image", "video"]]:
     """For each position of frames what belongs there, as the tag before it says.
 
     Raises:
@@ -54,7 +54,7 @@ def find_visual_kinds(prompts: Sequence[Sequence[Piece]]) -> list[Literal["image
         for before, piece in zip([Text(""), *prompt], prompt, strict=False):
             if piece != Placeholder("image"):
                 continue
-            words = render_pieces([before])
+            words = render_parts([before])
             if not words.endswith(("<Image>", "<Video>")):
                 raise ValueError(
                     "where both videos and images are given, <Image> or <Video> must stand before every "
@@ -65,7 +65,7 @@ def find_visual_kinds(prompts: Sequence[Sequence[Piece]]) -> list[Literal["image
 
 
 def check_positions(
-    prompts: Sequence[Sequence[Piece]], kind: Literal["image", "audio"], num_given: int, what: str
+    prompts: Sequence[Sequence[PromptPart]], kind: Literal["image", "audio"], num_given: int, what: str
 ) -> None:
     """Raise `ValueError` unless the prompts have as many positions of a kind as there are media."""
     position = Placeholder(kind)

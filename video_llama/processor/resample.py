@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torchaudio.transforms import Resample
 
-from video_llama.errors import MediaError, NoSoundTrackError
+from video_llama.errors import MediaError, NoAudioTrackError
 from video_llama.media.audio import (
-    RawSound,
+    RawAudio,
     Samples,
-    open_sound_track,
+    open_audio_track,
     resampling_period,
     round_odd_rate,
     to_mono_block,
 )
-from video_llama.media.audio_windows import read_sound_windows
+from video_llama.media.audio_windows import read_audio_windows
 
-__all__ = ["Waveform", "decode_audio", "decode_audio_window", "finish_sound", "resample_blocks", "to_mono"]
+__all__ = ["Waveform", "decode_audio", "decode_audio_window", "finish_audio", "resample_blocks", "to_mono"]
 
 _MARGIN_SECONDS = 0.1  # far more than the resampling filter reaches to either side
 _FULL_SCALE = {torch.int16: 2**15, torch.int32: 2**31}
@@ -54,10 +54,10 @@ def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None
         mono: average the channels.
 
     Raises:
-        NoSoundTrackError: the file can be read but has no sound track, or one without a single sample.
+        NoAudioTrackError: the file can be read but has no sound track, or one without a single sample.
         MediaError: the file cannot be read, or its sound track is damaged or cut short.
     """
-    with open_sound_track(path) as (source_rate_hz, blocks):
+    with open_audio_track(path) as (source_rate_hz, blocks):
         if mono:
             blocks = map(to_mono_block, blocks)
         collected = list(_resampled(blocks, source_rate_hz, sample_rate_hz or source_rate_hz))
@@ -77,18 +77,18 @@ def decode_audio_window(
         sample_rate_hz: resample to this rate.
 
     Raises:
-        NoSoundTrackError: the file has no sound track, or it ends before the window.
+        NoAudioTrackError: the file has no sound track, or it ends before the window.
         MediaError: the file cannot be read, or its sound track is damaged in the window.
     """
-    [raw] = read_sound_windows(path, [(start_seconds, end_seconds)], sample_rate_hz)
-    return finish_sound(raw, sample_rate_hz)
+    [raw] = read_audio_windows(path, [(start_seconds, end_seconds)], sample_rate_hz)
+    return finish_audio(raw, sample_rate_hz)
 
 
-def finish_sound(raw: RawSound, sample_rate_hz: int) -> Waveform:
+def finish_audio(raw: RawAudio, sample_rate_hz: int) -> Waveform:
     """Resample what another process has decoded, with the samples that `decode_audio` would have given.
 
     Raises:
-        NoSoundTrackError: there is not a single sample.
+        NoAudioTrackError: there is not a single sample.
         MediaError: samples that are not finite numbers.
     """
     resampled = list(_resampled(raw.blocks, raw.sample_rate_hz, sample_rate_hz))
@@ -98,7 +98,7 @@ def finish_sound(raw: RawSound, sample_rate_hz: int) -> Waveform:
         return whole
     samples = whole.samples[:, raw.begin : raw.end]
     if not samples.numel():
-        raise NoSoundTrackError(raw.source, nothing)
+        raise NoAudioTrackError(raw.source, nothing)
     return Waveform(samples, sample_rate_hz)
 
 
@@ -109,7 +109,7 @@ def _resampled(blocks: Iterable[Samples], source_rate_hz: int, target_rate_hz: i
 
 def _whole(path: str | os.PathLike[str], blocks: list[torch.Tensor], sample_rate_hz: int, nothing: str) -> Waveform:
     if not sum(block.shape[-1] for block in blocks):
-        raise NoSoundTrackError(path, nothing)
+        raise NoAudioTrackError(path, nothing)
     samples = torch.cat(blocks, dim=-1)
     if not samples.isfinite().all():
         raise MediaError(path, "the sound has samples that are not finite numbers")

@@ -42,12 +42,12 @@ from video_llama.utils.files import INCOMPLETE, sync, write_whole
 
 __all__ = [
     "TrainingState",
+    "archive_later_checkpoints",
     "find_checkpoint",
     "gather_trainable",
     "list_checkpoints",
     "load_checkpoint",
     "save_checkpoint",
-    "set_later_ones_aside",
     "write_file",
 ]
 
@@ -199,7 +199,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     return newest[-1]
 
 
-def set_later_ones_aside(folder: Path, resumed: Path, iteration: int, iters_per_epoch: int) -> Path | None:
+def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters_per_epoch: int) -> Path | None:
     """Move what a run wrote after the checkpoint that it goes back to, so that the new course writes over nothing.
 
     Args:

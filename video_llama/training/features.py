@@ -16,8 +16,8 @@ from tqdm import tqdm
 from video_llama.config import FeaturesConfig
 from video_llama.data.batches import Failure, SampleReader, load_samples
 from video_llama.data.build import EncodedDataset
-from video_llama.data.encoding import InputName, MediaInput
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
+from video_llama.data.sample_processor import InputName, MediaInput
 from video_llama.errors import ConfigError
 from video_llama.model.qformer import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
@@ -35,7 +35,7 @@ faster with more."""
 
 
 def open_feature_store(
-    config: FeaturesConfig, model: VideoLlamaForConditionalGeneration, *, images_as_sound: bool
+    config: FeaturesConfig, model: VideoLlamaForConditionalGeneration, *, images_as_audio: bool
 ) -> FeatureStore | None:
     """The cache that a configuration asks for.
 
@@ -50,7 +50,7 @@ def open_feature_store(
     weights = {"pixel_values": [video.query_tokens]}
     if audio is not None:
         encoders["audio_values"] = [audio.audio_encoder]
-    if audio is not None and audio.vision_encoder is not None and images_as_sound:
+    if audio is not None and audio.vision_encoder is not None and images_as_audio:
         encoders["audio_pixel_values"] = [audio.vision_encoder]
     if any(trains(*modules) for modules in encoders.values()):
         raise ValueError("features can only be cached of frozen encoders")

@@ -10,7 +10,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from video_llama.config import BuildInfo, Config, ProcessorConfig
-from video_llama.data.mixture import mixture_shares
+from video_llama.data.mixture import mixture_weights
 from video_llama.errors import ConfigError
 from video_llama.media.video import check_video_reader
 from video_llama.registry import DATASETS, SCHEDULES, Registry
@@ -107,7 +107,7 @@ def _of_datasets(config: Config) -> Iterator[str]:
     if sections:
         try:
             ratios = [section.sample_ratio for section in sections.values()]
-            mixture_shares([1] * len(sections), ratios, list(sections))
+            mixture_weights([1] * len(sections), ratios, list(sections))
         except ConfigError as error:
             yield str(error)
     if config.run.evaluate and all(section.valid_build_info == BuildInfo() for section in sections.values()):

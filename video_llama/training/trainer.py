@@ -21,18 +21,18 @@ from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.config import Config
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
-from video_llama.data.mixture import mixture_shares
+from video_llama.data.mixture import mixture_weights
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
 from video_llama.registry import MODELS
 from video_llama.training.backends import prepare_determinism, training_switches
 from video_llama.training.checkpoints import (
     TrainingState,
+    archive_later_checkpoints,
     find_checkpoint,
     gather_trainable,
     load_checkpoint,
     save_checkpoint,
-    set_later_ones_aside,
     write_file,
 )
 from video_llama.training.compiling import CompiledLayers, check_compiler
@@ -94,7 +94,7 @@ class Trainer:
         if datasets is None:
             index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
             self.accelerator.wait_for_everyone()
-        as_sound = _gives_pictures_to_the_ear(config, trains)
+        as_sound = _trains_audio_on_images(config, trains)
         set_seed(run.seed)  # what no checkpoint holds starts from random values
         model = model or self._build_model(as_sound)
         self.processor, self.model = model.processor, model.model
@@ -108,7 +108,7 @@ class Trainer:
         self.datasets, self.valid_datasets = datasets or [], []
         if datasets is None:
             self.datasets, self.valid_datasets = (
-                build_datasets(config, self.processor, training=training, images_as_sound=as_sound, features=store)
+                build_datasets(config, self.processor, training=training, images_as_audio=as_sound, features=store)
                 for training in (True, False)
             )
         optimizer = build_optimizer(
@@ -253,7 +253,7 @@ class Trainer:
             return
         if self.accelerator.is_main_process:
             iteration, per_epoch = self.state.iteration, self.config.run.iters_per_epoch
-            aside = set_later_ones_aside(self.folder, self._resumed_from, iteration, per_epoch)
+            aside = archive_later_checkpoints(self.folder, self._resumed_from, iteration, per_epoch)
             if aside is not None:
                 logger.warning("what was written after iteration %d is in %s now", iteration, aside)
                 self.logbook.write("abandon", iteration, folder=aside.name)
@@ -270,7 +270,7 @@ class Trainer:
         return model
 
     def _open_cache(self, as_sound: bool) -> FeatureFiller | None:
-        store = open_feature_store(self.config.features, self.model, images_as_sound=as_sound)
+        store = open_feature_store(self.config.features, self.model, images_as_audio=as_sound)
         if store is None:
             return None
         return FeatureFiller(self.model, store, self.accelerator.device, self._is_sharded)
@@ -283,7 +283,7 @@ class Trainer:
     def _build_counter(self) -> SampleCounter:
         sizes = {dataset.name: len(dataset.examples) for dataset in self.datasets}
         ratios = [self.config.datasets[name].sample_ratio for name in sizes]
-        shares = mixture_shares(list(sizes.values()), ratios, list(sizes)) if sizes else []
+        shares = mixture_weights(list(sizes.values()), ratios, list(sizes)) if sizes else []
         limit = self.config.run.max_bad_samples
         return SampleCounter(self.accelerator, self.logbook, sizes=sizes, shares=shares, max_bad_share=limit)
 
@@ -434,7 +434,7 @@ class Trainer:
             signal.signal(signal.SIGTERM, before)
 
 
-def _gives_pictures_to_the_ear(config: Config, trains: TrainedParts) -> bool:
+def _trains_audio_on_images(config: Config, trains: TrainedParts) -> bool:
     """Whether the audio branch trains on pictures, as in the original; messages name their sounds themselves."""
     return trains.audio and any(
         section.data_type != "audio" and not holds_messages(name, section) for name, section in config.datasets.items()

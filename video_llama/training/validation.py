@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.batches import Batch, Failure, SampleReader, collate, gather_media
 from video_llama.data.build import EncodedDataset
-from video_llama.data.encoding import EncodedSample, MediaInput
+from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.training.features import FeatureFiller
@@ -114,7 +114,7 @@ def validate(
     )
 
 
-def first_answer(sample: EncodedSample) -> tuple[list[int], list[int]]:
+def first_answer(sample: ProcessedSample) -> tuple[list[int], list[int]]:
     """(ids up to the first answer, ids of that answer)."""
     start = next(i for i, label in enumerate(sample.labels) if label != IGNORE_INDEX)
     rest = sample.labels[start:]
@@ -122,7 +122,7 @@ def first_answer(sample: EncodedSample) -> tuple[list[int], list[int]]:
     return sample.input_ids[:start], rest[:end]
 
 
-def media_of_prompt(prompt: Sequence[int], sample: EncodedSample, config: VideoLlamaConfig) -> list[MediaInput]:
+def media_of_prompt(prompt: Sequence[int], sample: ProcessedSample, config: VideoLlamaConfig) -> list[MediaInput]:
     """The media of a sample that its prompt has positions for; later ones belong to later questions."""
     visuals = [item for item in sample.media if item.name == "pixel_values"]
     sounds = [item for item in sample.media if item.name != "pixel_values"]
@@ -152,7 +152,7 @@ def _batches(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
     max_batches: int,
-) -> Iterator[tuple[Batch | None, Sequence[EncodedSample], list[Failure]]]:
+) -> Iterator[tuple[Batch | None, Sequence[ProcessedSample], list[Failure]]]:
     """This process's share of the examples, in order; as many batches on every process."""
     step = batch_size * accelerator.num_processes
     total = len(dataset.examples)
@@ -163,7 +163,7 @@ def _batches(
         yield batch, samples, failures
 
 
-def _encode_all(dataset: EncodedDataset, indices: range) -> tuple[list[EncodedSample], list[Failure]]:
+def _encode_all(dataset: EncodedDataset, indices: range) -> tuple[list[ProcessedSample], list[Failure]]:
     reader = SampleReader(dataset.examples, dataset.encoder)
     items = [reader[index] for index in indices]
     failures = [item for item in items if isinstance(item, Failure)]
@@ -185,7 +185,7 @@ def _runs_alone(accelerator: Accelerator) -> bool:
 
 
 def _answer(
-    model: Any, sample: EncodedSample, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    model: Any, sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> dict[str, str]:
     prompt, expected = first_answer(sample)
     media = media_of_prompt(prompt, sample, model.config)

@@ -26,7 +26,7 @@ from examples.tiny_world.pretraining.vision import AttributeHeads
 from examples.tiny_world.world.facts import Facts
 from examples.tiny_world.world.language import caption
 from video_llama.data.tokenization import collate_text
-from video_llama.model.qformer import ask_qformer
+from video_llama.model.qformer import run_qformer
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -183,7 +183,7 @@ def train_qformer(
     def encode(frames: FramePool, chosen: NDArray[np.int64]) -> Tensor:
         with half_precision(), torch.no_grad():
             patches = branch.vision_norm(branch.vision_encoder(frames.images(chosen, media))).float()
-        return ask_qformer(branch.qformer, branch.query_tokens, patches)  # (frames, queries, width)
+        return run_qformer(branch.qformer, branch.query_tokens, patches)  # (frames, queries, width)
 
     def step(rng: Generator) -> Mapping[str, Tensor]:
         chosen = rng.integers(len(train), size=batch_size)

@@ -17,8 +17,8 @@ from examples.tiny_world.world.vocabulary import ATTRIBUTES
 from video_llama.conversation import conv_templates
 from video_llama.data.tokenization import Turn, build_caption_sample, build_conversation_sample, video_instruct_turns
 from video_llama.media.sampling import frame_times_message, sample_uniform_indices
-from video_llama.pieces import introduce_image, introduce_sound, introduce_video, introduce_video_with_sound
 from video_llama.processor.captions import BlipCaptionProcessor
+from video_llama.prompt_parts import audio_prefix, image_prefix, video_prefix, video_with_audio_prefix
 
 __all__ = ["END", "TextSample", "TextWriter", "facts_of_sample", "tokenizer_texts"]
 
@@ -70,9 +70,9 @@ class TextWriter:
         if rng.random() < _CAPTION_SHARE:
             return self.caption(sample.caption, seen, heard if seen is None else None)
         if sample.kind == "image":
-            return self._dialogue(_after(introduce_image(), _spaced(sample.visual_turns, rng)), seen, None)
+            return self._dialogue(_after(image_prefix(), _spaced(sample.visual_turns, rng)), seen, None)
         if sample.kind == "sound":
-            return self._dialogue(_after([*introduce_sound(), " "], sample.sound_turns), None, heard)
+            return self._dialogue(_after([*audio_prefix(), " "], sample.sound_turns), None, heard)
         return self._clip_dialogue(sample, seen, heard, rng)
 
     def caption(self, text: str, visible: Facts | None, audible: Facts | None) -> TextSample:
@@ -90,11 +90,11 @@ class TextWriter:
         indices = sample_uniform_indices(sample.num_frames, _NUM_FRAMES)
         message = frame_times_message([index / sample.fps for index in indices])
         if heard is not None and rng.random() < 0.2:  # the sound track of a clip by itself
-            return self._dialogue(_after([*introduce_sound(), " "], sample.sound_turns), None, heard)
+            return self._dialogue(_after([*audio_prefix(), " "], sample.sound_turns), None, heard)
         with_sound = heard is not None and rng.random() < 0.6
         turns = _spaced(sample.mixed_turns if with_sound or heard is None else sample.visual_turns, rng)
         if with_sound:
-            return self._dialogue(_after([*introduce_video_with_sound(), " "], turns), seen, heard)
+            return self._dialogue(_after([*video_with_audio_prefix(), " "], turns), seen, heard)
         return self._dialogue(
             video_instruct_turns([{"q": question, "a": answer} for question, answer in turns], message), seen, None
         )
@@ -142,10 +142,10 @@ def tokenizer_texts(seed: int, count: int = 3000) -> list[str]:
         turns = [*sample.visual_turns, *sample.sound_turns, *sample.mixed_turns]
         texts += [_clean(sample.caption), *(line for turn in turns for line in turn)]
     rng = np.random.default_rng(seed)
-    media = [introduce_video_with_sound(), introduce_sound(), introduce_image()]
+    media = [video_with_audio_prefix(), audio_prefix(), image_prefix()]
     for _ in range(count // 3):
         times = np.sort(rng.uniform(0, 4, size=_NUM_FRAMES)).tolist()
-        media.append(introduce_video(frame_times_message(times)))
+        media.append(video_prefix(frame_times_message(times)))
         media += media[:3]
     texts += ["".join(part if isinstance(part, str) else " " for part in parts) for parts in media]
     texts += ["[INST] <<SYS>>\n \n<</SYS>>\n\n", " [/INST] "] * (count // 10)

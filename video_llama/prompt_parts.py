@@ -15,16 +15,16 @@ from video_llama.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
 
 __all__ = [
     "Content",
-    "Piece",
     "Placeholder",
+    "PromptPart",
     "Text",
-    "introduce_image",
-    "introduce_media",
-    "introduce_sound",
-    "introduce_video",
-    "introduce_video_with_sound",
+    "audio_prefix",
+    "image_prefix",
+    "media_prefix",
     "parse_placeholders",
-    "render_pieces",
+    "render_parts",
+    "video_prefix",
+    "video_with_audio_prefix",
 ]
 
 
@@ -59,7 +59,7 @@ class Placeholder:
         return AUDIO_PLACEHOLDER if self.kind == "audio" else IMAGE_PLACEHOLDER
 
 
-Piece = Text | Placeholder
+PromptPart = Text | Placeholder
 Content = str | Sequence[str | Placeholder] | None
 """What a message says: text, text with media, or None for an answer that is still to come."""
 
@@ -69,19 +69,19 @@ _ANSWER = "Now answer my question based on what you have just"
 _GAP = " " * 17  # the published weights were asked with these runs of spaces, which are tokens of their own
 
 
-def render_pieces(pieces: Iterable[Piece]) -> str:
+def render_parts(pieces: Iterable[PromptPart]) -> str:
     """The pieces as one string, for people and for comparison; who wrote what is lost in it."""
     return "".join(piece.text if isinstance(piece, Text) else piece.token for piece in pieces)
 
 
-def parse_placeholders(text: str) -> list[Piece]:
+def parse_placeholders(text: str) -> list[PromptPart]:
     """A prompt string as pieces, all of it trusted: for prompts, never for what a user typed."""
     placeholders = {item.token: item for item in (Placeholder("image"), Placeholder("audio"))}
     parts = re.split(f"({'|'.join(map(re.escape, placeholders))})", text)
     return [placeholders.get(part) or Text(part, trusted=True) for part in parts if part]
 
 
-def introduce_video(message: str = "") -> list[str | Placeholder]:
+def video_prefix(message: str = "") -> list[str | Placeholder]:
     """The words before a question about a video.
 
     Args:
@@ -90,23 +90,23 @@ def introduce_video(message: str = "") -> list[str | Placeholder]:
     return ["<Video>", Placeholder("image"), f"</Video> {message}"]
 
 
-def introduce_image() -> list[str | Placeholder]:
+def image_prefix() -> list[str | Placeholder]:
     """The words before a question about a still image."""
     return ["<Image>", Placeholder("image"), "</Image> "]
 
 
-def introduce_sound() -> list[str | Placeholder]:
-    """The words before a question about a sound alone, after the pattern of `introduce_video_with_sound`."""
+def audio_prefix() -> list[str | Placeholder]:
+    """The words before a question about a sound alone, after the pattern of `video_with_audio_prefix`."""
     return [_HEAR, Placeholder("audio"), f".{_GAP}{_ANSWER} heard."]
 
 
-def introduce_video_with_sound() -> list[str | Placeholder]:
+def video_with_audio_prefix() -> list[str | Placeholder]:
     """The words before a question about a video and its sound; the sound comes first."""
     between, after = f".{_GAP}{_SEE}<Video>", f"</Video>.{_GAP} {_ANSWER} seen and heard."
     return [_HEAR, Placeholder("audio"), between, Placeholder("image"), after]
 
 
-def introduce_media(frames: Sequence[Any], audio: Any | None = None) -> list[str | Placeholder]:
+def media_prefix(frames: Sequence[Any], audio: Any | None = None) -> list[str | Placeholder]:
     """The words before a question about any media, up to and with the space that joins the question.
 
     Args:
@@ -119,9 +119,9 @@ def introduce_media(frames: Sequence[Any], audio: Any | None = None) -> list[str
     """
     introductions: list[list[str | Placeholder]] = []
     if audio is not None:
-        introductions.append(introduce_video_with_sound() if frames else introduce_sound())
+        introductions.append(video_with_audio_prefix() if frames else audio_prefix())
     for item in frames[len(introductions) :]:
         kind = getattr(item, "kind", None) or ("image" if len(item) == 1 else "video")
         is_image = kind == "image"
-        introductions.append(introduce_image() if is_image else introduce_video(getattr(item, "message", "")))
+        introductions.append(image_prefix() if is_image else video_prefix(getattr(item, "message", "")))
     return [part for introduction in introductions for part in (*introduction, " ")]

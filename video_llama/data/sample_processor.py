@@ -27,7 +27,7 @@ from video_llama.errors import DatasetError
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader
 
-__all__ = ["EncodedSample", "MediaInput", "SampleEncoder", "TextSettings"]
+__all__ = ["MediaInput", "ProcessedSample", "SampleProcessor", "TextSettings"]
 
 InputName = Literal["pixel_values", "audio_values", "audio_pixel_values"]
 
@@ -68,7 +68,7 @@ class MediaItem:
 
 
 @dataclass
-class EncodedSample:
+class ProcessedSample:
     """A sample ready for a batch.
 
     Args:
@@ -108,7 +108,7 @@ class TextSettings:
 
 
 @dataclass(frozen=True)
-class SampleEncoder:
+class SampleProcessor:
     """Encodes the examples of one dataset.
 
     All randomness comes from torch's global generator.
@@ -116,16 +116,16 @@ class SampleEncoder:
     Args:
         text: how text becomes tokens.
         media: how files are read.
-        images_as_sound: pictures go to the audio branch, as the original trains it.
+        images_as_audio: pictures go to the audio branch, as the original trains it.
         features: encoder outputs kept on disk; files found there are not decoded.
     """
 
     text: TextSettings
     media: MediaProcessor
-    images_as_sound: bool = False
+    images_as_audio: bool = False
     features: FeatureStore | None = None
 
-    def __call__(self, example: Example) -> EncodedSample:
+    def __call__(self, example: Example) -> ProcessedSample:
         """Read the media and tokenise the text.
 
         Raises:
@@ -139,7 +139,7 @@ class SampleEncoder:
         kind = "audio" if item.input.name != "pixel_values" else "image"
         placeholder = (self.text.placeholder_ids[kind], self.text.placeholder_lengths[kind])
         tokens = self._tokenise(example.text, placeholder, item)
-        return EncodedSample(example.id, **tokens, media=[item.input])
+        return ProcessedSample(example.id, **tokens, media=[item.input])
 
     def _tokenise(self, text: Mapping[str, Any], placeholder: tuple[int, int], item: MediaItem) -> dict[str, list[int]]:
         settings = self.text
@@ -174,10 +174,10 @@ class SampleEncoder:
         prompts = self.text.prompts
         return prompts[int(torch.randint(len(prompts), ()))] if prompts else None
 
-    def _encode_messages(self, example: Example) -> EncodedSample:
+    def _encode_messages(self, example: Example) -> ProcessedSample:
         conversation = dialogue_template(self.text.template).copy()
         # Messages name their media one by one, so no picture has to stand in for sound.
-        media = _InputReader(dataclasses.replace(self, images_as_sound=False))
+        media = _InputReader(dataclasses.replace(self, images_as_audio=False))
         reader = MessageReader(media, listen=False, strict=True)
         reader.fill(conversation, [_with_heard_clips(message) for message in example.text["messages"]])
         tokens = build_conversation_sample(
@@ -187,13 +187,13 @@ class SampleEncoder:
             placeholder_lengths=self.text.placeholder_lengths,
             max_txt_len=self.text.max_txt_len,
         )
-        return EncodedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.sounds)])
+        return ProcessedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.sounds)])
 
     def read(self, kind: MediaKind, source: MediaSource) -> MediaItem:
         """One file as model input, from the feature cache if it is there."""
         name: InputName = "audio_values"
         if kind != "audio":
-            name = "audio_pixel_values" if self.images_as_sound else "pixel_values"
+            name = "audio_pixel_values" if self.images_as_audio else "pixel_values"
         key = None if self.features is None else self.features.key(source, kind, name, self.media)
         found = None if self.features is None or key is None else self.features.load(key)
         if found is not None:
@@ -234,7 +234,7 @@ def _with_heard_clips(message: Mapping[str, Any]) -> Mapping[str, Any]:
 class _InputReader:
     """Reads the files of messages as `MediaProcessor` does, but through the encoder and its cache."""
 
-    encoder: SampleEncoder
+    encoder: SampleProcessor
 
     def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaItem, MediaItem | None]:
         if isinstance(path, _HeardClip):

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from video_llama.data.encoding import EncodedSample
 
 from tests.conftest import MakeSound, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.checking import check_sample
-from video_llama.data.encoding import EncodedSample
 from video_llama.data.examples import Example, MediaSource
 from video_llama.errors import DatasetError, MediaError, VideoLlamaError
 from video_llama.processor.captions import BlipCaptionProcessor
