@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.inference.captioning import DEFAULT_PROMPT
     from video_llama.inference.generation import GenerationOptions
     from video_llama.inference.load import load_pretrained_model
-    from video_llama.media.video import check_video_reader
+    from video_llama.media.decode import check_video_reader
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)

@@ -26,7 +26,7 @@ from video_llama.data.shards import find_shards
 from video_llama.demo import terminal
 from video_llama.errors import ConfigError
 from video_llama.evaluation.captions import caption_metrics
-from video_llama.media.video import decode_video
+from video_llama.media.decode import decode_video
 from video_llama.utils.extras import EXTRAS, how_to_install
 
 if sys.version_info >= (3, 11):

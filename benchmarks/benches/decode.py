@@ -14,8 +14,8 @@ import psutil
 
 from benchmarks.benches.timing import Row, alternate, memory_of
 from video_llama.inference.workers import read_ahead
+from video_llama.media.decode import decode_video
 from video_llama.media.sampling import sample_uniform_indices
-from video_llama.media.video import decode_video
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import MediaProcessor
 
@@ -27,7 +27,7 @@ MAX_DIFFERENCE = 4.0  # mean over pixels of 255; decord's own scaling moved by a
 OURS = """
 import sys
 from video_llama.media import pyav_reader
-from video_llama.media.video import decode_video
+from video_llama.media.decode import decode_video
 pyav_reader.num_decoder_threads = lambda: 2  # as beside torch, which is not loaded here for its memory's sake
 decode_video(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[3]))
 """

@@ -30,8 +30,8 @@ REPORT = """
 import json, sys
 from video_llama.media.decode import ClipDecoder
 from video_llama.inference.decode_process import serve
-from video_llama.media.segments import SegmentSettings
-from video_llama.media.video import num_decoder_threads
+from video_llama.media.sampling import SegmentSettings
+from video_llama.media.decode import num_decoder_threads
 import video_llama.data.examples
 decoder = ClipDecoder(28, 4, "pyav", SegmentSettings(8, "main"), True, None)
 _, [window] = decoder(sys.argv[1])

@@ -11,8 +11,8 @@ import torch
 
 from video_llama.errors import NoAudioTrackError
 from video_llama.media import audio_windows, segments
+from video_llama.processor.audio_features import decode_audio, decode_audio_window
 from video_llama.processor.media_processor import MediaProcessor
-from video_llama.processor.resample import decode_audio, decode_audio_window
 
 RATE = 16_000
 

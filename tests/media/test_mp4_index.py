@@ -14,9 +14,8 @@ from av.video.stream import VideoStream
 from tests.conftest import MakeVideo, draw_frame, frame_number
 from video_llama.media import pyav_reader
 from video_llama.media.containers import demux_packets
-from video_llama.media.frame_index import FrameIndex, index_frames, index_times
-from video_llama.media.mp4_index import FrameTimes, read_frame_times
-from video_llama.media.video import decode_video
+from video_llama.media.decode import decode_video
+from video_llama.media.frame_index import FrameIndex, FrameTimes, index_frames, index_times, read_frame_times
 
 needs_index = pytest.mark.skipif(
     not hasattr(VideoStream, "index_entries"), reason="PyAV before 17 does not tell FFmpeg's index"

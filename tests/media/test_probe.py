@@ -11,8 +11,7 @@ from PIL import Image
 
 from tests.conftest import MakeAudio, MakeVideo
 from video_llama.errors import MediaError
-from video_llama.media.kind import media_kind
-from video_llama.media.probe import check_media_file, describe_content, find_truncation
+from video_llama.media.containers import check_media_file, describe_content, find_truncation, media_kind
 
 Cut = Callable[[Path, int], Path]
 

@@ -23,10 +23,9 @@ from tests.conftest import (
 )
 from tests.helpers.damage import replace_bytes
 from video_llama.errors import MediaError
-from video_llama.media.containers import limit_frames
-from video_llama.media.kind import media_kind
-from video_llama.media.video import decode_video
-from video_llama.processor.resample import decode_audio
+from video_llama.media.containers import limit_frames, media_kind
+from video_llama.media.decode import decode_video
+from video_llama.processor.audio_features import decode_audio
 
 RATE = 16_000
 

@@ -29,7 +29,7 @@ from tests.conftest import (
 from video_llama.errors import ConfigError, MediaError
 from video_llama.media import pyav_reader
 from video_llama.media.containers import limit_frames
-from video_llama.media.video import DecodedVideo, decode_video, num_decoder_threads
+from video_llama.media.decode import DecodedVideo, decode_video, num_decoder_threads
 from video_llama.registry import VIDEO_READERS
 
 READERS = ("pyav", "decord")

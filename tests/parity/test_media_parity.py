@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from video_llama.media.decode import DecodedVideo, decode_video
 from video_llama.media.sampling import sample_segment_starts, sample_uniform_indices
-from video_llama.media.video import DecodedVideo, decode_video
-from video_llama.processor.audio_features import LogMelSettings, log_mel, log_mel_segments, segment_ranges
+from video_llama.processor.audio_features import LogMelSettings, decode_audio, log_mel, log_mel_segments, segment_ranges
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor
-from video_llama.processor.resample import decode_audio
 from video_llama.processor.transforms import normalize_frames
 
 ReadJson = Callable[[str], Any]

@@ -28,7 +28,7 @@ from tests.conftest import (
 from tests.helpers.damage import damage_sound
 from video_llama.errors import MediaError, NoAudioTrackError
 from video_llama.processor import resample as audio_module
-from video_llama.processor.resample import decode_audio, resample_blocks, to_mono
+from video_llama.processor.audio_features import decode_audio, resample_blocks, to_mono
 
 RATE = 16_000
 

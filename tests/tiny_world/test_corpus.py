@@ -20,9 +20,9 @@ from examples.tiny_world.world.samples import SPLITS, STREAMS, random_sample
 from examples.tiny_world.world.vocabulary import HELD_OUT_COLOURS, HELD_OUT_MOTIONS
 from tests.tiny_world.conftest import SETTINGS, of_kind, read_lines
 from video_llama.errors import NoAudioTrackError
-from video_llama.media.kind import media_kind
-from video_llama.media.video import decode_video
-from video_llama.processor.resample import decode_audio
+from video_llama.media.containers import media_kind
+from video_llama.media.decode import decode_video
+from video_llama.processor.audio_features import decode_audio
 
 pytestmark = pytest.mark.slow
 

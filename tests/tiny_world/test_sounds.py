@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from examples.tiny_world.world.encoding import write_clip, write_sound
 from examples.tiny_world.world.sounds import SAMPLE_RATE_HZ, Sound, draw_sound, random_sound
 from examples.tiny_world.world.vocabulary import SOUNDS
-from video_llama.processor.resample import decode_audio
+from video_llama.processor.audio_features import decode_audio
 
 
 def sound(kind: str, seed: int = 0, seconds: float = 3.0) -> Sound:

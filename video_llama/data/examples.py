@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from video_llama.errors import DatasetError
-from video_llama.media.probe import check_media_file
+from video_llama.media.containers import check_media_file
 
 __all__ = [
     "Example",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from video_llama.data.examples import MediaSource, read_media
 from video_llama.errors import ConfigError
-from video_llama.media.probe import check_media_file
+from video_llama.media.containers import check_media_file
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.utils.files import write_whole
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.inference.generation import GenerationOptions
-from video_llama.media.containers import demux_packets, open_container, select_stream
-from video_llama.media.kind import media_kind
+from video_llama.media.containers import demux_packets, media_kind, open_container, select_stream
 
 __all__ = ["Limits"]
 

@@ -9,7 +9,7 @@ from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.generation import GenerationOptions
-from video_llama.media.video import check_video_reader
+from video_llama.media.decode import check_video_reader
 from video_llama.schema import ProcessorConfig
 
 __all__ = ["choose_options", "choose_template", "load_model"]

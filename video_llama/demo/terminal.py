@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         if arguments.video_reader is not None:
-            from video_llama.media.video import check_video_reader
+            from video_llama.media.decode import check_video_reader
 
             check_video_reader(arguments.video_reader)
         if on_terminal:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _talk(arguments: argparse.Namespace) -> None:
-    from video_llama.media.kind import media_kind
+    from video_llama.media.containers import media_kind
 
     kinds = [media_kind(path) for path in arguments.input]  # before the model, which takes a while to load
     chat = _open_chat(arguments)

@@ -17,8 +17,7 @@ import threading
 import traceback
 from typing import IO, Any, cast
 
-from video_llama.errors import VideoLlamaError
-from video_llama.media.decode import ClipDecoder, DecodedWindow
+from video_llama.media.decode import ClipDecoder, Decoded
 from video_llama.registry import VIDEO_READERS
 
 __all__ = ["DecodeProcess", "ProcessDied", "home_of_reader", "serve"]
@@ -29,8 +28,6 @@ _START = (
     "from video_llama.inference.decode_process import serve; serve()"
 )
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-Decoded = tuple[int, list[DecodedWindow | VideoLlamaError]]
 
 
 class ProcessDied(Exception):

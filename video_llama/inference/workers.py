@@ -11,8 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.inference.decode_process import Decoded, DecodeProcess, ProcessDied, home_of_reader
-from video_llama.media.decode import describe_source
+from video_llama.inference.decode_process import DecodeProcess, ProcessDied, home_of_reader
+from video_llama.media.decode import Decoded, describe_source
 from video_llama.processor.clips import ClipReader, ClipSource, Window, is_file
 
 __all__ = ["WindowRead", "read_ahead"]

@@ -1,32 +1,85 @@
-"""Decode a clip, whole or window by window, into plain arrays. Nothing here needs torch.
+"""From a file to plain arrays: the frames and the audio of a clip, whole or window by window.
 
-That keeps the processes that decode ahead small: importing torch would cost each of them ten times as much memory as
-the decoder does. What is left to do (`ClipReader.finish`) is quick.
+This is the first half of the way from a file to tensors. It needs no torch and can be pickled, so it runs in any
+process; `MediaProcessor` and `ClipReader` finish what it gives. Which library decodes the frames is a name in the
+registry `VIDEO_READERS`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from av.container import InputContainer
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
+from video_llama.media.audio import RawSegments, read_segments, read_window
+from video_llama.media.containers import check_media_file, describe_content, media_kind
 from video_llama.media.image import load_image, resize_image
-from video_llama.media.kind import media_kind
-from video_llama.media.probe import check_media_file, describe_content
-from video_llama.media.sampling import sample_uniform_indices
-from video_llama.media.segments import RawSegments, SegmentSettings, read_segments, read_window
-from video_llama.media.video import DecodedVideo, OpenVideoReader, VideoReader, decode_video, sample_window
+from video_llama.media.sampling import SegmentSettings, frame_window, sample_uniform_indices
 from video_llama.registry import VIDEO_READERS
+from video_llama.utils.extras import EXTRAS, require_extra
 
-__all__ = ["ClipDecoder", "DecodedWindow", "OpensAsFile", "describe_source", "num_windows"]
+__all__ = [
+    "DEFAULT_VIDEO_READER",
+    "ClipDecoder",
+    "DecodedClip",
+    "DecodedVideo",
+    "OpenVideoReader",
+    "OpensAsFile",
+    "VideoReader",
+    "check_video_reader",
+    "decode_video",
+    "describe_source",
+    "num_decoder_threads",
+    "num_windows",
+    "sample_window",
+    "why_no_audio",
+]
+
+DEFAULT_VIDEO_READER = "pyav"
+"""Scales exactly as the decoder that the published models saw; today's versions of decord do not."""
 
 WINDOWS_AT_ONCE = 8
 """How many windows are read for one opening of a long video; the next ones may be another process's."""
+
+# Beyond this the decoders hold many frames and gain little.
+_MAX_DECODER_THREADS = 8
+
+SampleFrames = Callable[[int, int], list[int]]
+"""(frames there are, frames wanted) -> ascending indices."""
+
+
+class VideoReader(Protocol):
+    """An open video that gives frames by index, upright, in one fixed size.
+
+    A reader may have an attribute `container`, the file as PyAV opened it: then the audio is read from there.
+
+    Attributes:
+        num_frames: how many frames the video has.
+        fps: average frames per second.
+    """
+
+    num_frames: int
+    fps: float
+
+    def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Return frames by ascending index (repeats allowed): (len(indices), height, width, 3), uint8, RGB.
+
+        Raises:
+            MediaError: a frame cannot be decoded.
+        """
+        ...
+
+
+OpenVideoReader = Callable[[str | os.PathLike[str], int, int], AbstractContextManager[VideoReader]]
+"""What the registry holds: `open(path, height, width)`, a context manager that raises `MediaError`."""
 
 
 @runtime_checkable
@@ -34,20 +87,39 @@ class OpensAsFile(Protocol):
     """Media that become a file only while they are read, such as a member of a tar shard."""
 
     def open(self) -> AbstractContextManager[str]:
-        """The path of a file that is there until the context ends."""
+        """Return the path of a file that is there until the context ends."""
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedWindow:
-    """A clip, or one part of a long one, as decoded.
+@dataclass(frozen=True)
+class DecodedVideo:
+    """Sampled frames of one video.
 
-    Args:
+    Attributes:
+        frames: (frames, height, width, 3), uint8, RGB.
+        indices: which frames of the file these are.
+        times_seconds: index divided by the average frame rate, from the start of the file.
+        fps: average frames per second of the file.
+        num_source_frames: how many frames the file has.
+    """
+
+    frames: NDArray[np.uint8]
+    indices: list[int]
+    times_seconds: list[float]
+    fps: float
+    num_source_frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """A clip, or one window of a long one, as decoded.
+
+    Attributes:
         source: the file.
-        frames: (frames, height, width, 3), uint8, RGB; None for a sound.
+        frames: (frames, height, width, 3), uint8, RGB; None for an audio file.
         kind: what the frames are.
         times_seconds, indices: of the frames, from the window's start and from the file's; empty for an image.
-        sound: what is heard, or one phrase on why nothing is.
+        audio: what was decoded, why it cannot be decoded, or None where there is nothing to decode.
         start_seconds, end_seconds: which part of the file this is; None for a whole one.
     """
 
@@ -56,25 +128,27 @@ class DecodedWindow:
     kind: Literal["video", "image"]
     times_seconds: list[float]
     indices: list[int]
-    sound: RawSegments | str
+    audio: RawSegments | MediaError | None
     start_seconds: float | None = None
     end_seconds: float | None = None
 
 
-_Result = tuple[int, list[DecodedWindow | VideoLlamaError]]
+Decoded = tuple[int, list[DecodedClip | VideoLlamaError]]
+"""How many windows a clip has, and those that were read; one that cannot be read is its error."""
 
 
 @dataclass(frozen=True)
 class ClipDecoder:
     """Decodes clips as one model wants them.
 
-    Args:
+    Attributes:
         image_size: height and width of frames.
-        num_frames: to sample, at equal steps, of a video or of each window.
+        num_frames: to sample of a video or of each window.
         video_reader: name in `VIDEO_READERS`.
-        segments: what is taken of sounds.
-        audio: listen to videos, and accept sounds.
+        segments: what is taken of audio.
+        audio: read the audio of videos, and accept audio files.
         window_seconds: cut videos into windows of this length; the frames' times begin at 0 in each.
+        sample: which frames are taken.
     """
 
     image_size: int
@@ -82,105 +156,198 @@ class ClipDecoder:
     video_reader: str
     segments: SegmentSettings
     audio: bool
-    window_seconds: float | None
+    window_seconds: float | None = None
+    sample: SampleFrames = sample_uniform_indices
 
-    def __call__(self, source: Any, first: int = 0) -> _Result:
-        """Decode a file, or of a long one `WINDOWS_AT_ONCE` windows.
+    def __call__(self, source: Any, first: int = 0) -> Decoded:
+        """Decode a file of any kind, or of a long video `WINDOWS_AT_ONCE` windows.
 
         Args:
             source: a path, or what `OpensAsFile`.
             first: number of the first window to read.
-
-        Returns:
-            how many windows the clip has, and those that were read; one that cannot be read is its error.
         """
         try:
             with _as_path(source) as path:
-                total, windows = self._decode(path, first)
+                total, clips = self._decode(path, first)
         except VideoLlamaError as error:
-            total, windows = 1, [error]
+            total, clips = 1, [error]
         except (OSError, MemoryError) as error:
             reason = f"cannot be read: {str(error) or type(error).__name__}"
-            total, windows = 1, [MediaError(describe_source(source), reason)]
-        return total, [_named(window, source) for window in windows]
+            total, clips = 1, [MediaError(describe_source(source), reason)]
+        return total, [_named(clip, source) for clip in clips]
 
-    def _decode(self, path: str, first: int) -> _Result:
-        if "still image" in describe_content(check_media_file(path)):
-            pixels = resize_image(load_image(path), self.image_size)[np.newaxis]
-            return 1, [DecodedWindow(path, pixels, "image", [], [], "an image has no sound")]
-        try:
-            if self.window_seconds is not None:
-                return self._decode_windows(path, first, self.window_seconds)
-            size = self.image_size
-            video = decode_video(path, self.num_frames, size, size, reader=self.video_reader)
-        except MediaError:
-            if media_kind(path) != "audio":  # a question that costs time, so only where no frames came
-                raise
-            if not self.audio:
-                raise MediaError(path, "sound only, no video", "the model does not listen") from None
-            return 1, [DecodedWindow(path, None, "video", [], [], read_segments(path, self.segments))]
-        return 1, [self._window(path, video)]
+    def video(self, path: str | os.PathLike[str]) -> DecodedClip:
+        """Decode the frames of a whole video and, if `audio` is true, its audio; the file is opened once.
 
-    def _decode_windows(self, path: str, first: int, seconds: float) -> _Result:
+        Raises:
+            MediaError: the file is no video, or is damaged.
+        """
         open_reader: OpenVideoReader = VIDEO_READERS.get(self.video_reader)
-        windows: list[DecodedWindow | VideoLlamaError] = []
+        with open_reader(path, self.image_size, self.image_size) as video:
+            return self._window(video, path)
+
+    def _decode(self, path: str, first: int) -> Decoded:
+        if "still image" in describe_content(check_media_file(path)):
+            frames = resize_image(load_image(path), self.image_size)[np.newaxis]
+            return 1, [DecodedClip(path, frames, "image", [], [], None)]
+        try:
+            if self.window_seconds is None:
+                return 1, [self.video(path)]
+            return self._decode_windows(path, first, self.window_seconds)
+        except MediaError:
+            # Finding out the kind costs time, so it is asked only where no frames came.
+            if media_kind(path) != "audio":
+                raise
+        if not self.audio:
+            raise MediaError(path, "audio only, no video", "the model has no audio branch, or audio is not wanted")
+        return 1, [DecodedClip(path, None, "video", [], [], read_segments(path, self.segments))]
+
+    def _decode_windows(self, path: str, first: int, seconds: float) -> Decoded:
+        open_reader: OpenVideoReader = VIDEO_READERS.get(self.video_reader)
+        clips: list[DecodedClip | VideoLlamaError] = []
         with open_reader(path, self.image_size, self.image_size) as video:
             duration = video.num_frames / video.fps
             total = num_windows(duration, seconds)
             for number in range(first, min(first + WINDOWS_AT_ONCE, total)):
-                start, end = number * seconds, duration if number + 1 == total else (number + 1) * seconds
+                # The last window reaches to the end, whatever the header says of it.
+                start, end = number * seconds, (number + 1) * seconds
+                is_last = number + 1 == total
                 try:
-                    windows.append(self._decode_window(video, path, start, end, is_last=number + 1 == total))
-                except VideoLlamaError as error:  # damage in one place leaves the rest
-                    windows.append(error)
-        return total, windows
-
-    def _decode_window(self, video: VideoReader, path: str, start: float, end: float, is_last: bool) -> DecodedWindow:
-        decoded = sample_window(video, path, self.num_frames, sample_uniform_indices, start, None if is_last else end)
-        window = self._window(path, decoded, start, None if is_last else end)
-        return replace(window, start_seconds=start, end_seconds=end)
+                    clip = self._window(video, path, start, None if is_last else end)
+                except VideoLlamaError as error:
+                    # Damage in one place leaves the rest.
+                    clips.append(error)
+                else:
+                    clips.append(replace(clip, start_seconds=start, end_seconds=duration if is_last else end))
+        return total, clips
 
     def _window(
-        self, path: str, video: DecodedVideo, start: float | None = None, end: float | None = None
-    ) -> DecodedWindow:
-        times = [max(0.0, time - (start or 0.0)) for time in video.times_seconds]
-        return DecodedWindow(path, video.frames, "video", times, video.indices, self._listen(path, start, end))
+        self, video: VideoReader, path: str | os.PathLike[str], start: float | None = None, end: float | None = None
+    ) -> DecodedClip:
+        decoded = sample_window(video, path, self.num_frames, self.sample, start, end)
+        times = decoded.times_seconds
+        if start is not None:
+            times = [max(0.0, time - start) for time in times]
+        audio: RawSegments | MediaError | None = None
+        if self.audio:
+            container: InputContainer | None = getattr(video, "container", None)
+            try:
+                if start is None:
+                    audio = read_segments(path, self.segments, container)
+                else:
+                    audio = read_window(path, start, end, self.segments, container)
+            except MediaError as error:
+                # A video whose audio is damaged can still be watched.
+                audio = error
+        return DecodedClip(os.fspath(path), decoded.frames, "video", times, decoded.indices, audio)
 
-    def _listen(self, path: str, start: float | None, end: float | None) -> RawSegments | str:
-        if not self.audio:
-            return "not listened to"
-        try:
-            if start is None:
-                return read_segments(path, self.segments)
-            return read_window(path, start, end, self.segments)
-        except MediaError as error:  # a video whose sound is damaged can still be watched
-            return why_no_audio(error)
+
+def decode_video(
+    path: str | os.PathLike[str],
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    reader: str = DEFAULT_VIDEO_READER,
+    sample: SampleFrames = sample_uniform_indices,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+) -> DecodedVideo:
+    """Decode some frames of a video, squashed to one size while decoding.
+
+    Args:
+        path: a video file in any format FFmpeg reads.
+        num_frames: frames to take; uniform sampling takes fewer from a video that has fewer.
+        height, width: size of the frames; the aspect ratio is not kept, as in training.
+        reader: name in `VIDEO_READERS`.
+        sample: which frames are taken.
+        start_seconds, end_seconds: sample this part of the video only.
+
+    Raises:
+        MediaError: the file is no video, is damaged, or ends before `start_seconds`.
+        ConfigError: unknown `reader`, or its package is not installed.
+    """
+    open_reader: OpenVideoReader = VIDEO_READERS.get(reader)
+    with open_reader(path, height, width) as video:
+        return sample_window(video, path, num_frames, sample, start_seconds, end_seconds)
+
+
+def sample_window(
+    video: VideoReader,
+    path: str | os.PathLike[str],
+    num_frames: int,
+    sample: SampleFrames = sample_uniform_indices,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+) -> DecodedVideo:
+    """Decode some frames of an open video, or of a part of it; arguments as in `decode_video`.
+
+    Raises:
+        MediaError: the video is damaged, or ends before `start_seconds`.
+    """
+    try:
+        first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
+    except ValueError as error:
+        raise MediaError(path, str(error)) from error
+    indices, times = [], []
+    for index in sample(stop - first, num_frames):
+        indices.append(first + index)
+        times.append((first + index) / video.fps)
+    return DecodedVideo(video.read(indices), indices, times, video.fps, video.num_frames)
+
+
+def check_video_reader(name: str) -> None:
+    """Check that frames can be decoded with this reader, before anything slow is begun.
+
+    Raises:
+        ConfigError: there is no such reader, or its package is not installed.
+    """
+    VIDEO_READERS.get(name)
+    if name in EXTRAS:
+        require_extra(name, f"the video reader {name!r}")
+
+
+def num_decoder_threads() -> int:
+    """Return the threads for one decoder: as many as torch may use, which is one inside a data loader's worker.
+
+    One, too, where torch is not even loaded: such a process does nothing but decode, and there are several.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return 1
+    return int(min(torch.get_num_threads(), _MAX_DECODER_THREADS))
 
 
 def why_no_audio(error: MediaError) -> str:
-    """One phrase for people."""
-    is_silent = isinstance(error, NoAudioTrackError)
-    return error.reason if is_silent else f"sound track cannot be decoded: {error.reason}"
+    """Return one phrase for people."""
+    if isinstance(error, NoAudioTrackError):
+        return error.reason
+    return f"sound track cannot be decoded: {error.reason}"
 
 
 def num_windows(duration_seconds: float, window_seconds: float) -> int:
-    """How many windows a video is cut into; a rest shorter than half a window belongs to the last one."""
+    """Return how many windows a video is cut into; a rest shorter than half a window belongs to the last one."""
     return max(1, int(duration_seconds / window_seconds + 0.5))
 
 
 def describe_source(source: Any) -> str:
-    """A file's name, or one word for what is in memory."""
+    """Return a file's name, or one word for what is in memory."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
-    return str(source) if isinstance(source, OpensAsFile) else "clip"
+    if isinstance(source, OpensAsFile):
+        return str(source)
+    return "clip"
 
 
 def _as_path(source: Any) -> AbstractContextManager[str]:
-    return nullcontext(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source.open()
+    if isinstance(source, (str, os.PathLike)):
+        return nullcontext(os.fspath(source))
+    path: AbstractContextManager[str] = source.open()
+    return path
 
 
-def _named(window: DecodedWindow | VideoLlamaError, source: Any) -> DecodedWindow | VideoLlamaError:
-    """A member of a shard has another name than the file it was copied to."""
-    if not isinstance(window, MediaError):
-        return window
-    return MediaError(describe_source(source), window.reason, window.hint)
+def _named(clip: DecodedClip | VideoLlamaError, source: Any) -> DecodedClip | VideoLlamaError:
+    """Name the source in an error: a member of a shard has another name than the file it was copied to."""
+    if isinstance(clip, MediaError):
+        return MediaError(describe_source(source), clip.reason, clip.hint)
+    return clip

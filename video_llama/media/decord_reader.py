@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import open_container, select_stream
-from video_llama.media.video import num_decoder_threads
+from video_llama.media.decode import num_decoder_threads
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import import_extra
 

@@ -1,21 +1,46 @@
-"""Which frames a video stream has, when they are shown, and where decoding can start for each of them."""
+"""Which frames a video stream has, when they are shown, and where decoding can start for each of them.
+
+The times of an MP4 file's frames are read from its index alone (ISO/IEC 14496-12), without reading the frames.
+FFmpeg reads the same tables but tells only part of what is in them. What is read here is compared with what FFmpeg
+says of both ends of the stream; wherever the two could differ, and for other formats, all packets are read.
+"""
 
 from __future__ import annotations
 
 import bisect
+import os
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO
 
+import numpy as np
+from av.container import InputContainer
 from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
-from video_llama.media.mp4_index import FrameTimes
+from video_llama.media.containers import demux_packets
 
-__all__ = ["FrameIndex", "index_frames", "index_times"]
+__all__ = ["FrameIndex", "FrameTimes", "index_frames", "index_times", "read_frame_times", "read_index"]
 
 # AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
 # reliable.
 _FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
 _FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
+
+
+# Packets, and entries of FFmpeg's index at its end.
+_NUM_COMPARED = 32
+# In any time base.
+_BEFORE_ALL = -(2**40)
+# 25 days at 30 frames a second; a damaged table can claim any number.
+_MAX_SAMPLES = 2**26
+_BOX_HEADER = struct.Struct(">I4s")
+
+_Boxes = dict[str, list[tuple[int, int]]]
+"""Contents of boxes, from and to, by name."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +70,38 @@ class FrameIndex:
             groups.setdefault(keyframes[position] if position >= 0 else 0, []).append(index)
         return groups
 
-    def seek_time(self, start: int) -> int:
-        """Where to send the demuxer for decoding from frame `start` on."""
-        return self.keyframes[start] if start else self.rewind_time
-
     def position(self, time: int | None, count: int) -> int:
         """Index of the frame shown at `time`, or `count` if times are unknown."""
         if self.times is None or time is None:
             return count
         return bisect.bisect_right(self.times, time) - 1
+
+
+@dataclass(frozen=True)
+class FrameTimes:
+    """When the frames of a stream are shown, in its time base.
+
+    Attributes:
+        times: presentation times, ascending.
+        keyframe_times: those of the frames where decoding can start, ascending.
+        first_time: the earliest decoding or presentation time.
+    """
+
+    times: list[int]
+    keyframe_times: list[int]
+    first_time: int
+
+
+def read_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex:
+    """Index a stream from the tables of its file, so that a long one is not read, or else from all its packets.
+
+    Raises:
+        MediaError: the file is damaged.
+    """
+    times = read_frame_times(path, container, stream)
+    if times is not None:
+        return index_times(times)
+    return index_frames(demux_packets(container, stream, path), container.format.name)
 
 
 def index_frames(packets: Iterable[Packet], format_name: str) -> FrameIndex:
@@ -82,3 +130,137 @@ def index_times(known: FrameTimes) -> FrameIndex:
     """From the tables of an MP4 file."""
     keyframes = {bisect.bisect_left(known.times, time): time for time in known.keyframe_times}
     return FrameIndex(len(known.times), known.times, keyframes, min(known.first_time, 0))
+
+
+def read_frame_times(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameTimes | None:
+    """Read the tables of a stream's track.
+
+    Args:
+        path: the file.
+        container: the same file, opened. It is left somewhere near its start; at the very start if there is no
+            answer.
+        stream: one of its streams.
+
+    Returns:
+        the times; None for another format, for a file in fragments, for one that an edit list cuts, and for every
+        file with PyAV before 17, which does not tell what FFmpeg read.
+    """
+    if "mp4" not in container.format.name.split(",") or not hasattr(stream, "index_entries"):
+        return None
+    try:
+        with open(path, "rb") as file:
+            decoding, shown, is_key = _read_track(file, stream.id)
+    except (KeyError, ValueError, IndexError, OSError, struct.error):
+        # No such table, or a damaged one: FFmpeg makes what it can of it.
+        return None
+    shifts = _shifts_by_ffmpeg(container, stream, decoding, shown)
+    if shifts is None:
+        container.seek(_BEFORE_ALL, stream=stream)
+        return None
+    decoding, shown = decoding + shifts[0], shown + shifts[1]
+    first_time = min(int(shown.min()), int(decoding[0]))
+    return FrameTimes(np.sort(shown).tolist(), np.sort(shown[is_key]).tolist(), first_time)
+
+
+def _shifts_by_ffmpeg(
+    container: InputContainer, stream: VideoStream, decoding: NDArray[np.int64], shown: NDArray[np.int64]
+) -> tuple[int, int] | None:
+    """Return what FFmpeg adds to decoding and presentation times; None if that varies, or if frames are cut away."""
+    entries = stream.index_entries
+    if not len(decoding) or len(entries) != len(decoding):
+        return None
+    compared = min(_NUM_COMPARED, len(decoding))
+    of_decoding: set[int] = set()
+    of_showing: set[int] = set()
+    for number in range(len(decoding) - compared, len(decoding)):
+        entry = entries[number]
+        if entry.is_discard:
+            return None
+        of_decoding.add(entry.timestamp - int(decoding[number]))
+    for number, packet in enumerate(islice(container.demux(stream), compared)):
+        if not packet.size or packet.dts is None or packet.pts is None or packet.is_discard or packet.is_corrupt:
+            return None
+        of_decoding.add(packet.dts - int(decoding[number]))
+        of_showing.add(packet.pts - int(shown[number]))
+    if len(of_decoding) != 1 or len(of_showing) != 1:
+        return None
+    return of_decoding.pop(), of_showing.pop()
+
+
+def _read_track(file: BinaryIO, track_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return decoding times, presentation times and whether it is a keyframe, of each sample in decoding order.
+
+    Raises:
+        KeyError, ValueError, IndexError, struct.error: there is no such track or table, or it is damaged.
+    """
+    movie = _boxes(file, (0, file.seek(0, os.SEEK_END)), last="moov")["moov"][0]
+    for track in _boxes(file, movie)["trak"]:
+        boxes = _boxes(file, track)
+        file.seek(boxes["tkhd"][0][0])
+        header = file.read(24)
+        # Version 1 has 64-bit dates.
+        place = 20 if header[0] == 1 else 12
+        if int.from_bytes(header[place : place + 4], "big") == track_id:
+            for inner in ("mdia", "minf", "stbl"):
+                boxes = _boxes(file, boxes[inner][0])
+            return _read_tables(file, boxes)
+    raise KeyError(track_id)
+
+
+def _read_tables(file: BinaryIO, boxes: _Boxes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    durations = _table(file, boxes["stts"][0], ">u4", runs=True)
+    decoding = np.concatenate([[0], np.cumsum(durations)])[:-1].astype(np.int64)
+    shown = decoding
+    if "ctts" in boxes:
+        # FFmpeg, too, takes these for signed in every version of the table.
+        shown = decoding + _table(file, boxes["ctts"][0], ">i4", runs=True)[: len(decoding)]
+    is_key = np.ones(len(decoding), dtype=bool)
+    if "stss" in boxes:
+        is_key[:] = False
+        is_key[_table(file, boxes["stss"][0], ">u4", runs=False) - 1] = True
+    return decoding, shown, is_key
+
+
+def _table(file: BinaryIO, box: tuple[int, int], kind: str, runs: bool) -> NDArray[np.int64]:
+    """Return the 32-bit numbers of a table; with `runs` its rows are (count, value) and each value is repeated."""
+    columns = 1 + runs
+    start, end = box
+    # Behind version and flags comes the number of rows.
+    file.seek(start + 4)
+    (rows,) = struct.unpack(">I", file.read(4))
+    size = rows * columns * 4
+    if start + 8 + size > end:
+        raise ValueError("a table is longer than its box")
+    numbers = np.frombuffer(file.read(size), dtype=kind).reshape(rows, columns).astype(np.int64)
+    if not runs:
+        return numbers[:, 0]
+    if numbers[:, 0].sum() > _MAX_SAMPLES or (numbers[:, 0] < 0).any():
+        raise ValueError("a table claims too many samples")
+    return np.repeat(numbers[:, 1], numbers[:, 0])
+
+
+def _boxes(file: BinaryIO, within: tuple[int, int], last: str = "") -> _Boxes:
+    """Return the contents (from, to) of the boxes between two positions of the file, by name.
+
+    Args:
+        file: the file.
+        within: the two positions.
+        last: stop after the first box of this name.
+    """
+    found: _Boxes = {}
+    start, end = within
+    while start + 8 <= end and last not in found:
+        file.seek(start)
+        size, name = _BOX_HEADER.unpack(file.read(8))
+        header = 8
+        if size == 1:
+            (size,) = struct.unpack(">Q", file.read(8))
+            header = 16
+        stop = end
+        if size:
+            stop = start + size
+        if stop > end or stop < start + header:
+            raise ValueError("a box is longer than what it is in")
+        found.setdefault(name.decode("latin-1"), []).append((start + header, stop))
+        start = stop
+    return found

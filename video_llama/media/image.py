@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from video_llama.errors import MediaError
-from video_llama.media.probe import check_media_file, describe_content
+from video_llama.media.containers import check_media_file, describe_content
 
 __all__ = ["ImageInput", "load_image", "resize_image"]
 

@@ -30,9 +30,8 @@ from video_llama.media.containers import (
     select_stream,
     translate_errors,
 )
-from video_llama.media.frame_index import FrameIndex, index_frames, index_times
-from video_llama.media.mp4_index import read_frame_times
-from video_llama.media.video import num_decoder_threads
+from video_llama.media.decode import num_decoder_threads
+from video_llama.media.frame_index import FrameIndex, read_index
 from video_llama.registry import VIDEO_READERS
 
 __all__ = ["PyAVReader", "open_pyav"]
@@ -76,6 +75,9 @@ class PyAVReader:
         files: what is opened stays open until this is closed.
         height, width: size the frames are scaled to.
 
+    Attributes:
+        container: the file, for reading its audio, too.
+
     Raises:
         MediaError: no video stream, no frames, or a damaged one.
     """
@@ -84,9 +86,9 @@ class PyAVReader:
         self._path = path
         self._files = files
         self._size = height, width
-        container = files.enter_context(open_container(path))
+        self.container = container = files.enter_context(open_container(path))
         self._stream = _select_video(path, container)
-        self._index = _read_index(path, container, self._stream)
+        self._index = read_index(path, container, self._stream)
         if not self._index.num_frames:
             raise MediaError(path, "the video has no frames")
         self._decoder = _Decoder(path, container, self._index, self._size, num_decoder_threads())
@@ -212,8 +214,11 @@ class _Decoder:
         index, context = self._index, self._stream.codec_context
         can_skip = index.times is not None and context.name in _CODECS_WITH_SKIPPABLE_FRAMES
         wanted_times = {index.times[position] for position in wanted} if index.times is not None else set()
+        target = index.rewind_time
+        if start:
+            target = index.keyframes[start]
         with translate_errors(self._path, "its format lacks the times of the frames"):
-            self._container.seek(index.seek_time(start), stream=self._stream)
+            self._container.seek(target, stream=self._stream)
         count = 0
         for number, packet in enumerate(demux_packets(self._container, self._stream, self._path)):
             if number == 0 and start and not packet.is_keyframe:
@@ -241,14 +246,6 @@ def _select_video(path: str | os.PathLike[str], container: InputContainer) -> Vi
 
 def _frame_pixels(stream: VideoStream) -> int:
     return stream.width * stream.height
-
-
-def _read_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex:
-    """From the tables of the file where it has some, so that a long one is not read; else from all packets."""
-    times = read_frame_times(path, container, stream)
-    if times is not None:
-        return index_times(times)
-    return index_frames(demux_packets(container, stream, path), container.format.name)
 
 
 class _FrameScaler:

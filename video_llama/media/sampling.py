@@ -4,20 +4,70 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+from math import gcd
 from typing import Literal
 
+from video_llama.constants import AUDIO_SAMPLE_RATE_HZ
+
 __all__ = [
+    "LogMelSettings",
+    "SegmentSettings",
     "SegmentSpacing",
     "frame_times_message",
     "frame_window",
+    "resampling_period",
+    "round_odd_rate",
     "sample_headtail_indices",
     "sample_segment_starts",
     "sample_uniform_indices",
+    "segment_ranges",
 ]
 
 SegmentSpacing = Literal["main", "pv015"]
-"""How segments are spread over a sound: to its very end, or short of it as pytorchvideo 0.1.5 did."""
+"""How segments are spread over audio: to its very end, or short of it as pytorchvideo 0.1.5 did."""
+
+# The resampling filter's table grows with the period squared.
+_MAX_RESAMPLING_PERIOD = 10_000
+
+
+@dataclass(frozen=True)
+class LogMelSettings:
+    """What a segment of audio becomes; the defaults are what the published weights were trained with.
+
+    Attributes:
+        sample_rate_hz: rate that audio is resampled to.
+        segment_seconds: length of a segment.
+        num_mel_bins: filters of the mel filter bank.
+        num_mel_frames: frames of a segment; fewer are padded with zeros, more are cut.
+        mean, std: of the training data's log-mel values.
+        frame_length_ms, frame_shift_ms: analysis window and its step.
+    """
+
+    sample_rate_hz: int = AUDIO_SAMPLE_RATE_HZ
+    segment_seconds: float = 2.0
+    num_mel_bins: int = 128
+    num_mel_frames: int = 204
+    mean: float = -4.268
+    std: float = 9.138
+    frame_length_ms: float = 25.0
+    frame_shift_ms: float = 10.0
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """Which segments are taken of an audio track.
+
+    Attributes:
+        num_segments: how many.
+        spacing: how they are spread.
+        log_mel: their length and rate.
+    """
+
+    num_segments: int
+    spacing: SegmentSpacing
+    log_mel: LogMelSettings = field(default_factory=LogMelSettings)
 
 
 def sample_uniform_indices(num_source_frames: int, num_frames: int) -> list[int]:
@@ -99,6 +149,31 @@ def sample_segment_starts(
     last_start = Fraction(max(duration_seconds - segment_seconds, 0.0))
     steps = max(num_segments - 1, 1) if spacing == "main" else num_segments
     return [last_start * position / steps for position in range(num_segments)]
+
+
+def segment_ranges(num_samples: int, settings: SegmentSettings) -> list[tuple[int, int]]:
+    """Return first sample and one past the last sample of each segment; may reach past the end of short audio."""
+    rate_hz, seconds = settings.log_mel.sample_rate_hz, settings.log_mel.segment_seconds
+    length = round(seconds * rate_hz)
+    ranges = []
+    for start in sample_segment_starts(num_samples / rate_hz, settings.num_segments, seconds, settings.spacing):
+        first = int(start * rate_hz)
+        ranges.append((first, first + length))
+    return ranges
+
+
+def resampling_period(source_rate_hz: int, target_rate_hz: int) -> tuple[int, int]:
+    """Return after how many samples of either rate both meet on a sample."""
+    source_rate_hz = round_odd_rate(source_rate_hz, target_rate_hz)
+    common = gcd(source_rate_hz, target_rate_hz)
+    return source_rate_hz // common, target_rate_hz // common
+
+
+def round_odd_rate(source_rate_hz: int, target_rate_hz: int) -> int:
+    """Return the rate, or the nearest multiple of 50 Hz for one whose filter would fill the memory (44 101 Hz)."""
+    if source_rate_hz // gcd(source_rate_hz, target_rate_hz) <= _MAX_RESAMPLING_PERIOD:
+        return source_rate_hz
+    return max(50, round(source_rate_hz / 50) * 50)
 
 
 def _draw(population: range, count: int, rng: random.Random) -> list[int]:

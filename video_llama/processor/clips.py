@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.media.decode import ClipDecoder, DecodedWindow, OpensAsFile, describe_source, why_no_audio
+from video_llama.media.decode import ClipDecoder, DecodedClip, OpensAsFile, describe_source, why_no_audio
 from video_llama.media.image import resize_image
 from video_llama.media.sampling import sample_uniform_indices
-from video_llama.media.segments import RawSegments
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.tensor_like import as_frames
-from video_llama.processor.transforms import normalize_frames
 
 __all__ = ["ClipReader", "ClipSource", "Window", "is_file"]
 
@@ -81,10 +78,9 @@ class ClipReader:
     @property
     def decoder(self) -> ClipDecoder:
         """The part that works without torch, for a process that does nothing else."""
-        media = self.media
-        num_frames = media.num_frames if self.num_frames is None else self.num_frames
-        segments = media.segment_settings
-        return ClipDecoder(media.image_size, num_frames, media.video_reader, segments, self.audio, self.window_seconds)
+        # Captions take frames at equal steps and whole, however the processor reads them for training.
+        media = replace(self.media, sampling="uniform", crop_scale=None)
+        return media.decoder(self.audio, self.num_frames, self.window_seconds)
 
     def __call__(self, source: ClipSource, first: int = 0) -> tuple[int, list[Window | VideoLlamaError]]:
         """Read a clip; of a long one some windows.
@@ -106,8 +102,8 @@ class ClipReader:
         except (OSError, MemoryError) as error:
             return 1, [MediaError(describe_source(source), f"cannot be read: {str(error) or type(error).__name__}")]
 
-    def finish(self, decoded: DecodedWindow | VideoLlamaError, source: ClipSource) -> Window | VideoLlamaError:
-        """What the model takes of a decoded window, or the error of one that cannot be used.
+    def finish(self, decoded: DecodedClip | VideoLlamaError, source: ClipSource) -> Window | VideoLlamaError:
+        """Return what the model takes of a decoded clip or window, or the error of one that cannot be used.
 
         Args:
             decoded: from `decoder`.
@@ -115,22 +111,28 @@ class ClipReader:
         """
         if isinstance(decoded, VideoLlamaError):
             return decoded
-        audio, phrase = None, decoded.sound
-        if isinstance(phrase, RawSegments):
+        audio, phrase = None, "not listened to"
+        if decoded.kind == "image":
+            phrase = "an image has no sound"
+        failure: MediaError | None = None
+        if isinstance(decoded.audio, MediaError):
+            failure = decoded.audio
+        elif decoded.audio is not None:
             try:
-                audio, phrase = self.media.finish_segments(phrase), "heard"
+                audio, phrase = self.media.finish_segments(decoded.audio), "heard"
             except MediaError as error:
-                if decoded.frames is None:
-                    return MediaError(describe_source(source), error.reason, error.hint)
-                phrase = why_no_audio(error)
-        return Window(self._finish_frames(decoded), audio, phrase, decoded.start_seconds, decoded.end_seconds)
+                failure = error
+        if failure is not None:
+            if decoded.frames is None:
+                return MediaError(describe_source(source), failure.reason, failure.hint)
+            phrase = why_no_audio(failure)
+        frames = None
+        if decoded.frames is not None:
+            frames = self._finish(decoded)
+        return Window(frames, audio, phrase, decoded.start_seconds, decoded.end_seconds)
 
-    def _finish_frames(self, decoded: DecodedWindow) -> VideoFrames | None:
-        if decoded.frames is None:
-            return None
-        pixels = self._pixels(decoded.frames)
-        times, indices = decoded.times_seconds, decoded.indices
-        return VideoFrames(pixels, decoded.kind, times, indices, decoded.source, decoded.frames)
+    def _finish(self, clip: DecodedClip) -> VideoFrames:
+        return replace(self.media, crop_scale=None).finish_frames(clip, as_bytes=True)
 
     def _read_memory(self, source: ClipSource) -> Window:
         seen, heard = source if isinstance(source, tuple) else (source, None)
@@ -158,13 +160,4 @@ class ClipReader:
         num_frames = self.media.num_frames if self.num_frames is None else self.num_frames
         indices = sample_uniform_indices(len(frames), num_frames)
         resized = np.stack([resize_image(Image.fromarray(frames[index]), self.media.image_size) for index in indices])
-        return VideoFrames(self._pixels(resized), "video", [], indices, "array", resized)
-
-    def _pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
-        """Frames (frames, height, width, 3) as (frames, 3, height, width).
-
-        They stay bytes where the model normalises them, a quarter of the size on their way to a GPU.
-        """
-        if (self.media.mean, self.media.std) != (IMAGE_MEAN, IMAGE_STD):
-            return normalize_frames(frames, self.media.mean, self.media.std)
-        return torch.tensor(frames).permute(0, 3, 1, 2).contiguous()
+        return self._finish(DecodedClip("array", resized, "video", [], indices, None))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -19,21 +19,22 @@ from numpy.typing import NDArray
 
 from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_MEAN, IMAGE_STD
 from video_llama.errors import ConfigError, MediaError, NoAudioTrackError
-from video_llama.media.audio import RawAudio
+from video_llama.media.audio import RawAudio, RawSegments, read_segments
+from video_llama.media.decode import DEFAULT_VIDEO_READER, ClipDecoder, DecodedClip, SampleFrames
 from video_llama.media.image import ImageInput, load_image, resize_image
 from video_llama.media.sampling import (
+    LogMelSettings,
+    SegmentSettings,
     SegmentSpacing,
     frame_times_message,
     sample_headtail_indices,
     sample_uniform_indices,
+    segment_ranges,
 )
-from video_llama.media.segments import LogMelSettings, RawSegments, SegmentSettings, read_segments
-from video_llama.media.video import DEFAULT_VIDEO_READER, decode_video
-from video_llama.processor.audio_features import log_mel_segments
-from video_llama.processor.resample import finish_audio, to_mono
+from video_llama.processor.audio_features import finish_audio, log_mel_segments, to_mono
 from video_llama.processor.tensor_like import TensorLike
 from video_llama.processor.transforms import (
-    normalize_frames,
+    normalize_pixels,
     random_crop_frames,
     random_crop_image,
     random_source,
@@ -225,20 +226,50 @@ class MediaProcessor:
         Raises:
             MediaError: the video or its sound track cannot be decoded.
         """
-        decoded = decode_video(
-            path,
-            self.num_frames if num_frames is None else num_frames,
-            self.image_size,
-            self.image_size,
-            reader=self.video_reader,
-            sample=self._frame_sampler(),
-        )
-        frames = decoded.frames
-        if self.crop_scale is not None:
+        clip = self.decoder(audio, num_frames).video(path)
+        segments = clip.audio
+        if isinstance(segments, NoAudioTrackError):
+            logger.info("%s", segments)
+            segments = None
+        if isinstance(segments, MediaError):
+            raise MediaError(segments.path, segments.reason, "audio=False ignores the audio") from segments
+        frames = self.finish_frames(clip)
+        if segments is None:
+            return frames, None
+        return frames, self.finish_segments(segments)
+
+    def decoder(self, audio: bool, num_frames: int | None = None, window_seconds: float | None = None) -> ClipDecoder:
+        """Return the first half of reading a clip, which works without torch and in any process.
+
+        Args:
+            audio: read the audio of videos, and accept audio files.
+            num_frames: instead of the processor's setting.
+            window_seconds: cut videos into windows of this length.
+        """
+        sample: SampleFrames = sample_uniform_indices
+        if self.sampling == "headtail":
+            sample = partial(sample_headtail_indices, rng=random_source())
+        if num_frames is None:
+            num_frames = self.num_frames
+        size, reader, segments = self.image_size, self.video_reader, self.segment_settings
+        return ClipDecoder(size, num_frames, reader, segments, audio, window_seconds, sample)
+
+    def finish_frames(self, clip: DecodedClip, as_bytes: bool = False) -> VideoFrames:
+        """Crop and normalise the frames of a decoded clip.
+
+        Args:
+            clip: with frames.
+            as_bytes: leave the values uint8 for the model to normalise, a quarter of the size on their way to a GPU.
+                Values that are normalised otherwise than the model does are never left.
+        """
+        frames = clip.frames
+        assert frames is not None
+        if self.crop_scale is not None and clip.kind == "video":
             frames = random_crop_frames(frames, self.image_size, self.crop_scale)
-        pixel_values = normalize_frames(frames, self.mean, self.std)
-        video = VideoFrames(pixel_values, "video", decoded.times_seconds, decoded.indices, os.fspath(path), frames)
-        return video, self._process_sound_track(path) if audio else None
+        pixels = torch.tensor(frames).permute(0, 3, 1, 2)
+        if not as_bytes or (self.mean, self.std) != (IMAGE_MEAN, IMAGE_STD):
+            pixels = normalize_pixels(pixels, self.mean, self.std)
+        return VideoFrames(pixels.contiguous(), clip.kind, clip.times_seconds, clip.indices, clip.source, frames)
 
     def process_image(self, image: ImageInput) -> VideoFrames:
         """Read a still image as a video of one frame.
@@ -254,9 +285,10 @@ class MediaProcessor:
             pixels = random_crop_image(loaded, self.image_size, self.crop_scale)
         else:
             pixels = resize_image(loaded, self.image_size)
-        frames = pixels[np.newaxis]
-        source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image"
-        return VideoFrames(normalize_frames(frames, self.mean, self.std), "image", [], [], source, frames)
+        source = "image"
+        if isinstance(image, (str, os.PathLike)):
+            source = os.fspath(image)
+        return self.finish_frames(DecodedClip(source, pixels[np.newaxis], "image", [], [], None))
 
     def process_audio(self, sound: AudioInput) -> AudioSegments:
         """Read a sound file, the sound track of a video, or samples.
@@ -311,38 +343,32 @@ class MediaProcessor:
         adapted = _finish_segments(_decoded_for(settings, origin), settings)
         return (adapted if origin.places is None else adapted.take(origin.places)).to(audio.device, audio.dtype)
 
-    def _process_sound_track(self, path: str | os.PathLike[str]) -> AudioSegments | None:
-        try:
-            return self.process_audio(path)
-        except NoAudioTrackError as error:
-            logger.info("%s", error)
-            return None
-        except MediaError as error:
-            raise MediaError(error.path, error.reason, "audio=False ignores the sound") from error
-
-    def _frame_sampler(self) -> Callable[[int, int], list[int]]:
-        if self.sampling == "uniform":
-            return sample_uniform_indices
-        return partial(sample_headtail_indices, rng=random_source())
-
 
 def _finish_segments(raw: RawSegments, settings: SegmentSettings) -> AudioSegments:
     """See `MediaProcessor.finish_segments`."""
-    rate = settings.log_mel.sample_rate_hz
-    waveforms = [finish_audio(sound, rate).samples[0] for sound in raw.sounds]
+    rate_hz = settings.log_mel.sample_rate_hz
+    waveforms, cut = [], []
+    end = 0
+    for audio in raw.audio:
+        waveforms.append(finish_audio(audio, rate_hz).samples[0])
+        cut.append((end, end + len(waveforms[-1])))
+        end += len(waveforms[-1])
+    samples = torch.cat(waveforms)
+    num_samples = raw.num_samples or len(samples)
+    ranges = segment_ranges(num_samples, settings)
     if raw.num_samples is None:
-        [samples] = waveforms
-        num_samples = len(samples)
-        ranges = cut = settings.ranges(num_samples)
-    else:
-        samples, num_samples = torch.cat(waveforms), raw.num_samples
-        ranges = settings.ranges(num_samples)
-        ends = np.cumsum([len(waveform) for waveform in waveforms]).tolist()
-        cut = list(zip([0, *ends[:-1]], ends, strict=True))
+        # All of the audio is there, not only its segments.
+        cut = ranges
     values = log_mel_segments(samples, cut, settings.log_mel)
-    segments = AudioSegments(values, [start / rate for start, _ in ranges], num_samples / rate, raw.source)
-    is_window = raw.num_samples is None and raw.sounds[0].is_part  # cut for one rate
-    return segments if is_window else segments._made_of(AudioOrigin(raw, settings))
+    starts = []
+    for start, _ in ranges:
+        starts.append(start / rate_hz)
+    segments = AudioSegments(values, starts, num_samples / rate_hz, raw.source)
+    is_window = raw.num_samples is None and raw.audio[0].is_part
+    if not is_window:
+        # A window was cut for one rate, so it cannot serve for other settings.
+        object.__setattr__(segments, "origin", AudioOrigin(raw, settings))
+    return segments
 
 
 def _chosen_spread(origin: AudioOrigin) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from accelerate.utils import LoggerType
 from video_llama.config import BuildInfo, Config, ProcessorConfig
 from video_llama.data.mixture import mixture_weights
 from video_llama.errors import ConfigError
-from video_llama.media.video import check_video_reader
+from video_llama.media.decode import check_video_reader
 from video_llama.registry import DATASETS, SCHEDULES, Registry
 from video_llama.training.processes import mixed_precision, training_device
 from video_llama.utils.extras import how_to_install
