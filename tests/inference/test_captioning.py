@@ -362,7 +362,7 @@ def test_a_bad_file_is_an_error_record_and_stops_nothing(
 
 
 def test_damaged_sound_leaves_the_frames(model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: str, settings: object) -> None:
+    def fail(path: str, *arguments: object) -> None:
         raise MediaError(path, "the sound track is damaged")
 
     monkeypatch.setattr(decoding, "read_segments", fail)

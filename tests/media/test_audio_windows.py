@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from video_llama.errors import NoAudioTrackError
-from video_llama.media import audio_windows, segments
+from video_llama.media import audio
 from video_llama.processor.audio_features import decode_audio, decode_audio_window
 from video_llama.processor.media_processor import MediaProcessor
 
@@ -59,14 +59,14 @@ def test_only_the_window_and_a_little_more_is_decoded(
 ) -> None:
     path = make_audio("tone.mp4", rate_hz=48_000, codec="aac", samples=sweep(60.0, 48_000))
     decoded: list[int] = []
-    decode = audio_windows.decode_timed_frames
+    decode = audio.decode_timed_frames
 
     def count(*args: object) -> object:
         for time, samples in decode(*args):
             decoded.append(samples.shape[-1])
             yield time, samples
 
-    monkeypatch.setattr(audio_windows, "decode_timed_frames", count)
+    monkeypatch.setattr(audio, "decode_timed_frames", count)
     decode_audio_window(path, 40.0, 42.0, RATE)
     assert 2 * 48_000 < sum(decoded) < 5 * 48_000
 
@@ -78,11 +78,11 @@ def test_a_format_without_seeking_is_decoded_from_its_start(
     path = make_audio("tone.wav", samples=sweep(6.0, RATE))
     expected = decode_audio(path, RATE, mono=True).samples[:, 4 * RATE : 5 * RATE]
     if fails == "seeking":
-        monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
+        monkeypatch.setattr(audio, "_seek", lambda *args: False)
     else:
-        decode = audio_windows.decode_timed_frames
+        decode = audio.decode_timed_frames
         monkeypatch.setattr(
-            audio_windows, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
+            audio, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
         )
     assert (decode_audio_window(path, 4.0, 5.0, RATE).samples - expected).abs().max() < 1e-6
 
@@ -118,10 +118,10 @@ def test_the_segments_of_a_long_sound_are_those_of_the_whole_and_little_more_is_
 ) -> None:
     processor = MediaProcessor(num_audio_segments=3)
     path = make_audio(name, rate_hz=rate_hz, codec=codec, samples=sweep(61.3, rate_hz))
-    monkeypatch.setattr(segments, "LONG_AUDIO_SECONDS", 1e9)
+    monkeypatch.setattr(audio, "LONG_AUDIO_SECONDS", 1e9)
     whole = processor.process_audio(path)
     monkeypatch.undo()
-    monkeypatch.setattr(segments, "read_audio_track", _must_not_be_called)
+    monkeypatch.setattr(audio, "decode_blocks", _must_not_be_called)
     seconds = _count_decoded(monkeypatch, rate_hz)
     sparse = processor.process_audio(path)
     slack = 0.009 if codec == "libopus" else 0.0011  # mkv counts milliseconds; FFmpeg 7 counts Opus's delay, too
@@ -139,15 +139,18 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
     processor = MediaProcessor(num_audio_segments=16 if why == "many segments" else 2)
     expected = processor.process_audio((decode_audio(path, RATE, mono=True).samples, RATE))
     if why == "no seeking":
-        monkeypatch.setattr(audio_windows, "_seek", lambda *args: False)
+        monkeypatch.setattr(audio, "_seek", lambda *args: False)
     elif why == "no times":
-        decode = audio_windows.decode_timed_frames
+        decode = audio.decode_timed_frames
         monkeypatch.setattr(
-            audio_windows, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
+            audio, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
         )
     elif why == "a wrong length":
-        monkeypatch.setattr(audio_windows, "_stated_seconds", lambda *args: 300.0)
-    monkeypatch.setattr(segments, "read_audio_windows", _must_not_be_called)
+        measure = audio._measure
+        monkeypatch.setattr(
+            audio, "_measure", lambda file, track, path, _, rate: measure(file, track, path, 300.0, rate)
+        )
+    monkeypatch.setattr(audio, "_read_part", _must_not_be_called)
     found = processor.process_audio(path)
     assert torch.equal(found.values, expected.values)
     assert found.start_seconds == expected.start_seconds
@@ -159,12 +162,12 @@ def _must_not_be_called(*args: object, **kwargs: object) -> None:
 
 def _count_decoded(monkeypatch: pytest.MonkeyPatch, rate_hz: int) -> list[float]:
     seconds: list[float] = []
-    decode = audio_windows.decode_timed_frames
+    decode = audio.decode_timed_frames
 
     def count(*args: object) -> object:
         for time, samples in decode(*args):
             seconds.append(samples.shape[-1] / rate_hz)
             yield time, samples
 
-    monkeypatch.setattr(audio_windows, "decode_timed_frames", count)
+    monkeypatch.setattr(audio, "decode_timed_frames", count)
     return seconds

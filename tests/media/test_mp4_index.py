@@ -15,16 +15,16 @@ from tests.conftest import MakeVideo, draw_frame, frame_number
 from video_llama.media import pyav_reader
 from video_llama.media.containers import demux_packets
 from video_llama.media.decode import decode_video
-from video_llama.media.frame_index import FrameIndex, FrameTimes, index_frames, index_times, read_frame_times
+from video_llama.media.frame_index import FrameIndex, index_frames, read_mp4_index
 
 needs_index = pytest.mark.skipif(
     not hasattr(VideoStream, "index_entries"), reason="PyAV before 17 does not tell FFmpeg's index"
 )
 
 
-def times_of(path: Path) -> FrameTimes | None:
+def index_of(path: Path) -> FrameIndex | None:
     with av.open(str(path)) as container:
-        return read_frame_times(path, container, container.streams.video[0])
+        return read_mp4_index(path, container, container.streams.video[0])
 
 
 def index_by_packets(path: Path) -> FrameIndex:
@@ -51,12 +51,12 @@ def index_by_packets(path: Path) -> FrameIndex:
 )
 def test_the_index_says_what_all_packets_say(make_video: MakeVideo, options: dict[str, object]) -> None:
     path = make_video(**{"num_frames": 23, **options})
-    times = times_of(path)
+    times = index_of(path)
     if "empty_moov" in str(options):
         assert times is None
     else:
         assert times is not None
-        assert index_times(times) == index_by_packets(path)
+        assert times == index_by_packets(path)
 
 
 @needs_index
@@ -71,9 +71,9 @@ def test_frames_of_unequal_length_are_found(tmp_path: Path) -> None:
             frame.pts, frame.time_base = moment, Fraction(1, 10)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    times = times_of(path)
+    times = index_of(path)
     assert times is not None
-    assert index_times(times) == index_by_packets(path)
+    assert times == index_by_packets(path)
     assert [frame_number(frame) for frame in decode_video(path, 10, 48, 64).frames] == list(range(10))
 
 
@@ -106,13 +106,13 @@ def test_frames_that_an_edit_list_cuts_away_are_left_to_the_packets(make_video: 
     expected = index_by_packets(path)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        assert read_frame_times(path, container, stream) is None
+        assert read_mp4_index(path, container, stream) is None
         assert index_frames(demux_packets(container, stream, path), container.format.name) == expected
 
 
 @pytest.mark.parametrize("format_name", ["clip.mkv", "clip.avi", "clip.ts"])
 def test_other_formats_have_no_such_index(make_video: MakeVideo, format_name: str) -> None:
-    assert times_of(make_video(format_name)) is None
+    assert index_of(make_video(format_name)) is None
 
 
 def _claim_many(content: bytearray) -> None:
@@ -148,7 +148,7 @@ def test_damaged_tables_give_no_answer(make_video: MakeVideo, damage: Callable[[
         damage(content)
         broken = whole.with_name("broken.mp4")
         broken.write_bytes(content)
-        assert read_frame_times(broken, container, container.streams.video[0]) is None
+        assert read_mp4_index(broken, container, container.streams.video[0]) is None
 
 
 def test_times_that_ffmpeg_does_not_share_give_no_answer(make_video: MakeVideo) -> None:
@@ -159,6 +159,6 @@ def test_times_that_ffmpeg_does_not_share_give_no_answer(make_video: MakeVideo) 
     other.write_bytes(content)
     with av.open(str(whole)) as container:
         stream = container.streams.video[0]
-        assert read_frame_times(other, container, stream) is None
+        assert read_mp4_index(other, container, stream) is None
         first = next(container.demux(stream))
         assert np.isclose(float(first.pts * first.time_base), 0.0)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from video_llama.media.decode import DecodedVideo, decode_video
-from video_llama.media.sampling import sample_segment_starts, sample_uniform_indices
-from video_llama.processor.audio_features import LogMelSettings, decode_audio, log_mel, log_mel_segments, segment_ranges
+from video_llama.media.sampling import LogMelSettings, sample_segment_starts, sample_uniform_indices, segment_ranges
+from video_llama.processor.audio_features import decode_audio, log_mel, log_mel_segments
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor
 from video_llama.processor.transforms import normalize_frames
 

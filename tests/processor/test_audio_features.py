@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from video_llama.processor.audio_features import LogMelSettings, log_mel, log_mel_segments, segment_ranges
+from video_llama.media.sampling import LogMelSettings, segment_ranges
+from video_llama.processor.audio_features import log_mel, log_mel_segments
 
 SETTINGS = LogMelSettings(num_mel_frames=60, segment_seconds=0.5)
 RATE = SETTINGS.sample_rate_hz

@@ -93,7 +93,7 @@ def test_a_long_video_is_opened_once_for_several_windows(long_video: Path, monke
         with open_reader(path, height, width) as video:
             yield video
 
-    monkeypatch.setattr(decoding.VIDEO_READERS, "get", lambda name: remember)
+    monkeypatch.setattr(decoding, "_find_reader", lambda name: remember)
     read_all(ClipReader(MEDIA, audio=False, window_seconds=1.0), long_video)
     assert opened == [str(long_video)] * 2
 

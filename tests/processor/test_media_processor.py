@@ -15,8 +15,10 @@ from PIL import Image
 from tests.conftest import MakeAudio, MakeVideo, draw_tone, frame_number
 from tests.helpers.damage import damage_sound
 from video_llama.errors import ConfigError, MediaError, NoAudioTrackError
+from video_llama.media import decode
 from video_llama.media.image import resize_image
-from video_llama.processor.audio_features import LogMelSettings, log_mel_segments
+from video_llama.media.sampling import LogMelSettings
+from video_llama.processor.audio_features import log_mel_segments
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.transforms import normalize_frames
 from video_llama.registry import VIDEO_READERS
@@ -90,7 +92,7 @@ def test_the_number_of_frames_can_be_asked_for_and_a_short_video_gives_all(
 @pytest.mark.parametrize("reader", ["pyav", "decord"])
 def test_the_reader_is_a_setting(make_video: MakeVideo, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, names = VIDEO_READERS.get(reader), []
-    monkeypatch.setitem(VIDEO_READERS._entries, reader, lambda *args: names.append(reader) or opened(*args))
+    monkeypatch.setattr(decode, "_find_reader", lambda name: lambda *args: names.append(name) or opened(*args))
     dataclasses.replace(PROCESSOR, video_reader=reader).process_video(make_video())
     assert names == [reader]
 

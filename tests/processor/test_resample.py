@@ -27,7 +27,7 @@ from tests.conftest import (
 )
 from tests.helpers.damage import damage_sound
 from video_llama.errors import MediaError, NoAudioTrackError
-from video_llama.processor import resample as audio_module
+from video_llama.processor import audio_features as audio_module
 from video_llama.processor.audio_features import decode_audio, resample_blocks, to_mono
 
 RATE = 16_000

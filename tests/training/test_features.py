@@ -80,7 +80,7 @@ def test_a_filled_cache_is_read_and_nothing_is_encoded_or_decoded(
         raise AssertionError("encoded although it is cached")
 
     monkeypatch.setattr(FeatureFiller, "_encode", fail)
-    monkeypatch.setattr("video_llama.processor.media_processor.decode_video", fail)
+    monkeypatch.setattr("video_llama.processor.media_processor.MediaProcessor.process_video", fail)
     trainer.train()
 
 

@@ -119,14 +119,18 @@ def read_segments(path: Path, settings: SegmentSettings, container: InputContain
         elif opened.duration is not None:
             seconds = opened.duration / 1_000_000
         if seconds is None or seconds < long_seconds:
-            return RawSegments(source, [_read_whole(opened, stream, path)])
+            return RawSegments(
+                source, [RawAudio(source, list(decode_blocks(opened, stream, path, mono=True)), stream.rate)]
+            )
         num_samples = _measure(opened, stream, path, seconds, rate_hz)
         # Measuring has moved on in the file.
         with open_audio_track(path, opened) as (opened, stream):
             if num_samples is None:
-                return RawSegments(source, [_read_whole(opened, stream, path)])
+                return RawSegments(
+                    source, [RawAudio(source, list(decode_blocks(opened, stream, path, mono=True)), stream.rate)]
+                )
             audio = []
-            for start, stop in segment_ranges(num_samples, settings):
+            for start, stop in segment_ranges(num_samples, settings.num_segments, settings.spacing, settings.log_mel):
                 audio.append(_read_part(opened, stream, path, start / rate_hz, stop / rate_hz, rate_hz))
             return RawSegments(source, audio, num_samples)
 
@@ -194,7 +198,7 @@ def open_audio_track(
         stream = _select_track(container, path)
         # A file in fragments does not count its frames in the header.
         if container.format.name in _REWINDABLE_FORMATS and stream.frames:
-            with translate_errors(path, "the audio track is damaged"):
+            with translate_errors(path, "the sound track is damaged"):
                 container.seek(_BEFORE_ALL, stream=stream)
             yield container, stream
             return
@@ -215,7 +219,7 @@ def decode_timed_frames(
     rate_hz, layout = stream.rate, None
     converter, converts_from = None, None
     for packet in demux_packets(container, stream, path):
-        with translate_errors(path, "the audio track is damaged"):
+        with translate_errors(path, "the sound track is damaged"):
             for frame in packet.decode():
                 assert isinstance(frame, AudioFrame)
                 layout = layout or stream.layout
@@ -229,8 +233,8 @@ def decode_timed_frames(
                     yield frame.time, interleaved.reshape(-1, layout.nb_channels).T
 
 
-def decode_blocks(container: InputContainer, stream: AudioStream, path: Path) -> Iterator[Samples]:
-    """Decode the whole stream in blocks of about ten seconds.
+def decode_blocks(container: InputContainer, stream: AudioStream, path: Path, mono: bool = False) -> Iterator[Samples]:
+    """Decode the whole stream in blocks of about ten seconds, with `mono` the average of its channels.
 
     Raises:
         MediaError: the track is damaged or cut short.
@@ -239,11 +243,15 @@ def decode_blocks(container: InputContainer, stream: AudioStream, path: Path) ->
     frames: list[Samples] = []
     total = waiting = 0
     for _, samples in decode_timed_frames(container, stream, path):
+        if mono:
+            samples = samples.mean(axis=0, keepdims=True, dtype=np.float32)
         frames.append(samples)
         waiting += samples.shape[-1]
         if waiting >= block_samples:
             yield np.concatenate(frames, axis=-1)
-            total, waiting, frames = total + waiting, 0, []
+            total += waiting
+            waiting = 0
+            frames = []
     if frames:
         yield np.concatenate(frames, axis=-1)
     # FLAC alone states its number of samples and has no outer size that would have shown a truncation before.
@@ -255,15 +263,8 @@ def decode_blocks(container: InputContainer, stream: AudioStream, path: Path) ->
 def _select_track(container: InputContainer, path: Path) -> AudioStream:
     stream = cast(AudioStream, select_stream(container, path, "audio"))
     if stream.rate not in _PLAUSIBLE_RATES_HZ:
-        raise MediaError(path, f"an audio track of {stream.rate} samples per second: damaged")
+        raise MediaError(path, f"a sound track of {stream.rate} samples per second: damaged")
     return stream
-
-
-def _read_whole(container: InputContainer, stream: AudioStream, path: Path) -> RawAudio:
-    blocks = []
-    for block in decode_blocks(container, stream, path):
-        blocks.append(block.mean(axis=0, keepdims=True, dtype=np.float32))
-    return RawAudio(os.fspath(path), blocks, stream.rate)
 
 
 def _read_part(

@@ -70,8 +70,9 @@ _OPEN_ARGUMENTS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(Inpu
 _DECODERS_TAKE_OPTIONS = int(av.__version__.split(".")[0]) >= 17
 _OPEN_TIMEOUT_SECONDS = 60.0
 
-# Four times 8K; a damaged header can claim sizes that would fill the memory.
-_max_frame_pixels: ContextVar[int] = ContextVar("max_frame_pixels", default=2**27)
+max_frame_pixels: ContextVar[int] = ContextVar("max_frame_pixels", default=2**27)
+"""Largest frame, width times height, that is decoded: four times 8K. A damaged header can claim sizes that would fill
+the memory."""
 
 
 def check_media_file(path: str | os.PathLike[str]) -> str:
@@ -99,6 +100,8 @@ def describe_content(path: str) -> str:
     """What a file that is neither video nor sound seems to be, or "" if its first bytes do not tell."""
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
+    if head[4:8] in _FIRST_BOXES:
+        return ""
     for signature, description in _SIGNATURES.items():
         if head.startswith(signature):
             return description
@@ -140,19 +143,14 @@ def media_kind(path: str | os.PathLike[str]) -> Modality:
         return "video" if is_video or not container.streams.audio else "audio"
 
 
-def max_frame_pixels() -> int:
-    """Largest frame, width times height, that is decoded."""
-    return _max_frame_pixels.get()
-
-
 @contextmanager
 def limit_frames(pixels: int) -> Iterator[None]:
     """Decode no larger frames within this block and thread, wherever in a video they come."""
-    before = _max_frame_pixels.set(pixels)
+    before = max_frame_pixels.set(pixels)
     try:
         yield
     finally:
-        _max_frame_pixels.reset(before)
+        max_frame_pixels.reset(before)
 
 
 @contextmanager
@@ -173,7 +171,7 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
         raise MediaError(path, truncation, "copy or download it again")
     with translate_errors(path, "not a media file, or damaged beyond reading"):
         # Opening decodes a frame of each stream.
-        of_decoders = {"max_pixels": str(max_frame_pixels())} if _DECODERS_TAKE_OPTIONS else {}
+        of_decoders = {"max_pixels": str(max_frame_pixels.get())} if _DECODERS_TAKE_OPTIONS else {}
         container = av.open(
             name,
             options=of_decoders,

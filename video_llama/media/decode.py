@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -182,7 +183,7 @@ class ClipDecoder:
         Raises:
             MediaError: the file is no video, or is damaged.
         """
-        open_reader: OpenVideoReader = VIDEO_READERS.get(self.video_reader)
+        open_reader = _find_reader(self.video_reader)
         with open_reader(path, self.image_size, self.image_size) as video:
             return self._window(video, path)
 
@@ -199,11 +200,11 @@ class ClipDecoder:
             if media_kind(path) != "audio":
                 raise
         if not self.audio:
-            raise MediaError(path, "audio only, no video", "the model has no audio branch, or audio is not wanted")
+            raise MediaError(path, "sound only, no video", "the model does not listen")
         return 1, [DecodedClip(path, None, "video", [], [], read_segments(path, self.segments))]
 
     def _decode_windows(self, path: str, first: int, seconds: float) -> Decoded:
-        open_reader: OpenVideoReader = VIDEO_READERS.get(self.video_reader)
+        open_reader = _find_reader(self.video_reader)
         clips: list[DecodedClip | VideoLlamaError] = []
         with open_reader(path, self.image_size, self.image_size) as video:
             duration = video.num_frames / video.fps
@@ -267,7 +268,7 @@ def decode_video(
         MediaError: the file is no video, is damaged, or ends before `start_seconds`.
         ConfigError: unknown `reader`, or its package is not installed.
     """
-    open_reader: OpenVideoReader = VIDEO_READERS.get(reader)
+    open_reader = _find_reader(reader)
     with open_reader(path, height, width) as video:
         return sample_window(video, path, num_frames, sample, start_seconds, end_seconds)
 
@@ -285,15 +286,28 @@ def sample_window(
     Raises:
         MediaError: the video is damaged, or ends before `start_seconds`.
     """
-    try:
-        first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
-    except ValueError as error:
-        raise MediaError(path, str(error)) from error
+    first, stop = 0, video.num_frames
+    if start_seconds is not None or end_seconds is not None:
+        try:
+            first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
+        except ValueError as error:
+            raise MediaError(path, str(error)) from error
     indices, times = [], []
     for index in sample(stop - first, num_frames):
         indices.append(first + index)
         times.append((first + index) / video.fps)
     return DecodedVideo(video.read(indices), indices, times, video.fps, video.num_frames)
+
+
+@cache
+def _find_reader(name: str) -> OpenVideoReader:
+    """Look a reader up once: its module is imported then.
+
+    Raises:
+        ConfigError: there is no such reader.
+    """
+    reader: OpenVideoReader = VIDEO_READERS.get(name)
+    return reader
 
 
 def check_video_reader(name: str) -> None:

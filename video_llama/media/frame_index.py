@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from video_llama.media.containers import demux_packets
 
-__all__ = ["FrameIndex", "FrameTimes", "index_frames", "index_times", "read_frame_times", "read_index"]
+__all__ = ["FrameIndex", "index_frames", "read_index", "read_mp4_index"]
 
 # AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
 # reliable.
@@ -67,29 +67,11 @@ class FrameIndex:
         groups: dict[int, list[int]] = {}
         for index in sorted(set(indices)):
             position = bisect.bisect_right(keyframes, index) - 1
-            groups.setdefault(keyframes[position] if position >= 0 else 0, []).append(index)
+            start = 0
+            if position >= 0:
+                start = keyframes[position]
+            groups.setdefault(start, []).append(index)
         return groups
-
-    def position(self, time: int | None, count: int) -> int:
-        """Index of the frame shown at `time`, or `count` if times are unknown."""
-        if self.times is None or time is None:
-            return count
-        return bisect.bisect_right(self.times, time) - 1
-
-
-@dataclass(frozen=True)
-class FrameTimes:
-    """When the frames of a stream are shown, in its time base.
-
-    Attributes:
-        times: presentation times, ascending.
-        keyframe_times: those of the frames where decoding can start, ascending.
-        first_time: the earliest decoding or presentation time.
-    """
-
-    times: list[int]
-    keyframe_times: list[int]
-    first_time: int
 
 
 def read_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex:
@@ -98,9 +80,9 @@ def read_index(path: str | os.PathLike[str], container: InputContainer, stream: 
     Raises:
         MediaError: the file is damaged.
     """
-    times = read_frame_times(path, container, stream)
-    if times is not None:
-        return index_times(times)
+    index = read_mp4_index(path, container, stream)
+    if index is not None:
+        return index
     return index_frames(demux_packets(container, stream, path), container.format.name)
 
 
@@ -126,13 +108,7 @@ def index_frames(packets: Iterable[Packet], format_name: str) -> FrameIndex:
     return FrameIndex(num_frames, times, keyframes, rewind_time)
 
 
-def index_times(known: FrameTimes) -> FrameIndex:
-    """From the tables of an MP4 file."""
-    keyframes = {bisect.bisect_left(known.times, time): time for time in known.keyframe_times}
-    return FrameIndex(len(known.times), known.times, keyframes, min(known.first_time, 0))
-
-
-def read_frame_times(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameTimes | None:
+def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex | None:
     """Read the tables of a stream's track.
 
     Args:
@@ -142,7 +118,7 @@ def read_frame_times(path: str | os.PathLike[str], container: InputContainer, st
         stream: one of its streams.
 
     Returns:
-        the times; None for another format, for a file in fragments, for one that an edit list cuts, and for every
+        the index; None for another format, for a file in fragments, for one that an edit list cuts, and for every
         file with PyAV before 17, which does not tell what FFmpeg read.
     """
     if "mp4" not in container.format.name.split(",") or not hasattr(stream, "index_entries"):
@@ -158,8 +134,11 @@ def read_frame_times(path: str | os.PathLike[str], container: InputContainer, st
         container.seek(_BEFORE_ALL, stream=stream)
         return None
     decoding, shown = decoding + shifts[0], shown + shifts[1]
-    first_time = min(int(shown.min()), int(decoding[0]))
-    return FrameTimes(np.sort(shown).tolist(), np.sort(shown[is_key]).tolist(), first_time)
+    times = np.sort(shown).tolist()
+    keyframes = {}
+    for time in np.sort(shown[is_key]).tolist():
+        keyframes[bisect.bisect_left(times, time)] = time
+    return FrameIndex(len(times), times, keyframes, min(int(shown.min()), int(decoding[0]), 0))
 
 
 def _shifts_by_ffmpeg(
@@ -201,13 +180,11 @@ def _read_track(file: BinaryIO, track_id: int) -> tuple[NDArray[np.int64], NDArr
         # Version 1 has 64-bit dates.
         place = 20 if header[0] == 1 else 12
         if int.from_bytes(header[place : place + 4], "big") == track_id:
-            for inner in ("mdia", "minf", "stbl"):
-                boxes = _boxes(file, boxes[inner][0])
-            return _read_tables(file, boxes)
-    raise KeyError(track_id)
-
-
-def _read_tables(file: BinaryIO, boxes: _Boxes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+            break
+    else:
+        raise KeyError(track_id)
+    for inner in ("mdia", "minf", "stbl"):
+        boxes = _boxes(file, boxes[inner][0])
     durations = _table(file, boxes["stts"][0], ">u4", runs=True)
     decoding = np.concatenate([[0], np.cumsum(durations)])[:-1].astype(np.int64)
     shown = decoding

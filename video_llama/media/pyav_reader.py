@@ -6,6 +6,7 @@ that was FFmpeg's default then. The graph built here gives the same pixels, bit 
 
 from __future__ import annotations
 
+import bisect
 import os
 import queue
 from collections import deque
@@ -91,40 +92,42 @@ class PyAVReader:
         self._index = read_index(path, container, self._stream)
         if not self._index.num_frames:
             raise MediaError(path, "the video has no frames")
-        self._decoder = _Decoder(path, container, self._index, self._size, num_decoder_threads())
-        self._decoders: list[_Decoder] = []  # one thread each
+        self._num_threads = num_decoder_threads()
+        self._decoder = _Decoder(path, container, self._stream, self._index, self._size, self._num_threads)
+        # For decoding at several places at once, with one thread each.
+        self._decoders: list[_Decoder] = []
         self.num_frames = self._index.num_frames
-        self.fps = self._average_rate()
-
-    def _average_rate(self) -> float:
-        """Frames per second: what the file says, unless its header does not count the frames and is far off.
-
-        Browsers record WebM files with as many frames as they find time for, and a header that speaks of 30 a second.
-        """
-        stated = float(self._stream.average_rate or self._stream.guessed_rate or 1)
-        times = self._index.times
-        if self._stream.frames or times is None or times[0] == times[-1] or self._stream.time_base is None:
-            return stated
-        measured = (len(times) - 1) / float((times[-1] - times[0]) * self._stream.time_base)
-        return stated if abs(stated - measured) <= _RATE_TOLERANCE * measured else measured
+        # The rate that the file states, unless its header does not count the frames and is far off: browsers record
+        # WebM files with as many frames as they find time for, and a header that speaks of 30 a second.
+        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+        times, time_base = self._index.times, self._stream.time_base
+        if not self._stream.frames and times is not None and times[0] != times[-1] and time_base is not None:
+            measured = (len(times) - 1) / float((times[-1] - times[0]) * time_base)
+            if abs(self.fps - measured) > _RATE_TOLERANCE * measured:
+                self.fps = measured
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames by ascending index; see `VideoReader.read`."""
         groups = self._index.group_by_keyframe(indices)
-        num_decoders = min(num_decoder_threads(), len(groups))
-        num_pixels = sum(wanted[-1] - start + 1 for start, wanted in groups.items()) * _frame_pixels(self._stream)
-        if num_decoders < 2 or num_pixels < _MIN_PARALLEL_PIXELS:
-            parts = [self._decoder.read(start, wanted) for start, wanted in groups.items()]
+        num_decoders = min(self._num_threads, len(groups))
+        num_decoded = 0
+        for start, wanted in groups.items():
+            num_decoded += wanted[-1] - start + 1
+        found: dict[int, NDArray[np.uint8]] = {}
+        if num_decoders < 2 or num_decoded * self._stream.width * self._stream.height < _MIN_PARALLEL_PIXELS:
+            for start, wanted in groups.items():
+                found |= self._decoder.read(start, wanted)
         else:
-            parts = self._read_at_once(groups, num_decoders)
-        found = {index: frame for part in parts for index, frame in part.items()}
-        return np.stack([found[index] for index in indices])
+            for part in self._read_at_once(groups, num_decoders):
+                found |= part
+        return np.stack(list(map(found.__getitem__, indices)))
 
     def _read_at_once(self, groups: dict[int, list[int]], num_decoders: int) -> list[dict[int, NDArray[np.uint8]]]:
         """What is behind each keyframe; a decoder that is done with one takes the next that nobody has."""
         while len(self._decoders) < num_decoders:
             container = self._files.enter_context(open_container(self._path))
-            self._decoders.append(_Decoder(self._path, container, self._index, self._size, num_threads=1))
+            stream = _select_video(self._path, container)
+            self._decoders.append(_Decoder(self._path, container, stream, self._index, self._size, num_threads=1))
         idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
             idle.put(decoder)
@@ -151,7 +154,8 @@ class _Decoder:
     Args:
         path: for messages.
         container: the file.
-        index: of its video stream.
+        stream: its video stream.
+        index: of the stream.
         size: (height, width) the frames are scaled to.
         num_threads: of the codec.
     """
@@ -160,16 +164,22 @@ class _Decoder:
         self,
         path: str | os.PathLike[str],
         container: InputContainer,
+        stream: VideoStream,
         index: FrameIndex,
         size: tuple[int, int],
         num_threads: int,
     ) -> None:
-        self._path, self._container, self._index = path, container, index
-        self._stream = _select_video(path, container)
-        self._scaler = _FrameScaler(*size)
+        self._path = path
+        self._container = container
+        self._stream = stream
+        self._index = index
+        self._size = size
+        self._graph: Graph | None = None
+        self._graph_is_for: tuple[int, int, str, int] | None = None
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = num_threads
-        self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels())}  # the size may change midway
+        # The size may change midway.
+        self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels.get())}
 
     def read(self, start: int, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
         """Scaled frames by index.
@@ -201,9 +211,9 @@ class _Decoder:
             while pending and pending[0] < position:
                 if previous is None and start:
                     return found
-                found[pending.popleft()] = self._scaler(frame if previous is None else previous)
+                found[pending.popleft()] = self._scale(previous or frame)
             if pending and pending[0] == position:
-                found[pending.popleft()] = self._scaler(frame)
+                found[pending.popleft()] = self._scale(frame)
             if not pending:
                 break
             previous = frame
@@ -213,7 +223,9 @@ class _Decoder:
         """Frames with their indices from the keyframe `start` on; pictures nobody needs may be left out."""
         index, context = self._index, self._stream.codec_context
         can_skip = index.times is not None and context.name in _CODECS_WITH_SKIPPABLE_FRAMES
-        wanted_times = {index.times[position] for position in wanted} if index.times is not None else set()
+        wanted_times: set[int] = set()
+        if index.times is not None:
+            wanted_times.update(map(index.times.__getitem__, wanted))
         target = index.rewind_time
         if start:
             target = index.keyframes[start]
@@ -224,12 +236,27 @@ class _Decoder:
             if number == 0 and start and not packet.is_keyframe:
                 return  # the demuxer went past the keyframe
             if can_skip:
-                context.skip_frame = "DEFAULT" if not packet.size or packet.pts in wanted_times else "NONREF"
+                context.skip_frame = "NONREF"
+                if not packet.size or packet.pts in wanted_times:
+                    context.skip_frame = "DEFAULT"
             with translate_errors(self._path, f"the video is damaged near frame {start + count}"):
                 frames = packet.decode()
             for frame in frames:
-                yield index.position(frame.pts, start + count), frame
+                # The frame on the screen at this time; without times, frames are counted.
+                position = start + count
+                if index.times is not None and frame.pts is not None:
+                    position = bisect.bisect_right(index.times, frame.pts) - 1
+                yield position, frame
                 count += 1
+
+    def _scale(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Turn a decoded frame upright and into RGB of the wanted size."""
+        rotation = round(frame.rotation / 90) * 90 % 360
+        key = (frame.width, frame.height, frame.format.name, rotation)
+        if self._graph is None or key != self._graph_is_for:
+            self._graph, self._graph_is_for = _build_graph(frame, rotation, *self._size), key
+        self._graph.push(frame)
+        return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
 
 
 def _select_video(path: str | os.PathLike[str], container: InputContainer) -> VideoStream:
@@ -239,44 +266,24 @@ def _select_video(path: str | os.PathLike[str], container: InputContainer) -> Vi
         MediaError: there is none, or its frames are too large.
     """
     stream = cast(VideoStream, select_stream(container, path, "video"))
-    if _frame_pixels(stream) > max_frame_pixels():
+    if stream.width * stream.height > max_frame_pixels.get():
         raise MediaError(path, f"frames of {stream.width}x{stream.height} are too large")
     return stream
 
 
-def _frame_pixels(stream: VideoStream) -> int:
-    return stream.width * stream.height
-
-
-class _FrameScaler:
-    """Turns a decoded frame upright and into RGB of one size."""
-
-    def __init__(self, height: int, width: int) -> None:
-        self._height = height
-        self._width = width
-        self._graph: Graph | None = None
-        self._graph_is_for: tuple[int, int, str, int] | None = None
-
-    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        rotation = round(frame.rotation / 90) * 90 % 360
-        key = (frame.width, frame.height, frame.format.name, rotation)
-        if self._graph is None or key != self._graph_is_for:
-            self._graph, self._graph_is_for = self._build_graph(frame, rotation), key
-        self._graph.push(frame)
-        return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
-
-    def _build_graph(self, frame: VideoFrame, rotation: int) -> Graph:
-        graph = Graph()
-        if hasattr(graph, "threads"):  # PyAV 17 on
-            graph.threads = 1  # scaling one frame is over before other threads have woken up
-        source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-        )
-        filters = [
-            *_ROTATION_FILTERS[rotation],
-            ("scale", f"w={self._width}:h={self._height}:flags=bilinear"),
-            ("format", "rgb24"),
-            ("buffersink", ""),
-        ]
-        graph.link_nodes(source, *(graph.add(name, arguments) for name, arguments in filters)).configure()
-        return graph
+def _build_graph(frame: VideoFrame, rotation: int, height: int, width: int) -> Graph:
+    """Build the filters for frames like this one."""
+    graph = Graph()
+    if hasattr(graph, "threads"):
+        # PyAV 17 on: scaling one frame is over before other threads have woken up.
+        graph.threads = 1
+    filters = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)]
+    for name, arguments in (
+        *_ROTATION_FILTERS[rotation],
+        ("scale", f"w={width}:h={height}:flags=bilinear"),
+        ("format", "rgb24"),
+        ("buffersink", ""),
+    ):
+        filters.append(graph.add(name, arguments))
+    graph.link_nodes(*filters).configure()
+    return graph

@@ -80,10 +80,14 @@ def sample_uniform_indices(num_source_frames: int, num_frames: int) -> list[int]
     Raises:
         ValueError: a count below 1.
     """
-    _check_counts(num_source_frames, num_frames)
+    if min(num_source_frames, num_frames) < 1:
+        raise _bad_counts(num_source_frames, num_frames)
     count = min(num_frames, num_source_frames)
     step = num_source_frames / count
-    return [min(int(position * step), num_source_frames - 1) for position in range(count)]
+    indices = []
+    for position in range(count):
+        indices.append(min(int(position * step), num_source_frames - 1))
+    return indices
 
 
 def sample_headtail_indices(num_source_frames: int, num_frames: int, rng: random.Random) -> list[int]:
@@ -94,7 +98,8 @@ def sample_headtail_indices(num_source_frames: int, num_frames: int, rng: random
     Raises:
         ValueError: a count below 1.
     """
-    _check_counts(num_source_frames, num_frames)
+    if min(num_source_frames, num_frames) < 1:
+        raise _bad_counts(num_source_frames, num_frames)
     middle = num_source_frames // 2
     head_count = num_frames // 2 if middle else 0  # a one-frame video has no head
     head = _draw(range(middle), head_count, rng)
@@ -147,16 +152,23 @@ def sample_segment_starts(
     if spacing not in ("main", "pv015"):
         raise ValueError(f"unknown segment spacing {spacing!r}: choose 'main' or 'pv015'")
     last_start = Fraction(max(duration_seconds - segment_seconds, 0.0))
-    steps = max(num_segments - 1, 1) if spacing == "main" else num_segments
-    return [last_start * position / steps for position in range(num_segments)]
+    steps = num_segments
+    if spacing == "main":
+        steps = max(num_segments - 1, 1)
+    starts = []
+    for position in range(num_segments):
+        starts.append(last_start * position / steps)
+    return starts
 
 
-def segment_ranges(num_samples: int, settings: SegmentSettings) -> list[tuple[int, int]]:
+def segment_ranges(
+    num_samples: int, num_segments: int, spacing: SegmentSpacing, settings: LogMelSettings
+) -> list[tuple[int, int]]:
     """Return first sample and one past the last sample of each segment; may reach past the end of short audio."""
-    rate_hz, seconds = settings.log_mel.sample_rate_hz, settings.log_mel.segment_seconds
+    rate_hz, seconds = settings.sample_rate_hz, settings.segment_seconds
     length = round(seconds * rate_hz)
     ranges = []
-    for start in sample_segment_starts(num_samples / rate_hz, settings.num_segments, seconds, settings.spacing):
+    for start in sample_segment_starts(num_samples / rate_hz, num_segments, seconds, spacing):
         first = int(start * rate_hz)
         ranges.append((first, first + length))
     return ranges
@@ -182,6 +194,5 @@ def _draw(population: range, count: int, rng: random.Random) -> list[int]:
     return sorted([*population] * rounds + rng.sample(population, rest))
 
 
-def _check_counts(num_source_frames: int, num_frames: int) -> None:
-    if num_source_frames < 1 or num_frames < 1:
-        raise ValueError(f"cannot sample {num_frames} of {num_source_frames} frames: both must be at least 1")
+def _bad_counts(num_source_frames: int, num_frames: int) -> ValueError:
+    return ValueError(f"cannot sample {num_frames} of {num_source_frames} frames: both must be at least 1")

@@ -101,14 +101,14 @@ def finish_audio(raw: RawAudio, sample_rate_hz: int) -> Waveform:
     blocks = list(map(torch.from_numpy, raw.blocks))
     if raw.sample_rate_hz != sample_rate_hz:
         blocks = list(resample_blocks(blocks, raw.sample_rate_hz, sample_rate_hz))
-    reason = "the audio track is empty"
+    reason = "the sound track is empty"
     if raw.is_part:
-        reason = f"no audio from {raw.start_seconds} seconds on"
+        reason = f"no sound from {raw.start_seconds} seconds on"
     if not blocks:
         raise NoAudioTrackError(raw.source, reason)
     samples = torch.cat(blocks, dim=-1)
     if not samples.isfinite().all():
-        raise MediaError(raw.source, "the audio has samples that are not finite numbers")
+        raise MediaError(raw.source, "the sound has samples that are not finite numbers")
     samples = samples[:, raw.begin : raw.end]
     if not samples.numel():
         raise NoAudioTrackError(raw.source, reason)
@@ -190,7 +190,7 @@ def log_mel_segments(
         if (start, stop) not in mels:
             segment = samples[start:stop]
             mels[start, stop] = log_mel(segment - segment.mean(), settings)
-    values = torch.stack([mels[bounds] for bounds in ranges])  # (segments, mel_bins, mel_frames)
+    values = torch.stack(list(map(mels.__getitem__, ranges)))  # (segments, mel_bins, mel_frames)
     return ((values - settings.mean) / settings.std).unsqueeze(1)
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -232,7 +232,7 @@ class MediaProcessor:
             logger.info("%s", segments)
             segments = None
         if isinstance(segments, MediaError):
-            raise MediaError(segments.path, segments.reason, "audio=False ignores the audio") from segments
+            raise MediaError(segments.path, segments.reason, "audio=False ignores the sound") from segments
         frames = self.finish_frames(clip)
         if segments is None:
             return frames, None
@@ -306,7 +306,7 @@ class MediaProcessor:
         mono = to_mono(samples, rate, rate).samples.numpy()
         return self.finish_segments(RawSegments("sound", [RawAudio("sound", [mono], rate)]))
 
-    @property
+    @cached_property
     def segment_settings(self) -> SegmentSettings:
         """What the decoding of sound depends on."""
         return SegmentSettings(self.num_audio_segments, self.segment_spacing, self.log_mel)
@@ -318,7 +318,30 @@ class MediaProcessor:
             NoAudioTrackError: there is not a single sample.
             MediaError: samples that are not finite numbers.
         """
-        return _finish_segments(raw, self.segment_settings)
+        settings = self.segment_settings
+        rate_hz = settings.log_mel.sample_rate_hz
+        waveforms, cut = [], []
+        end = 0
+        for audio in raw.audio:
+            waveforms.append(finish_audio(audio, rate_hz).samples[0])
+            cut.append((end, end + len(waveforms[-1])))
+            end += len(waveforms[-1])
+        samples = torch.cat(waveforms)
+        num_samples = raw.num_samples or len(samples)
+        ranges = segment_ranges(num_samples, settings.num_segments, settings.spacing, settings.log_mel)
+        if raw.num_samples is None:
+            # All of the audio is there, not only its segments.
+            cut = ranges
+        values = log_mel_segments(samples, cut, settings.log_mel)
+        starts = []
+        for start, _ in ranges:
+            starts.append(start / rate_hz)
+        segments = AudioSegments(values, starts, num_samples / rate_hz, raw.source)
+        is_window = raw.num_samples is None and raw.audio[0].is_part
+        if not is_window:
+            # A window was cut for one rate, so it cannot serve for other settings.
+            object.__setattr__(segments, "origin", AudioOrigin(raw, settings))
+        return segments
 
     def adapt_audio(self, audio: AudioSegments) -> AudioSegments:
         """A sound as this processor reads it, whichever processor has read it.
@@ -337,38 +360,14 @@ class MediaProcessor:
         origin = audio.origin
         if origin is None:
             return audio
-        settings = replace(self.segment_settings, **_chosen_spread(origin))
+        processor = replace(self, **_chosen_spread(origin))
+        settings = processor.segment_settings
         if settings == origin.settings:
             return audio
-        adapted = _finish_segments(_decoded_for(settings, origin), settings)
-        return (adapted if origin.places is None else adapted.take(origin.places)).to(audio.device, audio.dtype)
-
-
-def _finish_segments(raw: RawSegments, settings: SegmentSettings) -> AudioSegments:
-    """See `MediaProcessor.finish_segments`."""
-    rate_hz = settings.log_mel.sample_rate_hz
-    waveforms, cut = [], []
-    end = 0
-    for audio in raw.audio:
-        waveforms.append(finish_audio(audio, rate_hz).samples[0])
-        cut.append((end, end + len(waveforms[-1])))
-        end += len(waveforms[-1])
-    samples = torch.cat(waveforms)
-    num_samples = raw.num_samples or len(samples)
-    ranges = segment_ranges(num_samples, settings)
-    if raw.num_samples is None:
-        # All of the audio is there, not only its segments.
-        cut = ranges
-    values = log_mel_segments(samples, cut, settings.log_mel)
-    starts = []
-    for start, _ in ranges:
-        starts.append(start / rate_hz)
-    segments = AudioSegments(values, starts, num_samples / rate_hz, raw.source)
-    is_window = raw.num_samples is None and raw.audio[0].is_part
-    if not is_window:
-        # A window was cut for one rate, so it cannot serve for other settings.
-        object.__setattr__(segments, "origin", AudioOrigin(raw, settings))
-    return segments
+        adapted = processor.finish_segments(_decoded_for(settings, origin))
+        if origin.places is not None:
+            adapted = adapted.take(origin.places)
+        return adapted.to(audio.device, audio.dtype)
 
 
 def _chosen_spread(origin: AudioOrigin) -> dict[str, Any]:
@@ -376,9 +375,9 @@ def _chosen_spread(origin: AudioOrigin) -> dict[str, Any]:
     taken, default = origin.settings, MediaProcessor()
     chosen: dict[str, Any] = {}
     if origin.places is not None or taken.num_segments != default.num_audio_segments:
-        chosen["num_segments"] = taken.num_segments
+        chosen["num_audio_segments"] = taken.num_segments
     if origin.places is not None or taken.spacing != default.segment_spacing:
-        chosen["spacing"] = taken.spacing
+        chosen["segment_spacing"] = taken.spacing
     return chosen
 
 

@@ -41,7 +41,9 @@ def normalize_pixels(
 ) -> torch.Tensor:
     """The same for (frames, 3, height, width), uint8, on any device."""
     scaled = pixels.to(torch.float32) / 255
-    return (scaled - _per_channel(mean, pixels.device)) / _per_channel(std, pixels.device)
+    means = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    deviations = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    return (scaled - means) / deviations
 
 
 def random_crop_frames(frames: NDArray[np.uint8], size: int, scale: tuple[float, float]) -> NDArray[np.uint8]:
@@ -75,7 +77,3 @@ def random_crop_image(image: Image.Image, size: int, scale: tuple[float, float])
 def random_source() -> random.Random:
     """Python's random numbers, seeded from torch's generator."""
     return random.Random(int(torch.randint(2**62, ())))
-
-
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
