@@ -81,7 +81,7 @@ class Registry(Generic[T]):
 
 DATASETS: Registry[Any] = Registry("dataset", ["video_llama.data.datasets"])
 MODELS: Registry[Any] = Registry("model", ["video_llama.inference.load"])
-PROCESSORS: Registry[Any] = Registry("processor", ["video_llama.processor.builders", "video_llama.processor.captions"])
+PROCESSORS: Registry[Any] = Registry("processor", ["video_llama.processor.builders"])
 SCHEDULES: Registry[Any] = Registry("learning-rate schedule", ["video_llama.training.optim"])
 VIDEO_READERS: Registry[Any] = Registry(
     "video reader", ["video_llama.media.pyav_reader", "video_llama.media.decord_reader"]

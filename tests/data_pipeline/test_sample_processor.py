@@ -16,7 +16,7 @@ from video_llama.data.checking import check_sample
 from video_llama.data.examples import Example, MediaSource
 from video_llama.data.sample_processor import ProcessedSample
 from video_llama.errors import DatasetError, MediaError, VideoLlamaError
-from video_llama.processor.captions import BlipCaptionProcessor
+from video_llama.processor.builders import BlipCaptionProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.transforms import normalize_pixels
 

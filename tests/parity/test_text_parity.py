@@ -30,7 +30,7 @@ from video_llama.data.tokenization import (
     video_instruct_turns,
 )
 from video_llama.errors import DatasetError
-from video_llama.processor.captions import BlipCaptionProcessor
+from video_llama.processor.builders import BlipCaptionProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tokenizer import load_tokenizer
 from video_llama.prompt_parts import parse_placeholders

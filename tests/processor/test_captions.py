@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from video_llama.processor.captions import BlipCaptionProcessor
+from video_llama.processor.builders import BlipCaptionProcessor
 from video_llama.registry import PROCESSORS
 
 

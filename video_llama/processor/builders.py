@@ -1,8 +1,9 @@
-"""The media processors that configs name, and the functions that read files with them."""
+"""The processors of media and captions that configs name, and the functions that read files with them."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal
@@ -16,7 +17,10 @@ from video_llama.processor.media_processor import AudioInput, AudioSegments, Med
 from video_llama.registry import PROCESSORS
 from video_llama.utils.utils import resolve_device
 
-__all__ = ["load_processor", "process_audio", "process_images", "process_video"]
+__all__ = ["BlipCaptionProcessor", "load_processor", "process_audio", "process_images", "process_video"]
+
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+_WHITE_SPACE_RUN = re.compile(r"\s{2,}")
 
 
 @PROCESSORS.register("alpro_video_eval")
@@ -47,6 +51,27 @@ def build_image_eval_processor(**settings: Any) -> MediaProcessor:
 def build_image_train_processor(min_scale: float = 0.5, max_scale: float = 1.0, **settings: Any) -> MediaProcessor:
     """Images cut to a random part and mirrored at random: for training."""
     return _build(crop_scale=(min_scale, max_scale), **settings)
+
+
+@PROCESSORS.register("blip_caption")
+class BlipCaptionProcessor:
+    """Lower-case a caption, remove punctuation and limit its length, as BLIP does (Li et al. 2022, arXiv 2201.12086).
+
+    Args:
+        prompt: text in front of every caption.
+        max_words: most words kept, those of the prompt not counted.
+    """
+
+    def __init__(self, prompt: str = "", max_words: int = 50) -> None:
+        self.prompt = prompt
+        self.max_words = max_words
+
+    def __call__(self, caption: str) -> str:
+        """Return the cleaned caption."""
+        plain = _PUNCTUATION.sub(" ", caption.lower())
+        plain = _WHITE_SPACE_RUN.sub(" ", plain).rstrip("\n").strip(" ")
+        # Words are what single spaces separate: a line break inside a caption stays, and counts as no gap.
+        return self.prompt + " ".join(plain.split(" ")[: self.max_words])
 
 
 def load_processor(name: str = "alpro_video_eval", **settings: Any) -> MediaProcessor:

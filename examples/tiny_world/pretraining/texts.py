@@ -17,7 +17,7 @@ from examples.tiny_world.world.vocabulary import ATTRIBUTES
 from video_llama.conversation import conv_templates
 from video_llama.data.tokenization import Turn, build_caption_sample, build_conversation_sample, video_instruct_turns
 from video_llama.media.sampling import frame_times_message, sample_uniform_indices
-from video_llama.processor.captions import BlipCaptionProcessor
+from video_llama.processor.builders import BlipCaptionProcessor
 from video_llama.prompt_parts import audio_prefix, image_prefix, video_prefix, video_with_audio_prefix
 
 __all__ = ["END", "TextSample", "TextWriter", "facts_of_sample", "tokenizer_texts"]
