@@ -14,29 +14,10 @@ from video_llama.prompt_parts import (
     Placeholder,
     PromptPart,
     Text,
-    audio_prefix,
-    image_prefix,
-    media_prefix,
     render_parts,
-    video_prefix,
-    video_with_audio_prefix,
 )
 
-__all__ = [
-    "Content",
-    "Conversation",
-    "Placeholder",
-    "PromptPart",
-    "SeparatorStyle",
-    "Text",
-    "audio_prefix",
-    "conv_templates",
-    "image_prefix",
-    "media_prefix",
-    "render_parts",
-    "video_prefix",
-    "video_with_audio_prefix",
-]
+__all__ = ["Conversation", "SeparatorStyle", "conv_templates"]
 
 
 class SeparatorStyle(Enum):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
 
-from video_llama.conversation import Conversation, Placeholder, conv_templates, media_prefix
+from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions, PrefixCache, cut_at_stop
@@ -22,6 +22,7 @@ from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor import load_processor
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.prompt_parts import Placeholder, media_prefix
 
 OPTIONS = GenerationOptions(max_new_tokens=16)
 QUESTION = "What is happening?"

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tests.parity.reference_model import load_inputs, load_reference_model
 from video_llama.checkpoints.weight_mapping import to_our_name
-from video_llama.conversation import Placeholder, Text
 from video_llama.data.tokenization import build_caption_sample, collate_text
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import Placeholder, Text
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 # The recorded gradient of a key bias is rounding noise around a true zero (the reference README says so).

@@ -13,15 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from video_llama.conversation import (
-    Conversation,
-    Placeholder,
-    Text,
-    conv_templates,
-    render_parts,
-    video_prefix,
-    video_with_audio_prefix,
-)
+from video_llama.conversation import Conversation, conv_templates
 from video_llama.data.tokenization import (
     build_dialogue_sample,
     collate_text,
@@ -33,7 +25,14 @@ from video_llama.errors import DatasetError
 from video_llama.processor.captions import BlipCaptionProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tokenizer import load_tokenizer
-from video_llama.prompt_parts import parse_placeholders
+from video_llama.prompt_parts import (
+    Placeholder,
+    Text,
+    parse_placeholders,
+    render_parts,
+    video_prefix,
+    video_with_audio_prefix,
+)
 
 ReadJson = Callable[[str], Any]
 

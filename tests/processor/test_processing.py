@@ -14,20 +14,13 @@ import torch
 from PIL import Image
 
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.conversation import (
-    Placeholder,
-    PromptPart,
-    Text,
-    image_prefix,
-    video_prefix,
-    video_with_audio_prefix,
-)
 from video_llama.errors import ConfigError, MediaError, MessagesError
 from video_llama.processor.collate import pad_ids, pad_items
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.rendered_prompt import RenderedPrompt
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import Placeholder, PromptPart, Text, image_prefix, video_prefix, video_with_audio_prefix
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
 SILENT_CLIP = next((DATA / "media").glob("v2_*.mp4"))

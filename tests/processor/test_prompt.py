@@ -9,9 +9,10 @@ from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase
 
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.conversation import Placeholder, PromptPart, Text, conv_templates
+from video_llama.conversation import conv_templates
 from video_llama.processor.prompt import encode_parts, encode_prompt
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import Placeholder, PromptPart, Text
 
 IDS, LENGTHS = {"image": 1000, "audio": 1001}, {"image": 4, "audio": 2}
 BOS, EOS = 1, 2

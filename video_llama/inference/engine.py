@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers.generation import BaseStreamer, StoppingCriteriaList
 
-from video_llama.conversation import Conversation, conv_templates, media_prefix
+from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import MediaCache
 from video_llama.inference.generation import (
@@ -40,6 +40,7 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tensor_like import as_frames, as_segments
 from video_llama.processor.transforms import normalize_pixels
+from video_llama.prompt_parts import media_prefix
 from video_llama.utils.devices import computing_on
 from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
 
