@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from video_llama.errors import ConfigError
-from video_llama.utils import utils
+from video_llama.utils.devices import resolve_device, resolve_dtype, set_seed
 from video_llama.utils.files import write_whole
-from video_llama.utils.utils import disable_torch_init, resolve_device, resolve_dtype, set_seed
+from video_llama.utils.utils import disable_torch_init
 
 
 def test_the_bare_call_leaves_later_modules_initialised() -> None:
@@ -101,8 +101,8 @@ def test_a_gpu_computes_in_the_half_precision_it_has(
 
     monkeypatch.setattr(torch.cuda, "device", make_current)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
-    assert utils.resolve_dtype(None, "cuda:1") == dtype
-    assert utils.resolve_dtype(None, "mps") == torch.float16
+    assert resolve_dtype(None, "cuda:1") == dtype
+    assert resolve_dtype(None, "mps") == torch.float16
 
 
 def test_a_named_precision_is_obeyed() -> None:

@@ -20,7 +20,7 @@ from benchmarks.benches.timing import ROOT, Row, alternate
 from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions, cut_at_stop
 from video_llama.prompt_parts import media_prefix
-from video_llama.utils.utils import resolve_dtype
+from video_llama.utils.devices import resolve_dtype
 
 ANSWER_TOKENS = 32
 PEER_NAME = "InstructBLIP"

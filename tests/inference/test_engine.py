@@ -65,7 +65,7 @@ def test_half_precision_is_used_where_the_cpu_is_good_at_it(
     capable: bool, half: bool, expected: torch.dtype, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable}, raising=False)
-    monkeypatch.setattr("video_llama.utils.utils.NARROW_WIDTH", 16)
+    monkeypatch.setattr("video_llama.utils.devices.NARROW_WIDTH", 16)
     model = load_pretrained_model(tiny_checkpoint, device=torch.device("cpu"), half=half, verbose=False)
     assert {tensor.dtype for tensor in model.model.parameters()} == {expected}
 

@@ -32,7 +32,6 @@ from video_llama.inference.inputs import check_conversation, given_audio, given_
 from video_llama.inference.static_decoder import Request, StaticDecoder, why_not_static
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import find_placeholders
-from video_llama.model.qformer import execution_device
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
@@ -41,8 +40,7 @@ from video_llama.processor.prompt import encode_prompt
 from video_llama.processor.tensor_like import as_frames, as_segments
 from video_llama.processor.transforms import normalize_pixels
 from video_llama.prompt_parts import media_prefix
-from video_llama.utils.devices import computing_on
-from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
+from video_llama.utils.devices import computing_on, execution_device, resolve_device, resolve_dtype, to_device
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 

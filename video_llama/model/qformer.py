@@ -20,7 +20,6 @@ __all__ = [
     "QFormer",
     "as_frozen",
     "encode_in_chunks",
-    "execution_device",
     "position_rows",
     "run_qformer",
     "trains",
@@ -147,9 +146,3 @@ def as_frozen(device_type: str, *modules: nn.Module) -> Iterator[None]:
         if has_autocast and not is_trained:
             settings.enter_context(torch.autocast(device_type, enabled=False))
         yield
-
-
-def execution_device(module: nn.Module) -> torch.device:
-    """Where a layer computes: the device of its weights, or the one that accelerate brings the weight to."""
-    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return next(module.parameters()).device if place is None else torch.device(place)

@@ -22,8 +22,8 @@ from video_llama.errors import ConfigError
 from video_llama.model.qformer import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.logbook import Logbook
+from video_llama.utils.devices import to_device
 from video_llama.utils.files import make_folder
-from video_llama.utils.utils import to_device
 
 __all__ = ["EncodedMedia", "FeatureFiller", "fill_cache", "open_feature_store"]
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.tokenizer import load_tokenizer
-from video_llama.utils.utils import set_seed
+from video_llama.utils.devices import set_seed
 
 __all__ = ["CONV_TEMPLATE", "build_untrained_model", "write_language_model_files"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from video_llama.utils.utils import resolve_dtype
+from video_llama.utils.devices import resolve_dtype
 
 __all__ = ["Schedule", "build_optimizers", "half_precision", "run_steps"]
 
