@@ -19,7 +19,7 @@ from video_llama.data.build import EncodedDataset
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.data.sample_processor import InputName, MediaInput
 from video_llama.errors import ConfigError
-from video_llama.model.qformer import trains
+from video_llama.model.frozen import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.logbook import Logbook
 from video_llama.utils.devices import to_device
