@@ -178,7 +178,7 @@ class SampleProcessor:
         conversation = dialogue_template(self.text.template).copy()
         # Messages name their media one by one, so no picture has to stand in for sound.
         media = _InputReader(dataclasses.replace(self, images_as_audio=False))
-        reader = MessageReader(media, listen=False, strict=True)
+        reader = MessageReader(media, read_audio=False, strict=True)
         reader.fill(conversation, [_with_heard_clips(message) for message in example.text["messages"]])
         tokens = build_conversation_sample(
             conversation,
@@ -187,7 +187,7 @@ class SampleProcessor:
             placeholder_lengths=self.text.placeholder_lengths,
             max_txt_len=self.text.max_txt_len,
         )
-        return ProcessedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.sounds)])
+        return ProcessedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.audios)])
 
     def read(self, kind: MediaKind, source: MediaSource) -> MediaItem:
         """One file as model input, from the feature cache if it is there."""
