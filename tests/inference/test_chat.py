@@ -21,7 +21,7 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
 from video_llama.prompt_parts import Placeholder
 
-TOKENIZER = Path(__file__).parent / "data" / "reference" / "tokenizer"
+TOKENIZER = Path(__file__).parents[1] / "data" / "reference" / "tokenizer"
 OPTIONS = GenerationOptions(max_new_tokens=12)
 
 
