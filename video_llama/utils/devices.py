@@ -72,10 +72,9 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is not None:
         return _check_device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
+    for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        if backend.is_available():
+            return torch.device(kind)
     return torch.device("cpu")
 
 
