@@ -13,6 +13,7 @@ from torch import nn
 from video_llama.errors import ConfigError
 from video_llama.utils.devices import resolve_device, resolve_dtype, set_seed
 from video_llama.utils.files import write_whole
+from video_llama.utils.jsonl import append_jsonl, drop_cut_line, read_jsonl
 from video_llama.utils.utils import disable_torch_init
 
 
@@ -131,3 +132,26 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(path, fail)
     assert path.read_text() == "whole"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"", b""),
+        (b'{"a": 1}\n', b'{"a": 1}\n'),
+        (b'{"a": 1}', b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"b": ', b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"b": "\xc3', b'{"a": 1}\n'),
+        (b'{"a"', b""),
+    ],
+)
+def test_a_file_of_json_lines_is_continued_behind_its_last_whole_line(
+    content: bytes, kept: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    drop_cut_line(path)
+    assert path.read_bytes() == kept
+    append_jsonl(path, {"name": "\udcff"})
+    assert path.read_bytes().startswith(kept)
+    assert [*read_jsonl(path, ConfigError)][-1] == {"name": "\udcff"}

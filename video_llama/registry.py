@@ -69,15 +69,9 @@ class Registry(Generic[T]):
     def _import_modules(self) -> None:
         if self._imported:
             return
-        # Set first: the modules may look names up in this table while they load.
+        for module in self._modules:
+            importlib.import_module(module)
         self._imported = True
-        try:
-            for module in self._modules:
-                importlib.import_module(module)
-        except BaseException:
-            # A failed import must fail again, not leave a table that looks empty.
-            self._imported = False
-            raise
 
 
 DATASETS: Registry[Any] = Registry("dataset", ["video_llama.data.datasets"])

@@ -97,7 +97,7 @@ class VideoLlamaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         >>> model = VideoLlamaForConditionalGeneration.from_pretrained(folder)
         >>> side = model.config.vision_config.image_size
         >>> model.get_video_features(torch.zeros(1, 8, 3, side, side)).shape  # (videos, video_queries, width)
-        torch.Size([1, 32, 192])
+        torch.Size([1, 12, 128])
     """
 
     config_class = VideoLlamaConfig
