@@ -20,7 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from video_llama.errors import ConfigError
 from video_llama.schema import (
-    WITHOUT_EFFECT,
     BuildInfo,
     Config,
     DatasetConfig,
@@ -47,12 +46,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_COMPARISONS = {
-    "at_least": operator.ge,
-    "more_than": operator.gt,
-    "at_most": operator.le,
-    "less_than": operator.lt,
-}
+_COMPARISONS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
 
 
 def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Config:
@@ -173,12 +167,12 @@ def _set(config: Any, key: str, value: Any) -> None:
     Raises:
         ConfigError: the key is unknown, or the value has the wrong type or is none of the choices.
     """
-    expected, choices = _look_up(key)
+    expected, rules = _look_up(key)
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if section == "datasets" and name and name not in config.datasets:
         config.datasets[name] = DatasetConfig()
-    if _is_section(expected):
+    if dataclasses.is_dataclass(expected) or get_origin(expected) is dict:
         if value is not None:
             raise ConfigError(f"{key} must be a section with keys of its own, but is {value!r}")
         return
@@ -186,18 +180,19 @@ def _set(config: Any, key: str, value: Any) -> None:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key} must be {_type_name(expected)}, but is {value!r}") from error
+    choices = rules.get("choices")
     if choices and value is not None and value not in choices:
         raise ConfigError(f"{key} must be one of {', '.join(choices)}, but is {value!r}")
 
 
-def _look_up(key: str) -> tuple[Any, tuple[str, ...]]:
-    """The type and the choices that the schema gives a dotted key.
+def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
+    """The type that the schema gives a dotted key, and the metadata of its field.
 
     Raises:
         ConfigError: the schema has no such key.
     """
     expected: Any = Config
-    choices: tuple[str, ...] = ()
+    rules: Mapping[str, Any] = {}
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if get_origin(expected) is dict:
@@ -210,13 +205,9 @@ def _look_up(key: str) -> tuple[Any, tuple[str, ...]]:
             near = difflib.get_close_matches(part, fields, n=1)
             suggestion = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
             raise ConfigError(f"unknown key {'.'.join(parts[: depth + 1])} ({suggestion})")
-        choices = fields[part].metadata.get("choices", ())
+        rules = fields[part].metadata
         expected = get_type_hints(expected)[part]
-    return expected, choices
-
-
-def _is_section(expected: Any) -> bool:
-    return dataclasses.is_dataclass(expected) or get_origin(expected) is dict
+    return expected, rules
 
 
 def _type_name(expected: Any) -> str:
@@ -230,14 +221,12 @@ def _type_name(expected: Any) -> str:
 
 def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any], config: Config) -> None:
     """Warn of keys that do nothing, unless their value is what happens without them."""
-    defaults = RunConfig()
     for key, value in leaves.items():
-        section, *_, name = key.split(".")
-        pattern = f"datasets.*.{name}" if section == "datasets" else key
-        if pattern not in WITHOUT_EFFECT:
-            continue
-        if name.endswith("_splits") and value == getattr(defaults, name):
+        name = key.split(".")[-1]
+        if name.endswith("_splits") and value == getattr(RunConfig(), name):
             continue
         if name == "tokenizer_name" and value in (None, config.model.llama_model):
             continue
-        logger.warning("%s: %s has no effect here: %s", path, key, WITHOUT_EFFECT[pattern])
+        _, rules = _look_up(key)
+        if rules.get("instead"):
+            logger.warning("%s: %s has no effect here: %s", path, key, rules["instead"])

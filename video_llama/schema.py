@@ -13,7 +13,6 @@ from typing import Any
 __all__ = [
     "EVA_VIT_G_URL",
     "QFORMER_URL",
-    "WITHOUT_EFFECT",
     "BuildInfo",
     "Config",
     "DatasetConfig",
@@ -22,7 +21,7 @@ __all__ = [
     "ProcessorConfig",
     "ProcessorSplits",
     "RunConfig",
-    "checked",
+    "setting",
 ]
 
 EVA_VIT_G_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
@@ -32,17 +31,19 @@ QFORMER_URL = (
 
 MODEL_TYPES = ("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna")
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+SPLITS = {"instead": "datasets.NAME.build_info names the training split, valid_build_info a validation split"}
 
 
-def checked(default: Any, *, choices: tuple[str, ...] = (), **bounds: float) -> Any:
-    """Return a dataclass field whose values are restricted; null is allowed where the type allows it.
+def setting(default: Any, *, choices: tuple[str, ...] = (), instead: str = "", **bounds: float) -> Any:
+    """Return a dataclass field with what its values may be; null is allowed where the type allows it.
 
     Args:
         default: of the field.
         choices: the values there are; empty for all.
+        instead: of a key that is accepted only so that the original's files load: what has its effect here.
         bounds: `at_least`, `more_than`, `at_most` or `less_than`, each with its number.
     """
-    return field(default=default, metadata={"choices": choices, "bounds": bounds})
+    return field(default=default, metadata={"choices": choices, "instead": instead, "bounds": bounds})
 
 
 @dataclass
@@ -70,7 +71,7 @@ class ModelConfig:
     """
 
     arch: str = "video_llama"
-    model_type: str = checked("pretrain_llama_v2", choices=MODEL_TYPES)
+    model_type: str = setting("pretrain_llama_v2", choices=MODEL_TYPES)
     llama_model: str | None = None
     imagebind_ckpt_path: str | None = None
     llama_proj_model: str | None = None
@@ -79,15 +80,15 @@ class ModelConfig:
     vit_ckpt: str | None = EVA_VIT_G_URL
     q_former_model: str | None = QFORMER_URL
 
-    vit_model: str = checked("eva_clip_g", choices=("eva_clip_g",))
+    vit_model: str = setting("eva_clip_g", choices=("eva_clip_g",))
     image_size: int = 224
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False
-    vit_precision: str = checked("fp16", choices=("fp16", "bf16", "fp32"))
+    vit_precision: str = setting("fp16", choices=("fp16", "bf16", "fp32"), instead="model.dtype sets the precision")
     freeze_vit: bool = True
     freeze_qformer: bool = True
     num_query_token: int = 32
-    fusion_header_type: str = checked("seqTransf", choices=("seqTransf",))
+    fusion_header_type: str = setting("seqTransf", choices=("seqTransf",))
     fusion_head_layers: int = 2
     max_frame_pos: int = 32
     num_video_query_token: int = 32
@@ -97,17 +98,17 @@ class ModelConfig:
     frozen_video_Qformer: bool = True
     frozen_audio_Qformer: bool = True
 
-    max_txt_len: int = checked(32, at_least=1)
+    max_txt_len: int = setting(32, at_least=1)
     end_sym: str = "\n"
     prompt_path: str | None = None
     prompt_template: str = ""
 
     low_resource: bool = False
-    dtype: str = checked("auto", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16", "float16"))
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     device_map: str | None = None
-    attn_implementation: str | None = checked(None, choices=ATTENTION)
+    attn_implementation: str | None = setting(None, choices=ATTENTION)
 
 
 @dataclass
@@ -119,8 +120,8 @@ class ProcessorConfig:
     """
 
     name: str | None = None
-    n_frms: int | None = checked(None, at_least=1)
-    image_size: int | None = checked(None, at_least=1)
+    n_frms: int | None = setting(None, at_least=1)
+    image_size: int | None = setting(None, at_least=1)
     mean: list[float] | None = None
     std: list[float] | None = None
     min_scale: float | None = None
@@ -163,18 +164,17 @@ class DatasetConfig:
         valid_build_info: where a validation split lies (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
-        tokenizer_name: of the original's files; without effect: all data takes the language model's tokenizer.
         model_type: template of instruction data: "vicuna" or "llama_v2".
     """
 
-    data_type: str = checked("video", choices=("video", "images", "audio"))
+    data_type: str = setting("video", choices=("video", "images", "audio"))
     build_info: BuildInfo = field(default_factory=BuildInfo)
     valid_build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
     text_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
     sample_ratio: float | None = None
     num_video_query_token: int | None = None
-    tokenizer_name: str | None = None
+    tokenizer_name: str | None = setting(None, instead="all data takes the tokenizer of model.llama_model")
     model_type: str | None = None
 
 
@@ -194,8 +194,6 @@ class RunConfig:
         device: cpu or cuda; by default a GPU if there is one.
         resume_ckpt_path: a checkpoint folder to continue from; "auto" takes the newest of `output_dir`, if any.
         evaluate: only validate.
-        train_splits, valid_splits, test_splits: of the original's files; without effect: a dataset is trained on if it
-            has `build_info`, and validated on if it has `valid_build_info`.
         world_size: if more than 1, the number of processes there must be.
         max_grad_norm: clip the gradient to this norm; null does not (new).
         save_freq: iterations between two checkpoints within an epoch; 0 saves at the end of epochs only (new).
@@ -209,42 +207,42 @@ class RunConfig:
         compile: compile the language model's layers with `torch.compile` (new).
     """
 
-    task: str = checked("video_text_pretrain", choices=("video_text_pretrain", "image_text_pretrain"))
-    runner: str = checked("runner_base", choices=("runner_base",))
+    task: str = setting("video_text_pretrain", choices=("video_text_pretrain", "image_text_pretrain"))
+    runner: str = setting("runner_base", choices=("runner_base",))
     lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: float = checked(1e-4, at_least=0, less_than=math.inf)
-    min_lr: float = checked(8e-5, at_least=0, less_than=math.inf)
+    init_lr: float = setting(1e-4, at_least=0, less_than=math.inf)
+    min_lr: float = setting(8e-5, at_least=0, less_than=math.inf)
     warmup_lr: float = -1.0
-    warmup_steps: int = checked(0, at_least=0)
-    lr_decay_rate: float = checked(1.0, at_least=0, less_than=math.inf)
-    weight_decay: float = checked(0.05, at_least=0, less_than=math.inf)
-    beta2: float = checked(0.999, at_least=0, less_than=1)
-    max_epoch: int = checked(1, at_least=1)
-    iters_per_epoch: int = checked(1000, at_least=1)
-    batch_size_train: int = checked(32, at_least=1)
-    batch_size_eval: int = checked(32, at_least=1)
-    num_workers: int = checked(4, at_least=0)
-    accum_grad_iters: int = checked(1, at_least=1)
-    log_freq: int = checked(50, at_least=1)
-    seed: int = checked(42, at_least=0)
+    warmup_steps: int = setting(0, at_least=0)
+    lr_decay_rate: float = setting(1.0, at_least=0, less_than=math.inf)
+    weight_decay: float = setting(0.05, at_least=0, less_than=math.inf)
+    beta2: float = setting(0.999, at_least=0, less_than=1)
+    max_epoch: int = setting(1, at_least=1)
+    iters_per_epoch: int = setting(1000, at_least=1)
+    batch_size_train: int = setting(32, at_least=1)
+    batch_size_eval: int = setting(32, at_least=1)
+    num_workers: int = setting(4, at_least=0)
+    accum_grad_iters: int = setting(1, at_least=1)
+    log_freq: int = setting(50, at_least=1)
+    seed: int = setting(42, at_least=0)
     output_dir: str = "output"
     amp: bool = True
     resume_ckpt_path: str | None = None
     evaluate: bool = False
-    train_splits: list[str] = field(default_factory=lambda: ["train"])
-    valid_splits: list[str] = field(default_factory=list)
-    test_splits: list[str] = field(default_factory=list)
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata=SPLITS)
+    valid_splits: list[str] = field(default_factory=list, metadata=SPLITS)
+    test_splits: list[str] = field(default_factory=list, metadata=SPLITS)
     device: str | None = None
-    world_size: int = checked(1, at_least=1)
-    dist_url: str = "env://"
-    distributed: bool = True
-    max_grad_norm: float | None = checked(None, more_than=0)
-    save_freq: int = checked(0, at_least=0)
-    keep_checkpoints: int = checked(3, at_least=1)
-    on_nan: str = checked("stop", choices=("stop", "skip"))
-    max_bad_samples: float = checked(0.01, at_least=0, at_most=1)
-    max_valid_batches: int = checked(50, at_least=1)
-    num_generations: int = checked(4, at_least=0)
+    world_size: int = setting(1, at_least=1)
+    dist_url: str = setting("env://", instead="torchrun or accelerate launch set the rendezvous")
+    distributed: bool = setting(True, instead="torchrun or accelerate launch make a run distributed")
+    max_grad_norm: float | None = setting(None, more_than=0)
+    save_freq: int = setting(0, at_least=0)
+    keep_checkpoints: int = setting(3, at_least=1)
+    on_nan: str = setting("stop", choices=("stop", "skip"))
+    max_bad_samples: float = setting(0.01, at_least=0, at_most=1)
+    max_valid_batches: int = setting(50, at_least=1)
+    num_generations: int = setting(4, at_least=0)
     trackers: list[str] = field(default_factory=list)
     deterministic: bool = False
     compile: bool = False
@@ -261,7 +259,7 @@ class FeaturesConfig:
     """
 
     dir: str | None = None
-    encoding: str = checked("bfloat16", choices=("float32", "bfloat16", "int8"))
+    encoding: str = setting("bfloat16", choices=("float32", "bfloat16", "int8"))
 
 
 @dataclass
@@ -272,16 +270,3 @@ class Config:
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
-
-
-# Keys of the original that are accepted, so that its files still load, and what to use in their place. A `*` stands for
-# the name of a dataset.
-WITHOUT_EFFECT = {
-    "run.dist_url": "torchrun or accelerate launch set the rendezvous",
-    "run.distributed": "torchrun or accelerate launch make a run distributed",
-    "run.train_splits": "datasets.NAME.build_info names the training split",
-    "run.valid_splits": "datasets.NAME.valid_build_info names a validation split",
-    "run.test_splits": "datasets.NAME.valid_build_info names a split that is not trained on",
-    "model.vit_precision": "model.dtype sets the precision of the frozen parts",
-    "datasets.*.tokenizer_name": "all data takes the tokenizer of model.llama_model",
-}
