@@ -88,8 +88,10 @@ class Conversation:
             if message[0] == self.roles[0]:
                 message[1] = [*introduction, *_items(message[1])]
                 return
-        bare = introduction[:-1] if introduction and introduction[-1] == " " else introduction
-        self.messages.insert(0, [self.roles[0], list(bare)])
+        content = list(introduction)
+        if content and content[-1] == " ":
+            content.pop()
+        self.messages.insert(0, [self.roles[0], content])
 
     def drop_oldest_turn(self) -> bool:
         """Remove the oldest question and its answer; its media move to the next question.
@@ -155,8 +157,10 @@ class Conversation:
     @property
     def _form(self) -> tuple[Any, ...]:
         """All of a template but its system text; the LLaMA-2 style and a tokenizer's own write no roles."""
-        writes_roles = self.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.LINES)
-        return (self.sep_style, self.sep, self.sep2, *(self.roles if writes_roles else ()))
+        form = (self.sep_style, self.sep, self.sep2)
+        if self.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.LINES):
+            return (*form, *self.roles)
+        return form
 
     def _has_named_system(self) -> bool:
         """Whether the system text is that of a named template of this form."""
@@ -207,9 +211,9 @@ class Conversation:
 
 
 def _items(content: Content) -> list[str | Placeholder]:
-    if content is None:
-        return []
-    return [content] if isinstance(content, str) else list(content)
+    if isinstance(content, str):
+        return [content]
+    return list(content or ())
 
 
 def _has_placeholder(content: Content) -> bool:
@@ -225,7 +229,9 @@ def _body(content: Content, answer: bool) -> list[PromptPart]:
 def _write_separated(conv: Conversation) -> list[PromptPart]:
     """`role: text` with a separator behind each message; in the style LINES on a line of its own."""
     lines = conv.sep_style is SeparatorStyle.LINES
-    start, end = ("\n\n" + conv.sep, "\n" + conv.sep) if lines else (conv.sep, conv.sep)
+    start = end = conv.sep
+    if lines:
+        start, end = "\n\n" + conv.sep, "\n" + conv.sep
     parts: list[PromptPart] = [Text(conv.system), Text(start, trusted=True)]
     for role, content in conv.messages:
         answer = role == conv.roles[1]
@@ -267,8 +273,9 @@ def _write_chat_template(conv: Conversation, tokenizer: Any) -> list[PromptPart]
     parts: list[PromptPart] = [Text(around[0], trusted=True)]
     for (role, content), after in zip(messages, around[1:], strict=True):
         answer = role == conv.roles[1]
-        ending = end_of_answer.match(after)
-        cut = ending.end() if answer and ending else 0
+        cut = 0
+        if answer and (ending := end_of_answer.match(after)):
+            cut = ending.end()
         parts += [*_body(content, answer), Text(after[:cut], True, answer), Text(after[cut:], True)]
     return parts
 
@@ -332,4 +339,8 @@ conv_templates: dict[str, Conversation] = _Templates(
 `v1`, `default` and `video_vicuna` are the original's for Vicuna models, `vision` the same with a system text.
 `llama_2` is its chat template for LLaMA-2 models, `video_llama_2` the one those were instruction-tuned with.
 `instruct_vicuna` is how Vicuna models are instruction-tuned. `tokenizer` is the tokenizer's own template.
+
+Example:
+    >>> conv_templates["llama_2"].stop_strings
+    ['</s>']
 """

@@ -13,14 +13,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from video_llama.utils.devices import CAPTURING, is_out_of_memory
 
-__all__ = ["CHUNK_SIZE", "MOST", "RECORDERS", "ChunkSize", "EncoderGraphs", "Recorder", "encode_in_chunks", "split"]
+__all__ = ["CHUNK_SIZE", "MOST", "RECORDERS", "ChunkSize", "EncoderGraphs", "encode_in_chunks", "split"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,22 +55,8 @@ def encode_in_chunks(encode: _Encode, items: Tensor, chunk_size: ChunkSize) -> T
     return torch.cat([encode(part) for part in items.split(chunk_size)])
 
 
-class Recorder(Protocol):
-    """Makes passes over a fixed number of items that can be repeated, on one device."""
-
-    def __init__(self, device: torch.device) -> None: ...
-
-    def record(self, encode: _Encode, values: Tensor) -> tuple[Callable[[], None], Tensor]:
-        """Return what runs `encode` again on the present content of `values`, and the tensor that holds its result."""
-        ...
-
-    def in_turn(self) -> contextlib.AbstractContextManager[None]:
-        """Enter where recorded passes may run and their results be read, after those of other threads."""
-        ...
-
-
 class CUDARecorder:
-    """Passes as CUDA graphs; they share their memory, for none runs while another does."""
+    """Records passes over a fixed number of items as CUDA graphs; they share memory, for only one runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -80,6 +66,7 @@ class CUDARecorder:
             self._done = torch.cuda.Event()
 
     def record(self, encode: _Encode, values: Tensor) -> tuple[Callable[[], None], Tensor]:
+        """Return what runs `encode` again on the present content of `values`, and the tensor that holds its result."""
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with CAPTURING, torch.cuda.stream(stream):
@@ -93,13 +80,14 @@ class CUDARecorder:
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
+        """Enter where recorded passes may run and their results be read, after those of other threads."""
         with torch.cuda.device(self._device):
             torch.cuda.current_stream().wait_event(self._done)
             yield
             self._done.record()
 
 
-RECORDERS: dict[str, type[Recorder]] = {"cuda": CUDARecorder}
+RECORDERS = {"cuda": CUDARecorder}
 """By type of device."""
 
 
@@ -136,7 +124,7 @@ class EncoderGraphs:
         self._lock = threading.Lock()
         self._passes: dict[tuple[int, torch.Size, torch.dtype], _Pass] = {}
         self._places: list[int] = []  # of the weights that the passes compute with
-        self._recorder: Recorder | None = None
+        self._recorder: CUDARecorder | None = None
         self._fit = True
 
     def __reduce__(self) -> tuple[type[EncoderGraphs], tuple[()]]:
@@ -173,11 +161,7 @@ class EncoderGraphs:
         return encode_in_chunks(lambda part: encode(prepare(part)), items, chunk_size)
 
     def _run(
-        self,
-        encode: _Encode,
-        items: Tensor,
-        weights: tuple[nn.Module | nn.Parameter, ...],
-        prepare: _Encode,
+        self, encode: _Encode, items: Tensor, weights: tuple[nn.Module | nn.Parameter, ...], prepare: _Encode
     ) -> Tensor | None:
         """The result, or None where no graph can be used."""
         places = _find_places(weights)
@@ -188,44 +172,43 @@ class EncoderGraphs:
         if not self._fit:
             return None
         self._recorder = self._recorder or RECORDERS[items.device.type](items.device)
-        result: Tensor | None = None
+        results: list[Tensor] = []
         start = 0
         with self._recorder.in_turn():
             for size in split(len(items)):
                 part = prepare(items[start : start + size])
-                captured = self._find_pass(encode, part, size)
+                captured = self._find_pass(self._recorder, encode, part, size)
                 if captured is None:
                     return None
+                # The last part may be shorter than its graph: zeros fill the rest.
                 captured.values[: len(part)].copy_(part)
                 captured.values[len(part) :].zero_()
                 captured.replay()
-                if result is None:
-                    result = captured.output.new_empty(len(items), *captured.output.shape[1:])
-                result[start : start + size] = captured.output[: len(part)]
+                results.append(captured.output[: len(part)].clone())
                 start += size
-        return result
+        return torch.cat(results)
 
-    def _find_pass(self, encode: _Encode, part: Tensor, size: int) -> _Pass | None:
-        """The pass for parts of a size, made if it is not there yet; None if there is no memory for it."""
+    def _find_pass(self, recorder: CUDARecorder, encode: _Encode, part: Tensor, size: int) -> _Pass | None:
+        """The pass for parts of a size, recorded if it is not there yet; None if there is no memory for it."""
         key = (size, part.shape[1:], part.dtype)
-        if key not in self._passes:
-            assert self._recorder is not None
-            try:
-                # Ordinary tensors, which callers in inference mode and others can fill.
-                with torch.inference_mode(False), torch.no_grad():
-                    values = part.new_zeros(size, *part.shape[1:])
-                    self._passes[key] = _Pass(values, *self._recorder.record(encode, values))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._passes.clear()
-                self._fit = False
-                logger.warning(
-                    "%s has no memory for the CUDA graphs of an encoder, which therefore runs without: slower where "
-                    "few frames or segments are encoded at a time",
-                    part.device,
-                )
-                return None
+        if key in self._passes:
+            return self._passes[key]
+        try:
+            # Ordinary tensors, which callers in inference mode and others can fill.
+            with torch.inference_mode(False), torch.no_grad():
+                values = part.new_zeros(size, *part.shape[1:])
+                self._passes[key] = _Pass(values, *recorder.record(encode, values))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._passes.clear()
+            self._fit = False
+            logger.warning(
+                "%s has no memory for the CUDA graphs of an encoder, which runs without: slower where few frames or "
+                "segments are encoded at a time",
+                part.device,
+            )
+            return None
         return self._passes[key]
 
 

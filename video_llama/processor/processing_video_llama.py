@@ -92,12 +92,12 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     @property
     def placeholder_ids(self) -> dict[str, int]:
-        """The id that marks media features, by kind."""
+        """The id that marks media features, by kind of `Placeholder`."""
         return {"image": self.image_token_id, "audio": self.audio_token_id}
 
     @property
     def placeholder_lengths(self) -> dict[str, int]:
-        """How many ids one media item takes, by kind."""
+        """The number of ids that one media item takes, by kind of `Placeholder`."""
         return {"image": self.num_video_query_tokens, "audio": self.num_audio_query_tokens}
 
     @property
@@ -106,7 +106,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "frame_mask", "audio_values", "segment_mask"]
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings but the tokenizer, as JSON can hold them."""
+        """Return all settings but the tokenizer, in types of JSON."""
         return {**super().to_dict(), "media_processor": asdict(self.media_processor)}
 
     def __call__(
@@ -202,11 +202,11 @@ class VideoLlamaProcessor(ProcessorMixin):
         if not videos or not images:
             return [self._read_frames(item, is_image=bool(images)) for item in videos or images]
         ordered = []
+        given = {"video": videos, "image": images}
         # The tag before each position says from which list the next item comes.
         for kind in find_visual_kinds(prompts):
-            given = images if kind == "image" else videos
-            if given:
-                ordered.append(self._read_frames(given.pop(0), is_image=kind == "image"))
+            if given[kind]:
+                ordered.append(self._read_frames(given[kind].pop(0), is_image=kind == "image"))
         if videos or images:
             raise ValueError(f"{len(videos)} video(s) and {len(images)} image(s) have no place in the text")
         return ordered
