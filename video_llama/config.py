@@ -66,6 +66,7 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
     """
     config = OmegaConf.structured(Config)
     leaves = {**_read_yaml(Path(path)), **_parse_options(options)}
+    # Set the keys one by one, to name every mistake and not only the first.
     mistakes = []
     for key, value in leaves.items():
         try:
@@ -168,6 +169,7 @@ def _set(config: Any, key: str, value: Any) -> None:
         ConfigError: the key is unknown, or the value has the wrong type or is none of the choices.
     """
     expected, rules = _look_up(key)
+    # A dataset comes into being with the first key that names it.
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if section == "datasets" and name and name not in config.datasets:
@@ -195,6 +197,7 @@ def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
     rules: Mapping[str, Any] = {}
     parts = key.split(".")
     for depth, part in enumerate(parts):
+        # Any name is a key of `datasets`.
         if get_origin(expected) is dict:
             expected = get_args(expected)[1]
             continue

@@ -104,6 +104,7 @@ class Conversation:
             return False
         oldest, following = questions[:2]
         media = _items(self.messages[oldest][1])
+        # The question behind the media goes, the media stay.
         if _has_placeholder(media):
             if isinstance(media[-1], str):
                 media.pop()
@@ -133,7 +134,7 @@ class Conversation:
     def in_template(self, template: Conversation) -> Conversation:
         """Return a copy in another template; it keeps a system text of the caller's own.
 
-        Consecutive messages of one role become one, joined by a space: not every template can write them.
+        Consecutive messages of one role become one, joined by a space.
 
         Raises:
             ValueError: a message has a role that the conversation does not have.
@@ -145,6 +146,7 @@ class Conversation:
         for role, content in self.messages:
             index = self._role_index(role)
             role = template.roles[index]
+            # Not every template can write two messages of one role in a row.
             if messages and messages[-1][0] == role:
                 messages[-1][1] = [*_items(messages[-1][1]), " ", *_items(content)]
                 continue
@@ -263,11 +265,13 @@ def _write_chat_template(conv: Conversation, tokenizer: Any) -> list[PromptPart]
     messages = list(conv.messages)
     if conv.system:
         messages.insert(0, ["system", conv.system])
+    # An open answer is not a message of the template, but its generation prompt.
     answer_follows = bool(messages) and messages[-1][0] == conv.roles[1] and messages[-1][1] is None
     if answer_follows:
         messages.pop()
     names = {conv.roles[0]: "user", conv.roles[1]: "assistant", "system": "system"}
     around = _template_text(tokenizer, [names[role] for role, _ in messages], answer_follows)
+    # An answer ends with the first special token behind it, which the model has to learn.
     specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     end_of_answer = re.compile("|".join(rf"\s*{re.escape(token)}" for token in specials))
     parts: list[PromptPart] = [Text(around[0], trusted=True)]

@@ -70,6 +70,7 @@ class ModelConfig:
         attn_implementation: eager, sdpa or flash_attention_2 (new).
     """
 
+    # Which files.
     arch: str = "video_llama"
     model_type: str = setting("pretrain_llama_v2", choices=MODEL_TYPES)
     llama_model: str | None = None
@@ -80,6 +81,7 @@ class ModelConfig:
     vit_ckpt: str | None = EVA_VIT_G_URL
     q_former_model: str | None = QFORMER_URL
 
+    # Sizes, and what stays frozen.
     vit_model: str = setting("eva_clip_g", choices=("eva_clip_g",))
     image_size: int = 224
     drop_path_rate: float = 0.0
@@ -98,11 +100,13 @@ class ModelConfig:
     frozen_video_Qformer: bool = True
     frozen_audio_Qformer: bool = True
 
+    # Text.
     max_txt_len: int = setting(32, at_least=1)
     end_sym: str = "\n"
     prompt_path: str | None = None
     prompt_template: str = ""
 
+    # Precision and devices.
     low_resource: bool = False
     dtype: str = setting("auto", choices=("auto", "float32", "bfloat16", "float16"))
     load_in_8bit: bool = False
@@ -209,6 +213,7 @@ class RunConfig:
 
     task: str = setting("video_text_pretrain", choices=("video_text_pretrain", "image_text_pretrain"))
     runner: str = setting("runner_base", choices=("runner_base",))
+    # Rates, by step of the optimizer.
     lr_sched: str = "linear_warmup_cosine_lr"
     init_lr: float = setting(1e-4, at_least=0, less_than=math.inf)
     min_lr: float = setting(8e-5, at_least=0, less_than=math.inf)
@@ -217,6 +222,7 @@ class RunConfig:
     lr_decay_rate: float = setting(1.0, at_least=0, less_than=math.inf)
     weight_decay: float = setting(0.05, at_least=0, less_than=math.inf)
     beta2: float = setting(0.999, at_least=0, less_than=1)
+    # Amounts.
     max_epoch: int = setting(1, at_least=1)
     iters_per_epoch: int = setting(1000, at_least=1)
     batch_size_train: int = setting(32, at_least=1)
@@ -225,6 +231,7 @@ class RunConfig:
     accum_grad_iters: int = setting(1, at_least=1)
     log_freq: int = setting(50, at_least=1)
     seed: int = setting(42, at_least=0)
+    # Output, resuming, splits and processes.
     output_dir: str = "output"
     amp: bool = True
     resume_ckpt_path: str | None = None
@@ -236,6 +243,7 @@ class RunConfig:
     world_size: int = setting(1, at_least=1)
     dist_url: str = setting("env://", instead="torchrun or accelerate launch set the rendezvous")
     distributed: bool = setting(True, instead="torchrun or accelerate launch make a run distributed")
+    # New keys.
     max_grad_norm: float | None = setting(None, more_than=0)
     save_freq: int = setting(0, at_least=0)
     keep_checkpoints: int = setting(3, at_least=1)

@@ -32,10 +32,13 @@ class AudioBranch(nn.Module):
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
         self.chunk_size: ChunkSize = "auto"
-        self._graphs = {"audio": EncoderGraphs(), "vision": EncoderGraphs()}  # by the encoder's modality
+        # By the modality of the encoder.
+        self._graphs = {"audio": EncoderGraphs(), "vision": EncoderGraphs()}
         vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
+        # Frozen: one segment, or one frame, at a time to one vector of the joint space.
         self.audio_encoder = ImageBindTrunk(config.audio_config)
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
+        # Trained: from the vectors of all segments to the width of the language model.
         self.segment_position_embedding = nn.Embedding(config.max_segment_positions, config.audio_config.output_size)
         self.audio_qformer = QFormer(config.audio_qformer_config)
         self.audio_query_tokens = nn.Parameter(torch.empty(1, config.num_audio_query_tokens, width))

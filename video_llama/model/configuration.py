@@ -147,6 +147,7 @@ class VideoLlamaConfig(PreTrainedConfig):
         segments = {"encoder_hidden_size": self.audio_config.output_size, **two_layers}
         self.video_qformer_config = _sub_config(Blip2QFormerConfig, self.video_qformer_config, **frames)
         self.audio_qformer_config = _sub_config(Blip2QFormerConfig, self.audio_qformer_config, **segments)
+        # Placeholder ids lie above the vocabulary, where no text can reach them.
         self.text_config = _text_config(self.text_config)
         vocab_size = self.text_config.get_text_config().vocab_size
         if self.image_token_id is None:

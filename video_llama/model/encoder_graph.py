@@ -123,7 +123,8 @@ class EncoderGraphs:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._passes: dict[tuple[int, torch.Size, torch.dtype], _Pass] = {}
-        self._places: list[int] = []  # of the weights that the passes compute with
+        # Of the weights that the passes compute with.
+        self._places: list[int] = []
         self._recorder: CUDARecorder | None = None
         self._fit = True
 
@@ -167,6 +168,7 @@ class EncoderGraphs:
         places = _find_places(weights)
         if places is None:
             return None
+        # A weight has moved: what was captured would compute with freed memory.
         if places != self._places:
             self._passes, self._places, self._recorder, self._fit = {}, places, None, True
         if not self._fit:

@@ -57,6 +57,7 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
         num_classes=0,
         global_pool="",
     )
+    # What timm has no option for: no last norm, patches as products, biases in the product, GELU in place.
     encoder.norm = nn.Identity()
     side = config.patch_size
     encoder.patch_embed.proj = PatchConv2d(3, config.hidden_size, side, stride=side)

@@ -23,8 +23,10 @@ from video_llama.model.precision import keeping_float32
 
 __all__ = ["ImageBindTrunk"]
 
-AUDIO_LOGIT_SCALE = 20.0  # the paper's fixed temperature for audio, 1 / 0.05
-STEM_NORM_EPS = 1e-5  # the stem keeps torch's default epsilon, unlike the blocks
+# The paper's fixed temperature for audio, 1 / 0.05.
+AUDIO_LOGIT_SCALE = 20.0
+# The stem keeps torch's default epsilon, unlike the blocks.
+STEM_NORM_EPS = 1e-5
 
 
 class ImageBindTrunk(nn.Module):
@@ -83,6 +85,7 @@ class ImageBindTrunk(nn.Module):
         return joint * self.log_logit_scale.exp().to(joint.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageBindTrunk:
+        # The scale is converted from its value before, not from a rounded one.
         scale = self.log_logit_scale
         super()._apply(fn, recurse)
         if scale is not None:
@@ -127,6 +130,7 @@ class Attention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)  # each (inputs, tokens, width)
+        # The extra key and value stand behind those of the tokens.
         if self.bias_k is not None and self.bias_v is not None:
             key = torch.cat([key, self.bias_k.expand(len(key), -1, -1)], dim=1)  # (inputs, tokens + 1, width)
             value = torch.cat([value, self.bias_v.expand(len(value), -1, -1)], dim=1)

@@ -45,8 +45,9 @@ class _PatchProduct(nn.modules.conv._ConvNd):
             whole = pixels.narrow(2 + 2 * dimension, 0, count * side)
             pixels = whole.unflatten(2 + 2 * dimension, (count, side))
         number = len(counts)
+        # Bring the places within a patch behind each other, in the order of the weight.
         order = (0, *range(2, 2 + 2 * number, 2), 1, *range(3, 3 + 2 * number, 2))
-        patches = pixels.permute(order).reshape(len(pixels), math.prod(counts), -1)  # as the weight has them
+        patches = pixels.permute(order).reshape(len(pixels), math.prod(counts), -1)
         products = F.linear(patches, self.weight.flatten(1), self.bias)  # (images, patches, features)
         return products.transpose(1, 2).unflatten(2, counts)
 

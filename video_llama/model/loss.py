@@ -31,6 +31,7 @@ def forward_on_answers(language_model: PreTrainedModel, labels: Tensor, **inputs
         its output, with `logits` (answer tokens, vocabulary), batch by batch and in order, and `loss`, the mean
         cross-entropy over them.
     """
+    # The logits at one position predict the token at the next.
     next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()  # (batch * length,)
     positions = (next_labels != IGNORE_INDEX).nonzero()[:, 0]  # (answer tokens,)
     with _head_at(language_model.get_output_embeddings(), positions):
@@ -82,6 +83,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # The gradient is the softmax, less one at the label.
         log_shares, labels = ctx.saved_tensors
         # In place: torch refuses a second backward pass.
         result = log_shares.exp_()

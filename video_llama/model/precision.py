@@ -33,6 +33,7 @@ def keeping_float32(convert: Callable[[Tensor], Tensor], *reduced: torch.dtype) 
 
     def apply(tensor: Tensor) -> Tensor:
         converted = convert(tensor)
+        # A tensor that has this precision already only moves.
         if converted.dtype in reduced and tensor.dtype != converted.dtype:
             return tensor.to(converted.device, torch.float32)
         return converted

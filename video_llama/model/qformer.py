@@ -56,6 +56,7 @@ def position_rows(embedding: nn.Embedding, length: int, mask: Tensor | None = No
     table = _all_rows(embedding)
     if mask is None:
         return _fit_rows(table, length)[None]
+    # Each sequence fits the table to its own real length.
     rows = [F.pad(_fit_rows(table, real), (0, 0, 0, length - real)) for real in mask.sum(dim=1).tolist()]
     return torch.stack(rows)
 

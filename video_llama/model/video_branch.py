@@ -31,10 +31,12 @@ class VideoBranch(nn.Module):
         self.chunk_size: ChunkSize = "auto"
         self._graphs = EncoderGraphs()
         vision, width = config.vision_config, config.qformer_config.hidden_size
+        # Frozen in the published recipe: one frame at a time, to BLIP-2's 32 query outputs.
         self.vision_encoder = build_eva_vit(vision)
         self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
         self.qformer = QFormer(config.qformer_config)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, width))
+        # Trained: from the tokens of all frames to the width of the language model.
         self.frame_position_embedding = nn.Embedding(config.max_frame_positions, width)
         self.video_qformer = QFormer(config.video_qformer_config)
         self.video_query_tokens = nn.Parameter(torch.empty(1, config.num_video_query_tokens, width))
@@ -68,6 +70,7 @@ class VideoBranch(nn.Module):
 
     def encode_frames(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Return BLIP-2's query outputs for every frame: (videos, frames, queries, width), zeros on padding frames."""
+        # Padding frames are not encoded: the real frames of all videos form one batch.
         real = pixel_values.flatten(0, 1) if frame_mask is None else pixel_values[frame_mask]
         encoders = (self.vision_encoder, self.vision_norm, self.qformer)
         weights = (*encoders, self.query_tokens)
@@ -100,6 +103,7 @@ class VideoBranch(nn.Module):
             (videos, video_queries, language_width).
         """
         states = self.add_frame_positions(frame_tokens, frame_mask)
+        # One mask value for each frame becomes one for each of its tokens.
         mask = None if frame_mask is None else frame_mask.repeat_interleave(frame_tokens.shape[2], dim=1)
         return self.project(states, mask)
 

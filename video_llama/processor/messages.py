@@ -66,6 +66,7 @@ class MessageReader:
                 conversation.system = "".join(item for item in content if isinstance(item, str))
             elif role == "assistant":
                 conversation.append_message(assistant, content)
+            # Consecutive user messages are one question.
             elif conversation.messages and conversation.messages[-1][0] == user:
                 conversation.messages[-1][1] = [*conversation.messages[-1][1], " ", *content]
             else:
@@ -114,7 +115,8 @@ class MessageReader:
         self.visuals += visuals
         if audio is not None:
             self.audios.append(audio)
-        return media_prefix(visuals, audio)[:-1]  # without the joining space
+        # Without the joining space: `_content` joins the items.
+        return media_prefix(visuals, audio)[:-1]
 
 
 def _check_order(messages: Messages, strict: bool) -> None:
