@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama.errors import VideoLlamaError
 
 
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
-        settings = CorpusSettings(arguments.clips, arguments.seed, arguments.image_size, tuple(arguments.splits))
+        settings = WorldSettings(arguments.clips, arguments.seed, arguments.image_size, tuple(arguments.splits))
         with tqdm(total=settings.num_clips, unit="clip", desc="drawing") as bar:
             make_corpus(arguments.out, settings, arguments.workers, bar.update)
     except VideoLlamaError as error:

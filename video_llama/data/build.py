@@ -15,7 +15,7 @@ from video_llama.data.batches import BatchReader
 from video_llama.data.datasets import MEDIA_KINDS, build_examples
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
-from video_llama.data.mixture import BatchPlan, mixture_weights
+from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.data.shards import find_shards, index_shard
 from video_llama.errors import ConfigError, DatasetError
@@ -142,7 +142,7 @@ def build_batch_reader(
     names = [dataset.name for dataset in datasets]
     sizes = [len(dataset.examples) for dataset in datasets]
     run = config.run
-    plan = BatchPlan(
+    plan = MixtureBatchSampler(
         sizes,
         mixture_weights(sizes, [config.datasets[name].sample_ratio for name in names], names),
         batch_size=run.batch_size_train,

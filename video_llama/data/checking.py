@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.config import Config
-from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import PREFETCHED_BATCHES, Failure
+from video_llama.constants import IGNORE_INDEX, Modality
+from video_llama.data.batches import PREFETCHED_BATCHES, BadSample
 from video_llama.data.build import EncodedDataset, build_datasets
-from video_llama.data.examples import Example, MediaKind, MediaSource, media_sources
+from video_llama.data.examples import Example, MediaSource, media_sources
 from video_llama.data.mixture import mixture_weights
 from video_llama.data.sample_processor import MediaItem, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError
@@ -91,18 +91,18 @@ class DatasetCheck:
         among_decoded = (len(self.bad) - absent) / max(self.num_decoded, 1)
         return (absent + (self.num_examples - absent) * among_decoded) / self.num_examples
 
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[BadSample]:
         """The bad samples as a run would report them."""
-        return [Failure(check.id, f"{OUTCOMES[check.outcome]}: {check.reason}") for check in self.bad]
+        return [BadSample(check.id, f"{OUTCOMES[check.outcome]}: {check.reason}") for check in self.bad]
 
 
 @dataclass(frozen=True)
 class _OnceReader(SampleProcessor):
     """Reads each file of an example once, however often the example is encoded."""
 
-    remembered: dict[tuple[MediaKind, MediaSource], MediaItem] = field(default_factory=dict)
+    remembered: dict[tuple[Modality, MediaSource], MediaItem] = field(default_factory=dict)
 
-    def read(self, kind: MediaKind, source: MediaSource) -> MediaItem:
+    def read(self, kind: Modality, source: MediaSource) -> MediaItem:
         if (kind, source) not in self.remembered:
             self.remembered[kind, source] = super().read(kind, source)
         return self.remembered[kind, source]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from video_llama.config import BuildInfo, DatasetConfig
+from video_llama.constants import Modality
 from video_llama.data.annotations import (
     find_files,
     read_json,
@@ -19,14 +20,14 @@ from video_llama.data.annotations import (
     required_text,
     resolve_messages,
 )
-from video_llama.data.examples import Example, ExampleTable, MediaKind, MediaSource
+from video_llama.data.examples import Example, ExampleTable, MediaSource
 from video_llama.data.shards import find_shards, read_shard
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.registry import DATASETS
 
 __all__ = ["MEDIA_KINDS", "build_examples"]
 
-MEDIA_KINDS: dict[str, MediaKind] = {"video": "video", "images": "image", "audio": "audio"}
+MEDIA_KINDS: dict[str, Modality] = {"video": "video", "images": "image", "audio": "audio"}
 """What `data_type` of a section says."""
 
 Reader = Callable[["_Place"], Iterator[Example]]
@@ -37,7 +38,7 @@ class _Place:
     """What a reader needs to know."""
 
     name: str
-    kind: MediaKind
+    kind: Modality
     info: BuildInfo
 
     def folder(self, key: str) -> Path:

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from video_llama.constants import Modality
 from video_llama.errors import DatasetError
 from video_llama.media.probe import check_media_file
 
 __all__ = [
     "Example",
     "ExampleTable",
-    "MediaKind",
     "MediaSource",
     "ShardMember",
     "media_sources",
@@ -30,9 +30,6 @@ __all__ = [
 ]
 
 _READ_BYTES = 1 << 20
-
-MediaKind = Literal["video", "image", "audio"]
-"""How a file is read: its frames, as a still, or its sound."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Example:
     """
 
     id: str
-    kind: MediaKind
+    kind: Modality
     source: MediaSource | None
     text: Mapping[str, Any]
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from video_llama.errors import ConfigError
 
-__all__ = ["BatchPlan", "Slot", "mixture_weights"]
+__all__ = ["MixtureBatchSampler", "SampleRef", "mixture_weights"]
 
 _CHOICE, _ORDER, _SAMPLE, _REPLACEMENT = range(4)  # streams of random numbers that must not meet
 
 
 @dataclass(frozen=True)
-class Slot:
+class SampleRef:
     """One place in a batch.
 
     Args:
@@ -55,7 +55,7 @@ def mixture_weights(sizes: Sequence[int], ratios: Sequence[float | None], names:
     return [weight / sum(weights) for weight in weights]
 
 
-class BatchPlan:
+class MixtureBatchSampler:
     """What each batch of a run is made of.
 
     All examples of a batch come from one dataset, the same on every rank. A dataset is gone through in a new
@@ -109,24 +109,24 @@ class BatchPlan:
         vars(self).update(state)
         self._order = self._remembered_order()
 
-    def __getitem__(self, number: int) -> list[Slot]:
+    def __getitem__(self, number: int) -> list[SampleRef]:
         """The slots of this rank's batch of that number."""
         dataset, turn = int(self._datasets[number]), int(self._turns[number])
         first = (turn * self.world_size + self.rank) * self.batch_size
         return [self._slot(dataset, position) for position in range(first, first + self.batch_size)]
 
-    def sample_seed(self, slot: Slot) -> int:
+    def sample_seed(self, slot: SampleRef) -> int:
         """The seed of all that is random about one sample: crops, prompts."""
         return self._draw_seed([self.seed, _SAMPLE, slot.dataset, slot.position])
 
-    def replacement(self, slot: Slot, attempt: int) -> int:
+    def replacement(self, slot: SampleRef, attempt: int) -> int:
         """Index of the example that takes the place of one that cannot be read, the same at every run."""
         rng = np.random.default_rng([self.seed, _REPLACEMENT, slot.dataset, slot.position, attempt])
         return int(rng.integers(self.sizes[slot.dataset]))
 
-    def _slot(self, dataset: int, position: int) -> Slot:
+    def _slot(self, dataset: int, position: int) -> SampleRef:
         epoch, place = divmod(position, self.sizes[dataset])
-        return Slot(dataset, int(self._order(dataset, epoch)[place]), position)
+        return SampleRef(dataset, int(self._order(dataset, epoch)[place]), position)
 
     def _remembered_order(self) -> Callable[[int, int], NDArray[np.int64]]:
         return lru_cache(maxsize=2 * len(self.sizes))(self._draw_order)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from video_llama.constants import IMAGE_MEAN, IMAGE_STD
-from video_llama.data.examples import Example, MediaKind, MediaSource, open_media, source_of
+from video_llama.constants import IMAGE_MEAN, IMAGE_STD, Modality
+from video_llama.data.examples import Example, MediaSource, open_media, source_of
 from video_llama.data.features import FeatureStore
 from video_llama.data.tokenization import (
     build_caption_sample,
@@ -62,7 +62,7 @@ class MediaItem:
         input: for the model.
     """
 
-    kind: MediaKind
+    kind: Modality
     message: str
     input: MediaInput
 
@@ -189,7 +189,7 @@ class SampleProcessor:
         )
         return ProcessedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.sounds)])
 
-    def read(self, kind: MediaKind, source: MediaSource) -> MediaItem:
+    def read(self, kind: Modality, source: MediaSource) -> MediaItem:
         """One file as model input, from the feature cache if it is there."""
         name: InputName = "audio_values"
         if kind != "audio":
@@ -202,7 +202,7 @@ class SampleProcessor:
             item = self._decode(kind, path)
         return MediaItem(kind, _message(item), MediaInput(name, _values(item, self.media), key, _message(item)))
 
-    def _decode(self, kind: MediaKind, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
+    def _decode(self, kind: Modality, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
         if kind == "video":
             return self.media.process_video(path, audio=False)[0]
         return self.media.process_image(path) if kind == "image" else self.media.process_audio(path)

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from video_llama.constants import Modality
 from video_llama.data.annotations import required_list, required_text, resolve_messages
-from video_llama.data.examples import Example, MediaKind, MediaSource
+from video_llama.data.examples import Example, MediaSource
 from video_llama.errors import DatasetError
 from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 _INDEX_FOLDER = ".index"  # beside the shards
 _INDEX_VERSION = 1
 
-SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
+SUFFIXES: dict[Modality, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
     "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".flv"),
     "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".mp4", ".webm", ".mkv", ".mov", ".avi"),
@@ -62,7 +63,7 @@ def find_shards(storage: str) -> list[Path]:
     return paths
 
 
-def read_shard(path: Path, kind: MediaKind, name: str) -> Iterator[Example]:
+def read_shard(path: Path, kind: Modality, name: str) -> Iterator[Example]:
     """The examples of one shard.
 
     Args:
@@ -77,7 +78,7 @@ def read_shard(path: Path, kind: MediaKind, name: str) -> Iterator[Example]:
         yield Example(f"{name}/{id_}", kind, None if source is None else MediaSource(*source), text)
 
 
-def index_shard(path: Path, kind: MediaKind) -> list[Any]:
+def index_shard(path: Path, kind: Modality) -> list[Any]:
     """What is in a shard and where: from its index, which is written when it is not there or of another shard.
 
     Returns:
@@ -141,7 +142,7 @@ def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
 
 
 def _example(
-    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: MediaKind
+    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: Modality
 ) -> Example:
     where = f"{path}: {key}"
     text = _read_text(shard, members, where)

@@ -19,7 +19,7 @@ from examples.tiny_world.pretraining.architecture import (
 from examples.tiny_world.pretraining.audio import load_segment_pool, train_audio_encoder
 from examples.tiny_world.pretraining.frames import load_frame_pool
 from examples.tiny_world.pretraining.language import train_language_model, train_qformer
-from examples.tiny_world.pretraining.steps import Schedule
+from examples.tiny_world.pretraining.steps import StepSchedule
 from examples.tiny_world.pretraining.texts import tokenizer_texts
 from examples.tiny_world.pretraining.vision import train_vision_encoder
 from video_llama.checkpoints.convert import write_original_folder
@@ -77,7 +77,7 @@ def pretrain(part: str, corpus: Path, folder: Path, scale: Scale, seed: int = 1)
     """
     model, processor = prepare(folder, seed)
     media = processor.media_processor
-    schedule = Schedule(scale.steps[part], *_LEARNING_RATES[part], warmup_steps=min(100, scale.steps[part] // 5))
+    schedule = StepSchedule(scale.steps[part], *_LEARNING_RATES[part], warmup_steps=min(100, scale.steps[part] // 5))
     if part == "sound":
         media = replace(media, num_audio_segments=2)
         pool = load_segment_pool(folder / "sounds.npz", corpus, media, scale.sound_files)

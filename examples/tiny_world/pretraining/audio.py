@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.tiny_world.pretraining.steps import Schedule, run_steps
+from examples.tiny_world.pretraining.steps import StepSchedule, run_steps
 from examples.tiny_world.world.facts import facts_of
 from examples.tiny_world.world.layouts import media_file
 from examples.tiny_world.world.samples import random_sample
@@ -85,7 +85,7 @@ def _read_segments(corpus: Path, media: MediaProcessor, num_files: int) -> dict[
 
 
 def train_audio_encoder(
-    encoder: ImageBindTrunk, pool: SegmentPool, schedule: Schedule, folder: Path, batch_size: int = 32
+    encoder: ImageBindTrunk, pool: SegmentPool, schedule: StepSchedule, folder: Path, batch_size: int = 32
 ) -> None:
     """Train the trunk in place."""
     num_held_back = min(_MEASURED_SEGMENTS, len(pool.values) // 10)

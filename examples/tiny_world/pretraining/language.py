@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from examples.tiny_world.pretraining.frames import FramePool
-from examples.tiny_world.pretraining.steps import Schedule, half_precision, run_steps
+from examples.tiny_world.pretraining.steps import StepSchedule, half_precision, run_steps
 from examples.tiny_world.pretraining.texts import TextSample, TextWriter
 from examples.tiny_world.pretraining.vision import AttributeHeads
 from examples.tiny_world.world.facts import Facts
@@ -135,7 +135,7 @@ def text_writer(processor: VideoLlamaProcessor, seed: int) -> TextWriter:
 def train_language_model(
     model: VideoLlamaForConditionalGeneration,
     processor: VideoLlamaProcessor,
-    schedule: Schedule,
+    schedule: StepSchedule,
     folder: Path,
     batch_size: int = 32,
 ) -> None:
@@ -152,7 +152,7 @@ def train_qformer(
     model: VideoLlamaForConditionalGeneration,
     processor: VideoLlamaProcessor,
     pool: FramePool,
-    schedule: Schedule,
+    schedule: StepSchedule,
     folder: Path,
     batch_size: int = 48,
 ) -> None:

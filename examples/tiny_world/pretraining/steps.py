@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from video_llama.utils.utils import resolve_dtype
 
-__all__ = ["Schedule", "build_optimizers", "half_precision", "run_steps"]
+__all__ = ["StepSchedule", "build_optimizers", "half_precision", "run_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ StepFunction = Callable[[Generator], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StepSchedule:
     """How long and how fast a part learns.
 
     Attributes:
@@ -58,7 +58,7 @@ class Schedule:
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def build_optimizers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def build_optimizers(module: nn.Module, schedule: StepSchedule) -> list[torch.optim.Optimizer]:
     """Muon for the matrices within a model and AdamW for all else that trains.
 
     Muon (Jordan et al. 2024) steps along the nearest orthogonal matrix of the momentum; here it learns in a fifth of
@@ -89,7 +89,7 @@ def run_steps(
     name: str,
     modules: nn.ModuleDict,
     step_function: StepFunction,
-    schedule: Schedule,
+    schedule: StepSchedule,
     folder: Path,
     seed: int,
     measure: Callable[[], Mapping[str, float]] | None = None,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from examples.tiny_world.pretraining.frames import FRAME_ATTRIBUTES, FramePool
-from examples.tiny_world.pretraining.steps import Schedule, run_steps
+from examples.tiny_world.pretraining.steps import StepSchedule, run_steps
 from examples.tiny_world.world.vocabulary import ATTRIBUTES
 from video_llama.constants import IGNORE_INDEX
 from video_llama.model.video_branch import VideoBranch
@@ -137,7 +137,12 @@ def _tell_places_apart(encoder: nn.Module) -> None:
 
 
 def train_vision_encoder(
-    branch: VideoBranch, media: MediaProcessor, pool: FramePool, schedule: Schedule, folder: Path, batch_size: int = 64
+    branch: VideoBranch,
+    media: MediaProcessor,
+    pool: FramePool,
+    schedule: StepSchedule,
+    folder: Path,
+    batch_size: int = 64,
 ) -> None:
     """Train `vision_encoder` and `vision_norm` of a branch in place."""
     _tell_places_apart(branch.vision_encoder)

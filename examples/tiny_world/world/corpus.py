@@ -27,7 +27,7 @@ from examples.tiny_world.world.samples import SPLITS, Sample, random_sample
 from examples.tiny_world.world.sounds import draw_sound
 from video_llama.errors import ConfigError, DatasetError
 
-__all__ = ["CorpusSettings", "make_corpus", "num_samples"]
+__all__ = ["WorldSettings", "make_corpus", "num_samples"]
 
 FORMAT_VERSION = 1
 Map = Callable[[Callable[[int], Any], range], Iterator[Any]]
@@ -35,7 +35,7 @@ _SHARES = {"clip": 1.0, "image": 1.0, "sound": 0.5, "cc_sbu": 0.25, "laion": 0.2
 
 
 @dataclass(frozen=True)
-class CorpusSettings:
+class WorldSettings:
     """What is made. Nothing else decides what the files hold.
 
     Attributes:
@@ -82,7 +82,7 @@ def num_samples(stream: str, num_clips: int) -> int:
 
 
 def make_corpus(
-    out: Path, settings: CorpusSettings, workers: int = 1, advance: Callable[[int], object] = lambda number: None
+    out: Path, settings: WorldSettings, workers: int = 1, advance: Callable[[int], object] = lambda number: None
 ) -> None:
     """Write a corpus to a new or empty folder. `corpus.json` is written last: a folder with it is complete.
 
@@ -109,7 +109,7 @@ def _make_split(
     folder: Path,
     split: str,
     num_clips: int,
-    settings: CorpusSettings,
+    settings: WorldSettings,
     mapped: Map,
     advance: Callable[[int], object],
 ) -> None:
@@ -144,7 +144,7 @@ def _open_map(workers: int) -> Iterator[Map]:
         yield partial(pool.map, chunksize=4)
 
 
-def _make_file(folder: Path, settings: CorpusSettings, split: str, stream: str, index: int) -> Sample:
+def _make_file(folder: Path, settings: WorldSettings, split: str, stream: str, index: int) -> Sample:
     """Draw one sample and write its file."""
     sample = random_sample(settings.seed, split, stream, index)
     path = folder / media_file(sample)
@@ -161,7 +161,7 @@ def _make_file(folder: Path, settings: CorpusSettings, split: str, stream: str, 
 
 
 def _make_shard(
-    folder: Path, settings: CorpusSettings, split: str, stream: str, num_images: int, shard: int
+    folder: Path, settings: WorldSettings, split: str, stream: str, num_images: int, shard: int
 ) -> list[dict[str, Any]]:
     """Draw the pictures of one tar file and write it; their ground truth."""
     file = f"{stream}/{shard:05d}.tar"
