@@ -21,7 +21,7 @@ from video_llama.data.batches import PREFETCHED_BATCHES, BadSample
 from video_llama.data.build import EncodedDataset, build_datasets
 from video_llama.data.examples import Example, MediaSource, media_sources
 from video_llama.data.mixture import mixture_weights
-from video_llama.data.sample_processor import MediaItem, ProcessedSample, SampleProcessor
+from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -100,9 +100,9 @@ class DatasetCheck:
 class _OnceReader(SampleProcessor):
     """Reads each file of an example once, however often the example is encoded."""
 
-    remembered: dict[tuple[Modality, MediaSource], MediaItem] = field(default_factory=dict)
+    remembered: dict[tuple[Modality, MediaSource], MediaInput] = field(default_factory=dict)
 
-    def read(self, kind: Modality, source: MediaSource) -> MediaItem:
+    def read(self, kind: Modality, source: MediaSource) -> MediaInput:
         if (kind, source) not in self.remembered:
             self.remembered[kind, source] = super().read(kind, source)
         return self.remembered[kind, source]
