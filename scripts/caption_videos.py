@@ -179,34 +179,34 @@ def run(arguments: argparse.Namespace) -> int:
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
     if arguments.video_reader is not None:
         begun_with["video_reader"] = arguments.video_reader
-    with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
-        todo = sum(not file.is_complete(clip.id) for clip in clips)
-        where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
-        print(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}", file=sys.stderr)
-        failed = sum(file.has_failed(clip.id) for clip in clips)
-        if todo:
-            model = load_pretrained_model(
-                arguments.model,
-                device=device,
-                dtype=arguments.dtype,
-                load_in_8bit=arguments.load_in_8bit,
-                load_in_4bit=arguments.load_in_4bit,
-                audio=None if arguments.audio else False,
-            )
-            workers = arguments.workers
-            if workers is None:
-                workers = default_workers(model.device, local_processes())
-            settings = replace(settings, num_workers=max(0, workers))
-            if arguments.video_reader is not None:
-                media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
-                model.processor.media_processor = media
-            with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
+    file = CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume)
+    todo = sum(not file.is_complete(clip.id) for clip in clips)
+    where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
+    print(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}", file=sys.stderr)
+    failed = sum(file.has_failed(clip.id) for clip in clips)
+    if todo:
+        model = load_pretrained_model(
+            arguments.model,
+            device=device,
+            dtype=arguments.dtype,
+            load_in_8bit=arguments.load_in_8bit,
+            load_in_4bit=arguments.load_in_4bit,
+            audio=None if arguments.audio else False,
+        )
+        workers = arguments.workers
+        if workers is None:
+            workers = default_workers(model.device, local_processes())
+        settings = replace(settings, num_workers=max(0, workers))
+        if arguments.video_reader is not None:
+            media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
+            model.processor.media_processor = media
+        with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
 
-                def advance(new_windows: int) -> None:
-                    bar.total += new_windows
-                    bar.update()
+            def advance(new_windows: int) -> None:
+                bar.total += new_windows
+                bar.update()
 
-                failed = caption_corpus(model, clips, file, settings, advance)
+            failed = caption_corpus(model, clips, file, settings, advance)
     if failed:
         print(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error", file=sys.stderr)
     return SOME_FAILED if failed else 0
