@@ -162,7 +162,7 @@ def test_a_number_of_query_tokens_that_is_not_the_branchs_is_a_config_error(
 def test_sounds_need_an_audio_branch(make_config: Any, processor: VideoLlamaProcessor) -> None:
     deaf = copy.copy(processor)
     deaf.use_audio = False
-    with pytest.raises(ConfigError, match=r"datasets\.audio_caption is of sounds"):
+    with pytest.raises(ConfigError, match=r"datasets\.audio_caption is of audio"):
         encoders(make_config(), deaf)
 
 
