@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Write a generated corpus to train and test on: clips of moving shapes with sounds, pictures, sounds, and talk.
+"""Write a generated corpus to train and test on: clips of moving shapes with sounds, images, audio, and dialogues.
 
     python scripts/make_clipworld.py --out data/clipworld --clips 2000 --seed 1
 
-Each split has the on-disk layouts of the datasets that the training configs name, and a ground truth that says
-what is in each file. The same arguments give the same files. docs/clipworld.md describes all of it.
+Each split has the layouts of the datasets in the training configurations, and a ground truth of each file. The same
+arguments give the same files. examples/tiny_world/README.md describes the corpus.
 """
 
 from __future__ import annotations

@@ -31,21 +31,22 @@ __all__ = ["WorldSettings", "make_corpus", "num_samples"]
 
 FORMAT_VERSION = 1
 Map = Callable[[Callable[[int], Any], range], Iterator[Any]]
-_SHARES = {"clip": 1.0, "image": 1.0, "sound": 0.5, "cc_sbu": 0.25, "laion": 0.25}  # of the number of clips
+# Number of samples of each stream, as a share of the number of clips.
+_SHARES = {"clip": 1.0, "image": 1.0, "sound": 0.5, "cc_sbu": 0.25, "laion": 0.25}
 
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """What is made. Nothing else decides what the files hold.
+    """What a corpus contains. Nothing else decides the content of its files.
 
     Attributes:
         num_clips: of all splits together.
         seed: of all randomness.
-        image_size: height and width of clips and pictures in pixels.
+        image_size: height and width of clips and images, in pixels.
         splits: weights of train, validation and test; a split of weight 0 is left out.
 
     Raises:
-        ConfigError: a value that makes no sense.
+        ConfigError: an invalid value.
     """
 
     num_clips: int
@@ -68,7 +69,7 @@ class WorldSettings:
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """Clips of each split that is made; at least one."""
+        """Return the number of clips of each split, at least one."""
         parts = {name: weight / sum(self.splits) for name, weight in zip(SPLITS, self.splits, strict=True) if weight}
         sizes = {name: max(1, round(part * self.num_clips)) for name, part in parts.items()}
         largest = max(sizes, key=lambda name: sizes[name])
@@ -77,7 +78,7 @@ class WorldSettings:
 
 
 def num_samples(stream: str, num_clips: int) -> int:
-    """How many clips, pictures or sounds of a stream go with a number of clips."""
+    """Return the number of samples of a stream that go with a number of clips."""
     return max(1, round(_SHARES[stream] * num_clips))
 
 
@@ -87,12 +88,14 @@ def make_corpus(
     """Write a corpus to a new or empty folder. `corpus.json` is written last: a folder with it is complete.
 
     Args:
-        workers: processes; the files are the same whatever their number.
-        advance: is called with a number of clips that are done.
+        out: the folder.
+        settings: what it contains.
+        workers: processes; their number does not change the files.
+        advance: called with the number of clips that were done.
 
     Raises:
         ConfigError: fewer than one worker.
-        DatasetError: the folder has something in it, or is a file.
+        DatasetError: the folder is not empty, or is a file.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
@@ -136,7 +139,7 @@ def _make_split(
 
 @contextmanager
 def _open_map(workers: int) -> Iterator[Map]:
-    """A `map` over this many processes, which gives the results in order."""
+    """Yield a `map` over this many processes, with results in order."""
     if workers == 1:
         yield map
         return
@@ -163,10 +166,10 @@ def _make_file(folder: Path, settings: WorldSettings, split: str, stream: str, i
 def _make_shard(
     folder: Path, settings: WorldSettings, split: str, stream: str, num_images: int, shard: int
 ) -> list[dict[str, Any]]:
-    """Draw the pictures of one tar file and write it; their ground truth."""
+    """Draw the images of one tar file, write it, and return their ground truth."""
     file = f"{stream}/{shard:05d}.tar"
     numbers = range(shard * SHARD_SIZE, min(num_images, (shard + 1) * SHARD_SIZE))
     samples = [random_sample(settings.seed, split, stream, index) for index in numbers]
-    pictures = [encode_jpeg(draw_frame(sample.scene, settings.image_size)) for sample in samples if sample.scene]
-    write_shard(folder / file, zip(samples, pictures, strict=True))
+    images = [encode_jpeg(draw_frame(sample.scene, settings.image_size)) for sample in samples if sample.scene]
+    write_shard(folder / file, zip(samples, images, strict=True))
     return [{**sample.truth(f"{file}#{sample.id}.jpg"), "kind": "image in shard"} for sample in samples]
