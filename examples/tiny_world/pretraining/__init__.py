@@ -1,1 +1,1 @@
-"""The small Video-LLaMA of the package: its sizes, and the training of the parts that are pretrained in the full model."""
+"""The small Video-LLaMA of the package: its sizes, and the training of its pretrained parts."""
