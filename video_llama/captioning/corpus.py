@@ -66,12 +66,12 @@ def caption_corpus(
         clips: those that are complete in the file are not read again.
         file: takes captions and errors, as they come.
         settings: how.
-        on_record: called after each record with the number of further windows that are now known to be missing: those
-            of its clip after the first record of that clip, else 0.
+        on_record: called after each record with the number of missing windows that it reveals.
 
     Returns:
         the number of clips that could not be captioned, or not completely, earlier runs included.
     """
+    # Clips that cannot be tried at all, such as a broken shard, get their error at once.
     todo = [clip for clip in clips if not file.is_complete(clip.id)]
     for clip in todo:
         if clip.source is None:
@@ -85,6 +85,7 @@ def caption_corpus(
         settings.window_seconds,
     )
     captioner = BatchCaptioner(model, settings.prompt, settings.options, settings.batch_size)
+    # Enough decoded clips to fill a batch while the workers are at the next one.
     ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
     sources = ((key, clip.source) for key, clip in enumerate(readable))
     reads = read_ahead(sources, reader, settings.num_workers, ahead)
@@ -92,6 +93,7 @@ def caption_corpus(
     begun: set[int] = set()
     for caption in captioner.run(missing):
         clip_id = readable[caption.key].id
+        # The number of windows of a clip is known with the first of them.
         num_new = 0
         if caption.key not in begun:
             num_new = sum(not file.has(clip_id, number) for number in range(caption.num_windows)) - 1

@@ -56,6 +56,7 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
         ConfigError: an input that matches nothing, or a list that cannot be read.
         DatasetError: shards that are absent.
     """
+    # A file that is named in several ways is captioned once.
     clips: dict[str, Clip] = {}
     for name in inputs:
         for clip in _expand(name):
@@ -122,6 +123,7 @@ def _members(shard: Path) -> Iterator[Clip]:
                         clips[kind].append(Clip(f"{shard}#{member.name}", ShardMember(source)))
     except (tarfile.TarError, EOFError, OSError) as error:
         problem = f"not a whole tar file ({error}); copy it again"
+    # A shard of training data holds images or audio files beside its annotations.
     found = clips["video"] or clips["image"] or clips["audio"]
     yield from found
     if problem or not found:

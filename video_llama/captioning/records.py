@@ -93,6 +93,7 @@ class CaptionFile:
         Raises:
             ConfigError: a line is not a caption.
         """
+        # An earlier run may have had another number of processes.
         own = f"-of-{num_shards:05}"
         parts = sorted(output.parent.glob(f"{glob.escape(output.stem)}-[0-9]*-of-[0-9]*{glob.escape(output.suffix)}"))
         for path in [output, *parts]:
@@ -117,7 +118,8 @@ class CaptionFile:
 
 
 def _without_surrogates(key: str, value: Any) -> Any:
-    """Return text that strict JSON readers accept; ids stay, for a resumed run must find them unchanged."""
+    # JSON can hold half of a surrogate pair, which strict readers refuse. An id is a file name that may not be UTF-8:
+    # it stays as it is, for a resumed run must find it again.
     if isinstance(value, str) and key != "id":
         return value.encode("utf-8", "replace").decode()
     return value

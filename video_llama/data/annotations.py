@@ -105,11 +105,11 @@ def read_json(path: Path) -> Any:
 def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield (line, object) of an annotation file in JSONL; empty lines are left out.
 
-    Unlike the results that `utils.jsonl` reads, annotations have no line that may be cut off.
-
     Raises:
         DatasetError: the file is absent or has no lines, or a line is not a JSON object.
     """
+    # Not `utils.jsonl.read_jsonl`: it leaves out a last line that was cut off, which must be an error in annotations,
+    # and ids are made of line numbers.
     is_empty = True
     try:
         with path.open(encoding="utf-8") as file:

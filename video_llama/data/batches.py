@@ -111,6 +111,7 @@ def gather_media(media: Sequence[MediaInput], device: torch.device | str | None 
         media: for one or more model inputs.
         device: of the result; by default that of the media.
     """
+    # Model inputs in order of first appearance, media within each in order of appearance.
     by_name: dict[str, list[MediaInput]] = {}
     for item in media:
         by_name.setdefault(item.name, []).append(item)
@@ -167,15 +168,14 @@ class BatchReader(Dataset[Batch]):
         return len(self._sampler)
 
     def __getitem__(self, number: int) -> Batch:
-        """Read a batch; bad samples are replaced by others, drawn from the seed.
-
-        A batch that gave up is not an exception: a worker process would wrap it, and its failures must be reported.
-        """
+        """Read a batch; bad samples are replaced by others, drawn from the seed."""
         failures: list[BadSample] = []
         samples: list[ProcessedSample] = []
+        # Crops and prompts are drawn from torch's generator, seeded for each sample; its state is restored afterwards.
         with torch.random.fork_rng(devices=()):
             for ref in self._sampler[number]:
                 sample = self._read(ref, failures)
+                # Not an exception: a worker process would wrap it, and the failures must be reported.
                 if sample is None:
                     last = failures[-1]
                     why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}"
@@ -210,7 +210,7 @@ class SampleReader(Dataset[ProcessedSample | BadSample]):
 
 
 def _process(example: Example, processor: SampleProcessor) -> ProcessedSample | BadSample:
-    """Process an example; only errors of the data make a bad sample, any other is a bug and stops the run."""
+    # Any other error is a bug, not a bad sample, and stops the run.
     try:
         return processor(example)
     except (MediaError, DatasetError) as error:
@@ -239,9 +239,6 @@ def read_ahead(
 ) -> Iterator[Any]:
     """Yield the items of a dataset in the order of the indices, neither collated nor shuffled.
 
-    A SIGTERM often goes to a whole process group or job (torchrun, Slurm, `timeout`). The run then saves its state,
-    for which it still needs the batches that its workers are reading: they obey a SIGTERM of their parent only.
-
     Args:
         dataset: of whole batches or single samples.
         indices: of the items.
@@ -256,6 +253,8 @@ def read_ahead(
     loader = DataLoader(dataset, num_workers=num_workers, **options)
     if not hasattr(signal, "sigwaitinfo"):
         return iter(loader)
+    # A SIGTERM often goes to a whole process group or job (torchrun, Slurm, `timeout`). The run then saves its state,
+    # for which it still needs the batches that its workers are reading: they obey a SIGTERM of their parent only.
     # Workers start with the signal mask that this thread has now.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:

@@ -86,6 +86,7 @@ def build_datasets(
             continue
         examples = build_examples(name, section, info)
         logger.info("datasets.%s: %d examples", name, len(examples))
+        # Cached features are of frames without random crops.
         media = _media_processor(section, processor.media_processor, augment=training and features is None)
         if section.data_type == "audio" and not processor.use_audio:
             raise ConfigError(f"datasets.{name} is of audio, but the model is built without its audio branch")
@@ -98,11 +99,8 @@ def build_datasets(
 
 
 def index_shards(config: Config, rank: int, world_size: int) -> None:
-    """Index this process's share of the shards of a configuration.
-
-    Without it, every process would read all shards once at its first start. `build_datasets` reports errors in them,
-    in all processes alike.
-    """
+    """Index this process's share of the shards of a configuration, so that each is read only once."""
+    # Errors in shards are left to `build_datasets`, which raises them in all processes alike.
     for name, section in config.datasets.items():
         if _is_sharded(name):
             for info in (section.build_info, section.valid_build_info):
@@ -112,10 +110,7 @@ def index_shards(config: Config, rank: int, world_size: int) -> None:
 
 
 def holds_messages(name: str, section: DatasetConfig) -> bool:
-    """Return whether a dataset's samples are messages: `messages` itself, or shards of such samples.
-
-    `build_datasets` reports errors in the shards.
-    """
+    """Return whether a dataset's samples are messages: `messages` itself, or shards of such samples."""
     if not _is_sharded(name):
         return name.partition(":")[0] == "messages"
     rows: list[Any] = []
@@ -243,6 +238,7 @@ def _text_settings(
     cleaner = PROCESSORS.build(
         caption.name or "blip_caption", **{key: value for key, value in options.items() if value is not None}
     )
+    # Without `model_type` in the section, dialogues use the template of the language model's family.
     family = "vicuna" if "vicuna" in model.model_type else "llama_v2"
     ids = dict(processor.placeholder_ids)
     if not processor.use_audio:

@@ -119,6 +119,7 @@ class _Checks(Dataset[SampleCheck]):
 
 def check_sample(encoder: SampleProcessor, example: Example) -> SampleCheck:
     """Process one example as training does, and without a limit to its text."""
+    # With one prompt, nothing is random but crops, so both texts are of the same sample.
     text = dataclasses.replace(encoder.text, prompts=encoder.text.prompts[:1])
     limited = _OnceReader(**{**vars(encoder), "text": text})
     unlimited = dataclasses.replace(limited, text=dataclasses.replace(text, max_txt_len=_UNLIMITED))
@@ -170,6 +171,7 @@ def check_datasets(
         absent = _find_absent(examples, start(f"{dataset.name}: files", len(examples)))
         check.bad = list(absent.values())
         order = np.random.default_rng(config.run.seed).permutation(len(examples)).tolist()
+        # The same samples in every run of the check, and a prefix of them if fewer are asked for.
         chosen = [index for index in order if index not in absent][:num_decoded]
         advance = start(f"{dataset.name}: samples", len(chosen))
         torch.manual_seed(config.run.seed)

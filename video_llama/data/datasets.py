@@ -66,6 +66,7 @@ def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = No
         ConfigError: an unknown name, or a path that is not set.
         DatasetError: annotations are absent, empty or malformed.
     """
+    # "webvid:first" is a dataset of the type "webvid".
     reader: Reader = DATASETS.get(name.partition(":")[0])
     place = _Place(name, MODALITIES[config.data_type], info or config.build_info)
     try:

@@ -94,12 +94,10 @@ def media_sources(example: Example) -> list[MediaSource]:
 
 
 class ExampleTable(Sequence[Example]):
-    """Examples as one block of bytes.
+    """Examples as one block of bytes, shared by all data loader workers."""
 
-    Reference counts of millions of Python objects would copy them, page by page, into every data loader worker; two
-    arrays stay shared.
-    """
-
+    # Reference counts of millions of Python objects would copy them, page by page, into every forked worker; two
+    # arrays stay shared.
     def __init__(self, examples: Iterable[Example]) -> None:
         rows = bytearray()
         ends = [0]

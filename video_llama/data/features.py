@@ -116,13 +116,12 @@ class FeatureStore:
         return self.folder / "features" / key[:2] / key
 
     def _content_digest(self, source: MediaSource) -> str:
-        """Return the digest of a file's content, which is kept while `os.stat` of the file stays the same.
-
-        Size and modification time alone would not do: a file of the same size can take another's place, and the time
-        can be set back. The inode shows the first, its own time of change (ctime), which no program sets, the second.
-        """
+        """Return the digest of a file's content, which is kept while `os.stat` of the file stays the same."""
         path = check_media_file(source.path)
         stat = os.stat(path)
+        # Size and modification time alone would not do: a file of the same size can take another's place, and the
+        # time can be set back. The inode shows the first, its time of change (ctime), which no program sets, the
+        # second.
         identity = [path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
         if source.name is not None:
             identity += [source.offset, source.size]
@@ -134,6 +133,7 @@ class FeatureStore:
             if content == _memo(name, digest):
                 return digest.decode()
             logger.warning(_DAMAGED, memo)
+        # Read in chunks: videos may be larger than the memory.
         blake = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         for chunk in read_media(source):
             blake.update(chunk)
@@ -178,6 +178,6 @@ def _digest(content: bytes) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole, without waiting for the disk: after a power cut its checksum shows whether it is damaged."""
+    # Without waiting for the disk: after a power cut, the checksum shows what is damaged.
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda partial: partial.write_bytes(content), durable=False)

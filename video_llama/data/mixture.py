@@ -108,6 +108,7 @@ class MixtureBatchSampler:
     def __getitem__(self, number: int) -> list[SampleRef]:
         """Return the samples of this rank's batch of that number."""
         dataset, turn = int(self._datasets[number]), int(self._turns[number])
+        # Ranks take neighbouring stretches of the dataset's sequence of examples.
         first = (turn * self.world_size + self.rank) * self.batch_size
         return [self._sample(dataset, position) for position in range(first, first + self.batch_size)]
 
@@ -122,21 +123,20 @@ class MixtureBatchSampler:
         return int(rng.integers(self.sizes[ref.dataset]))
 
     def _sample(self, dataset: int, position: int) -> SampleRef:
+        # Positions only grow within a process, so the last order of each dataset is the only one worth keeping.
         epoch, place = divmod(position, self.sizes[dataset])
         if dataset not in self._orders or self._orders[dataset][0] != epoch:
             self._orders[dataset] = (epoch, self._draw_order(dataset, epoch))
         return SampleRef(dataset, int(self._orders[dataset][1][place]), position)
 
     def _draw_order(self, dataset: int, epoch: int) -> NDArray[np.int64]:
-        """Return the order of one pass: a permutation of the dataset's indices.
-
-        Of a dataset in shards, blocks of neighbours are shuffled first, and then the examples within windows of eight
-        blocks, so that a window reads few shards.
-        """
+        """Return the order of one pass: a permutation of the dataset's indices."""
         size, block = self.sizes[dataset], self.block_sizes[dataset]
         rng = np.random.default_rng([self.seed, _ORDER, dataset, epoch])
         if not 0 < block < size:
             return rng.permutation(size)
+        # Shuffle whole blocks of neighbours, then the examples within windows of eight blocks: a window reads from few
+        # shards, and yet its order is random.
         starts = rng.permutation(np.arange(0, size, block))
         order = np.concatenate([np.arange(start, min(start + block, size)) for start in starts])
         window = 8 * block

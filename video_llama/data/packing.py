@@ -83,6 +83,7 @@ def pack_examples(
     _prepare(folder, {"examples": digest, "max_count": max_count, "max_bytes": max_bytes})
     shards = []
     for number, indices in enumerate(_divide(sizes, max_count, max_bytes)):
+        # A shard under its final name is complete: an earlier run wrote it.
         shards.append(folder / f"{number:05d}.tar")
         if not shards[-1].exists():
             _write(shards[-1], partial(_write_shard, examples=examples, indices=indices))
@@ -97,6 +98,7 @@ def _survey(examples: Sequence[Example]) -> tuple[dict[int, int], list[str], str
     digest = hashlib.blake2b(digest_size=16)
     sizes: dict[int, int] = {}
     absent = []
+    # The digest identifies the packing, so that a stopped run continues only with the same annotations and files.
     for index, example in enumerate(examples):
         text = _annotation(example)
         stats = [_stat(source) for source in _suffixes(example)]

@@ -160,6 +160,7 @@ class SampleProcessor:
         )
 
     def _process_messages(self, example: Example) -> ProcessedSample:
+        # The reader for chats fills the template, so that training and inference see the same text.
         conversation = dialogue_template(self.text.template).copy()
         # Messages name their media one by one, so no frames stand in for audio here.
         media = _MessageMedia(dataclasses.replace(self, images_as_audio=False))
@@ -179,6 +180,7 @@ class SampleProcessor:
         name: InputName = "audio_values"
         if kind != "audio":
             name = "audio_pixel_values" if self.images_as_audio else "pixel_values"
+        # The cache is asked first: neither a shard's file is copied nor a video decoded for what it holds.
         key = None
         if self.features is not None:
             key = self.features.key(source, kind, name, self.media)
@@ -204,10 +206,8 @@ class _VideoWithAudio:
 
 
 def _join_video_and_audio(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a message in which a video and then the audio of the same file are one item.
-
-    A chat introduces a video with its audio track in words of its own, and training must use the same words.
-    """
+    """Return a message in which a video and then the audio of the same file are one item."""
+    # A chat introduces a video with its audio track in words of its own; training must use the same words.
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -243,9 +243,9 @@ class _MessageMedia:
 
 
 def _values(item: VideoFrames | AudioSegments, media: MediaProcessor) -> Tensor:
-    """Return the model input; frames as uint8, a quarter of the memory, if the model normalises them the same way."""
     if isinstance(item, AudioSegments):
         return item.values
+    # Frames stay uint8, a quarter of the memory, if the model normalises them in the same way.
     if (media.mean, media.std) != (IMAGE_MEAN, IMAGE_STD):
         return item.pixel_values
     return torch.tensor(item.frames).permute(0, 3, 1, 2).contiguous()

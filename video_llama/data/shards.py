@@ -87,6 +87,7 @@ def index_shard(path: Path, kind: Modality) -> list[Any]:
     Raises:
         DatasetError: as `read_shard`.
     """
+    # A shard that was moved or written again has another identity, and is indexed anew.
     stat = path.stat()
     index = path.parent / _INDEX_FOLDER / f"{path.name}.{kind}.json"
     identity = [_INDEX_VERSION, str(path), stat.st_size, stat.st_mtime_ns]
@@ -114,7 +115,7 @@ def _load_index(index: Path, identity: Sequence[Any]) -> list[Any] | None:
 
 
 def _save_index(index: Path, identity: Sequence[Any], rows: Sequence[Any]) -> None:
-    """Write an index; where none can be written, every process reads the shards again."""
+    # Where no index can be written, every process reads the shards again.
     content = json.dumps({"shard": identity, "rows": rows}, ensure_ascii=False)
     try:
         index.parent.mkdir(exist_ok=True)
@@ -125,6 +126,7 @@ def _save_index(index: Path, identity: Sequence[Any], rows: Sequence[Any]) -> No
 
 def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Yield (key, members by suffix) of the samples, in order."""
+    # The files of a sample are neighbours with one name up to the first dot, as webdataset has it.
     key = ""
     members: dict[str, tarfile.TarInfo] = {}
     for member in shard:

@@ -94,14 +94,13 @@ def build_dialogue_sample(
     placeholder: tuple[int, int],
     max_txt_len: int,
 ) -> dict[str, list[int]]:
-    """Return a dialogue of stage 2 in a conversation template; as `build_conversation_sample`.
+    """Return turns as a dialogue of stage 2; as `build_conversation_sample`.
 
     Args:
         turns: from `video_instruct_turns` or `llava_instruct_turns`.
-        tokenizer: of the language model.
+        tokenizer, max_txt_len: as there.
         template: see `dialogue_template`; messages in it are left out.
         placeholder: id of media features, and how many of them.
-        max_txt_len: most tokens of text, BOS and media not counted.
     """
     conversation = template.copy()
     conversation.messages = []
@@ -140,6 +139,7 @@ def build_conversation_sample(
     Raises:
         DatasetError: the cut removes all answers, or a media position.
     """
+    # Only text counts towards the limit: BOS and media features come on top.
     sample = encode_parts(conversation.get_parts(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
     has_bos = sample.input_ids[:1] == [tokenizer.bos_token_id]
     media_ids = set(placeholder_ids.values())
@@ -229,12 +229,12 @@ def collate_text(samples: Sequence[Mapping[str, Sequence[int]]], pad_id: int) ->
 
     Args:
         samples: mappings with input_ids and labels.
-        pad_id: fills input_ids; any id will do, the attention mask hides it. (The original masks by this id, and
-            so real `<unk>` tokens, too.)
+        pad_id: fills input_ids.
 
     Returns:
         input_ids, attention_mask and labels, each (batch, length), int64.
     """
+    # The mask is of lengths. The original masks by `pad_id`, and with it real `<unk>` tokens.
     lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
     length = int(lengths.max())
     shape = (len(samples), length)
@@ -251,7 +251,7 @@ def _encode(
     placeholder: tuple[int, int],
     add_bos: bool = True,
 ) -> EncodedPrompt:
-    """Encode parts whose frames and audio alike take the one placeholder that is being trained."""
+    # Frames and audio alike take the one placeholder whose branch is being trained.
     token_id, length = placeholder
     ids, lengths = dict.fromkeys(_KINDS, token_id), dict.fromkeys(_KINDS, length)
     return encode_parts(parts, tokenizer, ids, lengths, add_bos)
