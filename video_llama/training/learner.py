@@ -59,7 +59,7 @@ def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device
     mask: a causal model never looks ahead to padding, and without a mask its attention takes its fastest way.
 
     Args:
-        batch: of `collate`.
+        batch: from `DataCollator`.
         config: of the model, for the ids of placeholders.
         device: where the model computes.
     """
