@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from video_llama.conversation import media_prefix
 from video_llama.errors import NoAudioTrackError
 from video_llama.evaluation.ablation import Media
 from video_llama.inference.engine import EncodedMedia, VideoLlama
 from video_llama.inference.generation import cut_at_stop
+from video_llama.prompt_parts import media_prefix
 from video_llama.utils.devices import computing_on
 
 __all__ = ["AnsweredQuestion", "AskedFile", "Question", "answer_dialogues", "read_media"]

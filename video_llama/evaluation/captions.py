@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from video_llama.constants import Modality
 from video_llama.data.datasets import build_examples
-from video_llama.data.examples import Example, MediaKind, MediaSource, open_media
+from video_llama.data.examples import Example, MediaSource, open_media
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
 from video_llama.evaluation.ablation import Media, apply_to_media
 from video_llama.evaluation.asking import AskedFile, Question, answer_dialogues, read_media
@@ -31,7 +32,7 @@ DATA_TYPES = {
 }
 """The datasets that can be captioned, by their names in configurations, and how their files are read."""
 
-_KINDS: dict[MediaKind, str] = {"video": "clip", "image": "image", "audio": "sound"}
+_KINDS: dict[Modality, str] = {"video": "clip", "image": "image", "audio": "sound"}
 _IMAGE_TAG = re.compile(r"\s*<image>\s*")
 
 

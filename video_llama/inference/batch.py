@@ -16,8 +16,7 @@ from video_llama.inference.shared_prefix import SharedPrefix
 from video_llama.inference.static_decoder import Request
 from video_llama.processor.collate import pad_items
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
-from video_llama.utils.devices import computing_on
-from video_llama.utils.utils import to_device
+from video_llama.utils.devices import computing_on, to_device
 
 __all__ = ["complete_batch", "complete_stream", "encode_batch", "most_frames"]
 

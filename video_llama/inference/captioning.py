@@ -9,7 +9,7 @@ from itertools import chain, count
 from typing import TypeVar
 
 from video_llama.checkpoints.fitting import batch_that_fits
-from video_llama.conversation import Conversation, media_prefix
+from video_llama.conversation import Conversation
 from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.inference.batch import complete_batch, complete_stream, encode_batch, most_frames
 from video_llama.inference.engine import Prompt, VideoLlama
@@ -18,6 +18,7 @@ from video_llama.inference.shared_prefix import SharedPrefix
 from video_llama.inference.workers import WindowRead, read_ahead
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media_processor import VideoFrames
+from video_llama.prompt_parts import media_prefix
 from video_llama.utils.devices import computing_on
 
 __all__ = ["DEFAULT_PROMPT", "BatchCaptioner", "WindowCaption", "caption_clips"]

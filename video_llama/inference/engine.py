@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers.generation import BaseStreamer, StoppingCriteriaList
 
-from video_llama.conversation import Conversation, conv_templates, media_prefix
+from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import MediaCache
 from video_llama.inference.generation import (
@@ -31,17 +31,15 @@ from video_llama.inference.generation import (
 from video_llama.inference.inputs import check_conversation, given_audio, given_frames
 from video_llama.inference.static_decoder import Request, StaticDecoder, why_not_static
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.fusion import find_placeholders
-from video_llama.model.qformer import execution_device
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
-from video_llama.processor.prompt import encode_prompt
+from video_llama.processor.prompt import encode_parts
 from video_llama.processor.tensor_like import as_frames, as_segments
 from video_llama.processor.transforms import normalize_pixels
-from video_llama.utils.devices import computing_on
-from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
+from video_llama.prompt_parts import media_prefix
+from video_llama.utils.devices import computing_on, execution_device, resolve_device, resolve_dtype, to_device
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
@@ -346,13 +344,12 @@ class VideoLlama:
         Raises:
             ValueError: the conversation's placeholders do not fit the media.
         """
-        pieces = conversation.get_parts(self.processor.tokenizer)
-        ids = encode_prompt(
-            pieces,
+        ids = encode_parts(
+            conversation.get_parts(self.processor.tokenizer),
             self.processor.tokenizer,
             self.processor.placeholder_ids,
             self.processor.placeholder_lengths,
-        )
+        ).input_ids
         of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
         features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}
         input_ids = torch.tensor([ids])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import Batch, Failure, SampleReader, collate, gather_media
+from video_llama.data.batches import BadSample, Batch, DataCollator, SampleReader, gather_media
 from video_llama.data.build import EncodedDataset
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError
@@ -58,7 +58,7 @@ def validate(
     batch_size: int,
     max_batches: int,
     num_generations: int,
-    note_bad: Callable[[Sequence[Failure]], object],
+    note_bad: Callable[[Sequence[BadSample]], object],
     filler: FeatureFiller | None = None,
 ) -> ValidationReport:
     """Measure the model on one dataset, shared by all processes; the model is left in evaluation mode.
@@ -152,22 +152,22 @@ def _batches(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
     max_batches: int,
-) -> Iterator[tuple[Batch | None, Sequence[ProcessedSample], list[Failure]]]:
+) -> Iterator[tuple[Batch | None, Sequence[ProcessedSample], list[BadSample]]]:
     """This process's share of the examples, in order; as many batches on every process."""
     step = batch_size * accelerator.num_processes
     total = len(dataset.examples)
     for number in range(min(max_batches, -(-total // step))):
         first = number * step + accelerator.process_index * batch_size
         samples, failures = _encode_all(dataset, range(first, min(first + batch_size, total)))
-        batch = collate(number, samples, tokenizer.pad_token_id) if samples else None
+        batch = DataCollator(tokenizer.pad_token_id)(samples, number) if samples else None
         yield batch, samples, failures
 
 
-def _encode_all(dataset: EncodedDataset, indices: range) -> tuple[list[ProcessedSample], list[Failure]]:
+def _encode_all(dataset: EncodedDataset, indices: range) -> tuple[list[ProcessedSample], list[BadSample]]:
     reader = SampleReader(dataset.examples, dataset.encoder)
     items = [reader[index] for index in indices]
-    failures = [item for item in items if isinstance(item, Failure)]
-    return [item for item in items if not isinstance(item, Failure)], failures
+    failures = [item for item in items if isinstance(item, BadSample)]
+    return [item for item in items if not isinstance(item, BadSample)], failures
 
 
 def _stand_in(dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase) -> Batch | None:
@@ -175,7 +175,7 @@ def _stand_in(dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase) -> Ba
     for index in range(len(dataset.examples)):
         samples, _ = _encode_all(dataset, range(index, index + 1))
         if samples:
-            return collate(0, samples, tokenizer.pad_token_id)
+            return DataCollator(tokenizer.pad_token_id)(samples)
     return None
 
 
