@@ -23,16 +23,16 @@ from video_llama.checkpoints.convert import (
     language_model_files,
     open_original,
     open_transformers_folder,
+    prepare_output_folder,
     write_original_folder,
     write_transformers_folder,
+    written_dtype,
 )
 from video_llama.checkpoints.load import build_processor, original_config
 from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder, resolve_checkpoint
-from video_llama.checkpoints.saving import prepare_output_folder
 from video_llama.checkpoints.weight_files import Weights
 from video_llama.errors import CheckpointError, VideoLlamaError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
-from video_llama.model.precision import kept_dtype
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -113,12 +113,7 @@ def to_original(arguments: argparse.Namespace) -> None:
 
 
 def _progress(weights: Weights, dtype: torch.dtype | None) -> tqdm:
-    headers = {name: weights.header(name) for name in weights}
-    dtypes = {
-        name: kept_dtype(name, dtype) if dtype and header.is_floating_point() else header.dtype
-        for name, header in headers.items()
-    }
-    size = sum(header.numel() * dtypes[name].itemsize for name, header in headers.items())
+    size = sum(weights.header(name).numel() * written_dtype(weights, name, dtype).itemsize for name in weights)
     return tqdm(total=size, unit="B", unit_scale=True, desc="writing")
 
 

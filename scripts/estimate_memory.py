@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.checkpoints.language_model import read_language_config
+from video_llama.checkpoints.load import configured_sizes
 from video_llama.checkpoints.memory import estimate_memory
 from video_llama.checkpoints.original_layout import find_config, is_transformers_folder
-from video_llama.checkpoints.sizes import configured_sizes
 from video_llama.config import Config, ModelConfig, load_config
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import VideoLlamaError

@@ -23,11 +23,11 @@ def passed_on(monkeypatch: pytest.MonkeyPatch, tiny_model: VideoLlamaForConditio
     """The arguments that reach the loader, which does not load."""
     arguments: dict[str, Any] = {}
 
-    def load_nothing(files: Any, **options: Any) -> VideoLlamaForConditionalGeneration:
-        arguments.update(options)
+    def load_nothing(source: Any, config: Any, dtype: Any, **options: Any) -> VideoLlamaForConditionalGeneration:
+        arguments.update(options, config=config, dtype=dtype)
         return tiny_model
 
-    monkeypatch.setattr(builder, "load_original", load_nothing)
+    monkeypatch.setattr(builder, "load_model", load_nothing)
     return arguments
 
 
