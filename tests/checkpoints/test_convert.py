@@ -31,7 +31,6 @@ from video_llama.checkpoints.convert import (
     open_transformers_folder,
     prepare_output_folder,
     write_original_folder,
-    write_original_weights,
     write_shards,
     write_transformers_folder,
 )
@@ -140,7 +139,9 @@ def test_weights_of_several_files_know_which_file_each_is_from(original_folder: 
 
 def test_imagebinds_vision_trunk_goes_to_imagebinds_file(out: Path) -> None:
     model = VideoLlamaForConditionalGeneration(make_tiny_config(imagebind_vision_config=SMALL_VISION_TRUNK))
-    write_original_weights(HeldWeights("model", model.state_dict()), out, "x")
+    (out / "small").mkdir()
+    weights = HeldWeights("model", model.state_dict())
+    write_original_folder(weights, model.config, out, language_model_files=out / "small", name="x")
     names = set(read_tensors(out / "imagebind_huge.pth"))
     assert {"modality_trunks.vision.blocks.1.norm_1.bias", "modality_trunks.audio.blocks.1.norm_1.bias"} <= names
     assert not any(name.startswith("audio_encoder.") for name in names)

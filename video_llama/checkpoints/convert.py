@@ -49,7 +49,6 @@ __all__ = [
     "open_transformers_folder",
     "prepare_output_folder",
     "write_original_folder",
-    "write_original_weights",
     "write_shards",
     "write_transformers_folder",
     "written_dtype",
@@ -133,32 +132,6 @@ def write_transformers_folder(
     config.save_pretrained(folder)
 
 
-def write_original_folder(
-    weights: Weights,
-    config: VideoLlamaConfig,
-    folder: Path,
-    *,
-    language_model_files: Path,
-    name: str,
-    **options: Any,
-) -> None:
-    """Write a folder in the original layout; projects that follow the original start from these files.
-
-    Of ImageBind only the parts that the model has are written, which the original itself would not load.
-
-    Args:
-        weights: under our names.
-        config: of the model; a copy goes beside the weights, for sizes that are not the published ones.
-        folder: an existing folder.
-        language_model_files: a folder with the language model's configuration and tokenizer.
-        name: what follows in the names of the trained files: `VL_{name}.pth`.
-        options: as for `write_shards`.
-    """
-    write_original_weights(weights, folder, name, **options)
-    _copy_small_files(language_model_files, folder / LANGUAGE_MODEL_FOLDER)
-    config.save_pretrained(folder)
-
-
 def language_model_files(folder: Path, config: VideoLlamaConfig, scratch: Path) -> Path:
     """Return a folder with the configuration and tokenizer of a model's language model.
 
@@ -212,22 +185,28 @@ def write_shards(
         write_whole(folder / "model.safetensors.index.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_original_weights(
+def write_original_folder(
     weights: Weights,
+    config: VideoLlamaConfig,
     folder: Path,
-    name: str,
     *,
-    max_shard_size: int | str = "5GB",
+    language_model_files: Path,
+    name: str,
     dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
     advance: Advance = lambda num_bytes: None,
 ) -> None:
-    """Write the weight files of the original layout (`original_layout.py` lists them).
+    """Write a folder in the original layout (`original_layout.py` lists its files).
+
+    Of ImageBind only the parts that the model has are written, which the original itself would not load.
 
     Args:
-        weights: a whole model under our names.
-        folder: an existing folder; the language model goes to `language_model` in it, in shards.
+        weights: under our names.
+        config: of the model; a copy goes beside the weights, for sizes that are not the published ones.
+        folder: an existing folder.
+        language_model_files: a folder with the language model's configuration and tokenizer.
         name: what follows in the names of the trained files: `VL_{name}.pth`, `AL_{name}.pth`.
-        max_shard_size, dtype, advance: as for `write_shards`. A `.pth` is written whole.
+        dtype, max_shard_size, advance: as for `write_shards`; a `.pth` is written whole.
     """
     # By part, the original's name as the file has it to our name.
     names: dict[Part, dict[str, str]] = {part: {} for part in MODEL_PARTS}
@@ -235,22 +214,25 @@ def write_original_weights(
         part, original = part_of(ours), to_original_name(ours)
         if part is not None and original is not None:
             names[part][original.removeprefix(part.file_prefix)] = ours
-    for file_name, parts, is_wrapped in (
-        (VISION_FILE, (VISION_ENCODER,), False),
-        (QFORMER_FILE, (QFORMER,), True),
-        (f"VL_{name}.pth", (VIDEO_BRANCH, PROJECTION), True),
-        (f"AL_{name}.pth", (AUDIO_BRANCH,), True),
-        (IMAGEBIND_FILE, (AUDIO_ENCODER, IMAGEBIND_VISION), False),
-    ):
-        members = {original: ours for part in parts for original, ours in names[part].items()}
+    files = {
+        VISION_FILE: names[VISION_ENCODER],
+        IMAGEBIND_FILE: names[AUDIO_ENCODER] | names[IMAGEBIND_VISION],
+        QFORMER_FILE: names[QFORMER],
+        f"VL_{name}.pth": names[VIDEO_BRANCH] | names[PROJECTION],
+        f"AL_{name}.pth": names[AUDIO_BRANCH],
+    }
+    for file_name, members in files.items():
         tensors = dict(_read_all(weights, members, dtype, advance))
         if tensors:
-            content = {"model": tensors} if is_wrapped else tensors
-            write_whole(folder / file_name, partial(torch.save, content))
+            # The published files of the two encoders have no `model` entry.
+            is_bare = file_name in (VISION_FILE, IMAGEBIND_FILE)
+            write_whole(folder / file_name, partial(torch.save, tensors if is_bare else {"model": tensors}))
         del tensors
     target = folder / LANGUAGE_MODEL_FOLDER
     target.mkdir(exist_ok=True)
     write_shards(weights, names[LANGUAGE_MODEL], target, max_shard_size=max_shard_size, dtype=dtype, advance=advance)
+    _copy_small_files(language_model_files, target)
+    config.save_pretrained(folder)
 
 
 def written_dtype(weights: Weights, name: str, dtype: torch.dtype | None) -> torch.dtype:

@@ -179,7 +179,7 @@ def load_model(
     is_direct = folder is not None and (is_quantized or options.get("quantization_config") is None)
     if not is_direct:
         options["state_dict"] = _stored_tensors(report.found, dtype, config)
-    with _without_second_report(), _disk_refused():
+    with _reported_by_us():
         model, info = VideoLlamaForConditionalGeneration.from_pretrained(
             folder if is_direct else None,
             config=config,
@@ -229,24 +229,15 @@ def _stored_tensors(found: Mapping[str, TensorRef], dtype: torch.dtype, config: 
 
 
 @contextlib.contextmanager
-def _without_second_report() -> Iterator[None]:
-    """Drop transformers' warning, which lists by single parameters what our report says by part."""
+def _reported_by_us() -> Iterator[None]:
+    """Drop transformers' warnings, which list by single parameters what our report says by part; translate its error.
+
+    Raises:
+        ConfigError: weights of the original's files would stay on the disk.
+    """
     theirs = logging.getLogger("transformers.modeling_utils")
     # Not by its level: with one set there, transformers says more.
-    theirs.addFilter(_drop)
-    try:
-        yield
-    finally:
-        theirs.removeFilter(_drop)
-
-
-def _drop(record: logging.LogRecord) -> bool:
-    return False
-
-
-@contextlib.contextmanager
-def _disk_refused() -> Iterator[None]:
-    """Say what to do where transformers would leave weights of the original's files on the disk."""
+    theirs.disabled = True
     try:
         yield
     except ValueError as error:
@@ -256,6 +247,8 @@ def _disk_refused() -> Iterator[None]:
             "device_map leaves weights on the disk, as only a folder in transformers' layout allows: convert the "
             "checkpoint first (scripts/convert_checkpoint.py), or let more of it lie on the CPU"
         ) from error
+    finally:
+        theirs.disabled = False
 
 
 def _check_language_model_is_whole(source: OriginalFiles | Path, info: Mapping[str, Any]) -> None:

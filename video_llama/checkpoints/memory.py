@@ -88,8 +88,7 @@ class DeviceMemory:
     """Bytes of a device.
 
     Args:
-        free: what can be had now.
-        total: what could be had if no other program were there.
+        free, total: what can be had now, and without other programs.
         is_soft: whether other programs give back memory when it runs short, as they may on a CPU.
     """
 
@@ -153,20 +152,16 @@ def check_model_fits(
     Nothing is compared where accelerate spreads the model over devices: it moves what does not fit.
 
     Args:
-        config: the model.
-        dtype: of its weights.
-        device_map: as transformers' `from_pretrained` takes it.
-        quantization_config: of the language model.
-        skeleton: what `build_skeleton(config)` gave, to save its time.
+        config, skeleton: as for `estimate_memory`.
+        dtype: of the weights.
+        device_map, quantization_config: as transformers' `from_pretrained` takes them.
 
     Raises:
         ConfigError: the weights alone are larger than the device's memory.
     """
     device = single_device(device_map)
-    if device is None or os.environ.get(SWITCH) == "0":
-        return
-    memory = read_device_memory(device)
-    if memory is None:
+    memory = read_device_memory(device) if device is not None and os.environ.get(SWITCH) != "0" else None
+    if device is None or memory is None:
         return
     bits = _quantized_bits(quantization_config or getattr(config, "quantization_config", None))
     skeleton = skeleton or build_skeleton(config)
@@ -188,14 +183,10 @@ def check_model_fits(
     if device.type == "cuda":
         overhead, words = _OVERHEAD, " (and what CUDA itself sets aside)"
     if need.total + overhead > memory.free:
+        more, advice = need.total - need.weights + overhead, _advice(needed, dtype, bits, memory.free - overhead)
         logger.warning(
-            "the model may not fit %s: weights take %s, cache and activations of an answer%s %s more; %s is free. %s",
-            device,
-            _gib(need.weights),
-            words,
-            _gib(need.total - need.weights + overhead),
-            _gib(memory.free),
-            _advice(needed, dtype, bits, memory.free - overhead),
+            f"the model may not fit {device}: weights take {_gib(need.weights)}, cache and activations of an answer"
+            f"{words} {_gib(more)} more; {_gib(memory.free)} is free. {advice}"
         )
 
 
@@ -204,14 +195,12 @@ def batch_that_fits(
 ) -> int:
     """Return how many prompts a loaded model can answer together.
 
+    On a GPU it is what fits its free memory, as a multiple of 8 up to 128, or 1 if 8 do not fit; 8 on other devices.
+
     Args:
-        model: on the device.
-        device: of its token embeddings.
+        model, device: the device is that of its token embeddings.
         context_length: tokens of the longest prompt and answer together.
         num_beams: each keeps its own keys and values.
-
-    Returns:
-        on a GPU what fits its free memory, as a multiple of 8 up to 128, or 1 if 8 do not fit; 8 on other devices.
     """
     memory = read_device_memory(device) if device.type == "cuda" else None
     if memory is None:
@@ -233,12 +222,10 @@ def batch_that_fits(
 def single_device(device_map: Any) -> torch.device | None:
     """Return the one device that all of the model goes to; None if accelerate chooses, or if there are several."""
     places = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
-    if len(places) != 1:
-        return None
-    place = places.pop()
-    if isinstance(place, int) and not isinstance(place, bool):
-        return torch.device("cuda", place)
+    place = places.pop() if len(places) == 1 else None
     try:
+        if isinstance(place, int):
+            return torch.device("cuda", place)
         return None if place is None else torch.device(place)
     except RuntimeError:  # "auto", "balanced", "disk"
         return None
@@ -324,22 +311,15 @@ def _quantized_bits(quantization: Any) -> int | None:
 
 def _advice(needed: Callable[..., MemoryEstimate], dtype: torch.dtype, bits: int | None, room: int) -> str:
     """Say what takes less, with its size, the smallest change first."""
-    choices: dict[str, dict[str, int]] = {}
-    if dtype.itemsize > 2:
-        choices["half precision (dtype='bfloat16')"] = {"bytes_per_value": 2}
-    for fewer in (8, 4):
-        if bits is None:
-            choices[f"load_in_{fewer}bit"] = {"bytes_per_value": 2, "language_model_bits": fewer}
-        elif fewer < bits:
-            choices[f"load_in_{fewer}bit"] = {"language_model_bits": fewer}
+    ways = [("half precision (dtype='bfloat16')", bits)] if dtype.itemsize > 2 else []
+    ways += [(f"load_in_{fewer}bit", fewer) for fewer in (8, 4) if bits is None or fewer < bits]
     sentences = []
-    for name, changes in choices.items():
-        size = needed(**changes).total
-        too_much = "" if size <= room else ", too much as well"
+    for name, fewer in ways:
+        size = needed(bytes_per_value=2, language_model_bits=fewer).total
+        too_much = ", too much as well" if size > room else ""
         sentences.append(f"{name} needs {_gib(size)}{too_much}")
-    audio = needed().audio
-    if audio:
-        sentences.append(f"no audio branch saves {_gib(audio)}")
+    if needed().audio:
+        sentences.append(f"no audio branch saves {_gib(needed().audio)}")
     return "; ".join([*sentences, "device_map='auto' spreads it over all devices and the disk"])
 
 

@@ -62,8 +62,7 @@ class OriginalFiles:
 
     Args:
         language_model: folder of the language model and its tokenizer.
-        vision_encoder: EVA ViT-g.
-        qformer: BLIP-2's Q-Former with the norm in front of it.
+        vision_encoder, qformer: EVA ViT-g; BLIP-2's Q-Former with the norm in front of it.
         video_branch, audio_branch: what was trained; None starts the branch untrained.
         imagebind: ImageBind; None for a model without audio branch.
         projection: a projection to start from (MiniGPT-4's); that of `video_branch` overrides it.
@@ -92,10 +91,7 @@ def resolve_checkpoint(
 ) -> Path:
     """Return the local folder or file of a checkpoint in either layout, downloaded if need be.
 
-    Args:
-        source: path, hub id or address.
-        audio: False leaves out of the download what only the audio branch needs.
-        wanted: what it should be, for the error message.
+    Of a hub id, `audio=False` leaves out what only the audio branch needs; `wanted` goes into the error message.
 
     Raises:
         CheckpointError: there is none.

@@ -6,7 +6,7 @@ Only names and shapes are read: every gap is known before the first gigabyte is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,10 +57,9 @@ class PartReport:
     """The weights of one part, under the names that the files have for them.
 
     Args:
-        loaded: names that are there and fit.
-        missing: names that no file has (ours, where one folder should hold all).
-        unexpected: where there are weights of this part that the model does not have: another depth, say.
-        wrong_shape: where there are weights of another shape, and the shape the model has.
+        loaded, missing: names that are there and fit, and names that no file has.
+        unexpected: weights of this part that the model does not have: another depth, say.
+        wrong_shape: weights of another shape, with the shape that the model has.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -75,7 +74,7 @@ class LoadReport:
 
     Args:
         found: our name to where the weight is stored; only what fits.
-        parts: by part, in the order of `MODEL_PARTS`; parts the model was built without are absent.
+        parts: the parts that the model was built with.
         unknown: names that are in no row of the name table, by file.
         useless: files that hold nothing for this model, with the parts they do hold.
         folder: the one folder that should hold all parts under our names; None if each part has its own file.
@@ -125,8 +124,7 @@ def match_checkpoint(
 
     Args:
         source: the files of the original layout, or a folder that `save_pretrained` wrote.
-        config: of the model.
-        skeleton: what `build_skeleton(config)` gave, to save its time.
+        config: of the model, and `skeleton`: what `build_skeleton(config)` gave, to save its time.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its weights do not fit the model.
@@ -139,18 +137,35 @@ def match_checkpoint(
     if is_renamed:
         expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
     if isinstance(source, Path):
-        language_model = Source(open_weights(source))
-        sources, folder = [language_model], source
-        report = match_weights(expected, sources, {_part_of(name) for name in expected}, folder)
+        sources = [Source(open_weights(source))]
+        report = match_weights(expected, sources, MODEL_PARTS, source)
     else:
-        language_model = Source(open_weights(source.language_model), LANGUAGE_MODEL.file_prefix)
-        sources = [*_open_branches(source), *([] if is_renamed else [language_model])]
-        report = match_weights(expected, sources, _required_parts(source, config))
+        files = _files_and_parts(source)
+        sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
+        matched = sources[:-1] if is_renamed else sources
+        report = match_weights(expected, matched, {part for _, parts in files for part in parts})
     report.raise_for_problems()
     if is_renamed:
-        report.found |= _as_stored(language_model)
+        report.found |= _as_stored(sources[-1])
     logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
     return report
+
+
+def _files_and_parts(files: OriginalFiles) -> list[tuple[Path, Sequence[Part]]]:
+    """Return the files with the parts that each must hold whole; trainable parts without a file start untrained.
+
+    The order is the original's: later files override earlier ones. The language model is the last.
+    """
+    in_order: list[tuple[Path | None, Sequence[Part]]] = [
+        (files.vision_encoder, [VISION_ENCODER]),
+        (files.qformer, [QFORMER]),
+        (files.imagebind, [AUDIO_ENCODER, IMAGEBIND_VISION]),
+        (files.projection, [PROJECTION]),
+        (files.video_branch, [VIDEO_BRANCH, PROJECTION]),
+        (files.audio_branch, [AUDIO_BRANCH]),
+        (files.language_model, [LANGUAGE_MODEL]),
+    ]
+    return [(path, parts) for path, parts in in_order if path is not None]
 
 
 def match_weights(
@@ -165,10 +180,10 @@ def match_weights(
     if it is not required.
 
     Args:
-        expected: the model's own names and tensors (on any device; only shapes are looked at).
+        expected: the model's own names and tensors; only shapes are looked at.
         sources: opened files, under the original's names or ours.
         required: parts that must be found.
-        folder: for the messages: where all parts should be, under our names; by default each has a file of its own.
+        folder: `LoadReport.folder`.
     """
     present = {_part_of(name) for name in expected}
     report = LoadReport(parts={part: PartReport() for part in MODEL_PARTS if part in present}, folder=folder)
@@ -228,44 +243,12 @@ def _match_shape(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:
         outcome.wrong_shape.append((report.found.pop(name), shape))
 
 
-def _open_branches(files: OriginalFiles) -> Iterator[Source]:
-    """Open all but the language model, in the original's order: later files override earlier ones."""
-    in_order = (
-        (files.vision_encoder, VISION_ENCODER.file_prefix),
-        (files.qformer, ""),
-        (files.imagebind, AUDIO_ENCODER.file_prefix),
-        (files.projection, ""),
-        (files.video_branch, ""),
-        (files.audio_branch, ""),
-    )
-    for path, prefix in in_order:
-        if path is not None:
-            yield Source(open_weights(path), prefix)
-
-
-def _required_parts(files: OriginalFiles, config: VideoLlamaConfig) -> set[Part]:
-    """Return all that is built, except trainable parts that no file is given for: those start untrained."""
-    required = {VISION_ENCODER, QFORMER, LANGUAGE_MODEL}
-    if files.video_branch is not None:
-        required |= {VIDEO_BRANCH, PROJECTION}
-    if files.projection is not None:
-        required.add(PROJECTION)
-    if config.use_audio:
-        required.add(AUDIO_ENCODER)
-        if files.audio_branch is not None:
-            required.add(AUDIO_BRANCH)
-    if config.imagebind_vision_config is not None:
-        required.add(IMAGEBIND_VISION)
-    return required
-
-
 def _as_stored(source: Source) -> dict[str, TensorRef]:
     """Return the language model's weights as its files name them, which transformers renames."""
     found = {}
     for name in source.weights:
-        original = source.prefix + name
-        ours = name if not source.prefix else f"language_model.{name}"
-        if part_of(ours) is LANGUAGE_MODEL and not is_stray(original):
+        ours = f"language_model.{name}" if source.prefix else name
+        if part_of(ours) is LANGUAGE_MODEL and not is_stray(source.prefix + name):
             found[ours] = TensorRef(source.weights, name)
     return found
 

@@ -80,7 +80,7 @@ def load_pretrained_model(
         model_name: name of a conversation template; with any other name the weights' own template is used.
         device: where to; by default a GPU if there is one.
         half: half precision where the device is good at it (see `resolve_dtype`); never float16 on a CPU.
-        verbose: show progress bars and log what was loaded, part by part (logger `video_llama`, level INFO).
+        verbose: show progress bars and log what was loaded, part by part (logger `video_llama.checkpoints`, level INFO).
         audio: whether to build the audio branch; by default if the checkpoint has one.
         dtype: a precision by name, instead of `half`.
         load_in_8bit, load_in_4bit: quantize the language model with bitsandbytes; the branches stay as they are.
@@ -99,7 +99,7 @@ def load_pretrained_model(
     target = resolve_device(device)
     options = _loading_options(load_in_8bit, load_in_4bit, device_map, attn_implementation, target)
     with computing_on(target, LESS_TO_LOAD), contextlib.nullcontext() if verbose else _quiet():
-        if model_name not in conv_templates and model_name is not None:
+        if verbose and model_name is not None and model_name not in conv_templates:
             logger.info("model_name %r is no conversation template; the weights' own is used", model_name)
         source, config, template = _locate(model_path, model_base, audio)
         if model_name in conv_templates:
@@ -181,8 +181,7 @@ def _locate(
             section.equip_audio_branch = audio
         if model_base is not None:
             section.llama_model = os.fspath(model_base)
-        _check_is_trained(section)
-        return _locate_configured_files(section)
+        return _locate_configured(section, is_run=True)
     path = resolve_checkpoint(model_path, audio)
     folder = path.parent if path.suffix in (".safetensors", ".json") else path
     if is_transformers_folder(folder):
@@ -191,21 +190,21 @@ def _locate(
     return files, original_config(files), None
 
 
-def _locate_configured(section: ModelConfig, for_training: bool) -> _Located:
-    """Find what a model section names."""
-    if section.ckpt is not None:
+def _locate_configured(section: ModelConfig, for_training: bool = False, is_run: bool = False) -> _Located:
+    """Find what a model section names; that of a training run names files of the original layout only."""
+    if section.ckpt is not None and not is_run:
         wanted = "the checkpoint of the vision branch (model.ckpt)"
         path = resolve_checkpoint(section.ckpt, section.equip_audio_branch, wanted)
         if is_transformers_folder(path):
             config = _saved_config(path, section.equip_audio_branch)
             check_sizes(section, config, path / "config.json")
             return path, config, None
-    if not for_training:
-        _check_is_trained(section)
-    return _locate_configured_files(section)
-
-
-def _locate_configured_files(section: ModelConfig) -> _Located:
+    if section.ckpt is None and not for_training:
+        raise ConfigError("model.ckpt must name the checkpoint of the vision branch (VL_*.pth) or a converted folder")
+    if section.equip_audio_branch and section.ckpt_2 is None and not for_training:
+        raise ConfigError(
+            "model.ckpt_2 must name the checkpoint of the audio branch (AL_*.pth), or set equip_audio_branch: False"
+        )
     files = configured_files(section)
     return files, configured_config(section, files), _TEMPLATES.get(section.model_type)
 
@@ -252,7 +251,7 @@ def _load(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Only errors, no progress bars."""
-    package_logger = logging.getLogger("video_llama")
+    package_logger = logging.getLogger("video_llama.checkpoints")
     level, had_bars = package_logger.level, transformers_logging.is_progress_bar_enabled()
     package_logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
@@ -262,16 +261,6 @@ def _quiet() -> Iterator[None]:
         package_logger.setLevel(level)
         if had_bars:
             transformers_logging.enable_progress_bar()
-
-
-def _check_is_trained(section: ModelConfig) -> None:
-    """Refuse a branch that no file is named for: it would answer at random."""
-    if section.ckpt is None:
-        raise ConfigError("model.ckpt must name the checkpoint of the vision branch (VL_*.pth) or a converted folder")
-    if section.equip_audio_branch and section.ckpt_2 is None:
-        raise ConfigError(
-            "model.ckpt_2 must name the checkpoint of the audio branch (AL_*.pth), or set equip_audio_branch: False"
-        )
 
 
 def _loading_options(
