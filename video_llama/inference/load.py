@@ -80,7 +80,7 @@ def load_pretrained_model(
         model_name: name of a conversation template; with any other name the weights' own template is used.
         device: where to; by default a GPU if there is one.
         half: half precision where the device is good at it (see `resolve_dtype`); never float16 on a CPU.
-        verbose: show progress bars and log what was loaded, part by part (logger `video_llama.checkpoints`, level INFO).
+        verbose: show progress bars and log what was loaded by part (logger `video_llama.checkpoints`, level INFO).
         audio: whether to build the audio branch; by default if the checkpoint has one.
         dtype: a precision by name, instead of `half`.
         load_in_8bit, load_in_4bit: quantize the language model with bitsandbytes; the branches stay as they are.
