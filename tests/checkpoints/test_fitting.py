@@ -115,7 +115,7 @@ def test_a_cpu_whose_other_programs_could_make_room_is_warned_of_and_one_too_sma
         {"_load_in_4bit": True, "quant_method": "bitsandbytes"},
     ],
 )
-def test_a_quantised_model_is_counted_as_such(
+def test_a_quantized_model_is_counted_as_such(
     monkeypatch: pytest.MonkeyPatch, published: VideoLlamaConfig, quantization: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     give(monkeypatch, DeviceMemory(15 * GIB // 2, 8 * GIB))

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from video_llama.checkpoints.language_model import check_language_model
 from video_llama.checkpoints.original_layout import IMAGEBIND_FILE, QFORMER_FILE, VISION_FILE, OriginalFiles
 from video_llama.checkpoints.report import match_checkpoint
-from video_llama.checkpoints.weight_files import GatheredWeights, Weights, open_weights
+from video_llama.checkpoints.weight_files import GatheredWeights, Weights, converted_dtype, open_weights
 from video_llama.checkpoints.weight_mapping import (
     AUDIO_BRANCH,
     AUDIO_ENCODER,
@@ -37,7 +37,6 @@ from video_llama.checkpoints.weight_mapping import (
 )
 from video_llama.errors import CheckpointError
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.precision import kept_dtype
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
@@ -51,7 +50,6 @@ __all__ = [
     "write_original_folder",
     "write_shards",
     "write_transformers_folder",
-    "written_dtype",
 ]
 
 LANGUAGE_MODEL_FOLDER = "language_model"
@@ -169,9 +167,8 @@ def write_shards(
         dtype: convert all floating-point numbers, except what keeps more digits (`kept_dtype`); None converts nothing.
         advance: called with the number of bytes of every tensor written.
     """
-    headers = {}
-    for name, stored in names.items():
-        headers[name] = weights.header(stored).to(written_dtype(weights, stored, dtype))
+    headers = {name: weights.header(stored) for name, stored in names.items()}
+    headers = {name: header.to(converted_dtype(names[name], header, dtype)) for name, header in headers.items()}
     plan = split_torch_state_dict_into_shards(
         headers, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
@@ -235,19 +232,11 @@ def write_original_folder(
     config.save_pretrained(folder)
 
 
-def written_dtype(weights: Weights, name: str, dtype: torch.dtype | None) -> torch.dtype:
-    """Return the dtype that a tensor is written in, if `dtype` is asked for."""
-    header = weights.header(name)
-    if dtype is None or not header.is_floating_point():
-        return header.dtype
-    return kept_dtype(name, dtype)
-
-
 def _read_all(
     weights: Weights, names: Mapping[str, str], dtype: torch.dtype | None, advance: Advance
 ) -> Iterator[tuple[str, Tensor]]:
     for name, stored in names.items():
-        tensor = weights.read(stored, written_dtype(weights, stored, dtype)).contiguous()
+        tensor = weights.read(stored, converted_dtype(stored, weights.header(stored), dtype)).contiguous()
         advance(tensor.nbytes)
         yield name, tensor
 

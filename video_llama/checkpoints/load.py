@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,12 @@ from video_llama.checkpoints.language_model import guess_conv_template, read_lan
 from video_llama.checkpoints.original_layout import OriginalFiles
 from video_llama.checkpoints.quantization import prepare_quantized_layers
 from video_llama.checkpoints.report import POSITION_TABLE, LoadReport, match_checkpoint
-from video_llama.checkpoints.weight_files import TensorRef
+from video_llama.checkpoints.weight_files import TensorRef, converted_dtype
 from video_llama.checkpoints.weight_mapping import TRAINABLE_PARTS, part_of
 from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
-from video_llama.model.precision import kept_dtype
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.audio_features import LogMelSettings
 from video_llama.processor.media_processor import MediaProcessor
@@ -61,7 +60,9 @@ def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
     Raises:
         CheckpointError: a configuration file is missing or damaged.
     """
-    fields = VideoLlamaConfig.get_config_dict(files.config)[0] if files.config else {}
+    fields: dict[str, Any] = {}
+    if files.config is not None:
+        fields, _ = VideoLlamaConfig.get_config_dict(files.config)
     # The placeholders' ids follow the vocabulary of the language model that is loaded.
     fields |= {"image_token_id": None, "audio_token_id": None}
     fields |= {"use_audio": files.imagebind is not None, "text_config": read_language_config(files.language_model)}
@@ -208,7 +209,7 @@ class _StoredTensor:
 
     place: TensorRef
     dtype: torch.dtype
-    num_patches: int | None
+    num_patches: int | None = None
 
     def __getitem__(self, index: Any) -> Tensor:
         tensor = self.place.read(self.dtype)
@@ -220,11 +221,9 @@ class _StoredTensor:
 def _stored_tensors(found: Mapping[str, TensorRef], dtype: torch.dtype, config: VideoLlamaConfig) -> dict[str, Any]:
     """Return a `state_dict` of weights that are still on disk."""
     num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    stored = {}
-    for name, place in found.items():
-        header = place.header
-        target = kept_dtype(name, dtype) if header.is_floating_point() else header.dtype
-        stored[name] = _StoredTensor(place, target, num_patches if name == POSITION_TABLE else None)
+    stored = {name: _StoredTensor(place, converted_dtype(name, place.header, dtype)) for name, place in found.items()}
+    if POSITION_TABLE in stored:
+        stored[POSITION_TABLE] = replace(stored[POSITION_TABLE], num_patches=num_patches)
     return stored
 
 
@@ -271,6 +270,5 @@ def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadRep
     """Give the parts that train their own dtype, with values read anew so that none was rounded."""
     for name, parameter in model.named_parameters():
         if part_of(name) in TRAINABLE_PARTS:
-            place = report.found.get(name)
-            value = parameter.data if place is None else place.read()
+            value = report.found[name].read() if name in report.found else parameter.data
             parameter.data = value.to(device=parameter.device, dtype=dtype)

@@ -128,12 +128,11 @@ def estimate_memory(
         skeleton: what `build_skeleton(config)` gave, to save its time.
     """
     model = skeleton or build_skeleton(config)
-    audio_values = _num_values(model.audio_branch) if model.audio_branch is not None else 0
     num_tokens = context_length * batch_size
     return MemoryEstimate(
         language_model=_language_model_bytes(model.language_model, bytes_per_value, language_model_bits),
         vision=_num_values(model.video_branch) * bytes_per_value,
-        audio=audio_values * bytes_per_value,
+        audio=_num_values(model.audio_branch) * bytes_per_value,
         kv_cache=_kv_cache_values(config) * num_tokens * bytes_per_value,
         activations=_activation_values(config, num_frames * batch_size, num_tokens) * bytes_per_value,
     )
@@ -160,8 +159,10 @@ def check_model_fits(
         ConfigError: the weights alone are larger than the device's memory.
     """
     device = single_device(device_map)
-    memory = read_device_memory(device) if device is not None and os.environ.get(SWITCH) != "0" else None
-    if device is None or memory is None:
+    if device is None or os.environ.get(SWITCH) == "0":
+        return
+    memory = read_device_memory(device)
+    if memory is None:
         return
     bits = _quantized_bits(quantization_config or getattr(config, "quantization_config", None))
     skeleton = skeleton or build_skeleton(config)
@@ -223,16 +224,18 @@ def single_device(device_map: Any) -> torch.device | None:
     """Return the one device that all of the model goes to; None if accelerate chooses, or if there are several."""
     places = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
     place = places.pop() if len(places) == 1 else None
+    if place is None:
+        return None
+    if isinstance(place, int):
+        place = f"cuda:{place}"
     try:
-        if isinstance(place, int):
-            return torch.device("cuda", place)
-        return None if place is None else torch.device(place)
+        return torch.device(place)
     except RuntimeError:  # "auto", "balanced", "disk"
         return None
 
 
 def read_device_memory(device: torch.device) -> DeviceMemory | None:
-    """Return what a device has; None for a kind that does not tell."""
+    """Return what a device has; None for a kind that cannot be asked."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -261,7 +264,9 @@ def _cpu_memory() -> DeviceMemory:
     return DeviceMemory(free, total, is_soft=True)
 
 
-def _num_values(module: nn.Module) -> int:
+def _num_values(module: nn.Module | None) -> int:
+    if module is None:
+        return 0
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -311,13 +316,16 @@ def _quantized_bits(quantization: Any) -> int | None:
 
 def _advice(needed: Callable[..., MemoryEstimate], dtype: torch.dtype, bits: int | None, room: int) -> str:
     """Say what takes less, with its size, the smallest change first."""
-    ways = [("half precision (dtype='bfloat16')", bits)] if dtype.itemsize > 2 else []
+    ways = []
+    if dtype.itemsize > 2:
+        ways.append(("half precision (dtype='bfloat16')", bits))
     ways += [(f"load_in_{fewer}bit", fewer) for fewer in (8, 4) if bits is None or fewer < bits]
     sentences = []
     for name, fewer in ways:
         size = needed(bytes_per_value=2, language_model_bits=fewer).total
-        too_much = ", too much as well" if size > room else ""
-        sentences.append(f"{name} needs {_gib(size)}{too_much}")
+        sentences.append(f"{name} needs {_gib(size)}")
+        if size > room:
+            sentences[-1] += ", too much as well"
     if needed().audio:
         sentences.append(f"no audio branch saves {_gib(needed().audio)}")
     return "; ".join([*sentences, "device_map='auto' spreads it over all devices and the disk"])

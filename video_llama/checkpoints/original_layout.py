@@ -96,8 +96,9 @@ def resolve_checkpoint(
     Raises:
         CheckpointError: there is none.
     """
-    patterns = WITHOUT_AUDIO_PATTERNS if audio is False else CHECKPOINT_PATTERNS
-    return resolve_source(source, wanted, patterns)
+    if audio is False:
+        return resolve_source(source, wanted, WITHOUT_AUDIO_PATTERNS)
+    return resolve_source(source, wanted, CHECKPOINT_PATTERNS)
 
 
 def find_original_files(
@@ -147,6 +148,7 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
     """
     use_audio = config.equip_audio_branch
     video_branch = audio_branch = imagebind = projection = None
+    # What is given for audio does not count without audio branch.
     if config.ckpt is not None:
         video_branch = _branch_file(config.ckpt, "VL", "model.ckpt", use_audio)
     if config.ckpt_2 is not None and use_audio:
@@ -190,7 +192,7 @@ def resolve_language_model(source: Source) -> Path:
     """
     wanted = LANGUAGE_MODEL.file
     path = resolve_source(source, wanted, LANGUAGE_MODEL_PATTERNS)
-    # A repository without safetensors.
+    # Pickled weights are downloaded only where a repository has no safetensors.
     if not _has_weights(path) and not Path(source).expanduser().exists():
         path = resolve_source(source, wanted, CHECKPOINT_PATTERNS)
     if _has_weights(path):
@@ -254,7 +256,7 @@ def _chosen_or_only(path: Path, prefix: str, required: bool) -> Path | None:
     if path.is_file() and prefix == "VL" and not path.name.startswith("AL"):
         return path
     if required:
-        part = VIDEO_BRANCH if prefix == "VL" else AUDIO_BRANCH
+        part = {"VL": VIDEO_BRANCH, "AL": AUDIO_BRANCH}[prefix]
         raise CheckpointError(f"{folder}: no {prefix}*.pth, which holds the {part.name}; put it here")
     return None
 

@@ -132,21 +132,24 @@ def match_checkpoint(
     skeleton = skeleton or build_skeleton(config)
     # transformers may rename and merge the stored weights of other language models, so it must match them itself.
     is_renamed = config.text_config.model_type != "llama"
+    # Tied weights are stored under one of their names.
     left_out = set(skeleton.all_tied_weights_keys)
     expected = {name: tensor for name, tensor in skeleton.state_dict().items() if name not in left_out}
     if is_renamed:
         expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
     if isinstance(source, Path):
-        sources = [Source(open_weights(source))]
-        report = match_weights(expected, sources, MODEL_PARTS, source)
+        language_model = Source(open_weights(source))
+        report = match_weights(expected, [language_model], MODEL_PARTS, source)
     else:
         files = _files_and_parts(source)
         sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
-        matched = sources[:-1] if is_renamed else sources
-        report = match_weights(expected, matched, {part for _, parts in files for part in parts})
+        language_model = sources[-1]
+        if is_renamed:
+            sources.pop()
+        report = match_weights(expected, sources, {part for _, parts in files for part in parts})
     report.raise_for_problems()
     if is_renamed:
-        report.found |= _as_stored(sources[-1])
+        report.found |= _as_stored(language_model)
     logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
     return report
 
@@ -211,6 +214,7 @@ def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Sour
     for name in weights:
         original = source.prefix + name
         ours = name if part_of(name) else to_our_name(original)
+        # The names of a file are the original's, or ours if this package wrote it.
         if ours is not None and ours in expected:
             report.found[ours] = TensorRef(weights, name)
             is_useful = True
@@ -219,6 +223,7 @@ def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Sour
         elif ours is None:
             report.unknown.setdefault(weights.path, []).append(name)
         else:
+            # A weight of ours that this model does not have: of a part it was built without, or of another depth.
             part = _part_of(ours)
             held.add(part)
             if part in report.parts:

@@ -29,8 +29,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from video_llama.errors import CheckpointError
+from video_llama.model.precision import kept_dtype
 
-__all__ = ["FOLDER_FILES", "GatheredWeights", "TensorRef", "Weights", "open_weights"]
+__all__ = ["FOLDER_FILES", "GatheredWeights", "TensorRef", "Weights", "converted_dtype", "open_weights"]
 
 FOLDER_FILES = (
     "model.safetensors.index.json",
@@ -148,6 +149,13 @@ class _File(Weights):
             if self._can_release and self._bytes_read > self._release_after:
                 self._mapped, self._bytes_read = None, 0
         return view.to(dtype=dtype, copy=True)
+
+
+def converted_dtype(name: str, header: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of a weight in a model of a precision: whole numbers, and what keeps more digits, differ."""
+    if dtype is None or not header.is_floating_point():
+        return header.dtype
+    return kept_dtype(name, dtype)
 
 
 def open_weights(path: str | os.PathLike[str]) -> Weights:

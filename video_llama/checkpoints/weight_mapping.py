@@ -85,6 +85,7 @@ def _imagebind_rows(modality: str, patch_projection: str) -> tuple[Row, ...]:
     )
 
 
+# What is downloaded once, and never trained here.
 VISION_ENCODER = Part(
     name="frame encoder (EVA ViT-g)",
     file="eva_vit_g.pth (vit_ckpt)",
@@ -100,6 +101,7 @@ QFORMER = Part(
         *_qformer_rows("Qformer", "video_branch.qformer"),
     ),
 )
+# What the published checkpoints of the video branch hold.
 VIDEO_BRANCH = Part(
     name="video Q-Former",
     file="VL_*.pth (ckpt)",
@@ -114,6 +116,7 @@ PROJECTION = Part(
     file="VL_*.pth (ckpt) or the MiniGPT-4 file (llama_proj_model)",
     rows=(("llama_proj.*", "video_branch.projection.*"),),
 )
+# ImageBind; its vision encoder only serves to train the audio branch on images.
 AUDIO_ENCODER = Part(
     name="ImageBind audio encoder",
     file="imagebind_huge.pth (imagebind_ckpt_path)",
@@ -126,6 +129,7 @@ IMAGEBIND_VISION = Part(
     rows=_imagebind_rows("vision", patch_projection="proj.1"),
     file_prefix="audio_encoder.",
 )
+# What the published checkpoints of the audio branch hold.
 AUDIO_BRANCH = Part(
     name="audio Q-Former and projection",
     file="AL_*.pth (ckpt_2)",
@@ -174,12 +178,15 @@ STRAY_PATTERNS = (
     ),
 )
 
+# Columns of a row.
 _ORIGINAL, _OURS = 0, 1
 
 
 def to_our_name(original: str) -> str | None:
     """Return our name of an original parameter or buffer; None if it is none of the model's."""
-    found = None if _any_of(COMPUTED_BUFFERS).fullmatch(original) else _resolve(original, _ORIGINAL)
+    if _any_of(COMPUTED_BUFFERS).fullmatch(original):
+        return None
+    found = _resolve(original, _ORIGINAL)
     return found and found[1]
 
 
