@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Bench, Figures, cpu_name, nvidia_smi
-from video_llama.training.flops import Workload, encoder_flops
+from benchmarks.workload import Workload, encoder_flops
 
 PAPER_RATE = 600e12
 """Operations per second that large bfloat16 products reach on an H100, by the plan."""

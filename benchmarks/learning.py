@@ -11,10 +11,10 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from benchmarks.harness import Bench, Figures
+from benchmarks.workload import Workload, training_flops
 from video_llama.config import Config
 from video_llama.data.batches import Batch
 from video_llama.data.sample_processor import MediaInput
-from video_llama.training.flops import Workload, training_flops
 from video_llama.training.memory import TrainingSample, estimate_training_memory
 from video_llama.training.stages import TrainedParts, freeze_for_training
 from video_llama.training.trainer import Trainer

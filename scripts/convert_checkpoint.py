@@ -23,16 +23,15 @@ from video_llama.checkpoints.convert import (
     language_model_files,
     open_original,
     open_transformers_folder,
+    prepare_output_folder,
     write_original_folder,
     write_transformers_folder,
 )
 from video_llama.checkpoints.load import build_processor, original_config
 from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder, resolve_checkpoint
-from video_llama.checkpoints.saving import prepare_output_folder
-from video_llama.checkpoints.weight_files import Weights
+from video_llama.checkpoints.weight_files import Weights, converted_dtype
 from video_llama.errors import CheckpointError, VideoLlamaError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
-from video_llama.model.precision import kept_dtype
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def to_transformers(arguments: argparse.Namespace) -> None:
-    """Published files to a folder for transformers."""
+    """Convert published files to a folder for transformers."""
     if is_transformers_folder(Path(arguments.source)):
         raise CheckpointError(f"{arguments.source}: a folder for transformers already; --to original turns it back")
     files = find_original_files(
@@ -93,7 +92,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
 
 
 def to_original(arguments: argparse.Namespace) -> None:
-    """A folder for transformers to the original's files."""
+    """Convert a folder for transformers to the original's files."""
     source = resolve_checkpoint(arguments.source)
     if not is_transformers_folder(source):
         raise CheckpointError(f"{source}: not a Video-LLaMA written by save_pretrained or by this script")
@@ -114,11 +113,7 @@ def to_original(arguments: argparse.Namespace) -> None:
 
 def _progress(weights: Weights, dtype: torch.dtype | None) -> tqdm:
     headers = {name: weights.header(name) for name in weights}
-    dtypes = {
-        name: kept_dtype(name, dtype) if dtype and header.is_floating_point() else header.dtype
-        for name, header in headers.items()
-    }
-    size = sum(header.numel() * dtypes[name].itemsize for name, header in headers.items())
+    size = sum(header.numel() * converted_dtype(name, header, dtype).itemsize for name, header in headers.items())
     return tqdm(total=size, unit="B", unit_scale=True, desc="writing")
 
 

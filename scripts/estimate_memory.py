@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.checkpoints.language_model import read_language_config
+from video_llama.checkpoints.load import configured_sizes
 from video_llama.checkpoints.memory import estimate_memory
 from video_llama.checkpoints.original_layout import find_config, is_transformers_folder
-from video_llama.checkpoints.sizes import configured_sizes
 from video_llama.config import Config, ModelConfig, load_config
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import VideoLlamaError
@@ -49,12 +49,13 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "half, language model 8 bit": {"language_model_bits": 8},
     "half, language model 4 bit": {"language_model_bits": 4},
 }
-TEMPLATE_TOKENS = 64  # of a training sample, besides media and text: system prompt, introduction of the media
+# Of a training sample, besides media and text: system prompt, introduction of the media.
+TEMPLATE_TOKENS = 64
 GIB = 2**30
 
 
 def read_config(source: str, use_audio: bool) -> VideoLlamaConfig:
-    """A published size by name, or the configuration of a saved folder."""
+    """Return a published size by name, or the configuration of a saved folder."""
     if source.lower() in SIZES:
         return VideoLlamaConfig(text_config=SIZES[source.lower()] or None, use_audio=use_audio)
     folder = local_path(source)
@@ -73,28 +74,29 @@ def read_config(source: str, use_audio: bool) -> VideoLlamaConfig:
 
 
 def local_path(source: str) -> Path:
-    """Of a folder, or of a model that comes with the package."""
+    """Return the path of a folder, or of a model that comes with the package."""
     path = Path(source).expanduser()
     return PACKAGED_MODELS / source if not path.exists() and (PACKAGED_MODELS / source).is_dir() else path
 
 
 def configured_model(config: Config, use_audio: bool) -> tuple[VideoLlamaConfig, str]:
-    """The sizes that a YAML configuration describes, and how its language model was found.
+    """Return the sizes that a YAML configuration describes, and how its language model was found.
 
     Raises:
-        SystemExit: the language model is neither there nor of a size that its name tells.
+        SystemExit: the language model is not there, and its name gives no size.
     """
     model = config.model
-    hears = model.equip_audio_branch and use_audio
+    use_audio = use_audio and model.equip_audio_branch
     if model.ckpt is not None and is_transformers_folder(local_path(model.ckpt)):
-        return read_config(model.ckpt, hears), f"sizes of {model.ckpt}"
+        return read_config(model.ckpt, use_audio), f"sizes of {model.ckpt}"
     folders = [path if path.is_dir() else path.parent for path in map(local_path, filter(None, checkpoints(model)))]
     beside = find_config(folders)
     sizes = VideoLlamaConfig.get_config_dict(beside)[0] if beside else configured_sizes(model)
     text, found = language_model_config(model.llama_model)
-    sizes |= {"text_config": text, "use_audio": hears, "image_token_id": None, "audio_token_id": None}
+    sizes |= {"text_config": text, "use_audio": use_audio, "image_token_id": None, "audio_token_id": None}
     if not model.frozen_audio_Qformer:
-        sizes["imagebind_vision_config"] = ImageBindTrunkConfig.vision_huge()  # pictures stand in for sound
+        # The audio branch trains on images.
+        sizes["imagebind_vision_config"] = ImageBindTrunkConfig.vision_huge()
     return VideoLlamaConfig(**sizes), found
 
 
@@ -103,12 +105,12 @@ def checkpoints(model: ModelConfig) -> list[str | None]:
 
 
 def language_model_config(source: str | None) -> tuple[Any, str]:
-    """What is in its folder, else LLaMA-2 of the size that its name tells; and words on which it was."""
+    """Return the configuration in its folder, else LLaMA-2 of the size in its name; and words on which it was."""
     if source is not None and (local_path(source) / "config.json").is_file():
         return read_language_config(local_path(source)), f"language model of {source}"
     size = next((size for size in SIZES if source is not None and size in source.lower()), None)
     if size is None:
-        wrong = "is not set" if source is None else f"{source} is not there, and its name tells no size"
+        wrong = "is not set" if source is None else f"{source} is not there, and its name gives no size"
         raise SystemExit(f"error: model.llama_model {wrong} (7b, 13b)")
     return SIZES[size] or None, f"{source} is not there: counted as LLaMA-2 of {size}"
 

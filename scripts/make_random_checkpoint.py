@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from video_llama.checkpoints.convert import write_original_folder, write_transformers_folder
+from video_llama.checkpoints.convert import (
+    prepare_output_folder,
+    write_original_folder,
+    write_transformers_folder,
+)
 from video_llama.checkpoints.load import build_processor
-from video_llama.checkpoints.saving import prepare_output_folder
 from video_llama.checkpoints.weight_files import Weights
 from video_llama.errors import CheckpointError, VideoLlamaError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
@@ -113,26 +116,13 @@ class RandomWeights(Weights):
     """
 
     def __init__(self, config: VideoLlamaConfig, dtype: torch.dtype, seed: int) -> None:
-        super().__init__(Path("random"))
         with torch.device("meta"):
             model = VideoLlamaForConditionalGeneration(config).to(dtype)
-        self._headers = model.state_dict()
+        super().__init__(Path("random"), model.state_dict())
         self._seed = seed
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._headers)
-
-    def __len__(self) -> int:
-        return len(self._headers)
-
-    def header(self, name: str) -> Tensor:
-        return self._headers[name]
-
-    def file_of(self, name: str) -> Path:
-        return self.path
-
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        header = self._headers[name]
+        header = self.header(name)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         values = torch.empty(header.shape).normal_(std=STD, generator=generator)
         if header.ndim == 0:  # ImageBind's logit scale is fixed

@@ -135,6 +135,6 @@ def test_media_for_which_there_is_no_memory_are_told(model: VideoLlama, monkeypa
 def test_loading_into_a_full_device_says_how_to_load_less(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "load_transformers", fail)
+    monkeypatch.setattr(builder, "load_model", fail)
     with pytest.raises(OutOfMemoryError, match="load_in_4bit, load_in_8bit"):
         load_pretrained_model(tiny_checkpoint, device="cpu")

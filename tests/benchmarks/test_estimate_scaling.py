@@ -14,19 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import estimate_scaling
 from benchmarks.benches.encoders import make_config, vit_operations
 from benchmarks.estimate_scaling import feature_bytes, main, restart_interval
+from benchmarks.workload import Workload, branch_flops, caption_flops, encoder_flops, training_flops
 from tests.helpers.tiny_model import make_tiny_config
 from video_llama.data.features import Features, FeatureStore
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.flops import (
-    Workload,
-    branch_flops,
-    caption_flops,
-    encoder_flops,
-    language_model_flops,
-    training_flops,
-    vit_flops,
-)
+from video_llama.training.flops import language_model_flops, vit_flops
 from video_llama.training.stages import TrainedParts, freeze_for_training
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"

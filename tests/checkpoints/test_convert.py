@@ -24,17 +24,18 @@ from tests.helpers.checkpoints import (
     read_tensors,
 )
 from tests.helpers.tiny_model import make_tiny_config
-from video_llama.checkpoints import saving
+from video_llama.checkpoints import convert
 from video_llama.checkpoints.convert import (
     language_model_files,
     open_original,
     open_transformers_folder,
+    prepare_output_folder,
     write_original_folder,
+    write_shards,
     write_transformers_folder,
 )
 from video_llama.checkpoints.load import build_processor, original_config
 from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder
-from video_llama.checkpoints.saving import prepare_output_folder, write_original_weights, write_shards
 from video_llama.checkpoints.weight_files import open_weights
 from video_llama.errors import CheckpointError
 from video_llama.model.configuration import VideoLlamaConfig
@@ -138,7 +139,9 @@ def test_weights_of_several_files_know_which_file_each_is_from(original_folder: 
 
 def test_imagebinds_vision_trunk_goes_to_imagebinds_file(out: Path) -> None:
     model = VideoLlamaForConditionalGeneration(make_tiny_config(imagebind_vision_config=SMALL_VISION_TRUNK))
-    write_original_weights(HeldWeights("model", model.state_dict()), out, "x")
+    (out / "small").mkdir()
+    weights = HeldWeights("model", model.state_dict())
+    write_original_folder(weights, model.config, out, language_model_files=out / "small", name="x")
     names = set(read_tensors(out / "imagebind_huge.pth"))
     assert {"modality_trunks.vision.blocks.1.norm_1.bias", "modality_trunks.audio.blocks.1.norm_1.bias"} <= names
     assert not any(name.startswith("audio_encoder.") for name in names)
@@ -205,7 +208,7 @@ def test_never_more_than_one_shard_is_in_memory(out: Path) -> None:
 def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = saving.save_file, []
+    save, calls = convert.save_file, []
 
     def run_out_of_space(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
         calls.append(path)
@@ -214,7 +217,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(
             path.write_bytes(path.read_bytes()[:100])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", run_out_of_space)
+    monkeypatch.setattr(convert, "save_file", run_out_of_space)
     with pytest.raises(OSError, match="No space left"):
         to_hf(checkpoints["original"], tmp_path / "hf", max_shard_size="200KB")
     files = sorted(path.name for path in (tmp_path / "hf").rglob("*"))

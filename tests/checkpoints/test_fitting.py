@@ -11,15 +11,16 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
-from video_llama.checkpoints import fitting
-from video_llama.checkpoints.fitting import (
+from video_llama.checkpoints import memory as module
+from video_llama.checkpoints.memory import (
     DeviceMemory,
     batch_that_fits,
+    build_skeleton,
     check_model_fits,
+    estimate_memory,
     read_device_memory,
     single_device,
 )
-from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.errors import ConfigError
 from video_llama.inference import load as builder
 from video_llama.inference.load import load_pretrained_model
@@ -40,12 +41,12 @@ def one_skeleton(published: VideoLlamaConfig, monkeypatch: pytest.MonkeyPatch) -
     known = build_skeleton(published) if not hasattr(one_skeleton, "known") else one_skeleton.known
     one_skeleton.known = known  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        fitting, "build_skeleton", lambda config: known if config is published else build_skeleton(config)
+        module, "build_skeleton", lambda config: known if config is published else build_skeleton(config)
     )
 
 
 def give(monkeypatch: pytest.MonkeyPatch, memory: DeviceMemory | None) -> None:
-    monkeypatch.setattr(fitting, "read_device_memory", lambda device: memory)
+    monkeypatch.setattr(module, "read_device_memory", lambda device: memory)
 
 
 def test_a_gpu_with_too_little_free_is_an_error_that_names_sizes_and_ways_out(
@@ -90,7 +91,7 @@ def test_a_batch_is_as_large_as_the_free_memory_of_a_gpu_allows(
     monkeypatch: pytest.MonkeyPatch, published: VideoLlamaConfig, free_gib: int, num_beams: int, number: int
 ) -> None:
     give(monkeypatch, DeviceMemory(free_gib * GIB, 80 * GIB))
-    model = fitting.build_skeleton(published).bfloat16()
+    model = module.build_skeleton(published).bfloat16()
     assert batch_that_fits(model, torch.device("cuda"), 556, num_beams) == number
     assert batch_that_fits(model, torch.device("cpu"), 556) == 8
 
@@ -114,7 +115,7 @@ def test_a_cpu_whose_other_programs_could_make_room_is_warned_of_and_one_too_sma
         {"_load_in_4bit": True, "quant_method": "bitsandbytes"},
     ],
 )
-def test_a_quantised_model_is_counted_as_such(
+def test_a_quantized_model_is_counted_as_such(
     monkeypatch: pytest.MonkeyPatch, published: VideoLlamaConfig, quantization: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     give(monkeypatch, DeviceMemory(15 * GIB // 2, 8 * GIB))
@@ -131,7 +132,7 @@ def test_a_quantised_model_is_counted_as_such(
 def test_what_accelerate_spreads_is_not_looked_at(
     monkeypatch: pytest.MonkeyPatch, published: VideoLlamaConfig, device_map: object
 ) -> None:
-    monkeypatch.setattr(fitting, "read_device_memory", lambda device: pytest.fail("nobody should ask"))
+    monkeypatch.setattr(module, "read_device_memory", lambda device: pytest.fail("nobody should ask"))
     check_model_fits(published, BF16, device_map=device_map)
     assert single_device(device_map) is None
 
@@ -142,7 +143,7 @@ def test_one_device_is_found_in_every_way_to_name_it() -> None:
 
 
 def test_the_switch_loads_without_looking(monkeypatch: pytest.MonkeyPatch, published: VideoLlamaConfig) -> None:
-    monkeypatch.setenv(fitting.SWITCH, "0")
+    monkeypatch.setenv(module.SWITCH, "0")
     give(monkeypatch, DeviceMemory(1, 1))
     check_model_fits(published, BF16, device_map="cuda")
 
@@ -152,8 +153,7 @@ def test_loading_looks_before_any_weight_is_read(
     monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path], layout: str
 ) -> None:
     give(monkeypatch, DeviceMemory(1000, 1000))
-    for name in ("load_original", "load_transformers"):
-        monkeypatch.setattr(builder, name, lambda *args, **kwargs: pytest.fail("it should not come to that"))
+    monkeypatch.setattr(builder, "load_model", lambda *args, **kwargs: pytest.fail("it should not come to that"))
     with pytest.raises(ConfigError, match="cannot fit cpu"):
         load_pretrained_model(checkpoints[layout], device="cpu")
 
@@ -169,7 +169,7 @@ def test_the_memory_of_the_machine_and_of_a_container_is_read(monkeypatch: pytes
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=GIB, total=2 * GIB))
     files = tuple(str(tmp_path / name) for name in ("max", "current", "stat"))
-    monkeypatch.setattr(fitting, "_CGROUPS", (files,))
+    monkeypatch.setattr(module, "_CGROUPS", (files,))
     assert read_device_memory(torch.device("cpu")) == DeviceMemory(11 * GIB, 18 * GIB, is_soft=True)
     for name, content in zip(files, ("max", "0", ""), strict=True):
         Path(name).write_text(content)

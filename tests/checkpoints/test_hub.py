@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from video_llama.checkpoints import hub
-from video_llama.checkpoints.hub import CHECKPOINT_PATTERNS, WITHOUT_SOUND_PATTERNS, resolve_source
+from video_llama.checkpoints.hub import CHECKPOINT_PATTERNS, WITHOUT_AUDIO_PATTERNS, resolve_source
 from video_llama.errors import CheckpointError
 
 ADDRESS = "https://example.org/models/eva_vit_g.pth?download=true"
@@ -59,8 +59,8 @@ def test_the_home_folder_can_be_abbreviated(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_hub_id_is_downloaded_with_the_files_wanted(tmp_path: Path, downloads: list[Any]) -> None:
-    assert resolve_source("DAMO-NLP-SG/Video-LLaMA-2-7B", "a model", WITHOUT_SOUND_PATTERNS) == tmp_path / "hub"
-    assert downloads == [("DAMO-NLP-SG/Video-LLaMA-2-7B", list(WITHOUT_SOUND_PATTERNS))]
+    assert resolve_source("DAMO-NLP-SG/Video-LLaMA-2-7B", "a model", WITHOUT_AUDIO_PATTERNS) == tmp_path / "hub"
+    assert downloads == [("DAMO-NLP-SG/Video-LLaMA-2-7B", list(WITHOUT_AUDIO_PATTERNS))]
     resolve_source("DAMO-NLP-SG/Video-LLaMA-2-7B", "a model")
     assert downloads[1][1] == list(CHECKPOINT_PATTERNS)
 

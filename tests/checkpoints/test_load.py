@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, read_tensors
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.checkpoints.load import (
-    TRAINABLE_PARTS,
-    build_processor,
-    load_original,
-    load_trainable,
-    load_transformers,
-    original_config,
-)
+from video_llama.checkpoints.load import build_processor, load_model, original_config
 from video_llama.checkpoints.original_layout import OriginalFiles, find_original_files
-from video_llama.checkpoints.weight_mapping import part_of, to_our_name
+from video_llama.checkpoints.weight_mapping import TRAINABLE_PARTS, part_of, to_our_name
 from video_llama.errors import CheckpointError
+from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
@@ -32,6 +27,12 @@ from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 def files(checkpoints: dict[str, Path]) -> OriginalFiles:
     """Only to be read."""
     return find_original_files(checkpoints["original"])
+
+
+def load_original(
+    files: OriginalFiles, config: VideoLlamaConfig | None = None, dtype: torch.dtype = torch.float32, **options: Any
+) -> VideoLlamaForConditionalGeneration:
+    return load_model(files, config or original_config(files), dtype, **options)
 
 
 def stored_weights(files: OriginalFiles) -> dict[str, Tensor]:
@@ -84,7 +85,7 @@ def test_a_folder_of_transformers_is_converted_in_the_same_way(
     checkpoints: dict[str, Path], files: OriginalFiles
 ) -> None:
     options = {"dtype": torch.bfloat16, "trainable_dtype": torch.float32}
-    saved = load_transformers(checkpoints["hf"], config=original_config(files), **options)
+    saved = load_model(checkpoints["hf"], original_config(files), **options)
     assert_equal_tensors(saved.state_dict(), load_original(files, **options).state_dict())
 
 
@@ -206,11 +207,11 @@ def test_such_a_gap_is_an_error_in_a_saved_folder_too(files: OriginalFiles, tmp_
     save_language_model(tmp_path / "qwen", "qwen2")
     model = load_original(dataclasses.replace(files, language_model=tmp_path / "qwen"))
     model.save_pretrained(tmp_path / "saved")
-    loaded = load_transformers(tmp_path / "saved", config=model.config, dtype=torch.float32)
+    loaded = load_model(tmp_path / "saved", model.config, torch.float32)
     assert_equal_tensors(loaded.state_dict(), model.state_dict())
     edit_tensors(tmp_path / "saved/model.safetensors", lambda tensors: tensors.pop("language_model.model.norm.weight"))
     with pytest.raises(CheckpointError, match=r"saved: 1 weights are missing \(model\.norm\.weight, …\)"):
-        load_transformers(tmp_path / "saved", config=model.config, dtype=torch.float32)
+        load_model(tmp_path / "saved", model.config, torch.float32)
 
 
 def test_the_processor_has_the_sizes_of_the_model(files: OriginalFiles, tmp_path: Path) -> None:
@@ -229,47 +230,3 @@ def test_the_processor_of_another_language_model_speaks_its_own_template(files: 
     save_language_model(tmp_path, "qwen2")
     config = original_config(dataclasses.replace(files, language_model=tmp_path))
     assert build_processor(config, tmp_path).conv_template == "tokenizer"
-
-
-@pytest.fixture
-def blank(files: OriginalFiles) -> VideoLlamaForConditionalGeneration:
-    """A model whose weights are all zero, in bfloat16."""
-    model = VideoLlamaForConditionalGeneration(original_config(files)).to(torch.bfloat16)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    return model
-
-
-@pytest.mark.parametrize("name", [VL, AL])
-def test_what_was_trained_is_loaded_in_place(
-    blank: VideoLlamaForConditionalGeneration, files: OriginalFiles, name: str
-) -> None:
-    path = files.language_model.parent / name
-    report = load_trainable(blank, path)
-    held = {to_our_name(original): value.bfloat16() for original, value in read_tensors(path).items()}
-    assert set(report.found) == set(held)
-    for parameter_name, value in blank.named_parameters():
-        expected = held.get(parameter_name, torch.zeros_like(value))
-        assert torch.equal(value, expected), parameter_name
-
-
-def test_a_trained_part_is_never_loaded_in_parts(
-    blank: VideoLlamaForConditionalGeneration, original_folder: Path
-) -> None:
-    edit_tensors(original_folder / VL, lambda tensors: tensors.pop("video_query_tokens"))
-    with pytest.raises(
-        CheckpointError, match=rf"{VL} cannot be loaded: video Q-Former: 1 of .* \(video_query_tokens\)"
-    ):
-        load_trainable(blank, original_folder / VL)
-    assert not blank.video_branch.projection.bias.any()  # nothing was touched
-
-
-def test_a_file_with_nothing_to_train_is_refused(
-    blank: VideoLlamaForConditionalGeneration, files: OriginalFiles
-) -> None:
-    with pytest.raises(CheckpointError, match="has only weights of the BLIP-2 Q-Former"):
-        load_trainable(blank, files.qformer)
-    blank.audio_branch = None
-    with pytest.raises(CheckpointError, match="has only weights of the audio Q-Former and projection, which this"):
-        load_trainable(blank, files.audio_branch)

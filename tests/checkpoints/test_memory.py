@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.helpers.tiny_model import make_tiny_config
-from video_llama.checkpoints.memory import BITS_PER_QUANTISED_WEIGHT, estimate_memory
+from video_llama.checkpoints.memory import BITS_PER_QUANTIZED_WEIGHT, estimate_memory
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
@@ -30,12 +30,12 @@ def test_the_cache_is_as_large_as_a_real_one() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantisation_shrinks_the_linear_layers_of_the_language_model_only(bits: int) -> None:
-    half, quantised = estimate_memory(VideoLlamaConfig()), estimate_memory(VideoLlamaConfig(), language_model_bits=bits)
-    assert (quantised.vision, quantised.audio, quantised.kv_cache) == (half.vision, half.audio, half.kv_cache)
+def test_quantization_shrinks_the_linear_layers_of_the_language_model_only(bits: int) -> None:
+    half, quantized = estimate_memory(VideoLlamaConfig()), estimate_memory(VideoLlamaConfig(), language_model_bits=bits)
+    assert (quantized.vision, quantized.audio, quantized.kv_cache) == (half.vision, half.audio, half.kv_cache)
     untouched = 2 * 2 * 32_000 * 4096  # embedding and output layer
-    share = quantised.language_model - untouched
-    assert share == pytest.approx((half.language_model - untouched) * BITS_PER_QUANTISED_WEIGHT[bits] / 16, rel=1e-3)
+    share = quantized.language_model - untouched
+    assert share == pytest.approx((half.language_model - untouched) * BITS_PER_QUANTIZED_WEIGHT[bits] / 16, rel=1e-3)
 
 
 def test_more_frames_and_tokens_need_more() -> None:

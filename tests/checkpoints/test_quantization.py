@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.checkpoints import load_checkpoint
-from video_llama.checkpoints.load import load_transformers
+from video_llama.checkpoints.load import load_model
 from video_llama.inference.engine import VideoLlama
 from video_llama.processor.media_processor import VideoFrames
 
@@ -23,7 +23,7 @@ def load(path: Path, bits: int) -> VideoLlama:
     return load_checkpoint(path, device="cpu", load_in_4bit=bits == 4, load_in_8bit=bits == 8)
 
 
-def quantised(model: VideoLlama) -> set[str]:
+def quantized(model: VideoLlama) -> set[str]:
     return {name for name, module in model.model.named_modules() if type(module).__name__ in LINEAR.values()}
 
 
@@ -37,7 +37,7 @@ def answer(model: VideoLlama) -> str:
 
 @pytest.mark.parametrize("layout", ["hf", "original"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_only_linear_layers_inside_the_language_model_are_quantised(
+def test_only_linear_layers_inside_the_language_model_are_quantized(
     checkpoints: dict[str, Path], layout: str, bits: int
 ) -> None:
     model = load(checkpoints[layout], bits)
@@ -46,7 +46,7 @@ def test_only_linear_layers_inside_the_language_model_are_quantised(
         for name, module in load_checkpoint(checkpoints[layout]).model.language_model.model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    assert quantised(model) == {f"language_model.model.{name}" for name in inside}
+    assert quantized(model) == {f"language_model.model.{name}" for name in inside}
     assert answer(model) == answer(model)
 
 
@@ -59,14 +59,14 @@ def test_branches_and_output_layer_keep_their_values(checkpoints: dict[str, Path
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_both_layouts_give_the_same_quantised_model(checkpoints: dict[str, Path], bits: int) -> None:
+def test_both_layouts_give_the_same_quantized_model(checkpoints: dict[str, Path], bits: int) -> None:
     both = [load(checkpoints[layout], bits) for layout in ("hf", "original")]
     for (name, mine), (_, its) in zip(*(model.model.named_parameters() for model in both), strict=True):
         assert torch.equal(mine, its), name
     assert answer(both[0]) == answer(both[1])
 
 
-def test_quantised_logits_are_near_those_of_the_whole(checkpoints: dict[str, Path]) -> None:
+def test_quantized_logits_are_near_those_of_the_whole(checkpoints: dict[str, Path]) -> None:
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
         logits = {bits: load(checkpoints["hf"], bits).model(input_ids=ids).logits.float() for bits in (4, 8)}
@@ -80,10 +80,10 @@ def test_the_generation_settings_of_the_folder_count(checkpoints: dict[str, Path
     assert load(checkpoints["hf"], 4).model.generation_config.to_diff_dict() == whole.to_diff_dict()
 
 
-def test_a_quantised_model_can_be_saved_and_loaded_again(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_quantized_model_can_be_saved_and_loaded_again(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     model = load(checkpoints["hf"], 4)
     model.model.save_pretrained(tmp_path)
-    back = load_transformers(tmp_path, config=type(model.model.config).from_pretrained(tmp_path), dtype=torch.bfloat16)
+    back = load_model(tmp_path, type(model.model.config).from_pretrained(tmp_path), torch.bfloat16)
     assert answer(VideoLlama(back, model.processor)) == answer(model)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.helpers.checkpoints import original_to_ours
 from tests.helpers.tiny_model import make_tiny_config
 from video_llama.checkpoints import weight_mapping as checkpoint
 from video_llama.checkpoints.weight_mapping import (
     MODEL_PARTS,
     is_stray,
-    original_to_ours,
     part_of,
     to_original_name,
     to_our_name,

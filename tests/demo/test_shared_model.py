@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from video_llama.checkpoints.fitting import DeviceMemory
+from video_llama.checkpoints.memory import DeviceMemory
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel, attention_shares

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.gpu.conftest import load
-from video_llama.checkpoints import fitting
-from video_llama.checkpoints.fitting import DeviceMemory, read_device_memory
+from video_llama.checkpoints import memory as memory_module
+from video_llama.checkpoints.memory import DeviceMemory, read_device_memory
 from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import Prompt, VideoLlama
@@ -68,7 +68,7 @@ def test_a_device_with_too_little_free_memory_refuses_the_model(
     memory = read_device_memory(device)
     assert memory is not None
     assert 0 < memory.free <= memory.total
-    monkeypatch.setattr(fitting, "read_device_memory", lambda device: DeviceMemory(1000, 1000))
+    monkeypatch.setattr(memory_module, "read_device_memory", lambda device: DeviceMemory(1000, 1000))
     with pytest.raises(ConfigError, match=f"the model cannot fit {device.type}"):
         load(tiny_checkpoint, device)
 

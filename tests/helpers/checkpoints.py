@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from video_llama.checkpoints.weight_files import Weights
+from video_llama.checkpoints.weight_mapping import to_our_name
 from video_llama.config import ModelConfig
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.load import load_pretrained_model
@@ -19,6 +20,7 @@ from video_llama.registry import MODELS
 
 VL, AL = "VL_random_tiny.pth", "AL_random_tiny.pth"
 
+T = TypeVar("T")
 Edit = Callable[[dict[str, Tensor]], object]
 
 
@@ -39,23 +41,17 @@ class HeldWeights(Weights):
     """Named tensors (they may be on the meta device) in the place of an opened file."""
 
     def __init__(self, path: str, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__(Path(path))
+        super().__init__(Path(path), {name: tensor.to("meta") for name, tensor in tensors.items()})
         self._tensors = dict(tensors)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def header(self, name: str) -> Tensor:
-        return self._tensors[name].to("meta")
-
-    def file_of(self, name: str) -> Path:
-        return self.path
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         return self._tensors[name].to(dtype=dtype, copy=True)
+
+
+def original_to_ours(weights: Mapping[str, T]) -> dict[str, T]:
+    """The same values under our names; names that are none of the model's are left out."""
+    renamed = {to_our_name(name): value for name, value in weights.items()}
+    return {name: value for name, value in renamed.items() if name is not None}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -135,7 +135,7 @@ def test_sound_cannot_be_had_from_a_folder_saved_without_it(checkpoints: dict[st
     deaf.model.save_pretrained(tmp_path)
     deaf.processor.save_pretrained(tmp_path)
     assert not load_checkpoint(tmp_path).has_audio
-    with pytest.raises(CheckpointError, match="saved without its audio branch, so it cannot hear"):
+    with pytest.raises(CheckpointError, match="saved without its audio branch; load it with audio=False"):
         load_checkpoint(tmp_path, audio=True)
 
 

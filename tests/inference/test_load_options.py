@@ -23,11 +23,11 @@ def passed_on(monkeypatch: pytest.MonkeyPatch, tiny_model: VideoLlamaForConditio
     """The arguments that reach the loader, which does not load."""
     arguments: dict[str, Any] = {}
 
-    def load_nothing(files: Any, **options: Any) -> VideoLlamaForConditionalGeneration:
-        arguments.update(options)
+    def load_nothing(source: Any, config: Any, dtype: Any, **options: Any) -> VideoLlamaForConditionalGeneration:
+        arguments.update(options, config=config, dtype=dtype)
         return tiny_model
 
-    monkeypatch.setattr(builder, "load_original", load_nothing)
+    monkeypatch.setattr(builder, "load_model", load_nothing)
     return arguments
 
 
@@ -58,7 +58,7 @@ def test_flash_attention_is_the_language_models_alone(checkpoints: dict[str, Pat
 @pytest.mark.parametrize(
     ("settings", "bits"), [({"low_resource": True}, 8), ({"load_in_8bit": True}, 8), ({"load_in_4bit": True}, 4)]
 )
-def test_quantisation_reaches_the_loader(
+def test_quantization_reaches_the_loader(
     checkpoints: dict[str, Path],
     passed_on: dict[str, Any],
     settings: dict[str, Any],
@@ -72,7 +72,7 @@ def test_quantisation_reaches_the_loader(
     assert (quantization.load_in_8bit, quantization.load_in_4bit) == (bits == 8, bits == 4)
 
 
-def test_quantisation_needs_bitsandbytes_and_one_choice(
+def test_quantization_needs_bitsandbytes_and_one_choice(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

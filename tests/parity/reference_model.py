@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from video_llama.checkpoints.weight_mapping import original_to_ours
+from tests.helpers.checkpoints import original_to_ours
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 

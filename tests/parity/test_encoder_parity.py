@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from tests.helpers.checkpoints import original_to_ours
 from tests.parity.reference_model import imagebind_config, load_inputs, vision_config
-from video_llama.checkpoints.weight_mapping import original_to_ours
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaVisionConfig
 from video_llama.model.eva_vit import build_eva_vit, interpolate_position_table
 from video_llama.model.imagebind import ImageBindTrunk

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from scripts.estimate_memory import read_config
-from tests.helpers.checkpoints import HeldWeights
-from video_llama.checkpoints.load import TRAINABLE_PARTS
+from tests.helpers.checkpoints import HeldWeights, original_to_ours
 from video_llama.checkpoints.report import Source, match_weights
 from video_llama.checkpoints.weight_mapping import (
     AUDIO_BRANCH,
@@ -21,11 +20,11 @@ from video_llama.checkpoints.weight_mapping import (
     MODEL_PARTS,
     PROJECTION,
     QFORMER,
+    TRAINABLE_PARTS,
     VIDEO_BRANCH,
     VISION_ENCODER,
     Part,
     is_stray,
-    original_to_ours,
     part_of,
     to_original_name,
     to_our_name,

@@ -62,7 +62,7 @@ def test_the_language_model_that_is_there_is_counted(
     assert "MiB |" in rows[0]
 
 
-@pytest.mark.parametrize(("model", "words"), [("null", "is not set"), ("some/model", "its name tells no size")])
+@pytest.mark.parametrize(("model", "words"), [("null", "is not set"), ("some/model", "its name gives no size")])
 def test_a_language_model_that_nobody_knows_is_an_error(tmp_path: Path, model: str, words: str) -> None:
     (tmp_path / "run.yaml").write_text(f"model: {{llama_model: {model}, frozen_llama_proj: False}}")
     with pytest.raises(SystemExit, match=words):

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from scripts import convert_checkpoint, estimate_memory, make_random_checkpoint
 from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, load_checkpoint, read_tensors
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.checkpoints import saving
+from video_llama.checkpoints import convert as converter
 from video_llama.checkpoints.weight_files import open_weights
 from video_llama.inference.chat import Chat
 from video_llama.inference.generation import GenerationOptions
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_line(
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", fail)
+    monkeypatch.setattr(converter, "save_file", fail)
     assert convert(checkpoints["original"], tmp_path / "out") == 1
     assert "No space left on device" in one_line(capsys)
     assert list((tmp_path / "out").iterdir()) == []

@@ -87,7 +87,7 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step() -> None:
     assert estimate.frozen == 2 * frozen
 
 
-def test_checkpointing_and_quantisation_need_less_and_larger_batches_more() -> None:
+def test_checkpointing_and_quantization_need_less_and_larger_batches_more() -> None:
     config, sample = make_tiny_config(), TrainingSample(256, 64)
     base = estimate_training_memory(config, VIDEO, sample, batch_size=4)
     assert estimate_training_memory(config, VIDEO, sample, batch_size=4, checkpointing=True).total < base.total

@@ -1,62 +1,98 @@
-"""Turn a checkpoint of one layout into the other, without ever holding it in memory."""
+"""Convert a checkpoint of one layout into the other; tensors are read one file's worth at a time."""
 
 from __future__ import annotations
 
 import copy
+import json
+import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import GenerationConfig
 
-from video_llama.checkpoints.matching import match_original
-from video_llama.checkpoints.original_layout import OriginalFiles
-from video_llama.checkpoints.saving import (
-    LANGUAGE_MODEL_FOLDER,
-    FoundWeights,
-    write_original_weights,
-    write_shards,
+from video_llama.checkpoints.language_model import check_language_model
+from video_llama.checkpoints.original_layout import IMAGEBIND_FILE, QFORMER_FILE, VISION_FILE, OriginalFiles
+from video_llama.checkpoints.report import match_checkpoint
+from video_llama.checkpoints.weight_files import GatheredWeights, Weights, converted_dtype, open_weights
+from video_llama.checkpoints.weight_mapping import (
+    AUDIO_BRANCH,
+    AUDIO_ENCODER,
+    IMAGEBIND_VISION,
+    LANGUAGE_MODEL,
+    MODEL_PARTS,
+    PROJECTION,
+    QFORMER,
+    VIDEO_BRANCH,
+    VISION_ENCODER,
+    Part,
+    part_of,
+    to_original_name,
 )
-from video_llama.checkpoints.weight_files import Weights, open_weights
-from video_llama.checkpoints.weight_mapping import part_of
 from video_llama.errors import CheckpointError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.utils.files import write_whole
 
 __all__ = [
     "language_model_files",
     "open_original",
     "open_transformers_folder",
+    "prepare_output_folder",
     "write_original_folder",
+    "write_shards",
     "write_transformers_folder",
 ]
 
+LANGUAGE_MODEL_FOLDER = "language_model"
+
 _WEIGHT_SUFFIXES = {".bin", ".safetensors", ".pth", ".pt", ".gguf", ".h5", ".msgpack"}
+
+Advance = Callable[[int], object]
 
 
 def open_original(files: OriginalFiles, config: VideoLlamaConfig) -> Weights:
-    """A checkpoint in the original layout as one set of weights under our names.
+    """Open a checkpoint in the original layout as one set of weights under our names.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its weights do not fit the model.
     """
-    return FoundWeights(files.language_model.parent, match_original(files, config).found)
+    check_language_model(open_weights(files.language_model), config.text_config)
+    return GatheredWeights(files.language_model.parent, match_checkpoint(files, config).found)
 
 
 def open_transformers_folder(folder: Path) -> Weights:
-    """A folder that `save_pretrained` wrote as weights under our names.
+    """Open a folder that `save_pretrained` wrote as weights under our names.
 
     Raises:
         CheckpointError: files are missing or damaged, or hold names that are not ours.
     """
     weights = open_weights(folder)
-    strangers = [name for name in weights if part_of(name) is None]
-    if strangers:
-        raise CheckpointError(f"{folder}: {len(strangers)} names are not Video-LLaMA's, the first is {strangers[0]}")
+    unknown = [name for name in weights if part_of(name) is None]
+    if unknown:
+        raise CheckpointError(f"{folder}: {len(unknown)} names are not Video-LLaMA's, the first is {unknown[0]}")
     return weights
+
+
+def prepare_output_folder(path: str | os.PathLike[str]) -> Path:
+    """Return an empty folder to write to.
+
+    Raises:
+        CheckpointError: there is something in it already.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists already and is not empty; choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def write_transformers_folder(
@@ -73,13 +109,11 @@ def write_transformers_folder(
 
     Args:
         weights: under our names.
-        config: of the model.
-        processor: of the model.
+        config, processor: of the model.
         folder: an existing folder.
-        language_model_files: the language model's own folder; its configuration and tokenizer are kept in a
-            subfolder, so that the way back restores them.
-        dtype: convert the weights; None keeps every tensor's own.
-        options: `max_shard_size` and `advance` of `write_shards`.
+        language_model_files: the language model's own folder; its configuration and tokenizer are kept in a subfolder,
+            so that the way back restores them.
+        dtype, options: as for `write_shards`.
     """
     write_shards(weights, {name: name for name in weights}, folder, dtype=dtype, **options)
     processor.save_pretrained(folder)
@@ -90,43 +124,19 @@ def write_transformers_folder(
     config = copy.deepcopy(config)
     config.architectures = [VideoLlamaForConditionalGeneration.__name__]
     config.dtype = dtype or config.text_config.dtype
-    config.text_config.name_or_path = ""  # of this machine, and no use elsewhere
-    config.save_pretrained(folder)  # last: without it the folder is not taken for a model
-
-
-def write_original_folder(
-    weights: Weights,
-    config: VideoLlamaConfig,
-    folder: Path,
-    *,
-    language_model_files: Path,
-    name: str,
-    **options: Any,
-) -> None:
-    """Write a folder in the original layout; projects that follow the original start from these files.
-
-    Of ImageBind only the parts that the model has are written, which the original itself would not load.
-
-    Args:
-        weights: under our names.
-        config: of the model; a copy goes beside the weights, for sizes that are not the published ones.
-        folder: an existing folder.
-        language_model_files: a folder with the language model's configuration and tokenizer.
-        name: what follows in the names of the trained files: `VL_{name}.pth`.
-        options: `max_shard_size`, `dtype` and `advance` of `write_original_weights`.
-    """
-    write_original_weights(weights, folder, name, **options)
-    _copy_small_files(language_model_files, folder / LANGUAGE_MODEL_FOLDER)
+    # A path of this machine, and no use elsewhere.
+    config.text_config.name_or_path = ""
+    # Last: without it the folder is not taken for a model.
     config.save_pretrained(folder)
 
 
 def language_model_files(folder: Path, config: VideoLlamaConfig, scratch: Path) -> Path:
-    """The language model's configuration and tokenizer of a folder that `save_pretrained` wrote.
+    """Return a folder with the configuration and tokenizer of a model's language model.
 
     Args:
-        folder: where they are kept if it was converted; else they are taken out of the model's own.
+        folder: written by `save_pretrained`; it has them in a subfolder if it was converted.
         config: of the whole model.
-        scratch: an empty folder to put them into, if they must be taken out.
+        scratch: an empty folder, to write them to otherwise.
     """
     kept = folder / LANGUAGE_MODEL_FOLDER
     if (kept / "config.json").exists():
@@ -136,8 +146,103 @@ def language_model_files(folder: Path, config: VideoLlamaConfig, scratch: Path) 
     return scratch
 
 
+def write_shards(
+    weights: Weights,
+    names: Mapping[str, str],
+    folder: Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    dtype: torch.dtype | None = None,
+    advance: Advance = lambda num_bytes: None,
+) -> None:
+    """Write safetensors as transformers reads them: one file, or shards with an index.
+
+    Never more than one shard is in memory. A file has its final name only when it is complete.
+
+    Args:
+        weights: where tensors are read from.
+        names: name to write to name to read.
+        folder: an existing folder.
+        max_shard_size: bytes, or text such as "5GB".
+        dtype: convert all floating-point numbers, except what keeps more digits (`kept_dtype`); None converts nothing.
+        advance: called with the number of bytes of every tensor written.
+    """
+    headers = {name: weights.header(stored) for name, stored in names.items()}
+    headers = {name: header.to(converted_dtype(names[name], header, dtype)) for name, header in headers.items()}
+    plan = split_torch_state_dict_into_shards(
+        headers, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for file_name, members in plan.filename_to_tensors.items():
+        tensors = dict(_read_all(weights, {name: names[name] for name in members}, dtype, advance))
+        write_whole(folder / file_name, partial(save_file, tensors, metadata={"format": "pt"}))
+        del tensors
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        write_whole(folder / "model.safetensors.index.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_original_folder(
+    weights: Weights,
+    config: VideoLlamaConfig,
+    folder: Path,
+    *,
+    language_model_files: Path,
+    name: str,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    advance: Advance = lambda num_bytes: None,
+) -> None:
+    """Write a folder in the original layout (`original_layout.py` lists its files).
+
+    Of ImageBind only the parts that the model has are written, which the original itself would not load.
+
+    Args:
+        weights: under our names.
+        config: of the model; a copy goes beside the weights, for sizes that are not the published ones.
+        folder: an existing folder.
+        language_model_files: a folder with the language model's configuration and tokenizer.
+        name: what follows in the names of the trained files: `VL_{name}.pth`, `AL_{name}.pth`.
+        dtype, max_shard_size, advance: as for `write_shards`; a `.pth` is written whole.
+    """
+    # By part, the original's name as the file has it to our name.
+    names: dict[Part, dict[str, str]] = {part: {} for part in MODEL_PARTS}
+    for ours in weights:
+        part, original = part_of(ours), to_original_name(ours)
+        if part is not None and original is not None:
+            names[part][original.removeprefix(part.file_prefix)] = ours
+    files = {
+        VISION_FILE: names[VISION_ENCODER],
+        IMAGEBIND_FILE: names[AUDIO_ENCODER] | names[IMAGEBIND_VISION],
+        QFORMER_FILE: names[QFORMER],
+        f"VL_{name}.pth": names[VIDEO_BRANCH] | names[PROJECTION],
+        f"AL_{name}.pth": names[AUDIO_BRANCH],
+    }
+    for file_name, members in files.items():
+        tensors = dict(_read_all(weights, members, dtype, advance))
+        if tensors:
+            # The published files of the two encoders have no `model` entry.
+            is_bare = file_name in (VISION_FILE, IMAGEBIND_FILE)
+            write_whole(folder / file_name, partial(torch.save, tensors if is_bare else {"model": tensors}))
+        del tensors
+    target = folder / LANGUAGE_MODEL_FOLDER
+    target.mkdir(exist_ok=True)
+    write_shards(weights, names[LANGUAGE_MODEL], target, max_shard_size=max_shard_size, dtype=dtype, advance=advance)
+    _copy_small_files(language_model_files, target)
+    config.save_pretrained(folder)
+
+
+def _read_all(
+    weights: Weights, names: Mapping[str, str], dtype: torch.dtype | None, advance: Advance
+) -> Iterator[tuple[str, Tensor]]:
+    for name, stored in names.items():
+        tensor = weights.read(stored, converted_dtype(stored, weights.header(stored), dtype)).contiguous()
+        advance(tensor.nbytes)
+        yield name, tensor
+
+
 def _copy_small_files(source: Path, target: Path) -> None:
-    """All files of a language model but its weights."""
+    """Copy all files of a language model but its weights."""
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix not in _WEIGHT_SUFFIXES and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)

@@ -1,4 +1,4 @@
-"""Where weights come from: a path, the name of a packaged model, a hub id or a web address becomes a local path."""
+"""Turn a path, the name of a packaged model, a hub id or a web address into a local path."""
 
 from __future__ import annotations
 
@@ -16,21 +16,18 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 
 from video_llama.errors import CheckpointError
 
-__all__ = ["CHECKPOINT_PATTERNS", "LANGUAGE_MODEL_PATTERNS", "WITHOUT_SOUND_PATTERNS", "resolve_source"]
+__all__ = ["CHECKPOINT_PATTERNS", "LANGUAGE_MODEL_PATTERNS", "WITHOUT_AUDIO_PATTERNS", "resolve_source"]
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors", "*.bin", "*.pth")
-"""Files of a hub repository that a checkpoint may consist of."""
-
-WITHOUT_SOUND_PATTERNS = (*CHECKPOINT_PATTERNS[:-1], "VL*.pth", "eva_vit_g.pth", "blip2*.pth")
-"""The same without the large files that only sound needs."""
 
 PACKAGED_MODELS = Path(__file__).parent.parent / "models"
 """Folders of models that come with the package, by name."""
 
+# Files to take of a hub repository: of a language model in safetensors, of a checkpoint, and of a checkpoint without
+# the large files that only the audio branch needs.
 LANGUAGE_MODEL_PATTERNS = ("*.json", "*.jinja", "*tokenizer*", "*.safetensors")
-"""Files of a language model that is stored in safetensors."""
+CHECKPOINT_PATTERNS = (*LANGUAGE_MODEL_PATTERNS, "*.bin", "*.pth")
+WITHOUT_AUDIO_PATTERNS = (*LANGUAGE_MODEL_PATTERNS, "*.bin", "VL*.pth", "eva_vit_g.pth", "blip2*.pth")
 
 # A broken connection raises an error of the hub's HTTP library, which differs between its releases.
 _HTTP_ERROR: Any = HfHubHTTPError.__bases__[0]
@@ -39,15 +36,14 @@ _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors", ".json"}
 
 
 def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequence[str] = CHECKPOINT_PATTERNS) -> Path:
-    """The local path of a file or folder.
+    """Return the local path of a file or folder.
 
-    A path is taken as it is, and the name of a packaged model stands for its folder. A hub id (`owner/name`) is
-    downloaded through huggingface_hub, with progress bars; an interrupted download goes on where it stopped, and a
-    finished one is found in the cache. A web address is downloaded to torch's hub cache, where the original code
+    A hub id (`owner/name`) is downloaded through huggingface_hub: an interrupted download goes on where it stopped, and
+    a finished one is found in the cache. A web address is downloaded to torch's hub cache, where the original code
     keeps the same files.
 
     Args:
-        source: path, name, hub id or web address.
+        source: path, name of a packaged model, hub id or web address.
         wanted: what it should be, for the error message: "eva_vit_g.pth (vit_ckpt)".
         patterns: files to take of a hub repository.
 
@@ -62,13 +58,10 @@ def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequen
         return path
     if len(path.parts) == 1 and (PACKAGED_MODELS / text / "config.json").exists():
         return PACKAGED_MODELS / text
-    if not _is_hub_id(text):
+    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) and path.suffix not in _WEIGHT_SUFFIXES
+    if not is_hub_id:
         raise CheckpointError(f"{path}: no such file or folder; it should be {wanted}")
     return _download_repository(text, wanted, patterns)
-
-
-def _is_hub_id(text: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text)) and Path(text).suffix not in _WEIGHT_SUFFIXES
 
 
 def _download_repository(hub_id: str, wanted: str, patterns: Sequence[str]) -> Path:
@@ -108,4 +101,4 @@ def _download_file(address: str, wanted: str) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Checks of a language model's folder that must come before its many gigabytes are read."""
+"""Read the configuration in a language model's folder, and check its weights before gigabytes of them are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALLEST_FINAL_NORM = 0.1
 
 
 def read_language_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of the language model in a folder.
+    """Return the configuration of the language model in a folder.
 
     Raises:
         CheckpointError: it is missing, damaged, or of a kind that transformers does not know.
@@ -34,25 +34,27 @@ def read_language_config(folder: Path) -> PreTrainedConfig:
 
 
 def guess_conv_template(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The conversation template that belongs to a language model: LLaMA-2's, that of 2023's Vicunas, or its own.
+    """Return the conversation template that a language model was trained with.
 
-    The models of 2023 are known by name, or by their context of 2048 tokens (LLaMA-2 has 4096). A model that is
-    no LLaMA is spoken to in its tokenizer's chat template, if there is one.
+    The Vicunas of 2023 are known by name, or by their context of 2048 tokens (LLaMA-2 has 4096). A model that is no
+    LLaMA takes its tokenizer's chat template, if there is one.
     """
     if config.model_type != "llama" and tokenizer.chat_template:
         return "tokenizer"
     name = f"{folder.name} {config.name_or_path}".lower()
     is_vicuna_like = any(family in name for family in ("vicuna", "billa", "ziya"))
     short_context = getattr(config.get_text_config(), "max_position_embeddings", 0) < LLAMA_2_CONTEXT
-    return "v1" if is_vicuna_like or short_context else "llama_2"
+    if is_vicuna_like or short_context:
+        return "v1"
+    return "llama_2"
 
 
 def check_language_model(weights: Weights, config: PreTrainedConfig) -> None:
-    """Refuse a LLaMA that would load and then talk nonsense.
+    """Refuse a LLaMA that would load and then answer nonsense.
 
     Args:
         weights: the opened folder.
-        config: its configuration; nothing is checked of models other than LLaMA.
+        config: its configuration; models other than LLaMA are not checked.
 
     Raises:
         CheckpointError: delta weights, or tokens added to the tokenizer that the model has no embedding for.
@@ -68,12 +70,13 @@ def check_language_model(weights: Weights, config: PreTrainedConfig) -> None:
                 f"weights (FastChat's apply_delta does) and give the folder of the sum"
             )
     if EMBEDDINGS in weights:
-        folder = weights.path if weights.path.is_dir() else weights.path.parent  # of shards, or of one file
+        # The path of shards is their folder, that of a single file the file.
+        folder = weights.path if weights.path.is_dir() else weights.path.parent
         _check_added_tokens(folder, rows=weights.header(EMBEDDINGS).shape[0])
 
 
 def _check_added_tokens(folder: Path, rows: int) -> None:
-    """Vicuna's tokenizer (32001 tokens) with LLaMA's weights (32000) would fail at the first padded batch."""
+    """Refuse Vicuna's tokenizer (32001 tokens) with LLaMA's weights (32000): the first padded batch would fail."""
     file = folder / "added_tokens.json"
     if not file.exists():
         return

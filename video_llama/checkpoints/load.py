@@ -1,16 +1,16 @@
 """From files to a model: one way for every layout and every option of transformers' `from_pretrained`.
 
-The files are matched against the model by name and shape first (`matching.py`). Then transformers builds the
-model without memory and asks for the tensors one by one; each is copied from its file straight to where it stays.
+The files are matched against the model by name and shape first (`report.py`). Then transformers builds the model
+without memory and asks for the tensors one by one; each is copied from its file straight to where it stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +19,39 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from video_llama.checkpoints.hub import resolve_source
 from video_llama.checkpoints.language_model import guess_conv_template, read_language_config
-from video_llama.checkpoints.matching import log_report, match_original, match_transformers
 from video_llama.checkpoints.original_layout import OriginalFiles
-from video_llama.checkpoints.quantization import prepare_quantized_layers, skip_branch_quantization
-from video_llama.checkpoints.report import POSITION_TABLE, Found, LoadReport, Source, match_weights
-from video_llama.checkpoints.weight_files import open_weights
-from video_llama.checkpoints.weight_mapping import (
-    AUDIO_BRANCH,
-    LANGUAGE_MODEL,
-    PROJECTION,
-    VIDEO_BRANCH,
-    part_of,
-)
+from video_llama.checkpoints.quantization import prepare_quantized_layers
+from video_llama.checkpoints.report import POSITION_TABLE, LoadReport, match_checkpoint
+from video_llama.checkpoints.weight_files import TensorRef, converted_dtype
+from video_llama.checkpoints.weight_mapping import TRAINABLE_PARTS, part_of
+from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
-from video_llama.model.precision import kept_dtype
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.audio_features import LogMelSettings
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
 
-__all__ = [
-    "build_processor",
-    "load_original",
-    "load_trainable",
-    "load_transformers",
-    "original_config",
-]
+__all__ = ["build_processor", "check_sizes", "configured_config", "configured_sizes", "load_model", "original_config"]
 
-TRAINABLE_PARTS = (VIDEO_BRANCH, PROJECTION, AUDIO_BRANCH)
+# Keys of the model section, and where their value is in the model's own configuration.
+_PLACES = {
+    "image_size": "vision_config.image_size",
+    "fusion_head_layers": "video_qformer_config.num_hidden_layers",
+    "num_query_token": "num_query_tokens",
+    "num_video_query_token": "num_video_query_tokens",
+    "num_audio_query_token": "num_audio_query_tokens",
+    "max_frame_pos": "max_frame_positions",
+}
 
 
 def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
-    """Sizes of the model that the files hold: those of the `config.json` beside them, else the published ones.
+    """Return the sizes of the model that the files hold: of the `config.json` beside them, else the published ones.
 
-    The language model's part always comes from its own folder. The model hears if there are files for it.
+    The language model's part always comes from its own folder. There is an audio branch if there are files for it.
 
     Args:
         files: where everything is.
@@ -66,113 +60,70 @@ def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
     Raises:
         CheckpointError: a configuration file is missing or damaged.
     """
-    sizes = VideoLlamaConfig.get_config_dict(files.config)[0] if files.config else {}
-    text_config = read_language_config(files.language_model)
-    of_other_vocabulary = {"image_token_id": None, "audio_token_id": None}
-    hears = {"use_audio": files.imagebind is not None}
-    return VideoLlamaConfig(**{**sizes, **of_other_vocabulary, **hears, "text_config": text_config, **changes})
+    fields: dict[str, Any] = {}
+    if files.config is not None:
+        fields, _ = VideoLlamaConfig.get_config_dict(files.config)
+    # The placeholders' ids follow the vocabulary of the language model that is loaded.
+    fields |= {"image_token_id": None, "audio_token_id": None}
+    fields |= {"use_audio": files.imagebind is not None, "text_config": read_language_config(files.language_model)}
+    return VideoLlamaConfig(**{**fields, **changes})
 
 
-def load_original(
-    files: OriginalFiles,
-    *,
-    config: VideoLlamaConfig | None = None,
-    dtype: torch.dtype | None = None,
-    trainable_dtype: torch.dtype | None = None,
-    **options: Any,
-) -> VideoLlamaForConditionalGeneration:
-    """Load a checkpoint in the original layout.
-
-    Args:
-        files: where everything is.
-        config: the model to build; `original_config(files)` by default. Its image size may differ from the
-            checkpoint's: the position table is interpolated.
-        dtype: of all parameters; that of the language model's files by default.
-        trainable_dtype: of the parts that train, if it shall differ; their weights are not rounded on the way.
-        options: `device_map`, `attn_implementation`, `quantization_config` and whatever else transformers'
-            `from_pretrained` takes. Quantisation leaves the branches alone.
-
-    Returns:
-        the model, in evaluation mode.
+def configured_config(section: ModelConfig, files: OriginalFiles) -> VideoLlamaConfig:
+    """Return the sizes of the model that a configuration's model section and its files describe.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
-        ConfigError: the device map leaves weights on the disk, where these files cannot be read from piece by piece.
+        ConfigError: the section contradicts the config.json beside the files.
+        CheckpointError: a configuration file is missing or damaged.
     """
-    config = config or original_config(files)
-    dtype = dtype or config.text_config.dtype or torch.float32
-    report = match_original(files, config)
-    with _without_second_report(), _disk_refused():
-        model, info = VideoLlamaForConditionalGeneration.from_pretrained(
-            None,
-            config=config,
-            state_dict=_stored_tensors(report.found, dtype, config),
-            dtype=dtype,
-            ignore_mismatched_sizes=True,  # they are reported below, with the others
-            output_loading_info=True,
-            **skip_branch_quantization(options),
+    if files.config is None:
+        return original_config(files, **configured_sizes(section))
+    config = original_config(files)
+    check_sizes(section, config, files.config)
+    return config
+
+
+def configured_sizes(section: ModelConfig) -> dict[str, Any]:
+    """Return the sizes that a model section sets; all others are those of the published model."""
+    head = {"num_hidden_layers": section.fusion_head_layers, "cross_attention_frequency": 1}
+    return {
+        "vision_config": {"image_size": section.image_size, "drop_path_rate": section.drop_path_rate},
+        "video_qformer_config": head,
+        "audio_qformer_config": head,
+        "num_query_tokens": section.num_query_token,
+        "num_video_query_tokens": section.num_video_query_token,
+        "num_audio_query_tokens": section.num_audio_query_token,
+        "max_frame_positions": section.max_frame_pos,
+    }
+
+
+def check_sizes(section: ModelConfig, config: VideoLlamaConfig, file: Path) -> None:
+    """Compare a model section with the configuration that a config.json describes.
+
+    The published sizes, which are the section's defaults, count as not set.
+
+    Raises:
+        ConfigError: they differ; the message names all keys and the file.
+    """
+    published, differences = ModelConfig(), []
+    for key, place in _PLACES.items():
+        value, built = getattr(section, key), attrgetter(place)(config)
+        if value not in (getattr(published, key), built):
+            differences.append(f"model.{key} is {value}, but there it is {built}")
+    if differences:
+        raise ConfigError(
+            f"{file} has the sizes of the weights beside it: {'; '.join(differences)}. Leave out what it says, or name "
+            "the files of another model"
         )
-    _check_language_model_is_whole(files.language_model, info)
-    prepare_quantized_layers(model, for_training=trainable_dtype is not None)
-    if trainable_dtype is not None:
-        _reload_trainable(model, report, trainable_dtype)
-    return model
-
-
-def load_transformers(
-    folder: Path,
-    *,
-    config: VideoLlamaConfig,
-    dtype: torch.dtype,
-    trainable_dtype: torch.dtype | None = None,
-    **options: Any,
-) -> VideoLlamaForConditionalGeneration:
-    """Load a folder that `save_pretrained` wrote, and be as strict about it as about the original's files.
-
-    Args:
-        folder: where `config.json` and the weights are.
-        config: the model to build; it may leave out parts that the folder has.
-        dtype: of all parameters.
-        trainable_dtype, options: as for `load_original`.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the weights do not fit the model.
-    """
-    is_quantised = getattr(config, "quantization_config", None) is not None  # such weights have names of their own
-    report = LoadReport() if is_quantised else match_transformers(folder, config)
-    source: Path | None = folder
-    if options.get("quantization_config") is not None and not is_quantised:
-        # transformers would keep all that it has read mapped until the end, four times what remains in 4 bit.
-        found = report.found | _language_model_as_saved(folder, report)
-        source, options["state_dict"] = None, _stored_tensors(found, dtype, config)
-    model, info = VideoLlamaForConditionalGeneration.from_pretrained(
-        source,
-        config=config,
-        dtype=dtype,
-        ignore_mismatched_sizes=True,  # they are reported by name and part, before or below
-        output_loading_info=True,
-        **skip_branch_quantization(options),
-    )
-    _check_language_model_is_whole(folder, info)
-    prepare_quantized_layers(model, for_training=trainable_dtype is not None)
-    if is_quantised:
-        for branch in (model.video_branch, model.audio_branch):
-            if branch is not None:
-                branch.to(dtype)  # beside quantised weights transformers keeps some others in float32
-    if source is None and (folder / GENERATION_CONFIG_NAME).exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    if trainable_dtype is not None:
-        _reload_trainable(model, report, trainable_dtype)
-    return model
 
 
 def build_processor(
     config: VideoLlamaConfig, language_model: Path, conv_template: str | None = None
 ) -> VideoLlamaProcessor:
-    """The processor of a model that has none saved with it.
+    """Build the processor of a model that has none saved with it.
 
     Args:
-        config: the model's, for the sizes of pictures, sound and placeholders.
+        config: the model's, for the sizes of images, audio and placeholders.
         language_model: folder with the tokenizer.
         conv_template: the conversation template; by default the one that belongs to the language model.
 
@@ -195,75 +146,97 @@ def build_processor(
     )
 
 
-def load_trainable(model: VideoLlamaForConditionalGeneration, source: str | os.PathLike[str]) -> LoadReport:
-    """Load a `VL_*.pth`, `AL_*.pth` or MiniGPT-4 projection into a model, in place.
+def load_model(
+    source: OriginalFiles | Path,
+    config: VideoLlamaConfig,
+    dtype: torch.dtype,
+    *,
+    trainable_dtype: torch.dtype | None = None,
+    skeleton: VideoLlamaForConditionalGeneration | None = None,
+    **options: Any,
+) -> VideoLlamaForConditionalGeneration:
+    """Load a model, in evaluation mode.
 
     Args:
-        model: keeps its dtype and device.
-        source: path, address or hub id of the file.
-
-    Returns:
-        what was loaded, by part.
+        source: the files of the original layout, or a folder that `save_pretrained` wrote.
+        config: the model to build. It may leave out parts that the files have, and its image size may differ from that
+            of the original's files: the position table is interpolated.
+        dtype: of all parameters.
+        trainable_dtype: of the parts that train, if it shall differ; their weights are not rounded on the way.
+        skeleton: what `build_skeleton(config)` gave, to save its time.
+        options: `device_map`, `attn_implementation`, `quantization_config` and whatever else transformers'
+            `from_pretrained` takes.
 
     Raises:
-        CheckpointError: the file is damaged, has nothing for this model, has a part only in parts, or does not fit.
+        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+        ConfigError: the device map leaves weights on the disk, from where these files cannot be read piece by piece.
     """
-    path = resolve_source(source, f"{VIDEO_BRANCH.file} or {AUDIO_BRANCH.file}")
-    own = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) in TRAINABLE_PARTS}
-    report = match_weights(own, [Source(open_weights(path))])
-    report.raise_for_problems(str(path))
-    with torch.no_grad():
-        for name, found in report.found.items():
-            own[name].copy_(found.weights[found.name])
-    log_report(report)
-    return report
+    folder = source if isinstance(source, Path) else None
+    is_quantized = folder is not None and getattr(config, "quantization_config", None) is not None
+    # Weights that were saved quantized have names of their own.
+    report = LoadReport() if is_quantized else match_checkpoint(source, config, skeleton)
+    # transformers reads a folder of its own itself, but would keep all that it has read mapped until the end: four
+    # times what remains in 4 bit.
+    is_direct = folder is not None and (is_quantized or options.get("quantization_config") is None)
+    if not is_direct:
+        options["state_dict"] = _stored_tensors(report.found, dtype, config)
+    with _reported_by_us():
+        model, info = VideoLlamaForConditionalGeneration.from_pretrained(
+            folder if is_direct else None,
+            config=config,
+            dtype=dtype,
+            # Weights of another shape are reported by name and part, before or below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    _check_language_model_is_whole(source, info)
+    prepare_quantized_layers(model, for_training=trainable_dtype is not None)
+    if is_quantized:
+        # Beside quantized weights transformers keeps some others in float32.
+        for branch in filter(None, (model.video_branch, model.audio_branch)):
+            branch.to(dtype)
+    if folder is not None and not is_direct and (folder / GENERATION_CONFIG_NAME).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if trainable_dtype is not None:
+        _reload_trainable(model, report, trainable_dtype)
+    return model
 
 
 @dataclass(frozen=True)
 class _StoredTensor:
     """A weight that is read when transformers slices it (`tensor[...]`), as it does with safetensors' own slices."""
 
-    found: Found
+    place: TensorRef
     dtype: torch.dtype
-    name: str
-    num_patches: int
+    num_patches: int | None = None
 
     def __getitem__(self, index: Any) -> Tensor:
-        stored = self.found.weights.header(self.found.name).dtype
-        dtype = kept_dtype(self.name, self.dtype) if stored.is_floating_point else stored
-        tensor = self.found.weights.read(self.found.name, dtype)
-        if self.name == POSITION_TABLE:
+        tensor = self.place.read(self.dtype)
+        if self.num_patches is not None:
             tensor = interpolate_position_table(tensor, self.num_patches)
         return tensor[index]
 
 
-def _stored_tensors(found: Mapping[str, Found], dtype: torch.dtype, config: VideoLlamaConfig) -> dict[str, Any]:
-    """A `state_dict` of weights that are still on disk."""
+def _stored_tensors(found: Mapping[str, TensorRef], dtype: torch.dtype, config: VideoLlamaConfig) -> dict[str, Any]:
+    """Return a `state_dict` of weights that are still on disk."""
     num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    return {name: _StoredTensor(weight, dtype, name, num_patches) for name, weight in found.items()}
-
-
-def _language_model_as_saved(folder: Path, report: LoadReport) -> dict[str, Found]:
-    """The weights that transformers renames and merges itself, which the report leaves to it."""
-    weights = open_weights(folder)
-    names = (name for name in weights if part_of(name) is LANGUAGE_MODEL and name not in report.found)
-    return {name: Found(weights, name) for name in names}
+    stored = {name: _StoredTensor(place, converted_dtype(name, place.header, dtype)) for name, place in found.items()}
+    if POSITION_TABLE in stored:
+        stored[POSITION_TABLE] = replace(stored[POSITION_TABLE], num_patches=num_patches)
+    return stored
 
 
 @contextlib.contextmanager
-def _without_second_report() -> Iterator[None]:
-    """Ours has said what is untrained; transformers' warning lists the same by single parameters."""
+def _reported_by_us() -> Iterator[None]:
+    """Drop transformers' warnings, which list by single parameters what our report says by part; translate its error.
+
+    Raises:
+        ConfigError: weights of the original's files would stay on the disk.
+    """
     theirs = logging.getLogger("transformers.modeling_utils")
-    theirs.addFilter(_drop)  # not by its level: with one set there, transformers says more
-    try:
-        yield
-    finally:
-        theirs.removeFilter(_drop)
-
-
-@contextlib.contextmanager
-def _disk_refused() -> Iterator[None]:
-    """Say what to do where transformers would leave weights of the original's files on the disk."""
+    # Not by its level: with one set there, transformers says more.
+    theirs.disabled = True
     try:
         yield
     except ValueError as error:
@@ -273,23 +246,23 @@ def _disk_refused() -> Iterator[None]:
             "device_map leaves weights on the disk, as only a folder in transformers' layout allows: convert the "
             "checkpoint first (scripts/convert_checkpoint.py), or let more of it lie on the CPU"
         ) from error
+    finally:
+        theirs.disabled = False
 
 
-def _drop(record: logging.LogRecord) -> bool:
-    return False
-
-
-def _check_language_model_is_whole(folder: Path, info: Mapping[str, Any]) -> None:
-    """What transformers could not place or fill, for the models it renames the weights of."""
+def _check_language_model_is_whole(source: OriginalFiles | Path, info: Mapping[str, Any]) -> None:
+    """Refuse what transformers could not place or fill, for the models whose weights it renames."""
+    folder = source if isinstance(source, Path) else source.language_model
     prefix = "language_model."
-    missing = sorted(name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix))
-    misfits = sorted(str(entry[0]).removeprefix(prefix) for entry in info["mismatched_keys"])
-    if missing or misfits:
-        lacks = f"{len(missing)} weights are missing" if missing else f"{len(misfits)} weights have another shape"
-        first = ", ".join((missing or misfits)[:3])
+    names = sorted(name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix))
+    problem = "are missing"
+    if not names:
+        names = sorted(str(entry[0]).removeprefix(prefix) for entry in info["mismatched_keys"])
+        problem = "have another shape"
+    if names:
         raise CheckpointError(
-            f"{folder}: {lacks} ({first}, …); config.json and weights may be of different models. "
-            f"If transformers alone can load this folder, save it anew with its save_pretrained"
+            f"{folder}: {len(names)} weights {problem} ({', '.join(names[:3])}, …); config.json and weights may be of "
+            f"different models. If transformers alone can load this folder, save it anew with its save_pretrained"
         )
 
 
@@ -297,6 +270,5 @@ def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadRep
     """Give the parts that train their own dtype, with values read anew so that none was rounded."""
     for name, parameter in model.named_parameters():
         if part_of(name) in TRAINABLE_PARTS:
-            found = report.found.get(name)
-            value = parameter.data if found is None else found.weights[found.name]
+            value = report.found[name].read() if name in report.found else parameter.data
             parameter.data = value.to(device=parameter.device, dtype=dtype)

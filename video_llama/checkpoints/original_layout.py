@@ -1,8 +1,8 @@
-"""The files of a checkpoint in the original layout, found in a folder or given one by one.
+"""Find the files of a checkpoint in the original layout, in a folder or given one by one.
 
 VL_LLaMA_2_7B_Finetuned.pth          video Q-Former and projection
-AL_LLaMA_2_7B_Finetuned.pth          audio Q-Former and projection; only to hear
-imagebind_huge.pth                   audio encoder; only to hear
+AL_LLaMA_2_7B_Finetuned.pth          audio Q-Former and projection; only for audio
+imagebind_huge.pth                   audio encoder; only for audio
 llama-2-7b-chat-hf/                  language model and tokenizer
 eva_vit_g.pth                        frame encoder; here or at its public address
 blip2_pretrained_flant5xxl.pth       BLIP-2 Q-Former; here or at its public address
@@ -16,11 +16,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from video_llama.checkpoints.hub import (
     CHECKPOINT_PATTERNS,
     LANGUAGE_MODEL_PATTERNS,
-    WITHOUT_SOUND_PATTERNS,
+    WITHOUT_AUDIO_PATTERNS,
     resolve_source,
 )
 from video_llama.checkpoints.trained_run import newest_checkpoint
@@ -52,8 +53,6 @@ IMAGEBIND_FILE = "imagebind_huge.pth"
 VISION_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
 
-_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-
 Source = str | os.PathLike[str]
 
 
@@ -63,12 +62,10 @@ class OriginalFiles:
 
     Args:
         language_model: folder of the language model and its tokenizer.
-        vision_encoder: EVA ViT-g.
-        qformer: BLIP-2's Q-Former with the norm in front of it.
-        video_branch: what was trained for video; None starts it untrained.
-        audio_branch: what was trained for sound; None starts it untrained, if the model hears at all.
-        imagebind: ImageBind; needed if the model hears.
-        projection: a projection to start from (MiniGPT-4's); `video_branch` goes before it.
+        vision_encoder, qformer: EVA ViT-g; BLIP-2's Q-Former with the norm in front of it.
+        video_branch, audio_branch: what was trained; None starts the branch untrained.
+        imagebind: ImageBind; None for a model without audio branch.
+        projection: a projection to start from (MiniGPT-4's); that of `video_branch` overrides it.
         config: our config.json with the sizes; None for the published ones.
     """
 
@@ -84,7 +81,7 @@ class OriginalFiles:
 
 def is_transformers_folder(folder: Path) -> bool:
     """Whether this folder was written by `save_pretrained` (or `scripts/convert_checkpoint.py`)."""
-    return _is_our_config(folder / "config.json") and any((folder / name).exists() for name in FOLDER_FILES)
+    return _is_our_config(folder / "config.json") and _has_weights(folder)
 
 
 def resolve_checkpoint(
@@ -92,17 +89,16 @@ def resolve_checkpoint(
     audio: bool | None = None,
     wanted: str = "a folder with VL_*.pth and the files beside it, or one of save_pretrained",
 ) -> Path:
-    """The local folder or file of a checkpoint in either layout, downloaded if need be.
+    """Return the local folder or file of a checkpoint in either layout, downloaded if need be.
 
-    Args:
-        source: path, hub id or address.
-        audio: False leaves out of the download what only sound needs.
-        wanted: what it should be, for the error message.
+    Of a hub id, `audio=False` leaves out what only the audio branch needs; `wanted` goes into the error message.
 
     Raises:
         CheckpointError: there is none.
     """
-    return resolve_source(source, wanted, WITHOUT_SOUND_PATTERNS if audio is False else CHECKPOINT_PATTERNS)
+    if audio is False:
+        return resolve_source(source, wanted, WITHOUT_AUDIO_PATTERNS)
+    return resolve_source(source, wanted, CHECKPOINT_PATTERNS)
 
 
 def find_original_files(
@@ -118,7 +114,7 @@ def find_original_files(
 
     Args:
         source: the folder, its hub id, or the path of its `VL_*.pth` or `AL_*.pth`.
-        audio: whether the model shall hear; by default if there is an `AL_*.pth`.
+        audio: whether the model shall have an audio branch; by default if there is an `AL_*.pth`.
         language_model: folder or hub id, if it lies elsewhere.
         vision_encoder, qformer, imagebind: path or address (or the folder that holds it), if it lies elsewhere.
 
@@ -126,83 +122,89 @@ def find_original_files(
         CheckpointError: a file is missing, or there are several and none was chosen.
     """
     path = resolve_checkpoint(source, audio)
-    if path.is_file() and path.suffix not in _CHECKPOINT_SUFFIXES:
+    if path.is_file() and path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise CheckpointError(f"{path}: not a checkpoint; give a folder, or a file VL_*.pth in it")
-    folder = path if path.is_dir() else path.parent
-    video_branch = _chosen_or_only(path, folder, "VL", required=True)
-    audio_branch = None if audio is False else _chosen_or_only(path, folder, "AL", required=bool(audio))
-    hears = audio_branch is not None
-    return OriginalFiles(
-        language_model=resolve_language_model(language_model or _find_language_model(folder)),
-        vision_encoder=_resolve_file(vision_encoder, folder, VISION_FILE, EVA_VIT_G_URL, VISION_ENCODER.file),
-        qformer=_resolve_file(qformer, folder, QFORMER_FILE, QFORMER_URL, QFORMER.file),
-        video_branch=video_branch,
-        audio_branch=audio_branch,
-        imagebind=_resolve_file(imagebind, folder, IMAGEBIND_FILE, None, AUDIO_ENCODER.file) if hears else None,
-        config=find_config([folder]),
-    )
+    video_branch = _chosen_or_only(path, "VL", required=True)
+    audio_branch = None if audio is False else _chosen_or_only(path, "AL", required=bool(audio))
+    named = {
+        "ckpt": video_branch,
+        "ckpt_2": audio_branch,
+        "llama_model": language_model,
+        "vit_ckpt": vision_encoder,
+        "q_former_model": qformer,
+        "imagebind_ckpt_path": imagebind,
+    }
+    paths: dict[str, Any] = {key: os.fspath(path) for key, path in named.items() if path is not None}
+    return configured_files(ModelConfig(equip_audio_branch=audio_branch is not None, **paths))
 
 
 def configured_files(config: ModelConfig) -> OriginalFiles:
-    """The files that a configuration's model section names.
+    """Find the files that a configuration's model section names.
 
     What it does not name is looked for beside the checkpoints: the language model, and files of the usual names.
 
     Raises:
         CheckpointError: a file is missing, or there are several and none was chosen.
     """
-    hears = config.equip_audio_branch
-    video = None if config.ckpt is None else _branch_file(config.ckpt, "VL", "model.ckpt", hears)
-    audio = _branch_file(config.ckpt_2, "AL", "model.ckpt_2", hears) if hears and config.ckpt_2 is not None else None
-    beside = next((file.parent for file in (video, audio) if file is not None), Path.cwd())
-    language_model = resolve_language_model(config.llama_model or _find_language_model(beside))
-    vision = None if config.vit_ckpt == EVA_VIT_G_URL else config.vit_ckpt
-    qformer = None if config.q_former_model == QFORMER_URL else config.q_former_model
-    projection = config.llama_proj_model
-    vision_encoder = _resolve_file(vision, beside, VISION_FILE, EVA_VIT_G_URL, VISION_ENCODER.file)
+    use_audio = config.equip_audio_branch
+    video_branch = audio_branch = imagebind = projection = None
+    # What is given for audio does not count without audio branch.
+    if config.ckpt is not None:
+        video_branch = _branch_file(config.ckpt, "VL", "model.ckpt", use_audio)
+    if config.ckpt_2 is not None and use_audio:
+        audio_branch = _branch_file(config.ckpt_2, "AL", "model.ckpt_2", use_audio)
+    folder = next((file.parent for file in (video_branch, audio_branch) if file is not None), Path.cwd())
+    language_model = resolve_language_model(config.llama_model or _find_language_model(folder))
+    vision_encoder = _resolve_file(config.vit_ckpt, folder, VISION_FILE, VISION_ENCODER.file, EVA_VIT_G_URL)
+    if use_audio:
+        imagebind = _resolve_file(config.imagebind_ckpt_path, folder, IMAGEBIND_FILE, AUDIO_ENCODER.file)
+    if config.llama_proj_model is not None:
+        projection = resolve_source(config.llama_proj_model, "model.llama_proj_model")
     return OriginalFiles(
         language_model=language_model,
         vision_encoder=vision_encoder,
-        qformer=_resolve_file(qformer, beside, QFORMER_FILE, QFORMER_URL, QFORMER.file),
-        video_branch=video,
-        audio_branch=audio,
-        imagebind=_resolve_file(config.imagebind_ckpt_path, beside, IMAGEBIND_FILE, None, AUDIO_ENCODER.file)
-        if hears
-        else None,
-        projection=None if projection is None else resolve_source(projection, "model.llama_proj_model"),
-        config=find_config([beside, vision_encoder.parent]),
+        qformer=_resolve_file(config.q_former_model, folder, QFORMER_FILE, QFORMER.file, QFORMER_URL),
+        video_branch=video_branch,
+        audio_branch=audio_branch,
+        imagebind=imagebind,
+        projection=projection,
+        config=find_config([folder, vision_encoder.parent]),
     )
 
 
 def find_config(folders: Iterable[Path]) -> Path | None:
-    """The first `config.json` with the sizes of a Video-LLaMA; None if there is none.
+    """Return the first `config.json` with the sizes of a Video-LLaMA; None if there is none.
 
     Raises:
         CheckpointError: one is damaged.
     """
-    return next((folder / "config.json" for folder in folders if _is_our_config(folder / "config.json")), None)
+    for folder in folders:
+        if _is_our_config(folder / "config.json"):
+            return folder / "config.json"
+    return None
 
 
 def resolve_language_model(source: Source) -> Path:
-    """The local folder of a language model, given as a path or hub id.
+    """Return the local folder of a language model, given as a path or hub id.
 
     Raises:
         CheckpointError: there is none, or it holds no weights.
     """
     wanted = LANGUAGE_MODEL.file
     path = resolve_source(source, wanted, LANGUAGE_MODEL_PATTERNS)
-    if not _has_weights(path) and not Path(source).expanduser().exists():  # a repository without safetensors
+    # Pickled weights are downloaded only where a repository has no safetensors.
+    if not _has_weights(path) and not Path(source).expanduser().exists():
         path = resolve_source(source, wanted, CHECKPOINT_PATTERNS)
-    if any(path.glob("consolidated.*.pth")) and not _has_weights(path):
+    if _has_weights(path):
+        return path
+    if any(path.glob("consolidated.*.pth")):
         raise CheckpointError(
             f"{path}: LLaMA in Meta's own format; take the release for transformers (its name ends in -hf), "
             f"or convert it with transformers' convert_llama_weights_to_hf.py"
         )
-    if not _has_weights(path):
-        raise CheckpointError(
-            f"{path}: no language model here; the folder must hold config.json and one of {', '.join(FOLDER_FILES)}"
-        )
-    return path
+    raise CheckpointError(
+        f"{path}: no language model here; the folder must hold config.json and one of {', '.join(FOLDER_FILES)}"
+    )
 
 
 def _is_our_config(path: Path) -> bool:
@@ -220,47 +222,51 @@ def _has_weights(folder: Path) -> bool:
 
 def _find_language_model(folder: Path) -> Path:
     found = sorted(child for child in folder.iterdir() if child.is_dir() and _has_weights(child))
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(found) > 1:
         raise CheckpointError(f"{folder}: several language models ({_names(found)}); say which one with llama_model")
-    raise CheckpointError(
-        f"{folder}: no language model; put its folder here (llama-2-7b-chat-hf/ with config.json, weights and "
-        f"tokenizer.model), or say where it is with llama_model"
-    )
+    if not found:
+        raise CheckpointError(
+            f"{folder}: no language model; put its folder here (llama-2-7b-chat-hf/ with config.json, weights and "
+            f"tokenizer.model), or say where it is with llama_model"
+        )
+    return found[0]
 
 
 def _branch_file(source: Source, prefix: str, key: str, audio: bool) -> Path:
-    """A branch's checkpoint: a file of any name, the folder of its `VL_*.pth` or `AL_*.pth`, or its training's."""
+    """Return a branch's checkpoint: a file of any name, or that of a published folder or of a training run."""
     path = resolve_checkpoint(source, audio, wanted=key)
     if path.is_file():
         return path
-    trained = newest_checkpoint(path)
-    if trained is not None:
-        return trained
-    file = _chosen_or_only(path, path, prefix, required=True)
-    assert file is not None
-    return file
+    found = newest_checkpoint(path) or _chosen_or_only(path, prefix, required=True)
+    assert found is not None
+    return found
 
 
-def _chosen_or_only(path: Path, folder: Path, prefix: str, required: bool) -> Path | None:
+def _chosen_or_only(path: Path, prefix: str, required: bool) -> Path | None:
+    """Return the path itself if it is a `{prefix}*.pth`, else the only such file in its folder."""
     if path.is_file() and path.name.startswith(prefix):
         return path
+    folder = path if path.is_dir() else path.parent
     found = sorted(folder.glob(f"{prefix}*.pth"))
     if len(found) > 1:
         raise CheckpointError(f"{folder}: several checkpoints ({_names(found)}); give the path of the one you mean")
-    if not found and path.is_file() and prefix == "VL" and not path.name.startswith("AL"):
-        return path  # the checkpoints of 2023 have other names
-    if not found and required:
-        part = VIDEO_BRANCH if prefix == "VL" else AUDIO_BRANCH
+    if found:
+        return found[0]
+    # The checkpoints of 2023 have other names.
+    if path.is_file() and prefix == "VL" and not path.name.startswith("AL"):
+        return path
+    if required:
+        part = {"VL": VIDEO_BRANCH, "AL": AUDIO_BRANCH}[prefix]
         raise CheckpointError(f"{folder}: no {prefix}*.pth, which holds the {part.name}; put it here")
-    return found[0] if found else None
+    return None
 
 
-def _resolve_file(source: Source | None, folder: Path, name: str, address: str | None, wanted: str) -> Path:
-    """The file given (or in the folder given), else the one of this name in the folder, else its address."""
-    if source is None:
-        source = folder / name if (folder / name).exists() or address is None else address
+def _resolve_file(source: Source | None, folder: Path, name: str, wanted: str, address: str | None = None) -> Path:
+    """Return the file given (or in the folder given), else the one of this name in the folder, else its address."""
+    if source is None or source == address:
+        source = folder / name
+        if address is not None and not source.exists():
+            source = address
     path = resolve_source(source, wanted)
     return path / name if path.is_dir() else path
 

@@ -1,10 +1,9 @@
-"""The language model in 8 or 4 bit (bitsandbytes); projections, Q-Formers and encoders are never quantised."""
+"""The language model in 8 or 4 bit (bitsandbytes); projections, Q-Formers and encoders are never quantized."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,37 +14,32 @@ from video_llama.errors import ConfigError
 from video_llama.utils.devices import resolve_dtype
 from video_llama.utils.extras import require_extra
 
-__all__ = ["prepare_quantized_layers", "quantization_config", "skip_branch_quantization"]
+__all__ = ["prepare_quantized_layers", "quantization_config"]
 
-MEDIA_MODULES = ("video_branch", "audio_branch")
+# The branches, where quantization costs accuracy and saves little, and the output layer.
+NOT_QUANTIZED = ["video_branch", "audio_branch", "language_model.lm_head"]
 
 
-def quantization_config(load_in_8bit: bool, load_in_4bit: bool, device: torch.device) -> BitsAndBytesConfig:
-    """What transformers' `from_pretrained` takes; 4 bit is nf4 with quantised scales, computed in half precision.
+def quantization_config(load_in_8bit: bool, load_in_4bit: bool, device: torch.device) -> BitsAndBytesConfig | None:
+    """Return what `from_pretrained` takes; 4 bit is nf4 with quantized scales, computed in half precision.
 
     Raises:
         ConfigError: both, or bitsandbytes is not installed.
     """
+    if not (load_in_8bit or load_in_4bit):
+        return None
     if load_in_8bit and load_in_4bit:
         raise ConfigError("choose one of load_in_8bit (low_resource) and load_in_4bit")
     require_extra("bitsandbytes", "8 and 4 bit")
     if load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[*NOT_QUANTIZED])
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=resolve_dtype("auto", device),
+        llm_int8_skip_modules=[*NOT_QUANTIZED],
     )
-
-
-def skip_branch_quantization(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Have quantisation leave out the branches, where it costs accuracy and saves little, and the output layer."""
-    quantization = options.get("quantization_config")
-    for attribute in ("llm_int8_skip_modules", "modules_to_not_convert"):
-        if hasattr(quantization, attribute) and not getattr(quantization, attribute):
-            setattr(quantization, attribute, [*MEDIA_MODULES, "language_model.lm_head"])
-    return dict(options)
 
 
 def prepare_quantized_layers(model: nn.Module, *, for_training: bool = False) -> None:

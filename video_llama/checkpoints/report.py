@@ -1,17 +1,30 @@
-"""Match what a model needs with what files hold, and say by part what fits, what lacks and what does not fit."""
+"""Match the weights a model needs with those that files hold, and report by part what is missing or does not fit.
+
+Only names and shapes are read: every gap is known before the first gigabyte is.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from video_llama.checkpoints.weight_files import Weights
+from video_llama.checkpoints.memory import build_skeleton
+from video_llama.checkpoints.original_layout import OriginalFiles
+from video_llama.checkpoints.weight_files import TensorRef, Weights, open_weights
 from video_llama.checkpoints.weight_mapping import (
+    AUDIO_BRANCH,
+    AUDIO_ENCODER,
+    IMAGEBIND_VISION,
     LANGUAGE_MODEL,
     MODEL_PARTS,
+    PROJECTION,
+    QFORMER,
+    VIDEO_BRANCH,
+    VISION_ENCODER,
     Part,
     is_stray,
     part_of,
@@ -19,114 +32,143 @@ from video_llama.checkpoints.weight_mapping import (
     to_our_name,
 )
 from video_llama.errors import CheckpointError
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
-__all__ = ["Found", "LoadReport", "PartReport", "Source", "match_weights"]
+__all__ = ["LoadReport", "PartReport", "Source", "match_checkpoint", "match_weights"]
+
+logger = logging.getLogger(__name__)
 
 POSITION_TABLE = "video_branch.vision_encoder.pos_embed"
-LLAMA_BY_WIDTH = {4096: "LLaMA-7B", 5120: "LLaMA-13B", 6656: "LLaMA-30B", 8192: "LLaMA-65B or 70B"}
+LLAMA_BY_WIDTH = {4096: " (LLaMA-7B)", 5120: " (LLaMA-13B)", 6656: " (LLaMA-30B)", 8192: " (LLaMA-65B or 70B)"}
 NAMES_IN_A_MESSAGE = 3
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read weights from.
-
-    Args:
-        weights: the opened file.
-        prefix: what its names lack in front, `Part.file_prefix`.
-    """
+    """An opened file, and what its names lack in front (`Part.file_prefix`)."""
 
     weights: Weights
     prefix: str = ""
 
 
-@dataclass(frozen=True)
-class Found:
-    """Where one weight is read from."""
-
-    weights: Weights
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As stored."""
-        return tuple(self.weights.header(self.name).shape)
-
-    @property
-    def file(self) -> Path:
-        """The very file, where the weights are several."""
-        return self.weights.file_of(self.name)
-
-
 @dataclass
 class PartReport:
-    """What became of one part; all names are the original's, as the files have them.
+    """The weights of one part, under the names that the files have for them.
 
     Args:
-        loaded: names that are there and fit.
-        missing: names that no file has (ours, where one folder should hold all).
-        unexpected: names of this part that the model does not have, with their file: another depth, say.
-        wrong_shape: name, where it was found, and the shape the model has.
+        loaded, missing: names that are there and fit, and names that no file has.
+        unexpected: weights of this part that the model does not have: another depth, say.
+        wrong_shape: weights of another shape, with the shape that the model has.
     """
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    unexpected: list[tuple[str, Path]] = field(default_factory=list)
-    wrong_shape: list[tuple[str, Found, tuple[int, ...]]] = field(default_factory=list)
+    unexpected: list[TensorRef] = field(default_factory=list)
+    wrong_shape: list[tuple[TensorRef, tuple[int, ...]]] = field(default_factory=list)
 
 
 @dataclass
 class LoadReport:
-    """The outcome of matching; made by `match_weights`.
+    """The outcome of matching.
 
     Args:
-        found: our name to where it is read from; only what fits.
-        parts: by part, in the order of `MODEL_PARTS`; parts the model was built without are absent.
-        unknown: names that mean nothing to us, by file.
-        useless: files that have nothing for this model, with the parts they do hold.
+        found: our name to where the weight is stored; only what fits.
+        parts: the parts that the model was built with.
+        unknown: names that are in no row of the name table, by file.
+        useless: files that hold nothing for this model, with the parts they do hold.
         folder: the one folder that should hold all parts under our names; None if each part has its own file.
     """
 
-    found: dict[str, Found] = field(default_factory=dict)
+    found: dict[str, TensorRef] = field(default_factory=dict)
     parts: dict[Part, PartReport] = field(default_factory=dict)
     unknown: dict[Path, list[str]] = field(default_factory=dict)
     useless: dict[Path, list[Part]] = field(default_factory=dict)
     folder: Path | None = None
 
     def problems(self) -> list[str]:
-        """One sentence for each real gap; empty if the model can be loaded."""
+        """Return one sentence for each gap; empty if the model can be loaded."""
         sentences = [_useless_sentence(path, parts) for path, parts in self.useless.items()]
-        for part, report in self.parts.items():
-            if report.wrong_shape:
-                sentences.append(_shape_sentence(part, report))
-            if report.unexpected:
-                sentences.append(_unexpected_sentence(part, report))
-            if report.missing and not self.useless:  # the useless file explains what is missing
-                sentences.append(_missing_sentence(part, report, self.folder))
+        for part, outcome in self.parts.items():
+            if outcome.wrong_shape:
+                sentences.append(_shape_sentence(part, outcome))
+            if outcome.unexpected:
+                sentences.append(_unexpected_sentence(part, outcome))
+            # A useless file explains what is missing.
+            if outcome.missing and not self.useless:
+                sentences.append(_missing_sentence(part, outcome, self.folder))
         return sentences
 
-    def raise_for_problems(self, what: str) -> None:
-        """Fail on a real gap.
-
-        Args:
-            what: what was being loaded, for the message.
-
-        Raises:
-            CheckpointError: something is missing, does not fit or does not belong.
-        """
+    def raise_for_problems(self) -> None:
+        """Raise a `CheckpointError` that names all gaps, if there are any."""
         problems = self.problems()
         if problems:
-            raise CheckpointError(f"{what} cannot be loaded: {'; '.join(problems)}")
+            raise CheckpointError(f"the checkpoint cannot be loaded: {'; '.join(problems)}")
 
     def summary(self) -> str:
-        """One line for the log."""
-        parts = [f"{part.name} {len(report.loaded)}" for part, report in self.parts.items() if report.loaded]
-        unknown = [
-            f"{len(names)} unknown names in {path.name} ({_some(names)})" for path, names in self.unknown.items()
-        ]
-        untrained = [part.name for part, report in self.parts.items() if not report.loaded]
-        starts = [f"no weights, starts untrained: {', '.join(untrained)}"] if untrained else []
-        return "; ".join(["weights loaded: " + ", ".join(parts), *starts, *unknown])
+        """Return one line for the log."""
+        loaded = [f"{part.name} {len(outcome.loaded)}" for part, outcome in self.parts.items() if outcome.loaded]
+        lines = ["weights loaded: " + ", ".join(loaded)]
+        untrained = [part.name for part, outcome in self.parts.items() if not outcome.loaded]
+        if untrained:
+            lines.append(f"no weights, starts untrained: {', '.join(untrained)}")
+        for path, names in self.unknown.items():
+            lines.append(f"{len(names)} unknown names in {path.name} ({_some(names)})")
+        return "; ".join(lines)
+
+
+def match_checkpoint(
+    source: OriginalFiles | Path, config: VideoLlamaConfig, skeleton: VideoLlamaForConditionalGeneration | None = None
+) -> LoadReport:
+    """Find every weight of a model, and log what was found.
+
+    Args:
+        source: the files of the original layout, or a folder that `save_pretrained` wrote.
+        config: of the model, and `skeleton`: what `build_skeleton(config)` gave, to save its time.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+    """
+    skeleton = skeleton or build_skeleton(config)
+    # transformers may rename and merge the stored weights of other language models, so it must match them itself.
+    is_renamed = config.text_config.model_type != "llama"
+    # Tied weights are stored under one of their names.
+    left_out = set(skeleton.all_tied_weights_keys)
+    expected = {name: tensor for name, tensor in skeleton.state_dict().items() if name not in left_out}
+    if is_renamed:
+        expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
+    if isinstance(source, Path):
+        language_model = Source(open_weights(source))
+        report = match_weights(expected, [language_model], MODEL_PARTS, source)
+    else:
+        files = _files_and_parts(source)
+        sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
+        language_model = sources[-1]
+        if is_renamed:
+            sources.pop()
+        report = match_weights(expected, sources, {part for _, parts in files for part in parts})
+    report.raise_for_problems()
+    if is_renamed:
+        report.found |= _as_stored(language_model)
+    logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
+    return report
+
+
+def _files_and_parts(files: OriginalFiles) -> list[tuple[Path, Sequence[Part]]]:
+    """Return the files with the parts that each must hold whole; trainable parts without a file start untrained.
+
+    The order is the original's: later files override earlier ones. The language model is the last.
+    """
+    in_order: list[tuple[Path | None, Sequence[Part]]] = [
+        (files.vision_encoder, [VISION_ENCODER]),
+        (files.qformer, [QFORMER]),
+        (files.imagebind, [AUDIO_ENCODER, IMAGEBIND_VISION]),
+        (files.projection, [PROJECTION]),
+        (files.video_branch, [VIDEO_BRANCH, PROJECTION]),
+        (files.audio_branch, [AUDIO_BRANCH]),
+        (files.language_model, [LANGUAGE_MODEL]),
+    ]
+    return [(path, parts) for path, parts in in_order if path is not None]
 
 
 def match_weights(
@@ -137,20 +179,21 @@ def match_weights(
 ) -> LoadReport:
     """Find every weight of a model in files.
 
-    Where two files have a weight, the later file counts, as it does in the original. A part must be found whole,
-    or not at all if it is not required.
+    Where two files have a weight, the later file counts, as in the original. A part must be found whole, or not at all
+    if it is not required.
 
     Args:
-        expected: the model's own names and tensors (on any device; only shapes are looked at).
+        expected: the model's own names and tensors; only shapes are looked at.
         sources: opened files, under the original's names or ours.
         required: parts that must be found.
-        folder: for the messages: where all parts should be, under our names; by default each has a file of its own.
+        folder: `LoadReport.folder`.
     """
-    report = LoadReport(parts={part: PartReport() for part in _parts_of(expected)}, folder=folder)
+    present = {_part_of(name) for name in expected}
+    report = LoadReport(parts={part: PartReport() for part in MODEL_PARTS if part in present}, folder=folder)
     for source in sources:
         _match_file(report, expected, source)
     for name, tensor in expected.items():
-        _judge(report, name, tuple(tensor.shape))
+        _match_shape(report, name, tuple(tensor.shape))
     for part, outcome in report.parts.items():
         touched = outcome.loaded or outcome.wrong_shape or outcome.unexpected
         if part not in required and not touched:
@@ -165,103 +208,107 @@ def _part_of(name: str) -> Part:
     return part
 
 
-def _parts_of(names: Collection[str]) -> list[Part]:
-    present = {part_of(name) for name in names}
-    return [part for part in MODEL_PARTS if part in present]
-
-
 def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Source) -> None:
-    held: set[Part] = set()
-    useful = False
-    for name in source.weights:
+    """Note what a file has for the model, and what it has besides."""
+    weights, is_useful, held = source.weights, False, set()
+    for name in weights:
         original = source.prefix + name
         ours = name if part_of(name) else to_our_name(original)
+        # The names of a file are the original's, or ours if this package wrote it.
         if ours is not None and ours in expected:
-            report.found[ours] = Found(source.weights, name)
-            useful = True
+            report.found[ours] = TensorRef(weights, name)
+            is_useful = True
         elif is_stray(original):
             continue
         elif ours is None:
-            report.unknown.setdefault(source.weights.path, []).append(name)
+            report.unknown.setdefault(weights.path, []).append(name)
         else:
+            # A weight of ours that this model does not have: of a part it was built without, or of another depth.
             part = _part_of(ours)
             held.add(part)
             if part in report.parts:
-                report.parts[part].unexpected.append((name, source.weights.file_of(name)))
-    if not useful:
-        report.useless[source.weights.path] = [part for part in MODEL_PARTS if part in held]
+                report.parts[part].unexpected.append(TensorRef(weights, name))
+    if not is_useful:
+        report.useless[weights.path] = [part for part in MODEL_PARTS if part in held]
 
 
-def _judge(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:
+def _match_shape(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:
+    """Note whether a weight of the model was found and fits."""
     part = _part_of(name)
     outcome, found = report.parts[part], report.found.get(name)
     if found is None:
-        outcome.missing.append(name if report.folder else _name_in_file(part, name))
-    elif found.shape == shape or (name == POSITION_TABLE and found.shape[-1] == shape[-1]):
+        in_file = (to_original_name(name) or name).removeprefix(part.file_prefix)
+        outcome.missing.append(name if report.folder else in_file)
+        return
+    stored = found.header.shape
+    # The position table of another image size is interpolated.
+    if stored == shape or (name == POSITION_TABLE and stored[-1] == shape[-1]):
         outcome.loaded.append(found.name)
     else:
-        outcome.wrong_shape.append((found.name, report.found.pop(name), shape))
+        outcome.wrong_shape.append((report.found.pop(name), shape))
 
 
-def _name_in_file(part: Part, name: str) -> str:
-    return (to_original_name(name) or name).removeprefix(part.file_prefix)
+def _as_stored(source: Source) -> dict[str, TensorRef]:
+    """Return the language model's weights as its files name them, which transformers renames."""
+    found = {}
+    for name in source.weights:
+        ours = f"language_model.{name}" if source.prefix else name
+        if part_of(ours) is LANGUAGE_MODEL and not is_stray(source.prefix + name):
+            found[ours] = TensorRef(source.weights, name)
+    return found
 
 
 def _some(names: Sequence[str]) -> str:
     rest = len(names) - NAMES_IN_A_MESSAGE
-    return ", ".join(names[:NAMES_IN_A_MESSAGE]) + (f" and {rest} more" if rest > 0 else "")
+    if rest > 0:
+        return f"{', '.join(names[:NAMES_IN_A_MESSAGE])} and {rest} more"
+    return ", ".join(names)
 
 
 def _useless_sentence(path: Path, parts: Sequence[Part]) -> str:
     if not parts:
         return f"{path} has none of the model's weights"
     held = " and ".join(part.name for part in parts)
-    return f"{path} has only weights of the {held}, which this model is built without; wanted is another file"
+    return f"{path} has only weights of the {held}, which this model is built without; give another file"
 
 
-def _missing_sentence(part: Part, report: PartReport, folder: Path | None) -> str:
-    total = len(report.loaded) + len(report.missing) + len(report.wrong_shape)
+def _missing_sentence(part: Part, outcome: PartReport, folder: Path | None) -> str:
+    total = len(outcome.loaded) + len(outcome.missing) + len(outcome.wrong_shape)
     return (
-        f"{part.name}: {len(report.missing)} of {total} weights are missing ({_some(report.missing)}); "
+        f"{part.name}: {len(outcome.missing)} of {total} weights are missing ({_some(outcome.missing)}); "
         f"they belong in {folder or part.file}"
     )
 
 
-def _unexpected_sentence(part: Part, report: PartReport) -> str:
-    names, path = [name for name, _ in report.unexpected], report.unexpected[0][1]
+def _unexpected_sentence(part: Part, outcome: PartReport) -> str:
+    names = [found.name for found in outcome.unexpected]
     return (
-        f"{part.name}: {path} has {len(names)} weights that the model does not have ({_some(names)}); "
-        f"the configuration gives another depth or kind of this part"
+        f"{part.name}: {outcome.unexpected[0].file} has {len(names)} weights that the model does not have "
+        f"({_some(names)}); the configuration gives another depth or kind of this part"
     )
 
 
-def _shape_sentence(part: Part, report: PartReport) -> str:
-    name, found, shape = report.wrong_shape[0]
-    if name.endswith("llama_proj.weight") or name.endswith("llama_proj.bias"):
-        return _other_llama(found, shape)
-    if part is LANGUAGE_MODEL and found.shape[1:] == shape[1:]:
-        return _other_vocabulary(found, shape)
-    names = [name for name, _, _ in report.wrong_shape]
+def _shape_sentence(part: Part, outcome: PartReport) -> str:
+    """Say what is wrong with the first weight of another shape, in words for the mistakes that occur in practice."""
+    found, shape = outcome.wrong_shape[0]
+    file, stored = found.file, tuple(found.header.shape)
+    if found.name.endswith(("llama_proj.weight", "llama_proj.bias")):
+        theirs, ours = stored[0], shape[0]
+        return (
+            f"{file} was trained for a language model of width {theirs}{LLAMA_BY_WIDTH.get(theirs, '')}, but the one "
+            f"given here has width {ours}{LLAMA_BY_WIDTH.get(ours, '')}; take the file and the language model of the "
+            f"same size"
+        )
+    if part is LANGUAGE_MODEL and stored[1:] == shape[1:]:
+        vicuna = ""
+        if 32001 in (stored[0], shape[0]):
+            vicuna = " (Vicuna's first release has one token more than LLaMA's 32000)"
+        return (
+            f"language model: {file} has a vocabulary of {stored[0]} tokens, its config.json says {shape[0]}{vicuna}; "
+            f"take weights, config.json and tokenizer of the same release"
+        )
+    names = [found.name for found, _ in outcome.wrong_shape]
     return (
-        f"{part.name}: {len(names)} weights in {found.file} have another shape than the model ({_some(names)}): "
-        f"the first is {found.shape}, should be {shape}"
-    )
-
-
-def _other_llama(found: Found, shape: tuple[int, ...]) -> str:
-    theirs, ours = found.shape[0], shape[0]
-    names = {width: f" ({LLAMA_BY_WIDTH[width]})" if width in LLAMA_BY_WIDTH else "" for width in (theirs, ours)}
-    return (
-        f"{found.file} was trained for a language model of width {theirs}{names[theirs]}, but the one given here has "
-        f"width {ours}{names[ours]}; take the file and the language model of the same size"
-    )
-
-
-def _other_vocabulary(found: Found, shape: tuple[int, ...]) -> str:
-    vicuna = (
-        " (Vicuna's first release has one token more than LLaMA's 32000)" if 32001 in (found.shape[0], shape[0]) else ""
-    )
-    return (
-        f"language model: {found.file} has a vocabulary of {found.shape[0]} tokens, its config.json says {shape[0]}"
-        f"{vicuna}; take weights, config.json and tokenizer of the same release"
+        f"{part.name}: {len(names)} weights in {file} have another shape than the model ({_some(names)}): "
+        f"the first is {stored}, should be {shape}"
     )

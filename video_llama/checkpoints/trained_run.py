@@ -1,4 +1,4 @@
-"""The output folder of a training run as a model: its configuration with the checkpoint that it wrote."""
+"""Find the model that a training run wrote: its configuration with the checkpoint of its last epoch."""
 
 from __future__ import annotations
 
@@ -16,51 +16,46 @@ _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pth")
 
 
 def checkpoint_name(epoch: int | str) -> str:
-    """The file that an epoch of a run writes, as in the original."""
+    """Return the name of the file that an epoch of a run writes, as in the original."""
     return f"checkpoint_{epoch}.pth"
 
 
 def find_trained_run(path: str | os.PathLike[str]) -> ModelConfig | None:
-    """The model that a run trained, from its last epoch or from the one whose `checkpoint_EPOCH.pth` is given.
+    """Return the model section of a run's configuration, with the checkpoint of what was trained.
 
     Args:
-        path: an `output_dir`, or a checkpoint in it.
-
-    Returns:
-        the model section of the run's configuration, with the trained branch's checkpoint; None if the path is
-        something else.
+        path: an `output_dir`, which stands for its last epoch, or a `checkpoint_EPOCH.pth` in it; None is returned
+            for anything else.
 
     Raises:
         CheckpointError: the run has not finished an epoch.
         ConfigError: its configuration cannot be read.
     """
     path = Path(path).expanduser()
-    is_file = path.is_file() and _CHECKPOINT.fullmatch(path.name) is not None
-    folder = path.parent if is_file else path
-    if not (folder / CONFIG_FILE).is_file() or not (is_file or _is_run(folder)):
-        return None
+    if path.is_file() and _CHECKPOINT.fullmatch(path.name) and (path.parent / CONFIG_FILE).is_file():
+        checkpoint, folder = path, path.parent
+    else:
+        newest = newest_checkpoint(path)
+        if newest is None:
+            return None
+        checkpoint, folder = newest, path
     config = load_config(folder / CONFIG_FILE).model
-    checkpoint = str(path if is_file else newest_checkpoint(folder))
     if not config.frozen_audio_Qformer:
-        config.ckpt_2 = checkpoint
+        config.ckpt_2 = str(checkpoint)
     if not (config.frozen_video_Qformer and config.frozen_llama_proj):
-        config.ckpt = checkpoint
+        config.ckpt = str(checkpoint)
     return config
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that the last epoch of a run wrote; None if the folder is no run's.
+    """Return the checkpoint that the last epoch of a run wrote; None if the folder is no run's.
 
     Raises:
         CheckpointError: the run has not finished an epoch.
     """
-    if not _is_run(folder):
+    if not ((folder / CONFIG_FILE).is_file() and (folder / "log.jsonl").is_file()):
         return None
     found = [(int(match[1]), file) for file in folder.iterdir() if (match := _CHECKPOINT.fullmatch(file.name))]
     if not found:
         raise CheckpointError(f"{folder}: this training run has not finished an epoch; there is no checkpoint_0.pth")
     return max(found)[1]
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and (folder / "log.jsonl").is_file()

@@ -1,18 +1,17 @@
-"""The one table between our parameter names and those of the original's files, by part of the model.
+"""Map the parameter names of the published files to ours and back, by part of the model.
 
-A part is what one published file must hold. `MODEL_PARTS` lists, for each part, rows of (original pattern, our
-pattern): `#` stands for a layer number and `*` for the rest of a name, and the first row that fits a name
-counts, in either direction. Original names are those of the whole original model; `eva_vit_g.pth` and
-`imagebind_huge.pth` leave the name of their module out (`Part.file_prefix`).
+A part is what one published file must hold. `MODEL_PARTS` lists rows of (original pattern, our pattern): `#` stands
+for a layer number and `*` for the rest of a name. The first row that fits a name counts, in either direction.
+Original names are those of the whole original model; `eva_vit_g.pth` and `imagebind_huge.pth` leave the name of
+their module out (`Part.file_prefix`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
 
 __all__ = [
     "AUDIO_BRANCH",
@@ -22,27 +21,26 @@ __all__ = [
     "MODEL_PARTS",
     "PROJECTION",
     "QFORMER",
+    "TRAINABLE_PARTS",
     "VIDEO_BRANCH",
     "VISION_ENCODER",
     "Part",
     "is_stray",
-    "original_to_ours",
     "part_of",
     "to_original_name",
     "to_our_name",
 ]
 
 Row = tuple[str, str]
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """The weights that belong into one file.
+    """The weights that belong in one file.
 
     Args:
-        name: what it is, in the words of an error message.
-        file: the published file that holds it, and the YAML key that names that file.
+        name: of the part, in error messages.
+        file: the published file, and the YAML key that names it.
         rows: (original pattern, our pattern).
         file_prefix: what the file leaves out in front of the original names.
     """
@@ -87,6 +85,7 @@ def _imagebind_rows(modality: str, patch_projection: str) -> tuple[Row, ...]:
     )
 
 
+# What is downloaded once, and never trained here.
 VISION_ENCODER = Part(
     name="frame encoder (EVA ViT-g)",
     file="eva_vit_g.pth (vit_ckpt)",
@@ -102,6 +101,7 @@ QFORMER = Part(
         *_qformer_rows("Qformer", "video_branch.qformer"),
     ),
 )
+# What the published checkpoints of the video branch hold.
 VIDEO_BRANCH = Part(
     name="video Q-Former",
     file="VL_*.pth (ckpt)",
@@ -116,6 +116,7 @@ PROJECTION = Part(
     file="VL_*.pth (ckpt) or the MiniGPT-4 file (llama_proj_model)",
     rows=(("llama_proj.*", "video_branch.projection.*"),),
 )
+# ImageBind; its vision encoder only serves to train the audio branch on images.
 AUDIO_ENCODER = Part(
     name="ImageBind audio encoder",
     file="imagebind_huge.pth (imagebind_ckpt_path)",
@@ -128,6 +129,7 @@ IMAGEBIND_VISION = Part(
     rows=_imagebind_rows("vision", patch_projection="proj.1"),
     file_prefix="audio_encoder.",
 )
+# What the published checkpoints of the audio branch hold.
 AUDIO_BRANCH = Part(
     name="audio Q-Former and projection",
     file="AL_*.pth (ckpt_2)",
@@ -145,33 +147,30 @@ LANGUAGE_MODEL = Part(
     file_prefix="llama_model.",
 )
 
-MODEL_PARTS = (
-    VISION_ENCODER,
-    QFORMER,
-    VIDEO_BRANCH,
-    PROJECTION,
-    AUDIO_ENCODER,
-    IMAGEBIND_VISION,
-    AUDIO_BRANCH,
-    LANGUAGE_MODEL,
-)
+_VIDEO_PARTS = (VISION_ENCODER, QFORMER, VIDEO_BRANCH, PROJECTION)
+_AUDIO_PARTS = (AUDIO_ENCODER, IMAGEBIND_VISION, AUDIO_BRANCH)
+MODEL_PARTS = (*_VIDEO_PARTS, *_AUDIO_PARTS, LANGUAGE_MODEL)
+TRAINABLE_PARTS = (VIDEO_BRANCH, PROJECTION, AUDIO_BRANCH)
 
-# Saved by the original, computed by our model: buffers of the Q-Formers and of LLaMA.
+# Buffers of the Q-Formers and of LLaMA: the original saves them, our model computes them.
 COMPUTED_BUFFERS = ("*.position_ids", "*.rotary_emb.*")
 
 # What the original's files hold beside the weights they are read for.
 STRAY_PATTERNS = (
     *COMPUTED_BUFFERS,
-    "visual_encoder.blocks.#.*",  # the blocks of EVA ViT-g behind the last one that BLIP-2 uses
+    # The blocks of EVA ViT-g behind the last one that BLIP-2 uses.
+    "visual_encoder.blocks.#.*",
     "visual_encoder.norm.*",
     "visual_encoder.fc_norm.*",
     "visual_encoder.head.*",
     "t5_proj.*",
-    "Qformer.cls.*",  # the text half of BLIP-2's Q-Former
+    # The text half of BLIP-2's Q-Former.
+    "Qformer.cls.*",
     "Qformer.bert.embeddings.word_embeddings.*",
     "Qformer.bert.embeddings.position_embeddings.*",
     "Qformer.bert.encoder.layer.#.intermediate.*",
     "Qformer.bert.encoder.layer.#.output.*",
+    # The other modalities of ImageBind.
     *(
         f"audio_encoder.modality_{stage}.{modality}.*"
         for modality in ("text", "depth", "thermal", "imu")
@@ -179,49 +178,56 @@ STRAY_PATTERNS = (
     ),
 )
 
+# Columns of a row.
+_ORIGINAL, _OURS = 0, 1
+
 
 def to_our_name(original: str) -> str | None:
-    """Our name of an original parameter or buffer; None if it is none of the model's."""
-    return None if _fits(original, COMPUTED_BUFFERS) else _translate(original, source=0)
+    """Return our name of an original parameter or buffer; None if it is none of the model's."""
+    if _any_of(COMPUTED_BUFFERS).fullmatch(original):
+        return None
+    found = _resolve(original, _ORIGINAL)
+    return found and found[1]
 
 
 def to_original_name(ours: str) -> str | None:
-    """The original's name of one of our parameters or buffers; None if it is none of the model's."""
-    return _translate(ours, source=1)
+    """Return the original's name of one of our parameters or buffers; None if it is none of the model's."""
+    found = _resolve(ours, _OURS)
+    return found and found[1]
 
 
 def part_of(our_name: str) -> Part | None:
-    """The part one of our names belongs to."""
-    for part in MODEL_PARTS:
-        if _fits(our_name, (ours for _, ours in part.rows)):
-            return part
-    return None
+    """Return the part that one of our names belongs to."""
+    found = _resolve(our_name, _OURS)
+    return found and found[0]
 
 
 def is_stray(original: str) -> bool:
     """Whether the original's files hold this name without need: other modalities, buffers, unused layers."""
-    return _fits(original, STRAY_PATTERNS)
+    return _any_of(STRAY_PATTERNS).fullmatch(original) is not None
 
 
-def original_to_ours(weights: Mapping[str, T]) -> dict[str, T]:
-    """The same values under our names; names that are none of the model's are left out."""
-    renamed = ((to_our_name(name), value) for name, value in weights.items())
-    return {name: value for name, value in renamed if name is not None}
-
-
-def _fits(name: str, patterns: Iterable[str]) -> bool:
-    return any(_regex(pattern).fullmatch(name) for pattern in patterns)
-
-
-def _translate(name: str, source: int) -> str | None:
-    for part in MODEL_PARTS:
-        for row in part.rows:
-            match = _regex(row[source]).fullmatch(name)
-            if match is not None:
-                return re.sub(r"[#*]", "{}", row[1 - source]).format(*match.groups())
+@cache
+def _resolve(name: str, column: int) -> tuple[Part, str] | None:
+    """Return the part of a name and the name in the other column."""
+    for pattern, part, other_name in _compiled(column):
+        match = pattern.fullmatch(name)
+        if match is not None:
+            return part, other_name.format(*match.groups())
     return None
 
 
 @cache
-def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.escape(pattern).replace(r"\#", r"(\d+)").replace(r"\*", r"(.+)"))
+def _compiled(column: int) -> list[tuple[re.Pattern[str], Part, str]]:
+    """Return the rows of all parts in order: what matches a name of this column, and the format of the other."""
+    rows = [(row, part) for part in MODEL_PARTS for row in part.rows]
+    return [(re.compile(_expression(row[column])), part, re.sub(r"[#*]", "{}", row[1 - column])) for row, part in rows]
+
+
+@cache
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(_expression, patterns)))
+
+
+def _expression(pattern: str) -> str:
+    return re.escape(pattern).replace(r"\#", r"(\d+)").replace(r"\*", r"(.+)")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from video_llama.checkpoints.fitting import read_device_memory
+from video_llama.checkpoints.memory import read_device_memory
 from video_llama.conversation import Conversation
 from video_llama.errors import DeviceError, OutOfMemoryError
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama

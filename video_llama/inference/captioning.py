@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import TypeVar
 
-from video_llama.checkpoints.fitting import batch_that_fits
+from video_llama.checkpoints.memory import batch_that_fits
 from video_llama.conversation import Conversation
 from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.inference.batch import complete_batch, complete_stream, encode_batch, most_frames

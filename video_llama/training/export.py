@@ -19,20 +19,15 @@ __all__ = ["original_checkpoint"]
 def original_checkpoint(
     model: VideoLlamaForConditionalGeneration, trained: Mapping[str, Tensor], config: Config, epoch: int
 ) -> dict[str, Any]:
-    """`{"model", "config", "epoch"}` as `ckpt` and `ckpt_2` read it.
+    """Return `{"model", "config", "epoch"}` as `ckpt` and `ckpt_2` read it.
 
-    Args:
-        model: supplies the frozen tensors of a branch of which only some train.
-        trained: what trains, under our names, whole and on the CPU.
-        config: kept with the weights, as plain values.
-        epoch: counted from 0.
-
-    Returns:
-        the trained branches, all of each, under the original's names; no optimizer and no stray buffers.
+    Each trained branch is whole, with the frozen tensors of `model` beside what trained (`trained`: our names, on the
+    CPU), under the original's names; no optimizer and no buffers. The configuration is kept as plain values.
     """
     trains = trained_branches(config.model)
     parts = {VIDEO_BRANCH, PROJECTION} if trains.video or trains.projection else set()
-    parts |= {AUDIO_BRANCH} if trains.audio else set()
+    if trains.audio:
+        parts.add(AUDIO_BRANCH)
     weights = {}
     for name, parameter in model.named_parameters():
         if part_of(name) in parts:

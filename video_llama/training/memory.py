@@ -1,4 +1,4 @@
-"""How much memory training needs on one device, counted from shapes before anything is loaded."""
+"""Count the memory that training needs on one device, from shapes, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ from video_llama.training.stages import TrainedParts, freeze_for_training
 
 __all__ = ["TrainingMemory", "TrainingSample", "estimate_training_memory", "language_model_saved_bytes"]
 
-TRAINABLE_BYTES = 4  # weights, gradients and both moments of Adam are float32
-
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """What one sample of a batch holds.
-
-    Args:
-        num_tokens: prompt, media and answer.
-        num_answer_tokens: of those that are learned from.
-        num_frames: of its video.
-        num_segments: of its sound.
-    """
+    """What one sample holds: tokens of prompt, media and answer together, answer tokens, frames, audio segments."""
 
     num_tokens: int
     num_answer_tokens: int
@@ -36,10 +27,8 @@ class TrainingMemory:
     """Bytes by use.
 
     Args:
-        frozen: weights that stay.
-        trained: weights that train, float32.
-        gradients: of those.
-        optimizer: Adam's two moments.
+        frozen, trained: weights; those that train are float32.
+        gradients, optimizer: of what trains; Adam keeps two moments.
         activations: what the backward pass needs, and logits; or the frame encoder's, if they are more.
     """
 
@@ -73,7 +62,7 @@ def estimate_training_memory(
         sample: sizes of every sample.
         batch_size: samples of one process at a time.
         bytes_per_value: of frozen weights and of activations.
-        language_model_bits: 8 or 4 for a quantised language model.
+        language_model_bits: 8 or 4 for a quantized language model.
         checkpointing: the language model's layers are computed again in the backward pass.
     """
     model = build_skeleton(config)
@@ -88,26 +77,34 @@ def estimate_training_memory(
         batch_size=batch_size,
         skeleton=model,
     )
-    saved = batch_size * (
-        language_model_saved_bytes(config.get_text_config(), sample.num_tokens, bytes_per_value, checkpointing)
-        + _logit_bytes(config.get_text_config(), sample.num_answer_tokens, bytes_per_value)
-        + _branch_saved_bytes(config, parts, sample, bytes_per_value)
-    )
+    text = config.get_text_config()
+    saved = language_model_saved_bytes(text, sample.num_tokens, bytes_per_value, checkpointing)
+    # Logits, their float32 copy, its log-softmax, and the gradient of one of them.
+    saved += sample.num_answer_tokens * text.vocab_size * (bytes_per_value + 3 * 4)
+    if parts.video:
+        states = config.num_query_tokens * sample.num_frames
+        values = _qformer_saved_values(config.video_qformer_config, states, config.num_video_query_tokens)
+        saved += values * bytes_per_value
+    if parts.audio:
+        values = _qformer_saved_values(config.audio_qformer_config, sample.num_segments, config.num_audio_query_tokens)
+        saved += values * bytes_per_value
+    # Weights, gradients and both moments of what trains are float32.
+    trained = num_trained * 4
     return TrainingMemory(
         frozen=inference.weights - num_trained * bytes_per_value,
-        trained=num_trained * TRAINABLE_BYTES,
-        gradients=num_trained * TRAINABLE_BYTES,
-        optimizer=2 * num_trained * TRAINABLE_BYTES,
-        activations=max(saved, inference.activations),
+        trained=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=max(batch_size * saved, inference.activations),
     )
 
 
 def language_model_saved_bytes(text: Any, num_tokens: int, bytes_per_value: int, checkpointing: bool = False) -> int:
-    """What the backward pass through a frozen LLaMA keeps of one sequence.
+    """Return what the backward pass through a frozen LLaMA keeps of one sequence.
 
-    The layers' weights are frozen, but gradients pass through them to the media. A linear layer then keeps nothing of
-    its input. What is kept of a layer, for each token: the float32 states of its two norms; queries, keys, values and
-    result of the attention; gate, activated gate and up of the MLP.
+    Gradients pass through the frozen layers to the media, but a linear layer then keeps nothing of its input. What is
+    kept of a layer, for each token: the float32 states of its two norms; queries, keys, values and result of the
+    attention; gate, activated gate and up of the MLP.
     """
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -119,28 +116,8 @@ def language_model_saved_bytes(text: Any, num_tokens: int, bytes_per_value: int,
     return num_tokens * text.num_hidden_layers * layer
 
 
-def _logit_bytes(text: Any, num_tokens: int, bytes_per_value: int) -> int:
-    """Logits, their float32 copy, its log-softmax, and the gradient of one of them."""
-    return num_tokens * text.vocab_size * (bytes_per_value + 3 * 4)
-
-
-def _branch_saved_bytes(
-    config: VideoLlamaConfig, parts: TrainedParts, sample: TrainingSample, bytes_per_value: int
-) -> int:
-    """What the Q-Formers that train keep of one sample."""
-    video = config.num_query_tokens * sample.num_frames, config.num_video_query_tokens
-    audio = sample.num_segments, config.num_audio_query_tokens
-    saved = 0
-    if parts.video:
-        saved += _qformer_saved_values(config.video_qformer_config, *video)
-    if parts.audio:
-        saved += _qformer_saved_values(config.audio_qformer_config, *audio)
-    return saved * bytes_per_value
-
-
 def _qformer_saved_values(qformer: Any, num_states: int, num_queries: int) -> int:
-    """Of each layer: the states that are looked at with their keys and values; about 14 widths and 2 intermediates of
-    each query."""
+    """Of each layer: the attended states with their keys and values; about 14 widths and 2 intermediates a query."""
     states = num_states * (qformer.encoder_hidden_size + 2 * qformer.hidden_size)
     queries = num_queries * (14 * qformer.hidden_size + 2 * qformer.intermediate_size)
     return qformer.num_hidden_layers * (states + queries)

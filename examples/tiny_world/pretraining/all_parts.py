@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,21 +141,9 @@ class _PretrainedWeights(Weights):
     """The weights of a model that the stages do not train."""
 
     def __init__(self, model: VideoLlamaForConditionalGeneration) -> None:
-        super().__init__(Path("pretrained"))
         trained = {VIDEO_BRANCH, PROJECTION, AUDIO_BRANCH}
         self._tensors = {name: value for name, value in model.state_dict().items() if part_of(name) not in trained}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def header(self, name: str) -> Tensor:
-        return self._tensors[name].to("meta")
-
-    def file_of(self, name: str) -> Path:
-        return self.path
+        super().__init__(Path("pretrained"), {name: value.to("meta") for name, value in self._tensors.items()})
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         return self._tensors[name].to(dtype or self._tensors[name].dtype)
