@@ -27,8 +27,8 @@ from video_llama.errors import ConfigError
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training import trainer as trainer_module
 from video_llama.training.checkpoints import list_checkpoints
-from video_llama.training.compiling import CompiledLayers, check_compiler
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, freeze_for_training
+from video_llama.training.torch_settings import CompiledLayers, check_compiler
 from video_llama.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
