@@ -117,7 +117,7 @@ def test_the_log_has_speeds_padding_and_the_share_of_waiting(make_config: MakeCo
 def test_the_share_of_a_gpu_that_is_used_follows_from_what_was_learnt(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_find_peak", lambda self: 1e12)
+    monkeypatch.setattr("video_llama.training.trainer.device_peak_flops", lambda accelerator: 1e12)
     trainer = Trainer(make_config("run.max_epoch=1"))
     trainer.train()
     flops = [batch_flops(trainer.model.config, trainer.batches()[number]) for number in range(4)]

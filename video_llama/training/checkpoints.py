@@ -101,12 +101,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, then remove the oldest of those up to it.
 
-    Args:
-        folder: OUTPUT_DIR/checkpoints.
-        model, optimizer: wrapped or not; call this on every process.
-        state: where the run stands.
-        keep: how many checkpoints to keep.
-        writes: this is the process that writes.
+    Call it on every process; of several, the one with `writes` writes. `folder` is OUTPUT_DIR/checkpoints.
 
     Raises:
         CheckpointError: it could not be written; those before it are whole.
@@ -179,11 +174,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
-    """Return the checkpoint that `run.resume_ckpt_path` names, None to start from the beginning.
+    """Return the checkpoint to go on from, None to start from the beginning.
 
     Args:
-        resume: "auto" for the newest of the folder, a path, or None.
-        folder: OUTPUT_DIR/checkpoints.
+        resume: `run.resume_ckpt_path`: "auto" for the newest of `folder` (OUTPUT_DIR/checkpoints), a path, or None.
 
     Raises:
         CheckpointError: no checkpoint at that path, or None although OUTPUT_DIR holds some of a run.
@@ -209,7 +203,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
 
 
 def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters_per_epoch: int) -> Path | None:
-    """Move away what a run wrote after the checkpoint that it goes back to, so that nothing is written over.
+    """Move what a run wrote after `iteration`, to which it goes back, so that nothing is written over.
 
     Args:
         folder: the run's `output_dir`.
@@ -218,10 +212,7 @@ def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters
         iters_per_epoch: tells which `checkpoint_EPOCH.pth` are later.
 
     Returns:
-        the new folder in `folder` that they are moved to; None if there are none.
-
-    Raises:
-        OSError: they cannot be moved.
+        the new folder in `folder` that holds it now; None if there is nothing.
     """
     later = []
     for path in list_checkpoints(folder / "checkpoints"):

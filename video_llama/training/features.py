@@ -69,9 +69,6 @@ class FeatureFiller:
     the first epoch learns from the same numbers as later ones.
 
     Args:
-        model: with its frozen encoders.
-        store: where features are kept.
-        device: of the model.
         is_sharded: the encoders' weights are shared out over processes, so that none of them can encode alone.
     """
 
@@ -93,7 +90,8 @@ class FeatureFiller:
         Raises:
             ConfigError: there are such items and the encoders are sharded, or the cache cannot be written.
         """
-        missing = [item for item in media if is_missing(item)]
+        # Items without a key are not for the cache.
+        missing = [item for item in media if item.key is not None and not item.is_encoded]
         if missing and self._is_sharded:
             raise ConfigError(
                 "the feature cache is not complete, and sharded encoders cannot fill it: first run "
@@ -137,11 +135,6 @@ class FeatureFiller:
         return audio.encode_segments(frames[None])[0]
 
 
-def is_missing(item: MediaInput) -> bool:
-    """Whether an item is for the cache and not there yet."""
-    return item.key is not None and not item.is_encoded
-
-
 def fill_cache(
     accelerator: Accelerator,
     filler: FeatureFiller,
@@ -172,7 +165,7 @@ def fill_cache(
                 note_bad([sample])
                 num_bad += 1
                 continue
-            waiting.update({item.key: item for item in sample.media if is_missing(item) and item.key is not None})
+            waiting.update({item.key: item for item in sample.media if item.key is not None and not item.is_encoded})
             if sum(len(item.values) for item in waiting.values()) >= FRAMES_TOGETHER:
                 num_encoded += filler(waiting.values())
                 waiting = {}

@@ -21,7 +21,7 @@ from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import find_placeholders
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.features import FeatureFiller
-from video_llama.training.optim import Schedule
+from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import is_sharded
 from video_llama.training.torch_settings import CompiledLayers
 
@@ -58,11 +58,6 @@ def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device
 
     Placeholders are found on the CPU, where the ids are, so that nothing waits for a GPU. There is no attention mask:
     a causal model never attends to padding on the right, and without a mask its attention takes the fastest kernel.
-
-    Args:
-        batch: of `collate`.
-        config: of the model, for the ids of placeholders.
-        device: where the model computes.
     """
     inputs: dict[str, Any] = batch.model_inputs(device)
     del inputs["attention_mask"]
@@ -78,11 +73,8 @@ class Learner:
     that a run can be continued as if it had never stopped.
 
     Args:
-        accelerator: shares the work.
         model: with the parameters that train set to require gradients.
-        optimizer: over those parameters.
-        schedule: the learning rate of each iteration.
-        run: clipping, and what to do about a loss that is not finite.
+        run: names the optimizer's rates, the schedule, clipping, and what to do about a loss that is not finite.
         filler: encodes media whose features are cached; None encodes within the model.
         compiled: layers of the model that run compiled in a step; None for none.
     """
@@ -91,13 +83,22 @@ class Learner:
         self,
         accelerator: Accelerator,
         model: VideoLlamaForConditionalGeneration,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
         run: RunConfig,
         filler: FeatureFiller | None = None,
         compiled: CompiledLayers | None = None,
     ) -> None:
         self._accelerator = accelerator
+        self._run = run
+        self._filler = filler
+        self._compiled = compiled
+        self._schedule = build_schedule(run)
+        optimizer = build_optimizer(
+            model,
+            lr=run.init_lr,
+            weight_decay=run.weight_decay,
+            beta2=run.beta2,
+            is_scaled=accelerator.scaler is not None,
+        )
         self._inner = model
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
         # Trained parameters by the part of the model that holds them: video_branch, audio_branch.
@@ -107,10 +108,6 @@ class Learner:
                 part = name.removeprefix("module.").partition(".")[0]
                 self._trained.setdefault(part, []).append(parameter)
         self.model.train()
-        self._schedule = schedule
-        self._run = run
-        self._filler = filler
-        self._compiled = compiled
         self._skipped_in_a_row = 0
 
     @property
@@ -202,11 +199,7 @@ class Learner:
         return torch.as_tensor(0.0 if norm is None else norm)
 
     def _report_skip(self, group: Sequence[Batch], what: str) -> None:
-        """Warn of a step that is skipped, or stop the run.
-
-        Raises:
-            TrainingStopped: `run.on_nan` says so, or too many steps in a row were skipped.
-        """
+        """Warn of a step that is skipped; stop the run if `run.on_nan` says so, or after too many in a row."""
         what = f"{what}; samples {', '.join(id_ for batch in group for id_ in batch.ids)}"
         if self._run.on_nan == "stop":
             raise TrainingStopped(

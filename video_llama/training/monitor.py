@@ -7,17 +7,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from video_llama.config import Config
 from video_llama.data.batches import Batch
+from video_llama.data.build import EncodedDataset
+from video_llama.data.mixture import mixture_weights
 from video_llama.errors import DatasetError
 from video_llama.training.checkpoints import TrainingState
+from video_llama.training.flops import peak_flops
 from video_llama.training.learner import StepOutput
 from video_llama.training.metric_logger import MetricLogger
 from video_llama.training.processes import is_sharded, sum_over_processes
 
-__all__ = ["DataMonitor", "StepTotals", "TrainWindow"]
+__all__ = ["DataMonitor", "StepTotals", "TrainWindow", "build_monitor", "device_peak_flops"]
 
 _MAX_SHOWN = 20
 # A sum of shares that equals the limit may come out a little above it.
@@ -51,8 +56,6 @@ class DataMonitor:
     limit never stop a run, and worse data do so in the first round through them, the sooner the worse they are.
 
     Args:
-        accelerator: of the run.
-        metric_logger: notes bad samples.
         sizes: the number of examples of each dataset; ids begin with its name.
         shares: of the batches that each dataset gets, in the same order.
         max_bad_share: of what the run draws; past it the run stops.
@@ -78,11 +81,10 @@ class DataMonitor:
         self._max_bad_share = max_bad_share
 
     def count(self, group: Sequence[Batch], state: TrainingState, must_stop: bool = False) -> StepTotals:
-        """Add a step's batches to the state's counts.
+        """Add a step's batches of all processes to the state's counts.
 
         Args:
             group: this process's batches.
-            state: gets the counts of all processes.
             must_stop: whether this process received a SIGTERM.
 
         Raises:
@@ -152,17 +154,32 @@ class DataMonitor:
             )
 
 
+def build_monitor(
+    config: Config, datasets: Sequence[EncodedDataset], accelerator: Accelerator, metric_logger: MetricLogger
+) -> DataMonitor:
+    """Build the monitor of datasets that are mixed as a configuration says.
+
+    Raises:
+        ConfigError: ratios that cannot be mixed.
+    """
+    sizes = {dataset.name: len(dataset.examples) for dataset in datasets}
+    shares: list[float] = []
+    if sizes:
+        ratios = [config.datasets[name].sample_ratio for name in sizes]
+        shares = mixture_weights(list(sizes.values()), ratios, list(sizes))
+    limit = config.run.max_bad_samples
+    return DataMonitor(accelerator, metric_logger, sizes=sizes, shares=shares, max_bad_share=limit)
+
+
 @dataclass
 class TrainWindow:
     """Sums since the last line of the log.
 
     Args:
         losses, norms: of every step that was not skipped.
-        lr: of the last step.
         tokens, samples, text_tokens, positions: see `StepTotals`.
         flops: operations of this process, as `batch_flops` counts them.
         data_seconds: time spent waiting for data.
-        started: by `time.perf_counter`.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -221,6 +238,13 @@ class TrainWindow:
         if peak_flops is not None:
             summary["mfu"] = round(self.flops / seconds / peak_flops, 4)
         return summary
+
+
+def device_peak_flops(accelerator: Accelerator) -> float | None:
+    """Return the most operations the device does in a second; None unless it is a known GPU in half precision."""
+    if accelerator.device.type != "cuda" or accelerator.mixed_precision == "no":
+        return None
+    return peak_flops(torch.cuda.get_device_name(accelerator.device))
 
 
 def _mean(values: Sequence[float]) -> float | None:

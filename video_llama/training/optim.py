@@ -106,8 +106,6 @@ def build_optimizer(
     """Build AdamW over the model's trainable parameters, in the recipe's two groups.
 
     Args:
-        model: its parameters that require gradients are taken.
-        lr, weight_decay, beta2: of AdamW; vectors and biases do not decay.
         is_scaled: the loss is scaled, as float16 needs it.
 
     Raises:
@@ -132,11 +130,8 @@ class Schedule:
     where the warm-up ends. Unlike there, a warm-up longer than an epoch runs once, not again in every epoch.
 
     Args:
-        init_lr: the rate at the end of the warm-up.
-        min_lr: the rate at the end of training.
-        max_epoch, iters_per_epoch: their product is the number of steps.
+        init_lr, min_lr: the rate at the end of the warm-up, and of training.
         warmup_lr: the rate of the first step; negative for `init_lr`, that is, no warm-up.
-        warmup_steps: steps until `init_lr`.
         lr_decay_rate: factor per epoch of the step schedule; the cosine does not use it.
     """
 

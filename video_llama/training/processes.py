@@ -40,10 +40,6 @@ _FSDP_COMMAND = (
 def build_accelerator(run: RunConfig, dtype: str | torch.dtype) -> Accelerator:
     """Build accelerate's view of this run, as torchrun, accelerate launch or plain Python started it.
 
-    Args:
-        run: device, precision and trackers.
-        dtype: of the frozen weights, as in `model.dtype`.
-
     Raises:
         ConfigError: the processes, or how they share the work, are not what was asked for; or a precision that cannot
             train.
@@ -94,20 +90,22 @@ def check_launcher() -> None:
     # torchrun and accelerate set WORLD_SIZE for each process that they start.
     if "WORLD_SIZE" in os.environ:
         return
-    num_tasks = _num_srun_tasks()
-    if num_tasks > 1:
+    launcher = "srun"
+    num_started = 1
+    # A batch script itself is one process, whatever was allotted to it; srun's tasks have a step.
+    if "SLURM_PROCID" in os.environ and {"SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        num_started = get_int_from_env(("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), 1)
+    # accelerate makes one run of MPI's processes on one machine, or where they know the address of the first.
+    num_mpi = get_int_from_env(_MPI_SIZES, 1)
+    if num_started == 1 and num_mpi != get_int_from_env(_MPI_LOCAL_SIZES, 1) and "MASTER_ADDR" not in os.environ:
+        launcher = "MPI"
+        num_started = num_mpi
+    if num_started > 1:
         raise ConfigError(
-            f"srun started {num_tasks} tasks of this command, which would train for themselves in one run.output_dir; "
-            f"let srun start one launcher on each node: srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES "
-            f"--nproc_per_node=GPUS --rdzv_backend=c10d --rdzv_endpoint=FIRST_NODE:29500 train.py … (or accelerate "
-            f"launch)"
-        )
-    num_processes = get_int_from_env(_MPI_SIZES, 1)
-    is_one_machine = get_int_from_env(_MPI_LOCAL_SIZES, 1) == num_processes
-    if num_processes > 1 and not is_one_machine and "MASTER_ADDR" not in os.environ:
-        raise ConfigError(
-            f"MPI started {num_processes} processes of this command, which do not know where the first one runs "
-            f"(MASTER_ADDR); start it with torchrun --nproc_per_node=… train.py … or accelerate launch instead"
+            f"{launcher} started {num_started} processes of this command, each of which would train by itself in the "
+            f"same run.output_dir; start one launcher on each node instead, for instance: srun --ntasks-per-node=1 "
+            f"torchrun --nnodes=$SLURM_NNODES --nproc_per_node=GPUS --rdzv_backend=c10d "
+            f"--rdzv_endpoint=FIRST_NODE:29500 train.py … (or accelerate launch)"
         )
 
 
@@ -181,10 +179,6 @@ def training_device(run: RunConfig) -> torch.device:
 def mixed_precision(run: RunConfig, dtype: str | torch.dtype) -> str:
     """Return the precision of autocast as accelerate names it: that of the frozen weights, which are then never cast.
 
-    Args:
-        run: says whether there is autocast at all (`amp`).
-        dtype: of the frozen weights, as in `model.dtype`; "auto" is what the device computes in.
-
     Raises:
         ConfigError: float16 without the loss scaling that it needs, or bfloat16 on a GPU that does not compute in it.
     """
@@ -206,10 +200,3 @@ def mixed_precision(run: RunConfig, dtype: str | torch.dtype) -> str:
 def _uses(name: str) -> bool:
     """Whether accelerate launch was asked for FSDP or DEEPSPEED."""
     return parse_flag_from_env(f"ACCELERATE_USE_{name}")
-
-
-def _num_srun_tasks() -> int:
-    """Return the number of tasks of the job step; 1 in a batch script itself, whatever was allotted to it."""
-    if "SLURM_PROCID" not in os.environ or not {"SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
-        return 1
-    return get_int_from_env(("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from video_llama.errors import ConfigError
 from video_llama.model.train_mode import requires_gradients
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.training.processes import is_sharded
 
 __all__ = ["CompiledLayers", "check_compiler", "prepare_determinism", "training_switches"]
 
@@ -102,18 +103,21 @@ def _layers(model: VideoLlamaForConditionalGeneration) -> list[nn.Module]:
     return layers
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler(accelerator: Accelerator) -> None:
     """Compile something small, forward and backward, to find out what is missing before a model is loaded.
 
     Raises:
-        ConfigError: it cannot be compiled, and why.
+        ConfigError: it cannot be compiled, and why; or weights are sharded.
     """
-    values = torch.ones(8, device=device, requires_grad=True)
+    if is_sharded(accelerator):
+        kind = accelerator.distributed_type.value
+        raise ConfigError(f"run.compile: with {kind} nothing is compiled; set run.compile: False")
+    values = torch.ones(8, device=accelerator.device, requires_grad=True)
     try:
         torch.compile(_small)(values).backward()
     except Exception as error:
         # Dynamo, Inductor, Triton and the C compiler each have errors of their own.
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ConfigError(
             f"run.compile: torch.compile does not work here ({reason}); it needs a C++ compiler, on a GPU triton, a C "
             "compiler and Python's header files (python3-dev). Install them, or set run.compile: False"

@@ -20,7 +20,6 @@ from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.config import Config
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
-from video_llama.data.mixture import mixture_weights
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
 from video_llama.registry import MODELS
@@ -35,25 +34,18 @@ from video_llama.training.checkpoints import (
 )
 from video_llama.training.export import original_checkpoint
 from video_llama.training.features import FeatureFiller, fill_cache, open_feature_store
-from video_llama.training.flops import batch_flops, peak_flops
+from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Learner, StepOutput
 from video_llama.training.metric_logger import MetricLogger
-from video_llama.training.monitor import DataMonitor, StepTotals, TrainWindow
+from video_llama.training.monitor import StepTotals, TrainWindow, build_monitor, device_peak_flops
 from video_llama.training.optim import (
     TrainedParts,
-    build_optimizer,
-    build_schedule,
     freeze_for_training,
     trained_branches,
 )
 from video_llama.training.processes import build_accelerator, describe_processes, is_sharded, sum_over_processes
 from video_llama.training.settings import check_settings
-from video_llama.training.torch_settings import (
-    CompiledLayers,
-    check_compiler,
-    prepare_determinism,
-    training_switches,
-)
+from video_llama.training.torch_settings import CompiledLayers, check_compiler, prepare_determinism, training_switches
 from video_llama.training.validation import ValidationReport, validate
 from video_llama.utils.utils import set_seed
 
@@ -65,15 +57,14 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """One run of one configuration.
 
-    What a step does depends on the weights, the optimizer's state, the seed and the iteration alone. So a run that was
-    killed and goes on from its last checkpoint ends as one that was not: with the same bits on a CPU, or on a GPU with
+    A step depends on the weights, the optimizer's state, the seed and the iteration alone. So a run that was killed
+    and goes on from its last checkpoint ends with the same bits as one that was not: on a CPU, or on a GPU with
     `run.deterministic`, without which a GPU adds up in any order.
 
     Args:
         config: all of it; `run.output_dir` gets the log and the checkpoints.
-        model: a model to train instead of the one that the configuration describes.
-        datasets: examples to train on instead of those that the configuration describes.
-        for_features: only the feature cache will be filled; a run in `run.output_dir` is left alone.
+        model, datasets: to train, and to train on, instead of what the configuration describes.
+        for_features: only the feature cache will be filled.
 
     Raises:
         ConfigError, CheckpointError, DatasetError: whatever is wrong with the configuration and what it names.
@@ -96,9 +87,13 @@ class Trainer:
         dtype = config.model.dtype if model is None else model.model.video_branch.query_tokens.dtype
         self.accelerator = build_accelerator(run, dtype)
         if run.compile:
-            self._check_compiling()
+            check_compiler(self.accelerator)
         self.folder = Path(run.output_dir).expanduser()
-        resume_from = None if for_features else self._find_checkpoint()
+        # Neither filling the cache nor validating a model as configured concerns a run that the folder may hold.
+        leaves_run_alone = for_features or (run.evaluate and run.resume_ckpt_path is None)
+        self._resumed_from: Path | None = None
+        if not leaves_run_alone:
+            self._resumed_from = find_checkpoint(run.resume_ckpt_path, self.folder / "checkpoints")
         self.metric_logger = MetricLogger(self.accelerator, self.folder)
         if datasets is None:
             index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
@@ -124,23 +119,25 @@ class Trainer:
         self.datasets: list[EncodedDataset] = datasets or []
         self.valid_datasets: list[EncodedDataset] = []
         if datasets is None:
-            build = functools.partial(
-                build_datasets, config, self.processor, images_as_audio=images_as_audio, features=store
-            )
-            self.datasets = build(training=True)
-            self.valid_datasets = build(training=False)
+            common: dict[str, Any] = {"images_as_audio": images_as_audio, "features": store}
+            self.datasets = build_datasets(config, self.processor, training=True, **common)
+            self.valid_datasets = build_datasets(config, self.processor, training=False, **common)
 
-        self.learner = self._build_learner()
-        self._monitor = self._build_monitor()
-        self.state = self._start_or_restore(resume_from)
-        self._resumed_from = resume_from
+        compiled = CompiledLayers(self.model) if run.compile else None
+        self.learner = Learner(self.accelerator, self.model, run, self._filler, compiled)
+        self._monitor = build_monitor(config, self.datasets, self.accelerator, self.metric_logger)
+        self.state = self._start_or_restore(self._resumed_from)
         self._stop_signal: int | None = None
-        self._peak_flops = self._find_peak()
+        self._peak_flops = device_peak_flops(self.accelerator)
 
     @property
     def num_iterations(self) -> int:
         """Iterations of the whole run."""
         return self.config.run.max_epoch * self.config.run.iters_per_epoch
+
+    @property
+    def _epoch_ends(self) -> bool:
+        return self.state.iteration % self.config.run.iters_per_epoch == 0
 
     @property
     def _is_sharded(self) -> bool:
@@ -189,10 +186,30 @@ class Trainer:
         with self._switches():
             return self._step(group)[0]
 
-    def evaluate(self) -> dict[str, ValidationReport]:
-        """Validate on every dataset that has a validation split, and log the figures."""
-        with self._switches():
-            return self._evaluate(self.valid_datasets)
+    def evaluate(self, datasets: Iterable[EncodedDataset] | None = None) -> dict[str, ValidationReport]:
+        """Validate on some datasets, by default on all that have a validation split, and log the figures."""
+        run, iteration = self.config.run, self.state.iteration
+        reports = {}
+        note_bad = functools.partial(self.metric_logger.log_bad_samples, iteration=iteration, split="validation")
+        for dataset in self.valid_datasets if datasets is None else datasets:
+            with self._switches():
+                report = validate(
+                    self.accelerator,
+                    self.learner.model,
+                    dataset,
+                    self.processor.tokenizer,
+                    batch_size=run.batch_size_eval,
+                    max_batches=run.max_valid_batches,
+                    num_generations=run.num_generations,
+                    note_bad=note_bad,
+                    filler=self._filler,
+                )
+            values = dataclasses.asdict(report)
+            self.metric_logger.log_answers(iteration, values.pop("answers"))
+            self.metric_logger.log("valid", iteration, dataset=dataset.name, **values)
+            logger.info("validation on %s: %s", dataset.name, values)
+            reports[dataset.name] = report
+        return reports
 
     def cache_features(self) -> tuple[int, int]:
         """Fill the feature cache with every media file of every dataset; see `fill_cache`.
@@ -221,19 +238,6 @@ class Trainer:
         self.metric_logger.log("save", self.state.iteration)
         self.accelerator.wait_for_everyone()
 
-    def _check_compiling(self) -> None:
-        if self._is_sharded:
-            kind = self.accelerator.distributed_type.value
-            raise ConfigError(f"run.compile: with {kind} nothing is compiled; set run.compile: False")
-        check_compiler(self.accelerator.device)
-
-    def _find_checkpoint(self) -> Path | None:
-        resume = self.config.run.resume_ckpt_path
-        if self.config.run.evaluate and resume is None:
-            # What the model section names is evaluated, and a run in the folder is no obstacle.
-            return None
-        return find_checkpoint(resume, self.folder / "checkpoints")
-
     def _archive_later_checkpoints(self) -> None:
         """Move away what the run wrote later, if it goes back to an earlier checkpoint named by its path."""
         if self.config.run.resume_ckpt_path in (None, "auto") or self._resumed_from is None:
@@ -255,34 +259,6 @@ class Trainer:
             trainable_dtype=torch.float32,
         )
         return model
-
-    def _build_learner(self) -> Learner:
-        run = self.config.run
-        optimizer = build_optimizer(
-            self.model,
-            lr=run.init_lr,
-            weight_decay=run.weight_decay,
-            beta2=run.beta2,
-            is_scaled=self.accelerator.scaler is not None,
-        )
-        compiled = CompiledLayers(self.model) if run.compile else None
-        schedule = build_schedule(run)
-        return Learner(self.accelerator, self.model, optimizer, schedule, run, self._filler, compiled)
-
-    def _build_monitor(self) -> DataMonitor:
-        sizes = {dataset.name: len(dataset.examples) for dataset in self.datasets}
-        shares: list[float] = []
-        if sizes:
-            ratios = [self.config.datasets[name].sample_ratio for name in sizes]
-            shares = mixture_weights(list(sizes.values()), ratios, list(sizes))
-        limit = self.config.run.max_bad_samples
-        return DataMonitor(self.accelerator, self.metric_logger, sizes=sizes, shares=shares, max_bad_share=limit)
-
-    def _find_peak(self) -> float | None:
-        """Return the most operations the device does in a second; None unless it is a known GPU in half precision."""
-        if self.accelerator.device.type != "cuda" or self.accelerator.mixed_precision == "no":
-            return None
-        return peak_flops(torch.cuda.get_device_name(self.accelerator.device))
 
     def _start_or_restore(self, path: Path | None) -> TrainingState:
         run = self.config.run
@@ -327,15 +303,15 @@ class Trainer:
                 bar.update(len(group))
                 speed = f"{window.samples_per_second:.1f}/s"
                 bar.set_postfix(loss=f"{output.loss:.4f}", lr=f"{output.lr:.2e}", samples=speed)
-                if self._is_log_due(len(group)) or totals.stops:
+                is_log_due = self.state.iteration % run.log_freq < len(group)
+                if is_log_due or self._epoch_ends or totals.stops:
                     self._log(window)
                     window = TrainWindow()
-                if totals.stops:
-                    self._stop()
-                    return
-                if self._after_step():
+                if self._after_step(must_stop=bool(totals.stops)):
                     # Saving and validating do not count as training time.
                     window.started = time.perf_counter()
+                if totals.stops:
+                    return
 
     def _step(self, group: list[Batch]) -> tuple[StepOutput, StepTotals]:
         totals = self._monitor.count(group, self.state, must_stop=self._stop_signal is not None)
@@ -346,11 +322,6 @@ class Trainer:
         self.state.iteration += len(group)
         return output, totals
 
-    def _is_log_due(self, num_new: int) -> bool:
-        """Whether `log_freq` iterations have passed, or an epoch has ended."""
-        iteration, run = self.state.iteration, self.config.run
-        return iteration % run.log_freq < num_new or iteration % run.iters_per_epoch == 0
-
     def _log(self, window: TrainWindow) -> None:
         iteration, device = self.state.iteration, self.accelerator.device
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -358,33 +329,28 @@ class Trainer:
         epoch = (iteration - 1) // self.config.run.iters_per_epoch
         self.metric_logger.log("train", iteration, epoch=epoch, samples_bad=self.state.samples_bad, **summary)
 
-    def _after_step(self) -> bool:
-        """Save, export and validate where it is due; return whether it was."""
-        run, iteration = self.config.run, self.state.iteration
-        epoch_ends = iteration % run.iters_per_epoch == 0
-        is_due = epoch_ends or bool(run.save_freq and iteration % run.save_freq == 0)
+    def _after_step(self, must_stop: bool) -> bool:
+        """Export, save and validate where it is due; return whether it was.
+
+        After a SIGTERM the validation of an epoch that ends here is left to the run that goes on.
+        """
+        run, iteration, epoch_ends = self.config.run, self.state.iteration, self._epoch_ends
         if epoch_ends:
             self._export(iteration // run.iters_per_epoch - 1)
         self.state.validation_due = epoch_ends and bool(self.valid_datasets)
+        is_due = must_stop or epoch_ends or (run.save_freq > 0 and iteration % run.save_freq == 0)
         if is_due:
             self.save()
-        if epoch_ends:
+        if must_stop:
+            self.metric_logger.log("stop", iteration, reason="SIGTERM")
+            logger.info("stopped by SIGTERM at iteration %d; the checkpoint is written", iteration)
+        elif epoch_ends:
             self.evaluate()
             self.state.validation_due = False
         return is_due
 
-    def _stop(self) -> None:
-        """Save after a SIGTERM; the validation of an epoch that ends here is left to the run that goes on."""
-        iteration, per_epoch = self.state.iteration, self.config.run.iters_per_epoch
-        if iteration % per_epoch == 0:
-            self._export(iteration // per_epoch - 1)
-            self.state.validation_due = bool(self.valid_datasets)
-        self.save()
-        self.metric_logger.log("stop", iteration, reason="SIGTERM")
-        logger.info("stopped by SIGTERM at iteration %d; the checkpoint is written", iteration)
-
     def _export(self, epoch: int) -> None:
-        """Write `checkpoint_EPOCH.pth` in the original's layout, which `ckpt` / `ckpt_2` and other projects read."""
+        """Write `checkpoint_EPOCH.pth` in the original's layout."""
         trained = gather_trainable(self.learner.model)
         if self.accelerator.is_main_process:
             content = original_checkpoint(self.model, trained, self.config, epoch)
@@ -400,31 +366,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             done = self.metric_logger.validated_datasets(self.state.iteration)
         flags = sum_over_processes(self.accelerator, [float(dataset.name in done) for dataset in self.valid_datasets])
-        self._evaluate(dataset for dataset, flag in zip(self.valid_datasets, flags, strict=True) if not flag)
+        self.evaluate(dataset for dataset, flag in zip(self.valid_datasets, flags, strict=True) if not flag)
         self.state.validation_due = False
-
-    def _evaluate(self, datasets: Iterable[EncodedDataset]) -> dict[str, ValidationReport]:
-        run, iteration = self.config.run, self.state.iteration
-        reports = {}
-        note_bad = functools.partial(self.metric_logger.log_bad_samples, iteration=iteration, split="validation")
-        for dataset in datasets:
-            report = validate(
-                self.accelerator,
-                self.learner.model,
-                dataset,
-                self.processor.tokenizer,
-                batch_size=run.batch_size_eval,
-                max_batches=run.max_valid_batches,
-                num_generations=run.num_generations,
-                note_bad=note_bad,
-                filler=self._filler,
-            )
-            values = dataclasses.asdict(report)
-            self.metric_logger.log_answers(iteration, values.pop("answers"))
-            self.metric_logger.log("valid", iteration, dataset=dataset.name, **values)
-            logger.info("validation on %s: %s", dataset.name, values)
-            reports[dataset.name] = report
-        return reports
 
     @contextlib.contextmanager
     def _catch_sigterm(self) -> Iterator[None]:
