@@ -133,6 +133,7 @@ def save_checkpoint(
         # torch.save and safetensors wrap the system's errors in their own.
         shutil.rmtree(in_progress, ignore_errors=True)
         raise _cannot_be_written(final, error) from error
+    # Higher numbers are of a course that the run has left; they are not counted among the newest.
     until_here = [path for path in list_checkpoints(folder) if path.name <= final.name]
     for old in until_here[: -max(keep, 1)]:
         shutil.rmtree(old)

@@ -101,7 +101,8 @@ class Learner:
         )
         self._inner = model
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
-        # Trained parameters by the part of the model that holds them: video_branch, audio_branch.
+        # Trained parameters by the part of the model that holds them: video_branch, audio_branch. Not before `prepare`,
+        # which may replace parameters by this process's share of them.
         self._trained: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:

@@ -73,6 +73,7 @@ class MetricLogger:
             return
         line = {"event": event, "iteration": iteration, "time": round(time.time(), 3), **values}
         append_jsonl(self._folder / _LOG, line)
+        # Trackers know numbers by event and name, such as train/loss.
         numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
         if numbers and self._accelerator.trackers:
             self._accelerator.log(numbers, step=iteration)

@@ -93,6 +93,7 @@ class DataMonitor:
         """
         failures = [failure for batch in group for failure in batch.failures]
         self._metric_logger.log_bad_samples(failures, state.iteration)
+        # One exchange between processes for everything that a step has to sum up.
         sums = [
             float(sum(batch.num_label_tokens for batch in group)),
             float(sum(len(batch.ids) for batch in group)),

@@ -74,6 +74,7 @@ class CompiledLayers:
         self._compiled: list[tuple[nn.Module, Any]] = []
         for layer in _layers(model):
             layer.compile(**options)
+            # Set aside: until `in_use` the layer runs as it was.
             self._compiled.append((layer, layer._compiled_call_impl))
             layer._compiled_call_impl = None
 

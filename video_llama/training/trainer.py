@@ -167,6 +167,7 @@ class Trainer:
             self.metric_logger.open(self.config)
             processes = describe_processes(self.accelerator)
             logger.info("training with %s", processes)
+            # Not before training begins: a start that fails moves nothing.
             self._archive_later_checkpoints()
             event = "start" if self._resumed_from is None else "resume"
             self.metric_logger.log(event, self.state.iteration, processes=processes)
@@ -335,8 +336,10 @@ class Trainer:
         After a SIGTERM the validation of an epoch that ends here is left to the run that goes on.
         """
         run, iteration, epoch_ends = self.config.run, self.state.iteration, self._epoch_ends
+        # Before the checkpoint: a run that goes on from there does not come by this iteration again.
         if epoch_ends:
             self._export(iteration // run.iters_per_epoch - 1)
+        # Saved, so that a run that is killed before its validation catches up on it.
         self.state.validation_due = epoch_ends and bool(self.valid_datasets)
         is_due = must_stop or epoch_ends or (run.save_freq > 0 and iteration % run.save_freq == 0)
         if is_due:
