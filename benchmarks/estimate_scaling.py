@@ -22,7 +22,7 @@ from benchmarks.workload import ClipFlops, Workload, caption_flops, training_flo
 from scripts.estimate_memory import read_config
 from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, freeze_for_training
 
 STORED = {"float32": (4.0, 0), "bfloat16": (2.0, 0), "int8": (1.0, 4)}  # bytes of a value, and of each token's scale
 ENTRY_BYTES = 256  # checksum, header, the sentence on the sampled frames

@@ -16,7 +16,7 @@ from video_llama.config import Config
 from video_llama.data.batches import Batch
 from video_llama.data.sample_processor import MediaInput
 from video_llama.training.memory import TrainingSample, estimate_training_memory
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, freeze_for_training
 from video_llama.training.trainer import Trainer
 
 NUM_FRAMES = 8

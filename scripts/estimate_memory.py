@@ -30,7 +30,7 @@ from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.training.memory import TrainingSample, estimate_training_memory
-from video_llama.training.stages import trained_branches
+from video_llama.training.optim import trained_branches
 
 SIZES: dict[str, dict[str, Any]] = {
     "7b": {},

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from video_llama.errors import VideoLlamaError
-from video_llama.training.curves import RunLog, read_log
+from video_llama.errors import DatasetError, VideoLlamaError
 from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
+from video_llama.utils.jsonl import read_jsonl
 
 PANELS = (
     ("loss", "training loss"),
@@ -25,6 +26,86 @@ PANELS = (
     ("samples_per_second", "samples per second"),
     ("token_accuracy", "validation token accuracy"),
 )
+
+
+@dataclass
+class Curve:
+    """One figure over the course of a run; both lists have equal length, and iterations ascend."""
+
+    iterations: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass
+class RunLog:
+    """The curves of a log.
+
+    Args:
+        train: by figure: loss, lr, grad_norm, samples_per_second and others.
+        valid: by dataset and figure.
+        resumed: iterations at which the run was continued.
+    """
+
+    train: dict[str, Curve]
+    valid: dict[str, dict[str, Curve]]
+    resumed: list[int]
+
+
+def read_log(path: Path) -> RunLog:
+    """Read the curves of a run.
+
+    A run that was killed, or that went back to an earlier checkpoint, has logged iterations that it then did again.
+    Of these the last ones count: each "resume" drops what was logged after the iteration it names.
+
+    Args:
+        path: `log.jsonl`, or the folder it is in.
+
+    Raises:
+        DatasetError: there is no log, a line is not of a log, or nothing is logged yet.
+    """
+    if path.is_dir():
+        path = path / "log.jsonl"
+    train: dict[int, dict[str, Any]] = {}
+    valid: dict[str, dict[int, dict[str, Any]]] = {}
+    resumed = []
+    for line in _read_log_lines(path):
+        event, iteration = line["event"], line["iteration"]
+        if event == "train":
+            train[iteration] = line
+        elif event == "valid":
+            valid.setdefault(line["dataset"], {})[iteration] = line
+        elif event == "resume":
+            resumed.append(iteration)
+            for entries in (train, *valid.values()):
+                for later in [number for number in entries if number > iteration]:
+                    del entries[later]
+    valid_curves = {name: _curves(entries) for name, entries in valid.items() if entries}
+    if not train and not valid_curves:
+        raise DatasetError(f"{path}: no iteration is logged yet")
+    return RunLog(_curves(train), valid_curves, resumed)
+
+
+def _read_log_lines(path: Path) -> Iterator[dict[str, Any]]:
+    what = "line of a training log"
+    try:
+        for number, line in enumerate(read_jsonl(path, DatasetError, what), start=1):
+            if "event" not in line or not isinstance(line.get("iteration"), int):
+                raise DatasetError(f"{path}, line {number}: not a {what}")
+            yield line
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from error
+
+
+def _curves(lines: dict[int, dict[str, Any]]) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for iteration, line in sorted(lines.items()):
+        for name, value in line.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and name not in ("iteration", "time"):
+                curve = curves.setdefault(name, Curve())
+                curve.iterations.append(iteration)
+                curve.values.append(float(value))
+    return curves
 
 
 def draw(logs: dict[str, RunLog], output: Path) -> None:

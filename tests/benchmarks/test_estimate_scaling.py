@@ -20,7 +20,7 @@ from video_llama.data.features import Features, FeatureStore
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.flops import language_model_flops, vit_flops
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, freeze_for_training
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 WORK = Workload(num_frames=3, num_segments=2, num_text_tokens=20, num_answer_tokens=4)

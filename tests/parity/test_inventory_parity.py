@@ -32,7 +32,7 @@ from video_llama.checkpoints.weight_mapping import (
 from video_llama.config import load_config
 from video_llama.model.configuration import ImageBindTrunkConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.stages import freeze_for_training, trained_branches
+from video_llama.training.optim import freeze_for_training, trained_branches
 
 STAGES = [
     "visionbranch_stage1_pretrain",

@@ -22,8 +22,7 @@ from video_llama.data.sample_processor import MediaInput
 from video_llama.data.tokenization import build_caption_sample, collate_text
 from video_llama.inference.engine import VideoLlama
 from video_llama.registry import SCHEDULES
-from video_llama.training.optim import split_by_weight_decay
-from video_llama.training.stages import freeze_for_training, trained_branches
+from video_llama.training.optim import freeze_for_training, split_by_weight_decay, trained_branches
 from video_llama.training.trainer import Trainer
 
 

@@ -27,8 +27,8 @@ from video_llama.errors import ConfigError
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training import trainer as trainer_module
 from video_llama.training.checkpoints import list_checkpoints
-from video_llama.training.compiling import CompiledLayers, check_compiler
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, freeze_for_training
+from video_llama.training.torch_settings import CompiledLayers, check_compiler
 from video_llama.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def nothing_is_compiled_yet() -> Iterator[None]:
 def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace and differentiate as always, but leave out Inductor, which takes a minute."""
     monkeypatch.setattr(trainer_module, "CompiledLayers", functools.partial(CompiledLayers, backend="aot_eager"))
-    monkeypatch.setattr(trainer_module, "check_compiler", lambda device: None)
+    monkeypatch.setattr(trainer_module, "check_compiler", lambda accelerator: None)
 
 
 def model_that_trains() -> VideoLlamaForConditionalGeneration:
@@ -175,7 +175,7 @@ from tests.training.distributed_run import drop_nothing
 from video_llama.config import load_config
 from video_llama.training import trainer as module
 if sys.argv[2] == "run.compile=True":
-    module.check_compiler = lambda device: None
+    module.check_compiler = lambda accelerator: None
     module.CompiledLayers = functools.partial(module.CompiledLayers, backend="aot_eager")
 trainer = module.Trainer(load_config(sys.argv[1], sys.argv[2:]))
 drop_nothing(trainer.model)
@@ -210,7 +210,7 @@ def test_a_compiler_that_is_missing_is_found_out_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     with torch._inductor.config.patch(force_disable_caches=True), pytest.raises(ConfigError) as caught:
-        check_compiler(torch.device("cpu"))
+        check_compiler(SimpleNamespace(distributed_type=DistributedType.NO, device=torch.device("cpu")))
     message = str(caught.value)
     assert message.startswith("run.compile: torch.compile does not work here (")
     assert message.count("\n") == 0

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.plot_training import main
+from scripts.plot_training import Curve, main, read_log
 from video_llama.errors import DatasetError
-from video_llama.training.curves import Curve, read_log
 
 
 def write(path: Path, *lines: dict[str, object], end: str = "") -> Path:

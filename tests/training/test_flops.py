@@ -13,7 +13,7 @@ from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.flops import batch_flops, peak_flops
 from video_llama.training.learner import teaching_inputs
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, freeze_for_training
 
 
 @pytest.mark.parametrize("is_cached", [False, True])

@@ -17,8 +17,7 @@ from video_llama.training.memory import (
     estimate_training_memory,
     language_model_saved_bytes,
 )
-from video_llama.training.optim import build_optimizer
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, build_optimizer, freeze_for_training
 
 VIDEO = TrainedParts(video=True, projection=True, audio=False)
 

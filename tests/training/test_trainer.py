@@ -21,7 +21,7 @@ from video_llama.errors import CheckpointError, ConfigError, DatasetError
 from video_llama.inference.load import build_model, load_pretrained_model
 from video_llama.training.checkpoints import list_checkpoints
 from video_llama.training.flops import batch_flops
-from video_llama.training.learner import Step, TrainingStopped
+from video_llama.training.learner import StepOutput, TrainingStopped
 from video_llama.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -117,7 +117,7 @@ def test_the_log_has_speeds_padding_and_the_share_of_waiting(make_config: MakeCo
 def test_the_share_of_a_gpu_that_is_used_follows_from_what_was_learnt(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_find_peak", lambda self: 1e12)
+    monkeypatch.setattr("video_llama.training.trainer.device_peak_flops", lambda accelerator: 1e12)
     trainer = Trainer(make_config("run.max_epoch=1"))
     trainer.train()
     flops = [batch_flops(trainer.model.config, trainer.batches()[number]) for number in range(4)]
@@ -212,7 +212,7 @@ def test_a_sigterm_saves_and_ends_the_run_in_good_order(make_config: MakeConfig,
     trainer = Trainer(make_config())
     learn = trainer.learner.step
 
-    def learn_and_be_told_to_stop(*args: Any) -> Step:
+    def learn_and_be_told_to_stop(*args: Any) -> StepOutput:
         if trainer.state.iteration == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return learn(*args)
@@ -235,7 +235,7 @@ def test_a_sigterm_in_the_last_iteration_of_an_epoch_does_not_lose_the_checkpoin
     trainer = Trainer(make_config("run.max_epoch=1"))
     learn = trainer.learner.step
 
-    def learn_and_be_told_to_stop(*args: Any) -> Step:
+    def learn_and_be_told_to_stop(*args: Any) -> StepOutput:
         if trainer.state.iteration == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return learn(*args)
@@ -430,8 +430,8 @@ def test_the_output_folder_of_a_run_is_a_model(make_config: MakeConfig, corpus: 
 
 def test_the_output_folder_of_a_run_without_an_epoch_is_no_model_yet(make_config: MakeConfig) -> None:
     trainer = Trainer(make_config())
-    trainer.logbook.open(trainer.config)
-    trainer.logbook.write("start", 0)
+    trainer.metric_logger.open(trainer.config)
+    trainer.metric_logger.log("start", 0)
     with pytest.raises(CheckpointError, match="has not finished an epoch"):
         load_pretrained_model(trainer.folder)
 

@@ -88,7 +88,7 @@ def test_a_sample_that_cannot_be_used_is_left_out_counted_and_quarantined(
     assert f"{bad} (validation) cannot be used: a.mp4: damaged" in caplog.text
     (line,) = (validated.folder / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line) == {"id": bad, "reason": "a.mp4: damaged", "iteration": 0, "split": "validation"}
-    assert validated.logbook.quarantined() == []  # what is measured is no reason to stop training
+    assert validated.metric_logger.bad_samples() == []  # what is measured is no reason to stop training
 
 
 def test_generated_answers_are_kept_beside_the_expected_ones(validated: Trainer) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +31,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from video_llama.checkpoints.trained_run import checkpoint_name
@@ -51,12 +48,11 @@ __all__ = [
     "write_file",
 ]
 
-logger = logging.getLogger(__name__)
-
 _NAME = re.compile(r"step_(\d{8})")
 _TRAINABLE, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _DEEPSPEED = "deepspeed"
-_NOT_OURS = (SafetensorError, UnpicklingError)
+# What reading a cut-off or foreign file raises: of the system, of json, of TrainingState, of torch and of safetensors.
+_DAMAGED = (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
 @dataclass
@@ -64,11 +60,11 @@ class TrainingState:
     """Where a run stands; everything random follows from the seed and this.
 
     Args:
-        iteration: batches of each process that were learnt from.
+        iteration: batches that each process has learned from.
         samples_seen, samples_bad: of all processes, each time one was drawn; the unreadable ones included in both.
         bad_ids: which samples cannot be used, each once, sorted.
         seed, batch_size, world_size, accum_grad_iters: what the order of samples depends on.
-        validation_due: an epoch has ended here, and what the run validates on was not looked at when this was written.
+        validation_due: an epoch has ended here, and its validation was not done when this was written.
         scaler: of the loss, in float16: its scale and how long it has held; None in other precisions.
     """
 
@@ -85,34 +81,27 @@ class TrainingState:
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that trains, whole and on the CPU, under the model's own names; call it on every process."""
-    if _is_deepspeed(model):
-        return _gather_from_deepspeed(model)
-    if not _is_sharded(model):
-        return {name: value.detach().cpu().clone() for name, value in _trainable(model).items()}
-    states: dict[str, Any] = get_model_state_dict(model, options=_gathered())
-    trains = _trainable(model)  # buffers, which torch gathers too, do not
-    return {name: value for name, value in states.items() if name in trains}
+    """Return what trains, whole and on the CPU, under the model's own names; call it on every process."""
+    trainable = _trainable(model)
+    if _is_sharded(model):
+        states: dict[str, Any] = get_model_state_dict(model, options=_gathered())
+        # torch gathers buffers, too, which do not train.
+        return {name: value for name, value in states.items() if name in trainable}
+    with contextlib.ExitStack() as gathered:
+        if _is_deepspeed(model):
+            # An optional package, there if its engine is. Below ZeRO-3 the parameters are whole, and this does nothing.
+            import deepspeed
 
-
-def _gather_from_deepspeed(engine: Any) -> dict[str, Tensor]:
-    import deepspeed  # only there if it is used
-
-    trainable = {name: value for name, value in engine.module.named_parameters() if value.requires_grad}
-    with deepspeed.zero.GatheredParameters(list(trainable.values())):  # does nothing below ZeRO-3
+            gathered.enter_context(deepspeed.zero.GatheredParameters(list(trainable.values())))
         return {name: value.detach().cpu().clone() for name, value in trainable.items()}
 
 
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, *, keep: int, writes: bool
 ) -> None:
-    """Write a checkpoint and remove the oldest of those up to it.
+    """Write a checkpoint, then remove the oldest of those up to it.
 
-    Args:
-        folder: OUTPUT_DIR/checkpoints.
-        model, optimizer: wrapped or not; call this on every process.
-        keep: how many checkpoints to keep.
-        writes: this is the process that writes.
+    Call it on every process; of several, the one with `writes` writes. `folder` is OUTPUT_DIR/checkpoints.
 
     Raises:
         CheckpointError: it could not be written; those before it are whole.
@@ -120,13 +109,16 @@ def save_checkpoint(
     final = folder / f"step_{state.iteration:08d}"
     in_progress = final.with_name(final.name + INCOMPLETE)
     trainable = gather_trainable(model)
-    shards_itself = _is_deepspeed(model)
-    optimizer_state = None if shards_itself else get_optimizer_state_dict(model, optimizer, options=_gathered())
-    with _removed_on_failure(in_progress, final):
+    optimizer_state = None
+    if not _is_deepspeed(model):
+        optimizer_state = get_optimizer_state_dict(model, optimizer, options=_gathered())
+    try:
         if writes:
+            # What a kill left of an earlier attempt.
             shutil.rmtree(in_progress, ignore_errors=True)
             in_progress.mkdir(parents=True)
-        if shards_itself:  # every process writes its share
+        if _is_deepspeed(model):
+            # Every process writes its share of the optimizer's state into the folder.
             torch.distributed.barrier()
             model.save_checkpoint(str(in_progress), tag=_DEEPSPEED, exclude_frozen_parameters=True)  # type: ignore[operator]
             torch.distributed.barrier()
@@ -136,23 +128,36 @@ def save_checkpoint(
         if optimizer_state is not None:
             torch.save(optimizer_state, in_progress / _OPTIMIZER)
         (in_progress / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-        for path in in_progress.rglob("*"):
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(in_progress, final)
-        sync(folder)
+        _rename_folder(in_progress, final)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save and safetensors wrap the system's errors in their own.
+        shutil.rmtree(in_progress, ignore_errors=True)
+        raise _cannot_be_written(final, error) from error
+    # Higher numbers are of a course that the run has left; they are not counted among the newest.
     until_here = [path for path in list_checkpoints(folder) if path.name <= final.name]
     for old in until_here[: -max(keep, 1)]:
         shutil.rmtree(old)
 
 
-@contextlib.contextmanager
-def _removed_on_failure(in_progress: Path, final: Path) -> Iterator[None]:
+def _rename_folder(in_progress: Path, final: Path) -> None:
+    """Give a folder its final name once all of its content is on the disk, so that a power cut leaves no half of it."""
+    for path in in_progress.rglob("*"):
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(in_progress, final)
+    sync(final.parent)
+
+
+def write_file(path: Path, content: Any) -> None:
+    """Write a file whole with `torch.save`.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
     try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap the system's errors
-        shutil.rmtree(in_progress, ignore_errors=True)
-        raise _cannot_be_written(final, error) from error
+        write_whole(path, partial(torch.save, content))
+    except (OSError, RuntimeError) as error:
+        raise _cannot_be_written(path, error) from error
 
 
 def _cannot_be_written(path: Path, error: Exception) -> CheckpointError:
@@ -163,18 +168,17 @@ def _cannot_be_written(path: Path, error: Exception) -> CheckpointError:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a folder, oldest first."""
+    """Return the whole checkpoints of a folder, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / _STATE).exists())
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that `run.resume_ckpt_path` means.
+    """Return the checkpoint to go on from, None to start from the beginning.
 
     Args:
-        resume: "auto" for the newest of the folder, a path, or None.
-        folder: OUTPUT_DIR/checkpoints.
+        resume: `run.resume_ckpt_path`: "auto" for the newest of `folder` (OUTPUT_DIR/checkpoints), a path, or None.
 
     Raises:
         CheckpointError: no checkpoint at that path, or None although OUTPUT_DIR holds some of a run.
@@ -200,7 +204,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
 
 
 def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters_per_epoch: int) -> Path | None:
-    """Move what a run wrote after the checkpoint that it goes back to, so that the new course writes over nothing.
+    """Move what a run wrote after `iteration`, to which it goes back, so that nothing is written over.
 
     Args:
         folder: the run's `output_dir`.
@@ -209,95 +213,73 @@ def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters
         iters_per_epoch: tells which `checkpoint_EPOCH.pth` are later.
 
     Returns:
-        where they are now: a new folder in `folder`; None if there are none.
-
-    Raises:
-        OSError: they cannot be moved.
+        the new folder in `folder` that holds it now; None if there is nothing.
     """
-    written = list_checkpoints(folder / "checkpoints")
-    later = [path for path in written if _iteration_of(path) >= iteration and path.resolve() != resumed.resolve()]
+    later = []
+    for path in list_checkpoints(folder / "checkpoints"):
+        written_at = int(path.name.removeprefix("step_"))
+        if written_at >= iteration and path.resolve() != resumed.resolve():
+            later.append(path)
     for path in folder.glob(checkpoint_name("*")):
         epoch = path.stem.partition("_")[2]
         if epoch.isdecimal() and (int(epoch) + 1) * iters_per_epoch > iteration:
             later.append(path)
     if not later:
         return None
-    aside = folder / f"abandoned-{iteration:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
-    aside.mkdir(exist_ok=True)
+    archive = folder / f"abandoned-{iteration:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
+    archive.mkdir(exist_ok=True)
     for path in later:
-        os.replace(path, aside / path.name)
+        os.replace(path, archive / path.name)
     sync(folder)
-    return aside
-
-
-def _iteration_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+    return archive
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Put a checkpoint back in place; call it on every process.
+    """Read a checkpoint back into model and optimizer; call it on every process.
 
     Raises:
         CheckpointError: it is damaged, or of a run with other trainable parts.
     """
+    optimizer_state = None
     try:
         state = TrainingState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
-        trainable: dict[str, Any] = load_file(path / _TRAINABLE)
-        optimizer_state = None
+        values: dict[str, Any] = load_file(path / _TRAINABLE)
         if not _is_deepspeed(model):
             optimizer_state = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, *_NOT_OURS) as error:
+    except _DAMAGED as error:
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(
             f"{path}: damaged or not a training checkpoint ({reason}). Remove it, and --resume takes the one before it"
         ) from error
-    _check_names(path, model, trainable)
-    if optimizer_state is None:
-        model.load_checkpoint(str(path), tag=_DEEPSPEED, load_module_strict=False)  # type: ignore[operator]
-        return state
-    options = StateDictOptions(full_state_dict=True, strict=False)
-    if _is_sharded(model):
-        set_model_state_dict(model, trainable, options=options)
-    else:
-        _copy_into(_trainable(model), trainable, path)
-    set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
-    return state
-
-
-def _check_names(path: Path, model: nn.Module, trainable: Mapping[str, Any]) -> None:
-    differing = sorted(_trainable(model).keys() ^ trainable.keys())
+    trainable = _trainable(model)
+    differing = sorted(trainable.keys() ^ values.keys())
     if differing:
         raise CheckpointError(
             f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
             f"the first is {differing[0]})"
         )
-
-
-@torch.no_grad()
-def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], path: Path) -> None:
-    for name, parameter in parameters.items():
-        if parameter.shape != values[name].shape:
-            there, here = tuple(values[name].shape), tuple(parameter.shape)
+    if optimizer_state is None:
+        model.load_checkpoint(str(path), tag=_DEEPSPEED, load_module_strict=False)  # type: ignore[operator]
+        return state
+    for name, parameter in trainable.items():
+        there, here = tuple(values[name].shape), tuple(parameter.shape)
+        if there != here:
             raise CheckpointError(f"{path}: {name} has the shape {there} there, and {here} in this configuration")
-        parameter.copy_(values[name])
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    if _is_sharded(model):
+        set_model_state_dict(model, values, options=options)
+    else:
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(values[name])
+    set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
+    return state
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains, under its names without the wrapper of DDP."""
+    """Return the parameters that train, by their names without the wrapper of DDP or DeepSpeed."""
     named = model.named_parameters()
     return {name.removeprefix("module."): parameter for name, parameter in named if parameter.requires_grad}
-
-
-def write_file(path: Path, content: Any) -> None:
-    """`torch.save` under a name in progress, then renamed.
-
-    Raises:
-        CheckpointError: it could not be written.
-    """
-    try:
-        write_whole(path, partial(torch.save, content))
-    except (OSError, RuntimeError) as error:
-        raise _cannot_be_written(path, error) from error
 
 
 def _gathered() -> StateDictOptions:
@@ -310,11 +292,9 @@ def _is_deepspeed(model: nn.Module) -> bool:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP shares the weights out over processes.
+    """Whether FSDP 2 shares the weights out over processes.
 
     Only then torch's own functions are needed. They walk the state of the whole model, and that of a frozen language
     model in 8 bit names tensors which its layers do not have.
     """
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        return True
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -21,8 +21,6 @@ examples:
       --options model.llama_model=checkpoints/llama-2-7b-chat-hf run.batch_size_train=8
   python train.py --cfg-path my.yaml --options run.resume_ckpt_path=auto     # go on after a stop
 """
-
-
 _OUT_OF_MEMORY = (
     "the GPU's memory is full. Lower run.batch_size_train (and raise run.accum_grad_iters) or run.batch_size_eval, set "
     "model.use_grad_checkpoint: True, cache the encoders' features (features.dir), or load the language model in 8 or "
@@ -51,18 +49,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a training; 0 at its end or after a SIGTERM, 1 with one line on what is wrong, 130 after Ctrl-C."""
+    """Run a training; return 0 at its end or after a SIGTERM, 1 after an error in one line, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("video_llama.training").setLevel(logging.INFO)
-    logging.getLogger("video_llama.data").setLevel(logging.INFO)
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    for name in ("training", "data"):
+        logging.getLogger(f"video_llama.{name}").setLevel(logging.INFO)
+    if options.resume:
+        options.options.append("run.resume_ckpt_path=auto")
     try:
-        overrides = [*options.options, *(["run.resume_ckpt_path=auto"] if options.resume else [])]
-        config = load_config(options.cfg_path, overrides)
-
-        from video_llama.training.trainer import (
-            Trainer,
-        )  # after the configuration is known to be right: it takes seconds
+        config = load_config(options.cfg_path, options.options)
+        # The trainer takes seconds to import: mistakes in the configuration are reported before.
+        from video_llama.training.trainer import Trainer
 
         trainer = Trainer(config, for_features=options.cache_features)
         if options.cache_features:
@@ -71,24 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trainer.evaluate()
         else:
             trainer.train()
-    except (VideoLlamaError, OSError) as error:  # what the system refuses, such as room on the disk
-        logger.debug("where it happened", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    except (VideoLlamaError, OSError) as error:
+        # OSError: what the system refuses, such as space on the disk.
+        return _report(str(error))
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        # torch.OutOfMemoryError, or the driver's own words.
+        if "out of memory" not in str(error):
             raise
-        logger.debug("where it happened", exc_info=True)
-        reason = str(error).partition("\n")[0]
-        sys.stderr.write(f"error: {_OUT_OF_MEMORY} ({reason})\n")
-        return 1
+        return _report(f"{_OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; --resume goes on from the newest checkpoint (a SIGTERM would have saved one)\n")
         return 130
     return 0
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    import torch  # it is imported by then, if anything can have taken its memory
-
-    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)
+def _report(message: str) -> int:
+    """Print an error in one line; the place of the error is in the log at level DEBUG. Return the exit status."""
+    logger.debug("where it happened", exc_info=True)
+    sys.stderr.write(f"error: {message}\n")
+    return 1

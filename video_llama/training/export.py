@@ -11,7 +11,7 @@ from torch import Tensor
 from video_llama.checkpoints.weight_mapping import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of, to_original_name
 from video_llama.config import Config
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.stages import trained_branches
+from video_llama.training.optim import trained_branches
 
 __all__ = ["original_checkpoint"]
 

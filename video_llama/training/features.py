@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,14 +18,13 @@ from video_llama.data.sample_processor import InputName, MediaInput
 from video_llama.errors import ConfigError
 from video_llama.model.frozen import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.logbook import Logbook
 from video_llama.utils.devices import to_device
 from video_llama.utils.files import make_folder
 
-__all__ = ["EncodedMedia", "FeatureFiller", "fill_cache", "open_feature_store"]
+__all__ = ["FeatureFiller", "fill_cache", "open_feature_store"]
 
 FRAMES_TOGETHER = 64
-"""Frames, or segments of audio, that wait for each other before they are encoded."""
+"""Frames, or segments of audio, that are collected before they are encoded."""
 FIXED_BATCH = {"cuda": 32}
 """Frames or segments of each pass through an encoder, by device. Elsewhere an item is encoded by itself: a CPU is no
 faster with more."""
@@ -37,59 +33,42 @@ faster with more."""
 def open_feature_store(
     config: FeaturesConfig, model: VideoLlamaForConditionalGeneration, *, images_as_audio: bool
 ) -> FeatureStore | None:
-    """The cache that a configuration asks for.
+    """Return the cache that `features.dir` names, None if it names none.
 
     Raises:
-        ConfigError: there cannot be such a folder.
+        ConfigError: the folder cannot be made.
         ValueError: an encoder whose outputs would be kept is not frozen.
     """
     if config.dir is None:
         return None
     video, audio = model.video_branch, model.audio_branch
     encoders: dict[str, list[nn.Module]] = {"pixel_values": [video.vision_encoder, video.vision_norm, video.qformer]}
-    weights = {"pixel_values": [video.query_tokens]}
     if audio is not None:
         encoders["audio_values"] = [audio.audio_encoder]
-    if audio is not None and audio.vision_encoder is not None and images_as_audio:
-        encoders["audio_pixel_values"] = [audio.vision_encoder]
-    if any(trains(*modules) for modules in encoders.values()):
-        raise ValueError("features can only be cached of frozen encoders")
-    fingerprints = {
-        name: fingerprint([*(w for module in modules for w in module.parameters()), *weights.get(name, [])])
-        for name, modules in encoders.items()
-    }
+        if audio.vision_encoder is not None and images_as_audio:
+            encoders["audio_pixel_values"] = [audio.vision_encoder]
+    fingerprints = {}
+    for name, modules in encoders.items():
+        if trains(*modules):
+            raise ValueError("features can only be cached of frozen encoders")
+        weights = [parameter for module in modules for parameter in module.parameters()]
+        if name == "pixel_values":
+            weights.append(video.query_tokens)
+        fingerprints[name] = fingerprint(weights)
     folder = Path(config.dir).expanduser()
     make_folder(folder, "features.dir")
     return FeatureStore(folder, config.encoding, fingerprints)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class EncodedMedia:
-    """Features on their way from the device.
-
-    Args:
-        items: what was encoded.
-        values: (all frames, queries, width) or (all segments, joint_width), on the CPU.
-        arrived: until then the values are not there; None if they are.
-    """
-
-    items: list[MediaInput]
-    values: Tensor
-    arrived: torch.cuda.Event | None
-
-
 class FeatureFiller:
-    """Turns media into features, and keeps them.
+    """Encode media and keep their features.
 
-    Features should not depend on what was encoded with them, but how many rows a matrix product has decides how it is
-    computed and rounded. So each item is encoded by itself on a CPU, which gives the same bits in any company. On a GPU
-    frames of several items go through an encoder together, always as many, missing ones being zeros: the same kernels
-    every time. They are used as they are stored: the first epoch and the later ones learn from the same numbers.
+    The number of rows of a matrix product decides which kernel computes it, and so its rounding. For features that do
+    not depend on what was encoded with them, a CPU encodes each item by itself, and a GPU always the same number of
+    frames, of one or several items, with zeros in place of missing ones. Features are used as they are stored, so that
+    the first epoch learns from the same numbers as later ones.
 
     Args:
-        model: with its frozen encoders.
-        store: where features are kept.
-        device: of the model.
         is_sharded: the encoders' weights are shared out over processes, so that none of them can encode alone.
     """
 
@@ -106,142 +85,90 @@ class FeatureFiller:
         self._is_sharded = is_sharded
 
     def __call__(self, media: Iterable[MediaInput]) -> int:
-        """Encode in place what is not encoded yet; how many items that were.
+        """Encode in place, and keep, what is not encoded yet; return how many items that were.
 
         Raises:
-            ConfigError: something is left to encode and the encoders are sharded.
+            ConfigError: there are such items and the encoders are sharded, or the cache cannot be written.
         """
-        missing = [item for item in media if is_missing(item)]
-        for encoded in self.encode(missing):
-            self.keep(encoded)
-        return len(missing)
-
-    def encode(self, media: Sequence[MediaInput]) -> list[EncodedMedia]:
-        """Features of items of any kind; a GPU is not waited for.
-
-        Raises:
-            ConfigError: there are items and the encoders are sharded.
-        """
-        if media and self._is_sharded:
+        # Items without a key are not for the cache.
+        missing = [item for item in media if item.key is not None and not item.is_encoded]
+        if missing and self._is_sharded:
             raise ConfigError(
                 "the feature cache is not complete, and sharded encoders cannot fill it: first run "
                 "train.py --cache-features without FSDP or DeepSpeed"
             )
+        # Only frames of one size, or segments, go through an encoder together.
         alike: dict[tuple[InputName, torch.Size], list[MediaInput]] = {}
-        for item in media:
+        for item in missing:
             alike.setdefault((item.name, item.values.shape[1:]), []).append(item)
-        return [self._encode_together(name, items) for (name, _), items in alike.items()]
-
-    def keep(self, encoded: EncodedMedia) -> None:
-        """Store features and give each item its own, as they were stored."""
-        if encoded.arrived is not None:
-            encoded.arrived.synchronize()
-        numbers = [len(item.values) for item in encoded.items]
-        for item, values in zip(encoded.items, encoded.values.split(numbers), strict=True):
-            assert item.key is not None
-            self.store.save(item.key, Features(values, item.message))
-            item.values = decode_features(encode_features(values, self.store.encoding))
-            item.is_encoded = True
+        for (name, _), items in alike.items():
+            features = self._encode_together(name, [item.values for item in items])
+            for item, values in zip(items, features, strict=True):
+                assert item.key is not None
+                self.store.save(item.key, Features(values, item.message))
+                item.values = decode_features(encode_features(values, self.store.encoding))
+                item.is_encoded = True
+        return len(missing)
 
     @torch.no_grad()
-    def _encode_together(self, name: InputName, items: list[MediaInput]) -> EncodedMedia:
-        parts = [item.values for item in items]
-        number = sum(map(len, parts))
-        if fixed := FIXED_BATCH.get(self._device.type):
-            padding = parts[0].new_zeros(-number % fixed, *parts[0].shape[1:])
+    def _encode_together(self, name: InputName, parts: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return the features of each item, on the CPU: (frames, queries, width) or (segments, joint_width)."""
+        lengths = [len(part) for part in parts]
+        fixed = FIXED_BATCH.get(self._device.type)
+        if fixed is not None:
+            padding = parts[0].new_zeros(-sum(lengths) % fixed, *parts[0].shape[1:])
             parts = list(torch.cat([*parts, padding]).split(fixed))
         features = torch.cat([self._encode(name, to_device(part, self._device)) for part in parts])
-        features = features[:number].to(torch.bfloat16 if self.store.encoding == "bfloat16" else torch.float32)
-        if features.device.type != "cuda":
-            return EncodedMedia(items, features.cpu(), None)
-        values = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
-        values.copy_(features, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(features.device))
-        return EncodedMedia(items, values, arrived)
+        dtype = torch.float32
+        if self.store.encoding == "bfloat16":
+            dtype = torch.bfloat16
+        return features[: sum(lengths)].to(dtype).cpu().split(lengths)
 
     def _encode(self, name: InputName, frames: Tensor) -> Tensor:
-        """Features of frames, or of segments of audio, each by itself."""
+        """Return the features of frames, or of segments of audio, each by itself."""
         if name == "pixel_values":
             return self._model.video_branch.encode_frames(frames[None])[0]
         audio = self._model.audio_branch
-        assert audio is not None, "the store has no fingerprint for sound without an audio branch"
-        encode = audio.encode_images if name == "audio_pixel_values" else audio.encode_segments
-        return encode(frames[None])[0]
-
-
-def is_missing(item: MediaInput) -> bool:
-    """Whether an item is for the cache and not there yet."""
-    return item.key is not None and not item.is_encoded
+        assert audio is not None, "without an audio branch the store has no fingerprint for audio"
+        if name == "audio_pixel_values":
+            return audio.encode_images(frames[None])[0]
+        return audio.encode_segments(frames[None])[0]
 
 
 def fill_cache(
     accelerator: Accelerator,
     filler: FeatureFiller,
     datasets: Iterable[EncodedDataset],
-    logbook: Logbook,
+    note_bad: Callable[[Sequence[BadSample]], object],
     num_workers: int,
 ) -> tuple[int, int]:
     """Encode every media file of the datasets that is not in the cache, shared by all processes.
 
+    What is there stays, so a run that was stopped goes on.
+
+    Args:
+        note_bad: is given this process's samples that cannot be used.
+
     Returns:
-        (items encoded now, samples that cannot be used) of this process. What was there stays, so a run that was
-        stopped goes on.
+        (items encoded now, samples that cannot be used) of this process.
     """
-    rank, world_size = accelerator.process_index, accelerator.num_processes
     num_encoded = num_bad = 0
-    with _Writer(filler) as writer:
-        for dataset in datasets:
-            reader = SampleReader(dataset.examples, dataset.encoder)
-            indices = range(rank, len(reader), world_size)
-            samples = load_samples(reader, indices, num_workers)
-            is_shown = accelerator.is_main_process
-            for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=not is_shown):
-                if isinstance(sample, BadSample):
-                    logbook.quarantine([sample], 0)
-                    num_bad += 1
-                else:
-                    num_encoded += writer.add(sample.media)
+    # By key, since several samples may share a file.
+    waiting: dict[str, MediaInput] = {}
+    for dataset in datasets:
+        reader = SampleReader(dataset.examples, dataset.encoder)
+        indices = range(accelerator.process_index, len(reader), accelerator.num_processes)
+        samples = load_samples(reader, indices, num_workers)
+        is_shown = accelerator.is_main_process
+        for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=not is_shown):
+            if isinstance(sample, BadSample):
+                note_bad([sample])
+                num_bad += 1
+                continue
+            waiting.update({item.key: item for item in sample.media if item.key is not None and not item.is_encoded})
+            if sum(len(item.values) for item in waiting.values()) >= FRAMES_TOGETHER:
+                num_encoded += filler(waiting.values())
+                waiting = {}
+    num_encoded += filler(waiting.values())
     accelerator.wait_for_everyone()
     return num_encoded, num_bad
-
-
-class _Writer(contextlib.AbstractContextManager["_Writer"]):
-    """Collects media for the encoders and writes what they gave, in a thread while they are at the next."""
-
-    def __init__(self, filler: FeatureFiller) -> None:
-        self._filler = filler
-        self._waiting: dict[str, MediaInput] = {}
-        self._pool = ThreadPoolExecutor(1, "features")
-        self._written: Future[None] | None = None
-
-    def add(self, media: Iterable[MediaInput]) -> int:
-        """Take what is not in the cache yet; how many items that were that do not wait already."""
-        new = {item.key: item for item in media if is_missing(item) and item.key and item.key not in self._waiting}
-        self._waiting |= new
-        if sum(len(item.values) for item in self._waiting.values()) >= FRAMES_TOGETHER:
-            self._encode()
-        return len(new)
-
-    def _encode(self) -> None:
-        encoded = self._filler.encode(list(self._waiting.values()))
-        self._waiting = {}
-        self._wait()
-        self._written = self._pool.submit(self._keep, encoded)
-
-    def _keep(self, encoded: Iterable[EncodedMedia]) -> None:
-        for part in encoded:
-            self._filler.keep(part)
-
-    def _wait(self) -> None:
-        """Until all that was handed over is written; what went wrong there goes wrong here."""
-        if self._written is not None:
-            self._written.result()
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            if exception[0] is None:
-                self._encode()
-                self._wait()
-        finally:
-            self._pool.shutdown(cancel_futures=True)

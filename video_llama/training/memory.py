@@ -7,7 +7,7 @@ from typing import Any
 
 from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.training.stages import TrainedParts, freeze_for_training
+from video_llama.training.optim import TrainedParts, freeze_for_training
 
 __all__ = ["TrainingMemory", "TrainingSample", "estimate_training_memory", "language_model_saved_bytes"]
 

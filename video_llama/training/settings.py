@@ -1,4 +1,4 @@
-"""Settings that make no sense, or contradict each other: found before anything loads, and all told at once."""
+"""Find settings that make no sense or contradict each other, before anything loads; all are reported at once."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
+from scripts import plot_training
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import read_log
 from video_llama.data.batches import BadSample
-from video_llama.training import curves
-from video_llama.training.logbook import Logbook
+from video_llama.training.metric_logger import MetricLogger
 from video_llama.training.trainer import Trainer
 
 WHOLE = '{"event": "train", "iteration": 2, "loss": 1.5}\n'
@@ -29,32 +29,32 @@ def test_a_line_that_was_cut_off_is_removed_before_the_next_is_appended(
 ) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(WHOLE.encode() + (torn.encode() if isinstance(torn, str) else torn))
-    Logbook(accelerator, tmp_path).write("train", 4, loss=1.0)
+    MetricLogger(accelerator, tmp_path).log("train", 4, loss=1.0)
     assert f"{path}: the last line is cut off and is removed" in caplog.text
     assert [line["iteration"] for line in read_log(tmp_path)] == [2, 4]
-    assert curves.read_log(tmp_path).train["loss"].values == [1.5, 1.0]
+    assert plot_training.read_log(tmp_path).train["loss"].values == [1.5, 1.0]
 
 
 def test_a_whole_line_that_only_lacks_its_end_is_kept(accelerator: Accelerator, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(WHOLE.strip())
-    Logbook(accelerator, tmp_path).write("train", 4, loss=1.0)
+    MetricLogger(accelerator, tmp_path).log("train", 4, loss=1.0)
     assert [line["iteration"] for line in read_log(tmp_path)] == [2, 4]
 
 
 def test_whole_files_are_left_as_they_are(accelerator: Accelerator, tmp_path: Path) -> None:
     for name in ("log.jsonl", "quarantine.jsonl", "answers.jsonl"):
         (tmp_path / name).write_text(WHOLE)
-    Logbook(accelerator, tmp_path)
+    MetricLogger(accelerator, tmp_path)
     assert {path.read_text() for path in tmp_path.iterdir()} == {WHOLE}
 
 
 def test_bad_samples_noted_before_and_after_a_cut_are_listed(accelerator: Accelerator, tmp_path: Path) -> None:
-    Logbook(accelerator, tmp_path).quarantine([BadSample("a", "no such file")], 1)
+    MetricLogger(accelerator, tmp_path).log_bad_samples([BadSample("a", "no such file")], 1)
     with (tmp_path / "quarantine.jsonl").open("a") as file:
         file.write('{"id": "b", "rea')
-    logbook = Logbook(accelerator, tmp_path)
-    logbook.quarantine([BadSample("c", "truncated")], 2)
-    assert logbook.quarantined() == ["a: no such file", "c: truncated"]
+    metrics = MetricLogger(accelerator, tmp_path)
+    metrics.log_bad_samples([BadSample("c", "truncated")], 2)
+    assert metrics.bad_samples() == ["a: no such file", "c: truncated"]
 
 
 def test_a_line_within_the_list_of_bad_samples_that_cannot_be_read_is_named(
@@ -63,8 +63,8 @@ def test_a_line_within_the_list_of_bad_samples_that_cannot_be_read_is_named(
     entry = json.dumps({"id": "a", "reason": "no such file"})
     path = tmp_path / "quarantine.jsonl"
     path.write_text(f'{entry}\n{{"id": "b", "rea{entry}\n{entry}\n')
-    assert Logbook(accelerator, tmp_path).quarantined() == ["a: no such file"]
-    assert f"{path}, line 2: cannot be read" in caplog.text
+    assert MetricLogger(accelerator, tmp_path).bad_samples() == ["a: no such file"]
+    assert f"{path}, line 2: not a JSON object" in caplog.text
 
 
 def test_a_run_goes_on_over_a_log_that_was_cut_off(make_config: MakeConfig) -> None:
@@ -89,7 +89,7 @@ def test_a_run_goes_on_over_a_log_that_was_cut_off(make_config: MakeConfig) -> N
 def test_a_validation_counts_until_the_run_goes_back_before_it(
     later: list[tuple[str, int]], datasets: set[str], accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    logbook = Logbook(accelerator, tmp_path)
+    metrics = MetricLogger(accelerator, tmp_path)
     for event, iteration in [("start", 0), ("train", 2), ("save", 4), ("valid", 4), *later]:
-        logbook.write(event, iteration, **({"dataset": "clips"} if event == "valid" else {}))
-    assert logbook.validated_at(4) == datasets
+        metrics.log(event, iteration, **({"dataset": "clips"} if event == "valid" else {}))
+    assert metrics.validated_datasets(4) == datasets

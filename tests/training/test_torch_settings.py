@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.training.conftest import MakeConfig
-from video_llama.training.backends import CUBLAS_WORKSPACE, training_switches
-from video_llama.training.learner import Step
+from video_llama.training.learner import StepOutput
+from video_llama.training.torch_settings import CUBLAS_WORKSPACE, training_switches
 from video_llama.training.trainer import Trainer
 
 
@@ -55,7 +55,7 @@ def test_a_deterministic_run_takes_deterministic_algorithms_alone(
     assert os.environ[CUBLAS_WORKSPACE] == ":4096:8"
     learn = trainer.learner.step
 
-    def note(*arguments: Any) -> Step:
+    def note(*arguments: Any) -> StepOutput:
         during.add(switches())
         return learn(*arguments)
 

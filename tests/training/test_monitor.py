@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from video_llama.data.batches import BadSample, Batch
 from video_llama.errors import DatasetError
 from video_llama.training.checkpoints import TrainingState
-from video_llama.training.logbook import Logbook
-from video_llama.training.samples import SampleCounter
+from video_llama.training.metric_logger import MetricLogger
+from video_llama.training.monitor import DataMonitor
 
 
-def counter(folder: Path, sizes: dict[str, int], shares: list[float], limit: float = 0.01) -> SampleCounter:
+def monitor(folder: Path, sizes: dict[str, int], shares: list[float], limit: float = 0.01) -> DataMonitor:
     accelerator = Accelerator(cpu=True)
-    logbook = Logbook(accelerator, folder)
-    return SampleCounter(accelerator, logbook, sizes=sizes, shares=shares, max_bad_share=limit)
+    metric_logger = MetricLogger(accelerator, folder)
+    return DataMonitor(accelerator, metric_logger, sizes=sizes, shares=shares, max_bad_share=limit)
 
 
 def draws(size: int, num_bad: int, rounds: int, seed: int) -> Iterator[Batch]:
@@ -37,7 +37,7 @@ def draws(size: int, num_bad: int, rounds: int, seed: int) -> Iterator[Batch]:
             )
 
 
-def count_all(counts: SampleCounter, batches: Iterator[Batch], state: TrainingState) -> None:
+def count_all(counts: DataMonitor, batches: Iterator[Batch], state: TrainingState) -> None:
     for batch in batches:
         counts.count([batch], state)
 
@@ -45,7 +45,7 @@ def count_all(counts: SampleCounter, batches: Iterator[Batch], state: TrainingSt
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("size", "num_bad"), [(120, 1), (100, 1), (300, 3), (1999, 19)])
 def test_data_within_the_limit_never_stop_a_run(size: int, num_bad: int, seed: int, tmp_path: Path) -> None:
-    counts, state = counter(tmp_path, {"clips": size}, [1.0]), TrainingState()
+    counts, state = monitor(tmp_path, {"clips": size}, [1.0]), TrainingState()
     count_all(counts, draws(size, num_bad, 10, seed), state)
     assert state.bad_ids == sorted(f"clips/{index}" for index in range(num_bad))
     assert state.samples_bad >= 10 * num_bad  # drawn again and again
@@ -56,7 +56,7 @@ def test_data_within_the_limit_never_stop_a_run(size: int, num_bad: int, seed: i
 def test_data_past_the_limit_stop_a_run_in_the_first_round_and_the_sooner_the_worse_they_are(
     size: int, num_bad: int, most: int, seed: int, tmp_path: Path
 ) -> None:
-    counts, state = counter(tmp_path, {"clips": size}, [1.0]), TrainingState()
+    counts, state = monitor(tmp_path, {"clips": size}, [1.0]), TrainingState()
     message = rf"of {size} samples cannot be used.*run\.max_bad_samples \(1\.00%\)"
     with pytest.raises(DatasetError, match=message) as stop:
         count_all(counts, draws(size, num_bad, 1, seed), state)
@@ -75,17 +75,17 @@ def test_datasets_count_as_they_are_mixed(tmp_path: Path) -> None:
         [BadSample("clips/1", "a"), BadSample("talks/2", "b")],
     )
     state = TrainingState()
-    counter(tmp_path, sizes, shares).count([batch], state)  # 0.505 %
+    monitor(tmp_path, sizes, shares).count([batch], state)  # 0.505 %
     batch.failures.append(BadSample("clips/3", "c"))
     with pytest.raises(
         DatasetError, match=r"3 of 10100 samples cannot be used.* as the datasets are mixed, 1\.00% of what"
     ):
-        counter(tmp_path, sizes, shares).count([batch], state)  # 1.005 %
-    counter(tmp_path, sizes, [0.0, 1.0]).count([batch], state)  # one that is not drawn from does not count
+        monitor(tmp_path, sizes, shares).count([batch], state)  # 1.005 %
+    monitor(tmp_path, sizes, [0.0, 1.0]).count([batch], state)  # one that is not drawn from does not count
 
 
 def test_bad_samples_found_before_a_stop_count_after_it(tmp_path: Path) -> None:
-    counts = counter(tmp_path, {"clips": 120}, [1.0])
+    counts = monitor(tmp_path, {"clips": 120}, [1.0])
     batch = Batch(
         0,
         {"labels": torch.zeros(1, 2), "attention_mask": torch.ones(1, 2)},

@@ -1,0 +1,252 @@
+"""Watch the data of a run over all processes, stop a run with too many bad samples, and sum up what a log line says."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from video_llama.config import Config
+from video_llama.data.batches import Batch
+from video_llama.data.build import EncodedDataset
+from video_llama.data.mixture import mixture_weights
+from video_llama.errors import DatasetError
+from video_llama.training.checkpoints import TrainingState
+from video_llama.training.flops import peak_flops
+from video_llama.training.learner import StepOutput
+from video_llama.training.metric_logger import MetricLogger
+from video_llama.training.processes import is_sharded, sum_over_processes
+
+__all__ = ["DataMonitor", "StepTotals", "TrainWindow", "build_monitor", "device_peak_flops"]
+
+_MAX_SHOWN = 20
+# A sum of shares that equals the limit may come out a little above it.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over all processes of what one step learns from.
+
+    Args:
+        tokens: answer tokens.
+        samples: samples that can be used.
+        bad: samples that were replaced.
+        stops: processes that received a SIGTERM.
+        text_tokens, positions: of all sequences, media included: without and with padding.
+    """
+
+    tokens: float
+    samples: float
+    bad: float
+    stops: float
+    text_tokens: float
+    positions: float
+
+
+class DataMonitor:
+    """Count the samples of a run, and stop it when too many cannot be used.
+
+    A bad sample counts once, however often it is drawn, as a share of all that the datasets hold. So data within the
+    limit never stop a run, and worse data do so in the first round through them, the sooner the worse they are.
+
+    Args:
+        sizes: the number of examples of each dataset; ids begin with its name.
+        shares: of the batches that each dataset gets, in the same order.
+        max_bad_share: of what the run draws; past it the run stops.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        metric_logger: MetricLogger,
+        *,
+        sizes: Mapping[str, int],
+        shares: Sequence[float],
+        max_bad_share: float,
+    ) -> None:
+        self._accelerator = accelerator
+        self._metric_logger = metric_logger
+        self._num_examples = 0
+        self._weights: dict[str, float] = {}
+        for (name, size), share in zip(sizes.items(), shares, strict=True):
+            self._weights[name] = share / max(size, 1)
+            if share:
+                self._num_examples += size
+        self._max_bad_share = max_bad_share
+
+    def count(self, group: Sequence[Batch], state: TrainingState, must_stop: bool = False) -> StepTotals:
+        """Add a step's batches of all processes to the state's counts.
+
+        Args:
+            group: this process's batches.
+            must_stop: whether this process received a SIGTERM.
+
+        Raises:
+            DatasetError: too many samples were bad; the message lists them. Or, with sharded weights, the processes
+                have media of different kinds.
+        """
+        failures = [failure for batch in group for failure in batch.failures]
+        self._metric_logger.log_bad_samples(failures, state.iteration)
+        # One exchange between processes for everything that a step has to sum up.
+        sums = [
+            float(sum(batch.num_label_tokens for batch in group)),
+            float(sum(len(batch.ids) for batch in group)),
+            float(len(failures)),
+            float(must_stop),
+            float(sum(batch.num_text_tokens for batch in group)),
+            float(sum(batch.num_positions for batch in group)),
+        ]
+        totals = StepTotals(*sum_over_processes(self._accelerator, sums))
+        state.samples_seen += int(totals.samples + totals.bad)
+        state.samples_bad += int(totals.bad)
+        if totals.bad:
+            # The same list on every process, so that all of them stop at the same step.
+            gathered = gather_object([failure.id for failure in failures])
+            state.bad_ids = sorted({*state.bad_ids, *gathered})
+            self._check_bad_share(state.bad_ids)
+        for batch in group:
+            if batch.gave_up:
+                raise DatasetError(batch.gave_up)
+        if is_sharded(self._accelerator):
+            self._check_same_media(group)
+        return totals
+
+    def _check_bad_share(self, bad_ids: Sequence[str]) -> None:
+        counts = Counter(id_.partition("/")[0] for id_ in bad_ids)
+        weight_of_unknown = 1 / max(self._num_examples, 1)
+        share = sum(count * self._weights.get(name, weight_of_unknown) for name, count in counts.items())
+        if share <= self._max_bad_share + _ROUNDING:
+            return
+        # The list in the message needs the lines of all processes.
+        self._accelerator.wait_for_everyone()
+        bad = self._metric_logger.bad_samples()
+        lines = [f"\n  {line}" for line in bad[:_MAX_SHOWN]]
+        if len(bad) > _MAX_SHOWN:
+            lines.append(f"\n  and {len(bad) - _MAX_SHOWN} more in quarantine.jsonl")
+        as_mixed = ""
+        if len(self._weights) > 1:
+            as_mixed = f"; as the datasets are mixed, {share:.2%} of what is drawn"
+        raise DatasetError(
+            f"{len(bad_ids)} of {self._num_examples} samples cannot be used, more than run.max_bad_samples "
+            f"({self._max_bad_share:.2%}) allows{as_mixed}:{''.join(lines)}"
+        )
+
+    def _check_same_media(self, group: Sequence[Batch]) -> None:
+        """Refuse batches with other kinds of media than those of the other processes.
+
+        All processes gather a branch's sharded weights together: if one of them skips the branch, the others wait
+        for ever.
+        """
+        present = []
+        for batch in group:
+            names = {item.name for item in batch.media}
+            present += [float("pixel_values" in names), float(bool(names - {"pixel_values"}))]
+        counts = sum_over_processes(self._accelerator, present)
+        if any(count not in (0, self._accelerator.num_processes) for count in counts):
+            raise DatasetError(
+                "with FSDP or DeepSpeed every batch needs media of the same kinds in every process; keep conversations "
+                "with images or videos, with audio and without media in datasets of their own, or train with DDP"
+            )
+
+
+def build_monitor(
+    config: Config, datasets: Sequence[EncodedDataset], accelerator: Accelerator, metric_logger: MetricLogger
+) -> DataMonitor:
+    """Build the monitor of datasets that are mixed as a configuration says.
+
+    Raises:
+        ConfigError: ratios that cannot be mixed.
+    """
+    sizes = {dataset.name: len(dataset.examples) for dataset in datasets}
+    shares: list[float] = []
+    if sizes:
+        ratios = [config.datasets[name].sample_ratio for name in sizes]
+        shares = mixture_weights(list(sizes.values()), ratios, list(sizes))
+    limit = config.run.max_bad_samples
+    return DataMonitor(accelerator, metric_logger, sizes=sizes, shares=shares, max_bad_share=limit)
+
+
+@dataclass
+class TrainWindow:
+    """Sums since the last line of the log.
+
+    Args:
+        losses, norms: of every step that was not skipped.
+        tokens, samples, text_tokens, positions: see `StepTotals`.
+        flops: operations of this process, as `batch_flops` counts them.
+        data_seconds: time spent waiting for data.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    lr: float = 0.0
+    iterations: int = 0
+    tokens: float = 0.0
+    samples: float = 0.0
+    text_tokens: float = 0.0
+    positions: float = 0.0
+    flops: float = 0.0
+    data_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, output: StepOutput, totals: StepTotals, iterations: int) -> None:
+        """Add a step of some iterations."""
+        if not output.is_skipped:
+            self.losses.append(output.loss)
+            self.norms.append(output.norm)
+        self.lr = output.lr
+        self.iterations += iterations
+        self.tokens += totals.tokens
+        self.samples += totals.samples
+        self.text_tokens += totals.text_tokens
+        self.positions += totals.positions
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples of all processes."""
+        return self.samples / max(time.perf_counter() - self.started, 1e-9)
+
+    def summary(self, iterations_left: int, *, peak_flops: float | None, memory: int | None) -> dict[str, float | None]:
+        """Return the means over the window (None if every step was skipped), speeds, and the time that is left.
+
+        Args:
+            iterations_left: of the run.
+            peak_flops: operations that the device can do in a second; None leaves out `mfu`, the share of it in use.
+            memory: most bytes of the device in use so far; None leaves out `memory_gib`.
+        """
+        seconds = time.perf_counter() - self.started
+        summary = {
+            "loss": _mean(self.losses),
+            "grad_norm": _mean(self.norms),
+            "lr": self.lr,
+            "samples_per_second": round(self.samples / seconds, 3),
+            "tokens_per_second": round(self.text_tokens / seconds, 1),
+            "answer_tokens_per_second": round(self.tokens / seconds, 1),
+            "padding_share": round((self.positions - self.text_tokens) / max(self.positions, 1), 4),
+            "data_seconds": round(self.data_seconds, 3),
+            "data_share": round(self.data_seconds / seconds, 4),
+            "seconds": round(seconds, 3),
+            "eta_seconds": round(iterations_left * seconds / self.iterations),
+        }
+        if memory is not None:
+            summary["memory_gib"] = round(memory / 2**30, 3)
+        if peak_flops is not None:
+            summary["mfu"] = round(self.flops / seconds / peak_flops, 4)
+        return summary
+
+
+def device_peak_flops(accelerator: Accelerator) -> float | None:
+    """Return the most operations the device does in a second; None unless it is a known GPU in half precision."""
+    if accelerator.device.type != "cuda" or accelerator.mixed_precision == "no":
+        return None
+    return peak_flops(torch.cuda.get_device_name(accelerator.device))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
