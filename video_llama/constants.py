@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = [
     "AUDIO_PLACEHOLDER",
     "AUDIO_SAMPLE_RATE_HZ",
@@ -13,7 +15,11 @@ __all__ = [
     "IMAGE_MEAN",
     "IMAGE_PLACEHOLDER",
     "IMAGE_STD",
+    "Modality",
 ]
+
+Modality = Literal["video", "image", "audio"]
+"""What a media item is."""
 
 IGNORE_INDEX = -100
 """Label of a token that carries no loss (the value `torch.nn.functional.cross_entropy` ignores)."""
@@ -22,7 +28,7 @@ IMAGE_PLACEHOLDER = "<ImageHere>"
 """Where the tokens of a video or an image go in a prompt."""
 
 AUDIO_PLACEHOLDER = "<AudioHere>"
-"""Where the tokens of a sound go in a prompt."""
+"""Where the tokens of an audio track go in a prompt."""
 
 # The names the original code uses for the same two strings.
 DEFAULT_IMAGE_PATCH_TOKEN = IMAGE_PLACEHOLDER

@@ -1,9 +1,11 @@
-"""What callers give `VideoLlama.generate`: checked, and brought to one form."""
+"""What goes into the model: encoded media, prompts, and the checked arguments of `VideoLlama.generate`."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -11,26 +13,53 @@ from video_llama.conversation import Conversation
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.tensor_like import as_frames, as_segments
 
-__all__ = ["check_conversation", "given_audio", "given_frames"]
+__all__ = ["EncodedMedia", "Prompt", "check_audio", "check_conversation", "check_frames"]
 
 
-def given_frames(imgs: Any) -> list[VideoFrames | Tensor]:
-    """The videos and images, tensors among them as (frames, 3, height, width).
+@dataclass(frozen=True, eq=False)
+class EncodedMedia:
+    """One media item as the language model sees it.
+
+    Args:
+        kind: of its placeholder: "image" for a video or a still image, "audio" for audio.
+        features: (tokens, language_width).
+    """
+
+    kind: Literal["image", "audio"]
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt ready to be continued.
+
+    Args:
+        keys: what stands at each position: a token id, or a media item and the number of its token.
+        inputs_embeds: (1, length, language_width).
+        stop_strings: texts that end the answer.
+    """
+
+    keys: list[Hashable]
+    inputs_embeds: Tensor
+    stop_strings: list[str]
+
+
+def check_frames(imgs: Any) -> list[VideoFrames | Tensor]:
+    """Return videos and images as a list, tensors among them as (frames, 3, height, width).
 
     Args:
         imgs: one video or image, a list of them, or None.
 
     Raises:
-        TypeError: something else, such as a file that was not read, or a list of frames that may be one video or
-            several images.
-        MediaError: a tensor of another form.
+        TypeError: something else, such as a path, or a list of single frames (one video or several images?).
+        MediaError: a tensor of another shape.
     """
     if imgs is None:
         return []
     items = list(imgs) if isinstance(imgs, (list, tuple)) else [imgs]
     for item in items:
         if isinstance(item, AudioSegments):
-            raise TypeError("imgs is a sound: give it as audio")
+            raise TypeError("imgs is audio: pass it as audio")
         if not isinstance(item, (VideoFrames, Tensor)):
             raise TypeError(
                 f"imgs is {_describe(item)}, not what process_video or process_images return: read it first, "
@@ -39,30 +68,32 @@ def given_frames(imgs: Any) -> list[VideoFrames | Tensor]:
     if len(items) > 1 and all(isinstance(item, Tensor) and item.ndim == 3 for item in items):
         raise TypeError(
             f"imgs is {len(items)} tensors of one frame each: torch.stack(imgs) is a video of them, "
-            "[img[None] for img in imgs] are images of their own"
+            "[img[None] for img in imgs] are separate images"
         )
     return [as_frames(item) if isinstance(item, Tensor) else item for item in items]
 
 
-def given_audio(audio: Any) -> AudioSegments | Tensor | None:
-    """The sound; a tensor as (segments, 1, mel_bins, mel_frames).
+def check_audio(audio: Any) -> AudioSegments | Tensor | None:
+    """Return the audio; a tensor as (segments, 1, mel_bins, mel_frames).
 
     Raises:
-        TypeError: something else, such as a file that was not read.
-        MediaError: a tensor of another form.
+        TypeError: something else, such as a path.
+        MediaError: a tensor of another shape.
     """
     if isinstance(audio, VideoFrames):
-        raise TypeError("audio is frames: give them as imgs")
-    if audio is not None and not isinstance(audio, (AudioSegments, Tensor)):
-        raise TypeError(
-            f"audio is {_describe(audio)}, not what process_video or process_audio return: read it first, "
-            "audio = process_audio(path, model.processor.media_processor)"
-        )
-    return as_segments(audio) if isinstance(audio, Tensor) else audio
+        raise TypeError("audio is frames: pass them as imgs")
+    if isinstance(audio, Tensor):
+        return as_segments(audio)
+    if audio is None or isinstance(audio, AudioSegments):
+        return audio
+    raise TypeError(
+        f"audio is {_describe(audio)}, not what process_video or process_audio return: read it first, "
+        "audio = process_audio(path, model.processor.media_processor)"
+    )
 
 
 def check_conversation(conv: Any) -> Conversation | None:
-    """The conversation.
+    """Return the conversation.
 
     Raises:
         TypeError: something else, such as a question.
@@ -75,6 +106,8 @@ def check_conversation(conv: Any) -> Conversation | None:
 
 
 def _describe(value: Any) -> str:
-    """The type of a value, and what it says if that is short."""
-    is_short = isinstance(value, (str, os.PathLike)) and len(str(value)) <= 200
-    return f"{type(value).__name__} {str(value)!r}" if is_short else type(value).__name__
+    """Return the type of a value, with the value itself if it is a short text or path."""
+    name = type(value).__name__
+    if isinstance(value, (str, os.PathLike)) and len(str(value)) <= 200:
+        return f"{name} {str(value)!r}"
+    return name

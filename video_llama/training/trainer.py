@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.config import Config
+from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
 from video_llama.data.mixture import mixture_weights
@@ -201,6 +202,7 @@ class Trainer:
                 num_generations=run.num_generations,
                 note_bad=note_bad,
                 filler=self._filler,
+                stop_strings=conv_templates[self.processor.conv_template].stop_strings,
             )
             values = {key: value for key, value in dataclasses.asdict(report).items() if key != "answers"}
             self.logbook.answers(self.state.iteration, report.answers)
