@@ -22,10 +22,8 @@ class Question:
     """One turn of a dialogue.
 
     Attributes:
-        dialogue: number within the file; turns of one conversation share it.
-        turn: counted from 1.
-        attribute: what is asked about.
-        value: the right answer's value.
+        dialogue, turn: numbers of the dialogue within the file, from 0, and of the turn within the dialogue, from 1.
+        attribute, value: what is asked about, and the right answer's value.
         text: the question.
     """
 
@@ -83,11 +81,7 @@ class _Dialogue:
 
 
 def read_media(model: VideoLlama, path: Path, modality: Modality) -> Media:
-    """Return the frames and, if model and file have any, the audio of a file.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
+    """Return the frames and, if model and file have any, the audio of a file; `MediaError` if it cannot be read."""
     processor = model.processor.media_processor
     if modality == "image":
         return processor.process_image(path), None
@@ -107,19 +101,20 @@ def answer_dialogues(
     """Answer all questions of all files greedily; a later turn has the model's own earlier answers before it.
 
     Args:
-        model: the loaded model.
-        files: with their dialogues.
+        model, files: what answers, and what is asked.
         media: of each file, from `read_media`; a file without any is left out.
         batch_size: prompts at a time.
         advance: called with the number of questions answered since.
         max_new_tokens: of an answer.
     """
+    # The media of a file are encoded once for all its dialogues.
     dialogues: list[_Dialogue] = []
     for file, (frames, audio) in zip(files, media, strict=True):
         encoded = [model.encode(item) for item in (audio, frames) if item is not None]
         introduction = media_prefix([] if frames is None else [frames], audio)
         if encoded:
             dialogues += [_Dialogue(file, turns, introduction, encoded) for turns in file.dialogues]
+    # Turn by turn: a later question has the answers to the earlier ones before it.
     options = GenerationOptions(max_new_tokens=max_new_tokens, min_new_tokens=0)
     template = model.new_conversation()
     for turn in range(max((len(dialogue.turns) for dialogue in dialogues), default=0)):

@@ -41,8 +41,7 @@ class CaptionedFile:
 
     Attributes:
         id: dataset and the annotation's own id.
-        source: the file.
-        modality: how it is read.
+        source, modality: the file, and how it is read.
         question: of the annotation; None for a plain caption.
         references: one or more.
     """
@@ -122,11 +121,9 @@ def caption_files(
     """Ask greedily about every file; `batch_size` files are in memory at a time.
 
     Args:
-        model: the loaded model.
-        files: to caption.
+        model, files: what answers, and what is asked about.
         prompt: for files without a question of their own.
         ablation: of `evaluation.ablation`, as far as it changes the media.
-        batch_size: files at a time.
         max_new_tokens: of an answer.
         advance: called with the number of files done since.
     """
@@ -148,9 +145,8 @@ def caption_files(
         given = apply_to_media(ablation, list(media.values()))
         answered = answer_dialogues(model, asked, given, len(asked) or 1, max_new_tokens=max_new_tokens)
         answers = {number: item.answer for number, item in zip(media, answered, strict=True)}
-        results += [
-            CaptionResult(file, answers.get(number), errors.get(number, "")) for number, file in enumerate(batch)
-        ]
+        for number, file in enumerate(batch):
+            results.append(CaptionResult(file, answers.get(number), errors.get(number, "")))
         advance(len(batch))
     return results
 

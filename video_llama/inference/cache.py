@@ -25,13 +25,11 @@ _MIN_PREFIX = 8
 
 
 class MediaCache:
-    """The features of the most recently used media items; several threads may use it.
+    """The features of the last `max_items` media items; several threads may use it.
 
     The key is a hash of the tensor that the model takes: the same frames from another file are found, and the same
-    file read with other settings is not. Hashing a clip takes milliseconds, encoding it a hundred times as long.
-
-    Args:
-        max_items: how many to keep; a clip of a 7B model takes 0.3 MB in half precision. 0 keeps none.
+    file read with other settings is not. Hashing a clip takes milliseconds, encoding it a hundred times as long, and
+    the features of a clip in a 7B model take 0.3 MB in half precision.
     """
 
     def __init__(self, max_items: int = 0) -> None:
@@ -47,6 +45,7 @@ class MediaCache:
             branch: what encodes it; features from before an in-place change of its weights do not count.
             encode: computes the features.
         """
+        # Without a branch encoding is an error, which `encode` raises.
         if not self.max_items or branch is None:
             return encode()
         key = f"{content_key(values)} {weights_version(branch)}"
@@ -54,6 +53,7 @@ class MediaCache:
             if key in self._features:
                 self._features.move_to_end(key)
                 return self._features[key]
+        # Without the lock, so that other threads need not wait for the device.
         features = encode()
         with self._lock:
             self._features[key] = features
@@ -93,11 +93,8 @@ class PrefixCache:
     states: Cache | None = None
 
     def take(self, keys: Sequence[Hashable]) -> Cache:
-        """Hand over the states of the longest common prefix, always short of the last key.
-
-        `generate` needs at least one new position to compute. The caller gives the states back with `put` when the
-        answer is complete; a failure in between leaves an empty cache.
-        """
+        """Hand over the states of the longest common prefix; a failure before `put` leaves an empty cache."""
+        # Always short of the last key: `generate` needs a new position to compute.
         shared = _common_length(self.keys, keys[:-1])
         states, surplus = self.states, len(self.keys) - shared
         self.clear()
@@ -138,13 +135,13 @@ class SharedPrefix:
     ) -> tuple[int, Cache | None]:
         """Return how many positions the prompts have in common, and their states, repeated for each prompt.
 
-        The states are computed anew when the prompts begin otherwise than the last ones. 0 and None if too little is
-        common.
-
         Args:
             model: the language model, alone or within the whole model.
             rows: the keys of each prompt, as in `Prompt`.
             inputs_embeds: (1, length, width), the first prompt.
+
+        Returns:
+            0 and None if too little is common.
         """
         length = _common_text_length(rows)
         if length < _MIN_PREFIX:

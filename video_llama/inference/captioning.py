@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import NamedTuple, TypeVar
 
 from video_llama.checkpoints.fitting import batch_that_fits
-from video_llama.conversation import Conversation, media_prefix
+from video_llama.conversation import media_prefix
 from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.inference.cache import SharedPrefix
 from video_llama.inference.completion import generate_text, stream_texts
@@ -66,6 +66,7 @@ class _Question(NamedTuple):
 # By the numbers of a clip and of its window.
 _Asked = dict[tuple[int, int], _Question]
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -79,26 +80,21 @@ class BatchCaptioner:
             a near tie of two tokens may fall the other way).
         batch_size: clips that are answered together at first: where memory runs out, half as many are tried. By
             default as many as fit the free memory of a GPU, and 8 on other devices.
-        conversation: template and system prompt; by default those that belong to the weights.
-        max_frames: frames that are encoded together; by default what suits the model's device.
     """
 
     model: LoadedModel
     prompt: str = DEFAULT_PROMPT
     options: GenerationOptions = field(default_factory=GenerationOptions)
     batch_size: int | None = None
-    conversation: Conversation | None = None
-    max_frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
-        self.clips_at_once = self.batch_size or self._clips_that_fit()
+        model, options = self.model, self.options
+        length = min(_PROMPT_TOKENS + options.max_new_tokens, model.max_length)
+        self.clips_at_once = self.batch_size or batch_that_fits(model.model, model.device, length, options.num_beams)
+        self._max_frames = model.max_frames
         self._prefix = SharedPrefix()
-
-    def _clips_that_fit(self) -> int:
-        room = min(_PROMPT_TOKENS + self.options.max_new_tokens, self.model.max_length)
-        return batch_that_fits(self.model.model, self.model.device, room, self.options.num_beams)
 
     def run(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
         """Caption windows as they come; captions and errors come out in any order."""
@@ -115,37 +111,25 @@ class BatchCaptioner:
                 yield _begin(read, read.window)
                 continue
             unencoded.append(read)
-            max_frames = self.max_frames or self.model.max_frames
-            if len(unencoded) >= self.clips_at_once or _num_frames(unencoded) >= max_frames:
+            if len(unencoded) >= self.clips_at_once or _num_frames(unencoded) >= self._max_frames:
                 yield from self._encode(unencoded)
                 unencoded = []
         yield from self._encode(unencoded)
 
     def _encode(self, reads: Sequence[WindowRead]) -> Iterator[_Question | WindowCaption]:
-        """Encode the media of windows together, in halves of halves where memory does not suffice."""
-        questions: list[_Question] | None = None
-        try:
-            questions = self._questions(reads)
-        except OutOfMemoryError as error:
-            if len(reads) == 1:
-                yield _begin(reads[0], error)
-                return
-            logger.warning("%d clips are too many to be encoded together; trying fewer: %s", len(reads), error)
-        # Outside of `except`, where the error no longer holds memory.
-        if questions is None:
-            self.max_frames = max(1, (self.max_frames or self.model.max_frames) // 2)
-            for half in _halves(reads):
-                yield from self._encode(half)
-            return
-        yield from questions
+        for part, questions in self._in_parts(self._questions, reads, "encoded"):
+            if isinstance(questions, OutOfMemoryError):
+                yield _begin(part[0], questions)
+            else:
+                yield from questions
 
     def _questions(self, reads: Sequence[WindowRead]) -> list[_Question]:
         questions = []
         windows = [read.window for read in reads if isinstance(read.window, Window)]
         items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
-        encoded = iter(self.model.encode_batch([*chain.from_iterable(items)], self.max_frames))
+        encoded = iter(self.model.encode_batch([*chain.from_iterable(items)], self._max_frames))
         for read, window, of_one in zip(reads, windows, items, strict=True):
-            conversation = (self.conversation or self.model.new_conversation()).copy()
+            conversation = self.model.new_conversation()
             conversation.ask(self.prompt)
             conversation = conversation.up_to_answer()
             frames = [item for item in (window.frames,) if item is not None]
@@ -181,29 +165,52 @@ class BatchCaptioner:
             yield from self._answer(batch)
 
     def _answer(self, batch: Sequence[_Question]) -> Iterator[WindowCaption]:
-        """Answer a batch, in halves of halves where memory does not suffice."""
-        texts: list[str] | None = None
+        for part, texts in self._in_parts(self._texts, batch, "answered"):
+            if isinstance(texts, OutOfMemoryError):
+                yield replace(part[0].caption, error=texts)
+                continue
+            for question, text in zip(part, texts, strict=True):
+                yield replace(question.caption, text=text)
+
+    def _texts(self, batch: Sequence[_Question]) -> list[str]:
+        return generate_text(self.model, [prompt for _, prompt in batch], self.options, self._prefix)
+
+    def _in_parts(
+        self, work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], what: str
+    ) -> Iterator[tuple[Sequence[Item], list[Result] | OutOfMemoryError]]:
+        """Do work on all items together, or in halves of halves where memory does not suffice.
+
+        Yields items with their results, or a single item that is too large with the error.
+        """
+        results: list[Result] | None = None
         try:
-            texts = generate_text(self.model, [prompt for _, prompt in batch], self.options, self._prefix)
+            results = work(items)
         except OutOfMemoryError as error:
-            if len(batch) == 1:
-                yield replace(batch[0].caption, error=error)
+            if len(items) == 1:
+                yield items, error
                 return
-            logger.warning("%d clips are too many to be answered together; trying fewer: %s", len(batch), error)
-        if texts is None:
-            self.clips_at_once = min(self.clips_at_once, (len(batch) + 1) // 2)
-            for half in _halves(batch):
-                yield from self._answer(half)
+            self._take_fewer(what, len(items), error)
+        # Outside of `except`, where the error no longer holds memory.
+        if results is not None:
+            yield items, results
             return
-        for (caption, _), text in zip(batch, texts, strict=True):
-            yield replace(caption, text=text)
+        middle = (len(items) + 1) // 2
+        for half in (items[:middle], items[middle:]):
+            yield from self._in_parts(work, half, what)
+
+    def _take_fewer(self, what: str, number: int, error: OutOfMemoryError) -> None:
+        """Take half as many from now on."""
+        logger.warning("%d clips are too many to be %s together; trying fewer: %s", number, what, error)
+        if what == "encoded":
+            self._max_frames = max(1, self._max_frames // 2)
+        else:
+            self.clips_at_once = min(self.clips_at_once, (number + 1) // 2)
 
     def _answer_in_rows(self, questions: Iterator[_Question | WindowCaption]) -> Iterator[WindowCaption]:
         """Answer with a `StaticDecoder`: an answer that has ended gives its row to the next question."""
         failed: list[WindowCaption] = []
         asked: _Asked = {}
-        is_done = False
-        while not is_done:
+        while True:
             # What was asked and not answered when memory ran out is asked again.
             questions = chain([*asked.values()], questions)
             asked.clear()
@@ -212,16 +219,14 @@ class BatchCaptioner:
                 for key, text in stream_texts(self.model, prompts, self.options, self.clips_at_once):
                     yield from _take_all(failed)
                     yield replace(asked.pop(key).caption, text=text)
-                is_done = True
+                yield from failed
+                return
             except OutOfMemoryError as error:
-                if self.clips_at_once == 1:
-                    failed += [replace(caption, error=error) for caption, _ in asked.values()]
-                    asked.clear()
-                else:
-                    many = self.clips_at_once
-                    logger.warning("%d clips are too many to be answered together; trying fewer: %s", many, error)
-                self.clips_at_once = max(1, self.clips_at_once // 2)
-        yield from failed
+                if self.clips_at_once > 1:
+                    self._take_fewer("answered", self.clips_at_once, error)
+                    continue
+                failed += [replace(caption, error=error) for caption, _ in asked.values()]
+                asked.clear()
 
 
 def caption_clips(
@@ -257,11 +262,6 @@ def _note_asked(
 def _take_all(captions: list[WindowCaption]) -> Iterator[WindowCaption]:
     while captions:
         yield captions.pop(0)
-
-
-def _halves(items: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
-    middle = (len(items) + 1) // 2
-    return items[:middle], items[middle:]
 
 
 def _num_frames(reads: Sequence[WindowRead]) -> int:

@@ -148,11 +148,7 @@ class Chat:
             return Decoded(str(path), frames, None, why_no_audio(error))
 
     def decode_img(self, path: str | Path) -> Decoded:
-        """Read a still image.
-
-        Raises:
-            MediaError: the image cannot be read.
-        """
+        """Read a still image; `MediaError` if that is impossible."""
         return Decoded(str(path), self.media_processor.process_image(path), None, "an image has no sound")
 
     def decode_audio(self, path: str | Path) -> Decoded:
@@ -172,10 +168,8 @@ class Chat:
         """Encode what was read of a file, and put it in front of the next question."""
         media = (decoded.audio, decoded.frames)
         encoded = tuple(self.model.encode(item) for item in media if item is not None)
-        audio = decoded.audio
-        if audio is not None:
-            # A copy without the samples it was made of, which nobody needs once it is encoded.
-            audio = replace(audio)
+        # A copy leaves out the samples that the segments were made of: nobody needs them any more.
+        audio = None if decoded.audio is None else replace(decoded.audio)
         upload = Upload(decoded.source, decoded.frames, audio, decoded.sound, encoded)
         self._open_turn().uploads.append(upload)
         return upload
@@ -186,10 +180,7 @@ class Chat:
         turn.question = text if turn.question is None else f"{turn.question} {text}"
 
     def answer(self, **options: Any) -> str:
-        """Answer the open question.
-
-        Args:
-            options: fields of `GenerationOptions` that differ from the chat's, for this answer.
+        """Answer the open question; `options` are fields of `GenerationOptions` that differ for this answer.
 
         Raises:
             VideoLlamaError: nothing was asked, or the question with its media does not fit the model's context.
@@ -202,9 +193,7 @@ class Chat:
     def stream_answer(self, *, stop: threading.Event | None = None, **options: Any) -> Generator[str]:
         """Answer in pieces; closing the iterator stops, and the text up to then is the answer.
 
-        Args:
-            stop: set from another thread, it ends the answer as well, even before beam search has its first piece.
-            options: as for `answer`.
+        `stop`, set from another thread, ends the answer as well, even before beam search has its first piece.
         """
         chosen = self.options.changed(options)
         prompt, text = self._prompt(chosen), ""
@@ -219,7 +208,9 @@ class Chat:
 
     def undo(self) -> Turn | None:
         """Take back the last turn with its uploads, and return it; None if there is none."""
-        undone = self.turns.pop() if self.turns else None
+        if not self.turns:
+            return None
+        undone = self.turns.pop()
         self.dropped_turns = min(self.dropped_turns, len(self.turns))
         return undone
 
@@ -230,11 +221,7 @@ class Chat:
         self._cache.clear()
 
     def conversation(self, first_turn: int = 0) -> Conversation:
-        """Return the turns as a conversation in the chat's template.
-
-        Args:
-            first_turn: leave out the text of earlier turns; their media are introduced in this one.
-        """
+        """Return the turns as a conversation; media of turns before `first_turn` are introduced in that one."""
         conversation = self.template.copy()
         introduction: list[Any] = []
         for number, turn in enumerate(self.turns):

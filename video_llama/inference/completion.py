@@ -37,11 +37,9 @@ def generate_ids(
     """Continue prompts with `generate` of `transformers`; this is the only place that calls it.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: of the language model.
+        model, tokenizer: the model in evaluation mode, and the tokenizer of its language model.
         inputs: arguments of the model, a row for each prompt; padded on the left.
-        options: how answers are generated.
-        stop_strings: texts that end an answer.
+        options, stop_strings: how answers are generated, and what ends them.
         states: keys and values of the beginning of the prompts.
         others: further arguments of `generate`, such as a streamer.
 
@@ -69,9 +67,8 @@ def generate_text(
     the other way.
 
     Args:
-        model: the loaded model.
+        model, options: what answers, and how.
         prompts: from `LoadedModel.prepare`, with the same stop strings; they need not be equally long.
-        options: how answers are generated.
         prefix: keeps the states of the common beginning for the next batch; not used with beam search.
 
     Raises:
@@ -80,6 +77,7 @@ def generate_text(
     if model.decoders.serves(options):
         answers = dict(stream_texts(model, enumerate(prompts), options, len(prompts)))
         return [answers[number] for number in range(len(prompts))]
+    # Only what follows the common beginning is padded and computed.
     shared, states = 0, None
     if prefix is not None and options.reuses_states:
         with computing_on(model.device):
@@ -96,14 +94,15 @@ def stream_texts(
     """Answer prompts with a `StaticDecoder`, as many together as there are rows.
 
     Args:
-        model: the loaded model.
+        model, options: what answers, and how; `model.decoders.serves(options)` holds.
         prompts: from `LoadedModel.prepare`, each with the key that its answer gets; taken when rows are free.
-        options: `model.decoders` serves them.
         num_rows: prompts that are answered together.
 
     Yields:
         keys and answers, in the order in which answers end.
     """
+    # A decoder's rows have room for the longest of the first prompts. If a later one is longer, the answers that have
+    # begun are finished, and the rest goes to a decoder with longer rows.
     supply = iter(prompts)
     while begun := list(itertools.islice(supply, num_rows)):
         longest, too_long = max(len(prompt.keys) for _, prompt in begun), list[tuple[Key, Prompt]]()
@@ -113,7 +112,6 @@ def stream_texts(
             for request in decoder.run(requests, options):
                 key, stop_strings = request.key
                 yield key, answer_text(model, request.ids, stop_strings)
-        # The next round's decoder has room for the prompt that was too long for this one.
         supply = itertools.chain(too_long, supply)
 
 
@@ -126,15 +124,12 @@ def generate_one(
     streamer: BaseStreamer | None = None,
     stopping_criteria: Callable[..., Tensor] | None = None,
 ) -> list[int]:
-    """Return the ids of the answer to one prompt, which can be watched and stopped.
+    """Return the ids of the answer to one prompt.
 
     Args:
-        model: the loaded model.
-        prompt: from `LoadedModel.prepare`.
-        options: how the answer is generated.
+        model, prompt, options: what answers what, and how.
         cache: reuses and extends what an earlier prompt computed; not used with beam search.
-        streamer: gets the tokens as they come.
-        stopping_criteria: of `transformers`; ends the answer.
+        streamer, stopping_criteria: of `transformers`: gets the tokens as they come; ends the answer.
     """
     states = None
     if cache is not None and options.reuses_states:
@@ -177,7 +172,7 @@ def _run_one_row(
             return True
         return has_stopped(ids)
 
-    request = Request(prompt.inputs_embeds, states=states, keeps_states=states is not None, has_ended=has_ended)
+    request = Request(prompt.inputs_embeds, states=states, has_ended=has_ended)
     with model.decoders.borrow(1, request.length, options) as decoder:
         for _ in decoder.run([request], options):
             pass
@@ -199,11 +194,9 @@ def _make_requests(
 
 
 def _pad_left(rows: Sequence[Tensor], shared: int) -> dict[str, Tensor]:
-    """Return embeddings (rows, longest, width) and their mask (rows, longest), int64.
+    """Return embeddings (rows, longest, width) and their mask (rows, longest), int64, of rows (length, width).
 
-    Args:
-        rows: (length, width) each.
-        shared: positions at the beginning that all rows have in common; padding follows them.
+    Padding follows the first `shared` positions, which all rows have in common.
     """
     longest = max(len(row) for row in rows)
     embeds = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])

@@ -20,10 +20,8 @@ from video_llama.inference.completion import answer_text, generate_one
 from video_llama.inference.generation import GenerationOptions, TextStream, stream_text
 from video_llama.inference.inputs import EncodedMedia, Prompt, check_audio, check_conversation, check_frames
 from video_llama.inference.loaded_model import LoadedModel
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
-from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
@@ -47,10 +45,6 @@ class VideoLlama(LoadedModel):
         model: the transformers model; it is put in evaluation mode.
         processor: its processor, which knows the conversation template the weights were trained with.
     """
-
-    def __init__(self, model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor) -> None:
-        super().__init__(model, processor)
-        self._logged: set[str] = set()
 
     def caption(
         self,
@@ -94,6 +88,7 @@ class VideoLlama(LoadedModel):
         reader = ClipReader(self.processor.media_processor, audio and self.has_audio, num_frames)
         chosen = GenerationOptions.from_call(options)
         captioner = BatchCaptioner(self, prompt or DEFAULT_PROMPT, chosen, batch_size)
+        # Captions come in the order in which they are done.
         texts: dict[int, str] = {}
         for result in caption_clips(captioner, clips, reader, num_workers):
             if result.error is not None:
@@ -143,17 +138,20 @@ class VideoLlama(LoadedModel):
             ValueError: an option out of range, or a message with a role that is none of the conversation's.
             OutOfMemoryError: the device has no room for media, prompt and answer.
         """
+        # What was given, in one form; whatever is wrong with it is an error before anything is computed.
         frames, segments = check_frames(imgs), check_audio(audio)
         conversation = check_conversation(conv) or self.new_conversation()
         names = ("keep_template", "max_length", "min_length", "use_cache", "streamer")
         chosen = GenerationOptions.from_call(options, names)
         if not use_cache:
             logger.warning("use_cache=False has no effect: the answer is the same, without computing tokens twice")
+        # The conversation that is answered is a copy: that of the caller stays as it is.
         if not keep_template:
             conversation = self._in_own_template(conversation)
         conversation = conversation.up_to_answer()
         if not conversation.has_media():
             conversation.introduce(media_prefix(frames, segments))
+        # The bounds can be applied only now, as they count the prompt with its media.
         items = [*frames] if segments is None else [segments, *frames]
         prompt = self._prepare_fitting(conversation, [self.encode(item) for item in items], chosen)
         if max_length is not None:
@@ -170,9 +168,6 @@ class VideoLlama(LoadedModel):
             prompt: from `prepare`.
             options: how it is generated.
             cache: reuses and extends what an earlier prompt computed; not used with beam search.
-
-        Raises:
-            OutOfMemoryError: the device has no room for prompt and answer.
         """
         return answer_text(self, self._run(prompt, options, cache), prompt.stop_strings)
 
@@ -183,17 +178,14 @@ class VideoLlama(LoadedModel):
         cache: PrefixCache | None = None,
         stop: threading.Event | None = None,
     ) -> Iterator[str]:
-        """Yield the answer in pieces as it is generated; closing the iterator stops the generation.
+        """Yield the answer in pieces as it is generated; beam search yields it whole at the end.
 
-        Beam search has its answer only at the end and yields it whole.
-
-        Args:
-            prompt, options, cache: as for `complete`.
-            stop: set from another thread, it ends the answer after the current token, with beam search as well.
+        Closing the iterator ends the generation after the current token, and so does `stop` from another thread.
         """
         stream = TextStream(self.processor.tokenizer, prompt.stop_strings)
 
         def run(stopping: StoppingCriteriaList) -> None:
+            # Tokens of a beam may still be given up, so transformers streams none.
             if options.num_beams == 1:
                 self._run(prompt, options, cache, streamer=stream, stopping_criteria=stopping)
                 return

@@ -87,6 +87,7 @@ class GenerationOptions:
             raise ValueError("temperature must be finite and not negative, and top_p must be above 0 and at most 1")
         if self.top_k is not None and self.top_k < 0:
             raise ValueError("top_k must not be negative")
+        # The class is frozen, and `do_sample` is only another way to set the temperature.
         if do_sample and self.temperature == 0:
             object.__setattr__(self, "temperature", 1.0)
         elif do_sample is False and self.temperature > 0:
@@ -100,15 +101,9 @@ class GenerationOptions:
 
     @classmethod
     def from_call(cls, options: Mapping[str, Any], others: Sequence[str] = ()) -> GenerationOptions:
-        """Return the options that a caller names; log those without effect.
+        """Return the options that a caller names, and log those without effect; errors as of `changed`.
 
-        Args:
-            options: by name; None leaves the default.
-            others: further arguments of the called function, for the message about an unknown name.
-
-        Raises:
-            TypeError: an unknown name.
-            ValueError: as for `changed`.
+        `others` are further arguments of the called function, for the message about an unknown name.
         """
         check_names(options, [*cls.names(), *others])
         chosen = cls().changed(options)
@@ -133,12 +128,8 @@ class GenerationOptions:
     def within(self, prompt_length: int, max_length: int | None, min_length: int | None) -> GenerationOptions:
         """Return these options with bounds on prompt and answer together, as `transformers` has them.
 
-        Args:
-            prompt_length: tokens of the prompt, media included.
-            max_length, min_length: of prompt and answer; None is no bound.
-
         Raises:
-            VideoLlamaError: the prompt leaves no room for an answer.
+            VideoLlamaError: the prompt, media included, leaves no room for an answer.
         """
         longest, shortest = self.max_new_tokens, self.min_new_tokens
         if max_length is not None:
@@ -189,11 +180,8 @@ def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def stop_arguments(stop_strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the arguments for stop strings of `generate` of `transformers`.
-
-    A stop string that is the end-of-sequence token is left out, as that token ends the answer anyway: for each stop
-    string `transformers` searches the whole vocabulary.
-    """
+    """Return the arguments of `generate` of `transformers` for stop strings."""
+    # The end-of-sequence token ends the answer anyway, and for each stop string the whole vocabulary is searched.
     strings = [stop for stop in stop_strings if stop != tokenizer.eos_token]
     return {"stop_strings": strings, "tokenizer": tokenizer} if strings else {}
 
@@ -214,16 +202,13 @@ def stop_test(stop_strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
 
 
 class StopSignal(StoppingCriteria):
-    """End a generation after the current token, on request from another thread.
-
-    Args:
-        stop: set by whoever wants the end; setting `requested` does the same.
-    """
+    """End a generation after the current token, once another thread sets `stop` or `requested`."""
 
     def __init__(self, stop: threading.Event | None = None) -> None:
         self.requested = threading.Event()
         self._stop = stop or self.requested
 
+    # Called by `generate` after each token.
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         ends = self.requested.is_set() or self._stop.is_set()
         return torch.full((len(input_ids),), ends, device=input_ids.device, dtype=torch.bool)
@@ -257,6 +242,7 @@ class TextStream(BaseStreamer):
     def _certain(self, text: str) -> str:
         # The bytes of one character may come in several tokens.
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        # Beginnings of stop strings, one of which may be completed by the next token.
         starts = (n for stop in self._stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
         return text[: len(text) - max(starts, default=0)].rstrip()
 

@@ -13,19 +13,18 @@ from video_llama.conversation import Conversation
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.tensor_like import as_frames, as_segments
 
-__all__ = ["EncodedMedia", "Prompt", "check_audio", "check_conversation", "check_frames"]
+__all__ = ["EncodedMedia", "Kind", "Prompt", "check_audio", "check_conversation", "check_frames"]
+
+
+Kind = Literal["image", "audio"]
+"""Of placeholders: "image" stands for a video as well."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedMedia:
-    """One media item as the language model sees it.
+    """One media item as the language model sees it: features (tokens, language_width)."""
 
-    Args:
-        kind: of its placeholder: "image" for a video or a still image, "audio" for audio.
-        features: (tokens, language_width).
-    """
-
-    kind: Literal["image", "audio"]
+    kind: Kind
     features: Tensor
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import MediaCache
 from video_llama.inference.generation import GenerationOptions
-from video_llama.inference.inputs import EncodedMedia, Prompt
+from video_llama.inference.inputs import EncodedMedia, Kind, Prompt
 from video_llama.inference.static_decoder import DecoderPool
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import find_placeholders
@@ -31,8 +30,6 @@ from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
 
 __all__ = ["LoadedModel"]
 
-logger = logging.getLogger(__name__)
-
 # Frames or segments that are encoded at once on a device; more need more memory and gain nothing.
 _MAX_FRAMES = {"cuda": 256}
 _USUAL_MAX_FRAMES = 64
@@ -42,22 +39,14 @@ Self = TypeVar("Self", bound="LoadedModel")
 
 
 class LoadedModel:
-    """The part of `VideoLlama` that turns media and conversations into prompts.
-
-    Args:
-        model: the transformers model; it is put in evaluation mode.
-        processor: its processor, which knows the conversation template the weights were trained with.
-
-    Attributes:
-        media_cache: features of the most recently encoded items.
-        decoders: lends decoders with a cache of fixed size.
-    """
+    """The part of `VideoLlama` that turns media and conversations into prompts; see there for the arguments."""
 
     def __init__(self, model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor) -> None:
         self.model = model.eval()
         self.processor = processor
         self.media_cache = MediaCache()
         self.decoders = DecoderPool(model)
+        self._logged: set[str] = set()
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +78,7 @@ class LoadedModel:
         """Frames or segments that `encode_batch` encodes at once unless told otherwise."""
         return _MAX_FRAMES.get(self.device.type, _USUAL_MAX_FRAMES)
 
-    # As of a module; each method that changes the model returns this object.
+    # What scripts call on a module; methods that change the model return this object.
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Return the model's parameters."""
@@ -112,7 +101,7 @@ class LoadedModel:
         """Move or convert the model; arguments as for `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
         self.media_cache.clear()
-        self.decoders.clear()
+        self.decoders.kept.clear()
         return self
 
     def cpu(self: Self) -> Self:
@@ -120,21 +109,15 @@ class LoadedModel:
         return self.to("cpu")
 
     def cuda(self: Self, device: str | int | torch.device | None = None) -> Self:
-        """Move the model to a GPU, by default the current one.
-
-        Raises:
-            ConfigError: there is no such GPU.
-        """
+        """Move the model to a GPU, by default the current one; `ConfigError` if there is none."""
         return self.to(resolve_device("cuda" if device is None else torch.device(device)))
 
     def half(self: Self) -> Self:
-        """Convert the model to the half precision that `load_pretrained_model` chooses for its device.
-
-        That is bfloat16, or float16 on an older GPU; on a CPU without bfloat16 nothing changes. `to(torch.float16)`
-        converts in any case.
-        """
+        """Convert the model to the half precision of its device; on a CPU without bfloat16 nothing changes."""
         precision = resolve_dtype("auto", self.device)
-        return self if precision == torch.float32 else self.to(precision)
+        if precision == torch.float32:
+            return self
+        return self.to(precision)
 
     def float(self: Self) -> Self:
         """Convert the model to float32."""
@@ -144,9 +127,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def encode(self, media: Media) -> EncodedMedia:
-        """Encode one media item; do it once and ask as often as you like.
-
-        A model from `load_pretrained_model` keeps the features of the last items in `media_cache`.
+        """Encode one media item; `media_cache` has the features of the last ones.
 
         Args:
             media: from `process_video`, `process_images` or `process_audio`, or a tensor: (frames, 3, height, width)
@@ -159,48 +140,40 @@ class LoadedModel:
             OutOfMemoryError: the device has no room for it.
         """
         values = self.prepare_values(media)
-        branch: nn.Module | None = self.model.video_branch
-        encode = self.model.get_video_features
-        if _is_audio(values):
-            branch, encode = self.model.audio_branch, self.model.get_audio_features
+        kind = _kind(values)
+        branch, encode = self._branch(kind)
         with computing_on(self.device):
             features = self.media_cache.get(values, branch, lambda: encode(to_device(values[None], self.device))[0])
-        return EncodedMedia("audio" if _is_audio(values) else "image", features)
+        return EncodedMedia(kind, features)
 
     @torch.inference_mode()
     def encode_batch(self, media: Sequence[Media], max_frames: int | None = None) -> list[EncodedMedia]:
-        """Encode items as `encode` does, in the same order, but all frames and all segments together.
+        """Encode items as `encode` does, in the same order, but together; unequal numbers of frames are padded.
 
         Args:
-            media: as for `encode`; unequal numbers of frames are padded and masked.
+            media: as for `encode`.
             max_frames: frames or segments that are encoded at once; an item with more is encoded alone.
-
-        Raises:
-            As for `encode`.
         """
         values = [self.prepare_values(item) for item in media]
         encoded: dict[int, EncodedMedia] = {}
-        # Only tensors of one kind and one type can be stacked.
-        sorts = [(_is_audio(tensor), tensor.dtype) for tensor in values]
-        for sort in dict.fromkeys(sorts):
-            is_audio, _ = sort
-            encode = self.model.get_audio_features if is_audio else self.model.get_video_features
-            numbers = [number for number, other in enumerate(sorts) if other == sort]
-            for group in _groups(numbers, [len(tensor) for tensor in values], max_frames or self.max_frames):
-                with computing_on(self.device):
-                    items = [to_device(values[number], self.device) for number in group]
-                    features = encode(*pad_items(items, self.device))
-                for number, tokens in zip(group, features, strict=True):
-                    encoded[number] = EncodedMedia("audio" if is_audio else "image", tokens)
+        for group in _groups(values, max_frames or self.max_frames):
+            kind = _kind(values[group[0]])
+            _, encode = self._branch(kind)
+            with computing_on(self.device):
+                items = [to_device(values[number], self.device) for number in group]
+                features = encode(*pad_items(items, self.device))
+            for number, tokens in zip(group, features, strict=True):
+                encoded[number] = EncodedMedia(kind, tokens)
         return [encoded[number] for number in range(len(media))]
 
-    def prepare_values(self, media: Media) -> Tensor:
-        """Return the tensor that a branch takes: frames in the model's size, or segments in its log-mel.
+    def _branch(self, kind: Kind) -> tuple[nn.Module | None, Callable[..., Tensor]]:
+        """Return the branch of a kind of media, and the function that runs it."""
+        if kind == "audio":
+            return self.model.audio_branch, self.model.get_audio_features
+        return self.model.video_branch, self.model.get_video_features
 
-        Raises:
-            ValueError: a tensor of segments of another size than the model's.
-            MediaError: a tensor of another shape.
-        """
+    def prepare_values(self, media: Media) -> Tensor:
+        """Return the tensor that a branch takes: frames in the model's size, or segments in its log-mel."""
         if isinstance(media, VideoFrames):
             media = media.pixel_values
             # The branch normalises bytes itself, so they stay bytes unless they have to be resized.
@@ -244,7 +217,7 @@ class LoadedModel:
 
         Args:
             conversation: its placeholders of each kind are, in order of appearance, the media of that kind.
-            media: encoded items; the order between kinds is free.
+            media: encoded items.
 
         Raises:
             ValueError: the conversation's placeholders do not fit the media.
@@ -252,6 +225,7 @@ class LoadedModel:
         parts = conversation.get_parts(self.processor.tokenizer)
         placeholder_ids, lengths = self.processor.placeholder_ids, self.processor.placeholder_lengths
         ids = encode_prompt(parts, self.processor.tokenizer, placeholder_ids, lengths)
+        # Features of one kind are stacked in their order, which is that of the placeholders.
         of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
         features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}
         input_ids = torch.tensor([ids])
@@ -273,20 +247,24 @@ class LoadedModel:
         )
 
 
-def _is_audio(values: Tensor) -> bool:
-    """Whether prepared values are segments (segments, 1, mel_bins, mel_frames), not frames."""
-    return values.shape[-3] == 1
+def _kind(values: Tensor) -> Kind:
+    """Tell segments (segments, 1, mel_bins, mel_frames) from frames."""
+    return "audio" if values.shape[-3] == 1 else "image"
 
 
-def _groups(numbers: Sequence[int], lengths: Sequence[int], largest: int) -> Iterator[list[int]]:
-    """Yield runs of `numbers` with at most `largest` frames together."""
-    group: list[int] = []
-    for number in numbers:
-        if group and sum(lengths[member] for member in group) + lengths[number] > largest:
-            yield group
-            group = []
-        group.append(number)
-    if group:
+def _groups(values: Sequence[Tensor], largest: int) -> Iterator[list[int]]:
+    """Yield the numbers of items to encode together: of one kind and type, with at most `largest` frames."""
+    # Only what has the same kind and type can be stacked; the order within each is kept.
+    sorts = [(_kind(tensor), tensor.dtype) for tensor in values]
+    for sort in dict.fromkeys(sorts):
+        group: list[int] = []
+        size = 0
+        for number in (number for number, other in enumerate(sorts) if other == sort):
+            if group and size + len(values[number]) > largest:
+                yield group
+                group, size = [], 0
+            group.append(number)
+            size += len(values[number])
         yield group
 
 
@@ -294,6 +272,7 @@ def _prompt_keys(
     ids: Sequence[int], of_kind: Mapping[str, Sequence[EncodedMedia]], placeholder_ids: Mapping[str, int]
 ) -> list[Hashable]:
     """Return the ids, with a media item and the number of its token in the place of each placeholder id."""
+    # Token ids of placeholders are all the same, so they would not tell one file from another.
     keys: list[Hashable] = list(ids)
     for kind, items in of_kind.items():
         tokens = ((item, number) for item in items for number in range(len(item.features)))

@@ -40,11 +40,9 @@ class Request:
     """One prompt to be continued.
 
     Args:
-        inputs_embeds: (1, length, width), the whole prompt.
-        keys: as in `Prompt`; the common beginning of prompts with keys is computed once.
+        inputs_embeds, keys: as in `Prompt`; the common beginning of prompts with keys is computed once.
         states: keys and values of the prompt's beginning, which is not computed again; extended in place by the rest
-            of the prompt, and with `keeps_states` by the answer.
-        keeps_states: whether `states` are wanted afterwards.
+            of the prompt and by the answer.
         ids: the answer so far, an end-of-sequence token included.
         has_ended: tells after each token whether the answer ends there, besides at an end-of-sequence token.
         key: whose request it is; the decoder does not use it.
@@ -53,7 +51,6 @@ class Request:
     inputs_embeds: Tensor
     keys: Sequence[Hashable] = ()
     states: Cache | None = None
-    keeps_states: bool = False
     ids: list[int] = field(default_factory=list)
     has_ended: Callable[[list[int]], bool] = lambda ids: False
     key: Any = None
@@ -223,7 +220,7 @@ class StaticDecoder:
             is_last = tokens[row] in final_ids or len(request.ids) == options.max_new_tokens
             if request.has_ended(request.ids) or is_last:
                 del active[row]
-                if request.keeps_states and request.states is not None:
+                if request.states is not None:
                     self._keep_states(row, request, request.states)
                 yield request
 
@@ -236,26 +233,18 @@ class StaticDecoder:
 
 
 class DecoderPool:
-    """Lends the decoders of one model, and keeps the last one, as building it takes memory and time.
-
-    Args:
-        model: whose language model decodes.
-    """
+    """Lends the decoders of one model, and keeps the last one, as building it takes memory and time."""
 
     def __init__(self, model: VideoLlamaForConditionalGeneration) -> None:
         self._model = model
         self.kept: list[StaticDecoder] = []
         self._logged: set[str] = set()
 
-    @property
-    def _device(self) -> torch.device:
-        return execution_device(self._model.get_input_embeddings())
-
     def serves(self, options: GenerationOptions) -> bool:
         """Whether answers with these options come from a `StaticDecoder`; log why not if one is asked for."""
         wanted = options.static_cache
         if wanted is None:
-            wanted = self._device.type == "cuda"
+            wanted = execution_device(self._model.get_input_embeddings()).type == "cuda"
         if not wanted or options.num_beams > 1:
             return False
         reason = why_not_static(self._model.language_model)
@@ -266,17 +255,13 @@ class DecoderPool:
 
     @contextlib.contextmanager
     def borrow(self, num_rows: int, longest_prompt: int, options: GenerationOptions) -> Iterator[StaticDecoder]:
-        """Lend a decoder to one user, with room for prompts of this length and their answers.
-
-        Raises:
-            OutOfMemoryError: the device has no room for it, or for what is done with it.
-        """
+        """Lend a decoder to one user, with room for prompts of this length and their answers."""
         length = longest_prompt + options.max_new_tokens
         kept, self.kept = self.kept, []
         # One that does not fit goes first: the new one may need its memory.
         fitting = [decoder for decoder in kept if decoder.fits(num_rows, length, options.compile)]
-        del kept
-        with computing_on(self._device):
+        kept.clear()
+        with computing_on(execution_device(self._model.get_input_embeddings())):
             if fitting:
                 decoder = fitting.pop()
             else:
@@ -289,10 +274,6 @@ class DecoderPool:
                 raise
         # Not after an error, which may have left it in any state.
         self.kept = [decoder]
-
-    def clear(self) -> None:
-        """Drop the decoder that is kept, for instance because the model has moved."""
-        self.kept.clear()
 
 
 class _Drawn:

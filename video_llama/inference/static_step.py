@@ -75,10 +75,8 @@ class StaticStep:
 
     Attributes:
         states: keys and values, (layers, 2, rows, heads, slots, head_dim).
-        tokens: the last token of each row, (rows,), int64.
-        positions: where that token stands, (rows,), int64.
+        tokens, positions: the last token of each row and where it stands, (rows,), int64.
         logits: of the next tokens, (rows, vocabulary), float32; written by `run`.
-        rows: 0, 1, 2, …, (rows,), int64.
     """
 
     def __init__(self, language_model: LlamaForCausalLM, num_rows: int, max_length: int, compiled: bool) -> None:
@@ -108,11 +106,7 @@ class StaticStep:
         self.__dict__.clear()
 
     def run(self, longest: int) -> None:
-        """Write keys and values of `tokens` to their slots, and the logits of the tokens after them to `logits`.
-
-        Args:
-            longest: tokens of the longest row, those in `tokens` included; further slots are not attended to.
-        """
+        """Compute the logits after `tokens`; slots beyond those of the longest row are not attended to."""
         window = min(round_up(longest), self._max_length)
         if self.logits.device.type != "cuda":
             self._forward(window)
@@ -188,6 +182,7 @@ def _run_layer(
     if joined is None:
         output: Tensor = layer(hidden_states, attention_mask=mask, position_embeddings=rotation, **{cache_name: slots})
         return output
+    # What LlamaDecoderLayer computes, with joined products.
     attention, mlp = layer.self_attn, layer.mlp
     by_head = (*hidden_states.shape[:2], -1, attention.head_dim)
     products = F.linear(layer.input_layernorm(hidden_states), joined[0]).view(by_head).transpose(1, 2)

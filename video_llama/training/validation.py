@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import Batch, Failure, SampleReader, collate, gather_media
+from video_llama.data.batches import Failure, SampleReader, collate, gather_media
 from video_llama.data.build import EncodedDataset
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError
@@ -79,21 +80,28 @@ def validate(
     # and wait for processes whose share of the split is smaller.
     is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     runner = model if is_sharded else inner
+    reader = SampleReader(dataset.examples, dataset.encoder)
     sums = torch.zeros(5, dtype=torch.float64)  # loss, tokens, right tokens, samples, bad samples
     answers: list[dict[str, str]] = []
-    for batch, samples, failures in _batches(accelerator, dataset, tokenizer, batch_size, max_batches):
+    for indices in _shares(accelerator, len(dataset.examples), batch_size, max_batches):
+        items = [reader[index] for index in indices]
+        samples = [item for item in items if not isinstance(item, Failure)]
+        failures = [item for item in items if isinstance(item, Failure)]
         note_bad(failures)
         sums[4] += len(failures)
-        is_own = batch is not None
-        if batch is None and is_sharded:
-            batch = _stand_in(dataset, tokenizer)
-        if batch is None:
+        # A process without a sample of its own computes with any other one if the weights are sharded.
+        used = samples
+        if not samples and is_sharded:
+            used = _any_sample(reader)
+        if not used:
             continue
+        batch = collate(0, used, tokenizer.pad_token_id)
         if filler is not None:
             filler(batch.media)
         output = runner(**teaching_inputs(batch, inner.config, accelerator.device))
-        if not is_own:
+        if not samples:
             continue
+        # The logits are those of the answer tokens only.
         labels = batch.text["labels"][:, 1:]
         expected = labels[labels != IGNORE_INDEX].to(accelerator.device)
         num_right = (output.logits.argmax(dim=-1) == expected).sum()
@@ -144,36 +152,18 @@ def rouge_l(answer: str, expected: str) -> float:
     return 2 * lengths[-1] / (len(words) + len(others))
 
 
-def _batches(
-    accelerator: Accelerator,
-    dataset: EncodedDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    batch_size: int,
-    max_batches: int,
-) -> Iterator[tuple[Batch | None, Sequence[ProcessedSample], list[Failure]]]:
-    """Yield this process's share of the examples, in order; as many batches on every process."""
+def _shares(accelerator: Accelerator, total: int, batch_size: int, max_batches: int) -> Iterator[range]:
+    """Yield the examples of this process's batches, in order; as many batches on every process."""
     step = batch_size * accelerator.num_processes
-    total = len(dataset.examples)
     for number in range(min(max_batches, -(-total // step))):
         first = number * step + accelerator.process_index * batch_size
-        samples, failures = _encode_all(dataset, range(first, min(first + batch_size, total)))
-        yield collate(number, samples, tokenizer.pad_token_id) if samples else None, samples, failures
+        yield range(first, min(first + batch_size, total))
 
 
-def _encode_all(dataset: EncodedDataset, indices: range) -> tuple[list[ProcessedSample], list[Failure]]:
-    reader = SampleReader(dataset.examples, dataset.encoder)
-    items = [reader[index] for index in indices]
-    failures = [item for item in items if isinstance(item, Failure)]
-    return [item for item in items if not isinstance(item, Failure)], failures
-
-
-def _stand_in(dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase) -> Batch | None:
-    """Return a batch of one sample, for a process without a share of its own; None if no sample can be read."""
-    for index in range(len(dataset.examples)):
-        samples, _ = _encode_all(dataset, range(index, index + 1))
-        if samples:
-            return collate(0, samples, tokenizer.pad_token_id)
-    return None
+def _any_sample(reader: SampleReader) -> list[ProcessedSample]:
+    """Return the first sample that can be read, or none."""
+    items = (reader[index] for index in range(len(reader)))
+    return list(itertools.islice((item for item in items if not isinstance(item, Failure)), 1))
 
 
 def _answer(
@@ -189,8 +179,9 @@ def _answer(
     inputs = {"input_ids": torch.tensor([prompt], device=device), **gather_media(media, device)}
     options = GenerationOptions(max_new_tokens=min(2 * len(expected) + 8, MAX_ANSWER_TOKENS), min_new_tokens=0)
     [ids] = generate_ids(model, tokenizer, inputs, options, stop_strings)
-    texts = {"answer": ids, "expected": expected}
-    return {"id": sample.id} | {
-        name: cut_at_stop(tokenizer.decode(tokens, skip_special_tokens=True), stop_strings)
-        for name, tokens in texts.items()
+    answer, wanted = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (ids, expected))
+    return {
+        "id": sample.id,
+        "answer": cut_at_stop(answer, stop_strings),
+        "expected": cut_at_stop(wanted, stop_strings),
     }
