@@ -130,7 +130,7 @@ def test_the_user_is_told_when_old_turns_no_longer_fit(
     monkeypatch.setattr(VideoLlama, "max_length", property(lambda self: 200))
     result = run("--input", image, "--question", "Who is this? " * 5, "And who? " * 5, "And why? " * 5)
     assert result.code == 0
-    assert "its first 1 turn(s) are no longer read" in caplog.text
+    assert "its first 1 turn(s) are left out" in caplog.text
 
 
 # Options

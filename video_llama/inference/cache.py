@@ -38,12 +38,9 @@ class MediaCache:
         self._lock = threading.Lock()
 
     def get(self, values: Tensor, branch: nn.Module | None, encode: Callable[[], Tensor]) -> Tensor:
-        """Return the features of an item, computed now if they are not kept.
+        """Return the features of what a branch takes, computed by `encode` if they are not kept.
 
-        Args:
-            values: what the branch takes.
-            branch: what encodes it; features from before an in-place change of its weights do not count.
-            encode: computes the features.
+        Features from before an in-place change of the branch's weights do not count.
         """
         # Without a branch encoding is an error, which `encode` raises.
         if not self.max_items or branch is None:
@@ -81,12 +78,10 @@ def content_key(values: Tensor) -> str:
 
 @dataclass(eq=False)
 class PrefixCache:
-    """Keys and values of what a conversation has already computed.
+    """Keys and values (`states`) of what a conversation has already computed, and what stood there (`keys`).
 
-    Args:
-        keys: what stood at each cached position, as in `Prompt`. A new prompt reuses the positions up to the first
-            difference, whatever caused it: a dropped turn, an edited question, an answer that tokenises differently.
-        states: the keys and values.
+    A new prompt reuses the positions up to the first difference, whatever caused it: a dropped turn, an edited
+    question, an answer that tokenises differently.
     """
 
     keys: list[Hashable] = field(default_factory=list)

@@ -14,8 +14,7 @@ from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.inference.cache import SharedPrefix
 from video_llama.inference.completion import generate_text, stream_texts
 from video_llama.inference.generation import GenerationOptions
-from video_llama.inference.inputs import Prompt
-from video_llama.inference.loaded_model import LoadedModel
+from video_llama.inference.loaded_model import LoadedModel, Prompt
 from video_llama.inference.workers import WindowRead, read_ahead
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media_processor import VideoFrames
@@ -37,11 +36,8 @@ class WindowCaption:
     """The result for one window of one clip.
 
     Args:
-        key: of the clip.
-        number: of the window.
-        num_windows: that the clip has.
-        text: the caption; None if there is an error.
-        error: why there is no caption.
+        key, number, num_windows: of the clip, of the window within it, and how many windows it has.
+        text, error: the caption, or why there is none.
         sound: one phrase about the audio.
         start_seconds, end_seconds: which part of the file; None for a whole one.
     """
@@ -71,13 +67,9 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchCaptioner:
-    """Answers one question about each of many clips.
+    """Answers one question about each of many clips; see `VideoLlama.caption`.
 
     Args:
-        model: the loaded model.
-        prompt: the question.
-        options: how answers are generated; greedy ones are those of one clip at a time, in float32 (in half precision
-            a near tie of two tokens may fall the other way).
         batch_size: clips that are answered together at first: where memory runs out, half as many are tried. By
             default as many as fit the free memory of a GPU, and 8 on other devices.
     """

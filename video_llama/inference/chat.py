@@ -41,11 +41,7 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Upload(Decoded):
-    """A file of a conversation: what was read of it, and its features.
-
-    Args:
-        encoded: the features, in the order of the placeholders of `introduction`.
-    """
+    """A file of a conversation, with its features in the order of the placeholders of `introduction`."""
 
     encoded: tuple[EncodedMedia, ...]
 
@@ -128,7 +124,6 @@ class Chat:
         """Read a video; if its audio track cannot be decoded, `sound` of the result says so.
 
         Args:
-            path: the file.
             num_frames: frames to sample; by default as many as the model was trained with.
             listen: read the audio track as well.
 
@@ -244,12 +239,10 @@ class Chat:
         if self._open_turn().question is None:
             raise VideoLlamaError("nothing was asked; call ask(text) first")
         media = [item for turn in self.turns for upload in turn.uploads for item in upload.encoded]
-        dropped = self.dropped_turns
-        while error := self.model.too_long(prompt := self.model.prepare(self.conversation(dropped), media), options):
-            dropped += 1
-            if dropped >= len(self.turns):
-                raise error
-        if dropped > self.dropped_turns:
-            logger.warning("the conversation is too long: its first %d turn(s) are no longer read", dropped)
-            self.dropped_turns = dropped
+        # Turns that were left out before stay out, so that what is computed of the others can be reused.
+        conversation = self.conversation(self.dropped_turns)
+        prompt, num_dropped = self.model.prepare_fitting(conversation, media, options)
+        if num_dropped:
+            self.dropped_turns += num_dropped
+            logger.warning("the conversation is too long: its first %d turn(s) are left out", self.dropped_turns)
         return prompt

@@ -13,8 +13,7 @@ from transformers.generation import BaseStreamer
 
 from video_llama.inference.cache import PrefixCache, SharedPrefix
 from video_llama.inference.generation import GenerationOptions, cut_at_stop, stop_arguments, stop_test
-from video_llama.inference.inputs import Prompt
-from video_llama.inference.loaded_model import LoadedModel
+from video_llama.inference.loaded_model import LoadedModel, Prompt
 from video_llama.inference.static_decoder import Request, end_ids
 from video_llama.model.qformer import execution_device
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration

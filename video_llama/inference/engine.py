@@ -18,10 +18,10 @@ from video_llama.inference.cache import PrefixCache
 from video_llama.inference.captioning import DEFAULT_PROMPT, BatchCaptioner, caption_clips
 from video_llama.inference.completion import answer_text, generate_one
 from video_llama.inference.generation import GenerationOptions, TextStream, stream_text
-from video_llama.inference.inputs import EncodedMedia, Prompt, check_audio, check_conversation, check_frames
-from video_llama.inference.loaded_model import LoadedModel
+from video_llama.inference.loaded_model import EncodedMedia, LoadedModel, Prompt
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
+from video_llama.processor.tensor_like import as_frames, as_segments
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 
@@ -139,8 +139,8 @@ class VideoLlama(LoadedModel):
             OutOfMemoryError: the device has no room for media, prompt and answer.
         """
         # What was given, in one form; whatever is wrong with it is an error before anything is computed.
-        frames, segments = check_frames(imgs), check_audio(audio)
-        conversation = check_conversation(conv) or self.new_conversation()
+        frames, segments = _check_frames(imgs), _check_audio(audio)
+        conversation = _check_conversation(conv) or self.new_conversation()
         names = ("keep_template", "max_length", "min_length", "use_cache", "streamer")
         chosen = GenerationOptions.from_call(options, names)
         if not use_cache:
@@ -153,7 +153,9 @@ class VideoLlama(LoadedModel):
             conversation.introduce(media_prefix(frames, segments))
         # The bounds can be applied only now, as they count the prompt with its media.
         items = [*frames] if segments is None else [segments, *frames]
-        prompt = self._prepare_fitting(conversation, [self.encode(item) for item in items], chosen)
+        prompt, num_dropped = self.prepare_fitting(conversation, [self.encode(item) for item in items], chosen)
+        if num_dropped:
+            logger.warning("the conversation is too long: its first %d turn(s) are left out", num_dropped)
         if max_length is not None:
             max_length = min(max_length, self.max_length)
             if options.get("max_new_tokens") is None:
@@ -198,19 +200,6 @@ class VideoLlama(LoadedModel):
         """Return the ids of an answer; the page's model overrides this to let threads wait for each other."""
         return generate_one(self, prompt, options, cache, **others)
 
-    def _prepare_fitting(
-        self, conversation: Conversation, media: Sequence[EncodedMedia], options: GenerationOptions
-    ) -> Prompt:
-        """Return the prompt without as many of the oldest turns as would make it too long."""
-        num_dropped = 0
-        while error := self.too_long(prompt := self.prepare(conversation, media), options):
-            if not conversation.drop_oldest_turn():
-                raise error
-            num_dropped += 1
-        if num_dropped:
-            logger.warning("the conversation is too long: its first %d turn(s) are left out", num_dropped)
-        return prompt
-
     def _in_own_template(self, conversation: Conversation) -> Conversation:
         """Return the conversation in the template of the weights; log each other template once."""
         own = self.new_conversation()
@@ -226,3 +215,72 @@ class VideoLlama(LoadedModel):
                 self.processor.conv_template,
             )
         return conversation.in_template(own)
+
+
+def _check_frames(imgs: Any) -> list[VideoFrames | Tensor]:
+    """Return videos and images as a list, tensors among them as (frames, 3, height, width).
+
+    Args:
+        imgs: one video or image, a list of them, or None.
+
+    Raises:
+        TypeError: something else, such as a path, or a list of single frames (one video or several images?).
+        MediaError: a tensor of another shape.
+    """
+    if imgs is None:
+        return []
+    items = list(imgs) if isinstance(imgs, (list, tuple)) else [imgs]
+    for item in items:
+        if isinstance(item, AudioSegments):
+            raise TypeError("imgs is audio: pass it as audio")
+        if not isinstance(item, (VideoFrames, Tensor)):
+            raise TypeError(
+                f"imgs is {_describe(item)}, not what process_video or process_images return: read it first, "
+                "imgs, audio = process_video(path, model.processor.media_processor)"
+            )
+    if len(items) > 1 and all(isinstance(item, Tensor) and item.ndim == 3 for item in items):
+        raise TypeError(
+            f"imgs is {len(items)} tensors of one frame each: torch.stack(imgs) is a video of them, "
+            "[img[None] for img in imgs] are separate images"
+        )
+    return [as_frames(item) if isinstance(item, Tensor) else item for item in items]
+
+
+def _check_audio(audio: Any) -> AudioSegments | Tensor | None:
+    """Return the audio; a tensor as (segments, 1, mel_bins, mel_frames).
+
+    Raises:
+        TypeError: something else, such as a path.
+        MediaError: a tensor of another shape.
+    """
+    if isinstance(audio, VideoFrames):
+        raise TypeError("audio is frames: pass them as imgs")
+    if isinstance(audio, Tensor):
+        return as_segments(audio)
+    if audio is None or isinstance(audio, AudioSegments):
+        return audio
+    raise TypeError(
+        f"audio is {_describe(audio)}, not what process_video or process_audio return: read it first, "
+        "audio = process_audio(path, model.processor.media_processor)"
+    )
+
+
+def _check_conversation(conv: Any) -> Conversation | None:
+    """Return the conversation.
+
+    Raises:
+        TypeError: something else, such as a question.
+    """
+    if conv is None or isinstance(conv, Conversation):
+        return conv
+    raise TypeError(
+        f"conv is {_describe(conv)}, not a conversation: conv = model.new_conversation(); conv.ask('What is this?')"
+    )
+
+
+def _describe(value: Any) -> str:
+    """Return the type of a value, with the value itself if it is a short text or path."""
+    name = type(value).__name__
+    if isinstance(value, (str, os.PathLike)) and len(str(value)) <= 200:
+        return f"{name} {str(value)!r}"
+    return name

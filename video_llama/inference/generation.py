@@ -117,8 +117,7 @@ class GenerationOptions:
         """Return these options with some replaced; None leaves one as it is.
 
         Raises:
-            TypeError: an unknown name.
-            ValueError: a value out of range, or `do_sample=True` with a temperature of 0.
+            TypeError, ValueError: an unknown name; a value out of range, or `do_sample=True` with a temperature of 0.
         """
         check_names(settings, self.names())
         if settings.get("do_sample") and settings.get("temperature") == 0:
@@ -162,11 +161,7 @@ class GenerationOptions:
 
 
 def check_names(given: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse keyword arguments that are no options.
-
-    Raises:
-        TypeError: an unknown name; the message lists all names.
-    """
+    """Raise a `TypeError` that lists all names if an unknown one is given."""
     for name in given:
         if name not in known:
             near = "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, known, 1))

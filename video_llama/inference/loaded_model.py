@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import MediaCache
 from video_llama.inference.generation import GenerationOptions
-from video_llama.inference.inputs import EncodedMedia, Kind, Prompt
 from video_llama.inference.static_decoder import DecoderPool
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.fusion import find_placeholders
@@ -28,14 +28,39 @@ from video_llama.processor.transforms import normalize_pixels
 from video_llama.utils.devices import computing_on
 from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
 
-__all__ = ["LoadedModel"]
+__all__ = ["EncodedMedia", "LoadedModel", "Prompt"]
 
 # Frames or segments that are encoded at once on a device; more need more memory and gain nothing.
 _MAX_FRAMES = {"cuda": 256}
 _USUAL_MAX_FRAMES = 64
 
 Media = VideoFrames | AudioSegments | Tensor
+Kind = Literal["image", "audio"]
+"""Of placeholders: "image" stands for a video as well."""
 Self = TypeVar("Self", bound="LoadedModel")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedMedia:
+    """One media item as the language model sees it: features (tokens, language_width)."""
+
+    kind: Kind
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt ready to be continued.
+
+    Args:
+        keys: what stands at each position: a token id, or a media item and the number of its token.
+        inputs_embeds: (1, length, language_width).
+        stop_strings: texts that end the answer.
+    """
+
+    keys: list[Hashable]
+    inputs_embeds: Tensor
+    stop_strings: list[str]
 
 
 class LoadedModel:
@@ -235,6 +260,24 @@ class LoadedModel:
             input_ids = to_device(input_ids, self.device)
             embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"), places)
         return Prompt(_prompt_keys(ids, of_kind, placeholder_ids), embeds, conversation.stop_strings)
+
+    def prepare_fitting(
+        self, conversation: Conversation, media: Sequence[EncodedMedia], options: GenerationOptions
+    ) -> tuple[Prompt, int]:
+        """Prepare a conversation, which loses as many of its oldest turns as make it too long; their media stay.
+
+        Returns:
+            the prompt, and how many turns were left out.
+
+        Raises:
+            VideoLlamaError: the last question alone is too long.
+        """
+        num_dropped = 0
+        while error := self.too_long(prompt := self.prepare(conversation, media), options):
+            if not conversation.drop_oldest_turn():
+                raise error
+            num_dropped += 1
+        return prompt, num_dropped
 
     def too_long(self, prompt: Prompt, options: GenerationOptions) -> VideoLlamaError | None:
         """Return the error to raise if prompt and answer together exceed the model's context; None if they fit."""

@@ -41,11 +41,10 @@ class Request:
 
     Args:
         inputs_embeds, keys: as in `Prompt`; the common beginning of prompts with keys is computed once.
-        states: keys and values of the prompt's beginning, which is not computed again; extended in place by the rest
-            of the prompt and by the answer.
+        states: keys and values of the prompt's beginning; extended in place by the rest and by the answer.
         ids: the answer so far, an end-of-sequence token included.
         has_ended: tells after each token whether the answer ends there, besides at an end-of-sequence token.
-        key: whose request it is; the decoder does not use it.
+        key: for the caller, to find out whose answer it is.
     """
 
     inputs_embeds: Tensor
@@ -62,13 +61,9 @@ class Request:
 
 
 class StaticDecoder:
-    """A language model with room for some rows of text; one thread uses it at a time.
+    """A language model with room for `num_rows` texts of `max_length` tokens; one thread uses it at a time.
 
-    Args:
-        language_model: one for which `why_not_static` has no reason; on the device where it is to run.
-        num_rows: prompts that are continued together.
-        max_length: tokens of prompt and answer that a row has room for; rounded up.
-        compiled: see `StaticStep`.
+    The model is one for which `why_not_static` has no reason, on the device where it is to run.
     """
 
     @torch.inference_mode()
@@ -99,14 +94,10 @@ class StaticDecoder:
         self.__dict__.clear()
 
     def run(self, requests: Iterable[Request], options: GenerationOptions) -> Iterator[Request]:
-        """Continue all requests; each comes out when its answer has ended, in any order.
-
-        Args:
-            requests: each with `length + options.max_new_tokens` of at most `max_length`; taken when rows are free.
-            options: how tokens are drawn; no beam search.
+        """Continue all requests, which are taken when rows are free; yield each when its answer has ended.
 
         Raises:
-            ValueError: a request is longer than there is room for.
+            ValueError: a request with its answer of up to `max_new_tokens` is longer than there is room for.
         """
         supply = iter(requests)
         # Requests by row.

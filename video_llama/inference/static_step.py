@@ -68,8 +68,6 @@ class StaticStep:
     """Memory for some rows of text, and the computation of the logits of their next tokens.
 
     Args:
-        language_model: one for which `why_not_static` has no reason.
-        num_rows: rows that are computed together.
         max_length: slots of a row, a multiple of `LENGTH_STEP`.
         compiled: fuse the operations between matrix products, which takes some seconds at the first step.
 
