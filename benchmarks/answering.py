@@ -19,7 +19,6 @@ from torch import Tensor
 from benchmarks.clips import make_clips
 from benchmarks.harness import Bench, Figures
 from video_llama.checkpoints.memory import estimate_memory
-from video_llama.conversation import media_prefix
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.captioning import DEFAULT_PROMPT
 from video_llama.inference.completion import generate_text
@@ -27,6 +26,7 @@ from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.workers import read_ahead
 from video_llama.processor.clips import ClipReader
+from video_llama.prompt_parts import media_prefix
 
 Generate = Callable[[int], Any]
 GIB = 2**30

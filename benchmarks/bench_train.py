@@ -113,12 +113,12 @@ def time_steps(
 
 def add_clips(config: Any, folder: Path) -> None:
     """Let a configuration train on generated clips with their captions; they are made if they are not there."""
-    from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+    from examples.tiny_world.world.corpus import WorldSettings, make_corpus
     from video_llama.config import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorSplits
 
     corpus = folder / "corpus"
     if not (corpus / "corpus.json").exists():
-        make_corpus(corpus, CorpusSettings(40, 1, 224, (100, 0, 0)))
+        make_corpus(corpus, WorldSettings(40, 1, 224, (100, 0, 0)))
     webvid = corpus / "train" / "webvid"
     config.datasets["webvid"] = DatasetConfig(
         build_info=BuildInfo(str(webvid / "annotations"), str(webvid / "videos")),

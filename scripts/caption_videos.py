@@ -7,9 +7,9 @@
     python scripts/caption_videos.py lecture.mp4 --segment-seconds 60 --model … --output …
     torchrun --nproc_per_node=8 scripts/caption_videos.py clips/ --model … --output captions.jsonl
 
-An input is a video (or an image or a sound), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
+An input is a video (or image or audio file), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
 torchrun or accelerate launch, and with --num-shards, each process captions its part and writes a file of its own:
-captions-00000-of-00008.jsonl. The exit status is 0 if all was captioned, 1 if something could not be.
+captions-00000-of-00008.jsonl. The exit status is 0 if all clips were captioned, else 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from typing import Any
 
 # A waiting OpenMP thread that spins makes token-by-token decoding several times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer's first use
+# Workers are forked after the tokenizer's first use.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from video_llama.errors import ConfigError, VideoLlamaError
 
@@ -53,22 +54,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, lists, shards")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="captions as JSON lines")
     parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder, file or hub id")
-    parser.add_argument("--prompt", metavar="TEXT", help="what is asked about every clip")
+    parser.add_argument("--prompt", metavar="TEXT", help="the question about every clip")
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", help="clips answered together (what fits a GPU; 8 on a CPU)"
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that decode ahead (for a GPU, all cores; for a CPU, 2)"
     )
-    parser.add_argument("--resume", action="store_true", help="continue after a stop; nothing is lost or doubled")
+    parser.add_argument("--resume", action="store_true", help="continue after a stop; finished clips stay as they are")
     parser.add_argument("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (1)")
-    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which part is done here, from 0 (0)")
+    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="the part of this process, from 0 (0)")
     parser.add_argument(
-        "--audio", action=argparse.BooleanOptionalAction, default=True, help="listen to the videos (if the model can)"
+        "--audio",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="use audio tracks (if the model can)",
     )
-    parser.add_argument("--segment-seconds", type=seconds, metavar="S", help="caption long videos part by part")
-    parser.add_argument("--num-frames", type=positive, metavar="N", help="frames to look at in a clip or part")
-    parser.add_argument("--video-reader", metavar="NAME", help="what decodes frames: pyav or decord (pyav)")
+    parser.add_argument("--segment-seconds", type=seconds, metavar="S", help="caption long videos window by window")
+    parser.add_argument("--num-frames", type=positive, metavar="N", help="frames of each clip or window")
+    parser.add_argument("--video-reader", metavar="NAME", help="decoder of frames: pyav or decord (pyav)")
     parser.add_argument("--max-new-tokens", type=positive, default=300, metavar="N", help="longest caption (300)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
     parser.add_argument("--num-beams", type=positive, default=1, metavar="N", help="beam search width (1)")
@@ -78,7 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="keys and values of fixed size, and on a GPU one CUDA graph a token (on a GPU, where it can be)",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="with it: fuse that step with torch.compile, which takes seconds first"
+        "--compile",
+        action="store_true",
+        help="also fuse that step with torch.compile (takes seconds at the start)",
     )
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     parser.add_argument(
@@ -90,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def whole_part(num_shards: int, shard_id: int) -> tuple[int, int]:
-    """(parts, number of this one) after the processes of torchrun or accelerate launch have shared each shard.
+    """Return (parts, number of this one): each shard is divided among the processes of torchrun or accelerate launch.
 
     Raises:
         ConfigError: there is no such shard, or the environment contradicts itself.
@@ -107,12 +113,12 @@ def whole_part(num_shards: int, shard_id: int) -> tuple[int, int]:
 
 
 def local_processes() -> int:
-    """How many processes of the launcher run on this machine."""
+    """Return how many processes of the launcher run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
 
 
 def device_of_process(device: str | None) -> str | None:
-    """Each process of a machine takes a GPU of its own, if there are any, and makes it its current one.
+    """Return the device of this process: on a machine with GPUs one of its own, which becomes the current one.
 
     Raises:
         ConfigError: one GPU is named for several processes.
@@ -179,34 +185,34 @@ def run(arguments: argparse.Namespace) -> int:
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
     if arguments.video_reader is not None:
         begun_with["video_reader"] = arguments.video_reader
-    with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
-        todo = sum(not file.is_complete(clip.id) for clip in clips)
-        where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
-        print(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}", file=sys.stderr)
-        failed = sum(file.has_failed(clip.id) for clip in clips)
-        if todo:
-            model = load_pretrained_model(
-                arguments.model,
-                device=device,
-                dtype=arguments.dtype,
-                load_in_8bit=arguments.load_in_8bit,
-                load_in_4bit=arguments.load_in_4bit,
-                audio=None if arguments.audio else False,
-            )
-            workers = arguments.workers
-            if workers is None:
-                workers = default_workers(model.device, local_processes())
-            settings = replace(settings, num_workers=max(0, workers))
-            if arguments.video_reader is not None:
-                media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
-                model.processor.media_processor = media
-            with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
+    file = CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume)
+    todo = sum(not file.is_complete(clip.id) for clip in clips)
+    where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
+    print(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}", file=sys.stderr)
+    failed = sum(file.has_failed(clip.id) for clip in clips)
+    if todo:
+        model = load_pretrained_model(
+            arguments.model,
+            device=device,
+            dtype=arguments.dtype,
+            load_in_8bit=arguments.load_in_8bit,
+            load_in_4bit=arguments.load_in_4bit,
+            audio=None if arguments.audio else False,
+        )
+        workers = arguments.workers
+        if workers is None:
+            workers = default_workers(model.device, local_processes())
+        settings = replace(settings, num_workers=max(0, workers))
+        if arguments.video_reader is not None:
+            media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
+            model.processor.media_processor = media
+        with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
 
-                def advance(new_windows: int) -> None:
-                    bar.total += new_windows
-                    bar.update()
+            def advance(new_windows: int) -> None:
+                bar.total += new_windows
+                bar.update()
 
-                failed = caption_corpus(model, clips, file, settings, advance)
+            failed = caption_corpus(model, clips, file, settings, advance)
     if failed:
         print(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error", file=sys.stderr)
     return SOME_FAILED if failed else 0
@@ -222,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
     except KeyboardInterrupt:
-        print("\nstopped; --resume goes on from here", file=sys.stderr)
+        print("\nstopped; continue with --resume", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -1,21 +1,21 @@
 #!/usr/bin/env python
-"""Look through the datasets of a training configuration: counts, missing files, media that cannot be decoded, texts
-that are too long, and what the model gets to see of a few samples.
+"""Check the datasets of a training configuration: counts, absent files, media that cannot be decoded, texts that are
+too long, and a few samples as the model sees them.
 
     python scripts/check_dataset.py configs/train/visionbranch_stage2_finetune.yaml
     python scripts/check_dataset.py my.yaml --decode all --bad bad.jsonl --options model.max_txt_len=512
 
-Of the model only its tokenizer is read, no weights. The exit status is 1 if more samples are bad than
-run.max_bad_samples allows, so that the run would stop.
+Of the model only the tokenizer is read. The exit status is 1 if more samples are bad than run.max_bad_samples allows,
+so that the run would stop.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ from video_llama.data.checking import OUTCOMES, DatasetCheck, check_datasets, de
 from video_llama.errors import ConfigError, VideoLlamaError
 from video_llama.inference.load import build_model_processor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.utils.files import write_whole
+from video_llama.utils.jsonl import append_jsonl
 
-NUM_NAMED = 5  # bad samples named for each dataset; --bad writes all
+# Bad samples that are printed for each dataset; --bad writes all.
+NUM_NAMED = 5
 
 
 def number_or_all(text: str) -> int | None:
-    """None for `all`."""
+    """Return the number, or None for `all`."""
     if text == "all":
         return None
     if not text.isdigit():
@@ -73,7 +76,7 @@ class Bars:
 
 
 def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int) -> str:
-    """What was found in a dataset, for people."""
+    """Return the result for a dataset as text."""
     lines = [f"datasets.{check.name}: {check.num_examples} examples, {check.num_decoded} of them read"]
     lines += [f"  {check.count(outcome):8d} bad: {what}" for outcome, what in OUTCOMES.items()]
     lines += [
@@ -93,8 +96,15 @@ def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int
     return "\n".join(lines)
 
 
+def write_bad(path: Path, checks: Sequence[DatasetCheck]) -> None:
+    path.touch()
+    for check in checks:
+        for bad in check.failures():
+            append_jsonl(path, dataclasses.asdict(bad))
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Check and print; the exit status."""
+    """Check, print, and return the exit status."""
     config = load_config(arguments.config, arguments.options)
     processor = build_model_processor(config.model)
     bars = Bars()
@@ -114,9 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not checks:
         raise ConfigError(f"{arguments.config}: no dataset has a {arguments.split} split")
     if arguments.bad is not None:
-        failures = [dataclasses.asdict(failure) for check in checks for failure in check.failures()]
-        lines = [json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures]
-        arguments.bad.write_text("".join(lines), encoding="utf-8")
+        write_whole(arguments.bad, partial(write_bad, checks=checks))
     share, limit = share_of_bad_samples(config, checks), config.run.max_bad_samples
     print(f"{share:.2%} of the samples of a run are bad; run.max_bad_samples allows {limit:.2%}")
     return int(share > limit)

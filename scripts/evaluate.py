@@ -5,9 +5,9 @@
     python scripts/evaluate.py --model video-llama-tiny --data data/clipworld-test --ablate shuffle_frames
     python scripts/evaluate.py --model FOLDER --dataset webvid --data annotations/ --media videos/
 
-Of a generated corpus (docs/clipworld.md), the model is given the files alone, encoded once more under new names, and
-an answer is right if it names the right value and no other. With --dataset, in the layouts of docs/data.md, captions
-(of dialogues: first answers) are compared with the annotated ones: BLEU, ROUGE-L and CIDEr, by pycocoevalcap
+Of a generated corpus (examples/tiny_world/README.md), the model is given the files alone, encoded once more under new
+names, and an answer is right if it names the right value and no other. With --dataset, in the layouts of docs/data.md,
+captions (of dialogues: first answers) are compared with the annotated ones: BLEU, ROUGE-L and CIDEr, by pycocoevalcap
 (pip install 'video_llama[metrics]').
 """
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Write a generated corpus to train and test on: clips of moving shapes with sounds, pictures, sounds, and talk.
+"""Write a generated corpus to train and test on: clips of moving shapes with sounds, images, audio, and dialogues.
 
     python scripts/make_clipworld.py --out data/clipworld --clips 2000 --seed 1
 
-Each split has the on-disk layouts of the datasets that the training configs name, and a ground truth that says
-what is in each file. The same arguments give the same files. docs/clipworld.md describes all of it.
+Each split has the layouts of the datasets in the training configurations, and a ground truth of each file. The same
+arguments give the same files. examples/tiny_world/README.md describes the corpus.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama.errors import VideoLlamaError
 
 
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
-        settings = CorpusSettings(arguments.clips, arguments.seed, arguments.image_size, tuple(arguments.splits))
+        settings = WorldSettings(arguments.clips, arguments.seed, arguments.image_size, tuple(arguments.splits))
         with tqdm(total=settings.num_clips, unit="clip", desc="drawing") as bar:
             make_corpus(arguments.out, settings, arguments.workers, bar.update)
     except VideoLlamaError as error:

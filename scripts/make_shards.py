@@ -5,8 +5,8 @@
     python scripts/make_shards.py --dataset cc_sbu_align --storage data/cc_sbu_align --out data/cc_sbu_align_shards
     python scripts/make_shards.py --cfg-path configs/train/visionbranch_stage2_finetune.yaml --dataset llava_instruct --out data/llava_shards
 
-Media are copied byte for byte, annotations keep all they say. The same files and limits give the same shards. Run it
-again after a stop and it goes on. Train on the result as the dataset `shards` (docs/data.md).
+Media are copied byte for byte, annotations stay complete. The same files and limits give the same shards. After a stop,
+run it again to continue. Train on the result as the dataset `shards` (docs/data.md).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from video_llama.data.examples import ExampleTable
 from video_llama.data.packing import pack_examples
 from video_llama.errors import ConfigError, VideoLlamaError
 
-DATA_TYPES = {  # what each dataset is of, unless the options say otherwise
+# Of each dataset, unless --data-type is given.
+DATA_TYPES = {
     "webvid": "video",
     "webvid_instruct": "video",
     "webvid_instruct_zh": "video",
@@ -40,10 +41,10 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def size_in_bytes(text: str) -> int:
-    """`500M` as a number."""
+    """Return `500M` as a number."""
     found = re.fullmatch(r"(\d+)([KMG]?)B?", text.upper())
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write one as 500M or 2G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 500M or 2G")
     return int(found[1]) * UNITS[found[2]]
 
 
@@ -51,23 +52,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, metavar="NAME", help="a dataset's name, as configurations have it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    where = parser.add_argument_group("where the dataset lies")
+    where = parser.add_argument_group("place of the dataset")
     where.add_argument("--cfg-path", metavar="FILE", help="a training configuration with a section of that name")
     where.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the YAML")
     where.add_argument("--split", choices=["train", "validation"], default="train", help="of the YAML (train)")
     where.add_argument("--anno", metavar="PATH", help="annotation file or folder (build_info.anno_dir)")
     where.add_argument("--media", metavar="DIR", help="folder of the media (build_info.videos_dir)")
     where.add_argument("--storage", metavar="PATH", help="folder or shards of an image dataset (build_info.storage)")
-    where.add_argument("--data-type", choices=["video", "images", "audio"], help="what it is of, if not the usual")
+    where.add_argument("--data-type", choices=["video", "images", "audio"], help="of the media, if not the usual one")
     shards = parser.add_argument_group("shards")
     shards.add_argument("--max-count", type=int, default=1000, metavar="N", help="most examples of a shard (1000)")
     shards.add_argument("--max-size", type=size_in_bytes, default="1G", metavar="SIZE", help="most bytes of one (1G)")
-    shards.add_argument("--skip-absent", action="store_true", help="leave out examples whose files are not there")
+    shards.add_argument("--skip-absent", action="store_true", help="leave out examples whose files are absent")
     return parser
 
 
 def read_examples(arguments: argparse.Namespace) -> tuple[ExampleTable, str]:
-    """What to pack, and its data type.
+    """Return the examples to pack, and their data type.
 
     Raises:
         ConfigError, DatasetError: there is no such dataset.

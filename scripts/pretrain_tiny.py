@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Pretrain the parts of the small model that the real model takes pretrained, and write them for the four stages.
+"""Pretrain the parts of the small model that are pretrained in the full model, and write them for the four stages.
 
     python scripts/pretrain_tiny.py --corpus data/clipworld --work output/tiny/parts --output output/tiny/pretrained
 
-Each part goes on where an earlier run stopped, and is skipped when it is done. States, logs and what was read from
-the corpus are kept in the folder --work.
+Each part continues where an earlier run stopped, and is skipped when it is done. The folder --work keeps states, logs
+and what was read from the corpus.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=["vision", "sound", "language", "qformer"],
         help="in this order (all); none only trains the tokenizer",
     )
-    parser.add_argument("--scale", choices=["full", "smoke"], default="full", help="smoke: only to see that it runs")
+    parser.add_argument("--scale", choices=["full", "smoke"], default="full", help="smoke: only a few steps, as a test")
     return parser
 
 

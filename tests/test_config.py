@@ -87,7 +87,7 @@ def test_all_mistakes_are_named_at_once_with_the_nearest_key(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "holds no settings"),
+        ("", "has no settings"),
         ("- a\n", "must hold sections"),
         ("model: {ckpt: 'a\n", "not valid YAML.*line 1"),
         ("model:\n  arch: a\n  arch: b\n", "duplicate key arch.*line 3"),

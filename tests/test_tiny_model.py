@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama import Chat, load_pretrained_model
 from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.config import load_config
@@ -46,7 +46,7 @@ def model(no_network: None) -> VideoLlama:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips, pictures and sounds of a seed that nothing was trained on."""
     folder = tmp_path_factory.mktemp("fresh") / "corpus"
-    make_corpus(folder, CorpusSettings(num_clips=16, seed=90_210, image_size=128, splits=(0, 0, 1)))
+    make_corpus(folder, WorldSettings(num_clips=16, seed=90_210, image_size=128, splits=(0, 0, 1)))
     return folder
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from video_llama.errors import ConfigError
-from video_llama.utils import utils
+from video_llama.utils.devices import resolve_device, resolve_dtype, set_seed
 from video_llama.utils.files import write_whole
-from video_llama.utils.utils import disable_torch_init, resolve_device, resolve_dtype, set_seed
+from video_llama.utils.jsonl import append_jsonl, drop_cut_line, read_jsonl
+from video_llama.utils.utils import disable_torch_init
 
 
 def test_the_bare_call_leaves_later_modules_initialised() -> None:
@@ -101,8 +102,8 @@ def test_a_gpu_computes_in_the_half_precision_it_has(
 
     monkeypatch.setattr(torch.cuda, "device", make_current)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
-    assert utils.resolve_dtype(None, "cuda:1") == dtype
-    assert utils.resolve_dtype(None, "mps") == torch.float16
+    assert resolve_dtype(None, "cuda:1") == dtype
+    assert resolve_dtype(None, "mps") == torch.float16
 
 
 def test_a_named_precision_is_obeyed() -> None:
@@ -131,3 +132,26 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(path, fail)
     assert path.read_text() == "whole"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"", b""),
+        (b'{"a": 1}\n', b'{"a": 1}\n'),
+        (b'{"a": 1}', b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"b": ', b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"b": "\xc3', b'{"a": 1}\n'),
+        (b'{"a"', b""),
+    ],
+)
+def test_a_file_of_json_lines_is_continued_behind_its_last_whole_line(
+    content: bytes, kept: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    drop_cut_line(path)
+    assert path.read_bytes() == kept
+    append_jsonl(path, {"name": "\udcff"})
+    assert path.read_bytes().startswith(kept)
+    assert [*read_jsonl(path, ConfigError)][-1] == {"name": "\udcff"}

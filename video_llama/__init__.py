@@ -1,7 +1,7 @@
 """Train and run Video-LLaMA, the audio-visual language model.
 
-The public names are imported when they are first used: `import video_llama` itself loads neither torch nor
-anything else that is heavy, and touches no network.
+The public names are imported when they are first used, so that `import video_llama` itself loads neither torch nor
+anything else that is heavy, and uses no network.
 """
 
 from __future__ import annotations

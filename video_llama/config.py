@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from video_llama.errors import ConfigError
 from video_llama.schema import (
-    CHOICES,
-    DATA_TYPES,
-    WITHOUT_EFFECT,
     BuildInfo,
     Config,
     DatasetConfig,
@@ -41,11 +39,14 @@ __all__ = [
     "ProcessorConfig",
     "ProcessorSplits",
     "RunConfig",
+    "find_out_of_range",
     "load_config",
     "save_config",
 ]
 
 logger = logging.getLogger(__name__)
+
+_COMPARISONS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
 
 
 def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Config:
@@ -57,19 +58,28 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
 
     Raises:
         ConfigError: the file cannot be read, or keys are unknown or have the wrong type; all are named at once.
+
+    Example:
+        >>> config = load_config("eval_configs/tiny.yaml", ["model.dtype=float32"])
+        >>> config.model.dtype
+        'float32'
     """
-    values = _read_yaml(Path(path))
-    _check_is_mapping(values, f"{path}")
     config = OmegaConf.structured(Config)
-    leaves = dict(_leaves(values))
-    leaves.update(_parse_options(options))
-    mistakes = [mistake for key, value in leaves.items() if (mistake := _set(config, key, value))]
+    leaves = {**_read_yaml(Path(path)), **_parse_options(options)}
+    # Set the keys one by one, to name every mistake and not only the first.
+    mistakes = []
+    for key, value in leaves.items():
+        try:
+            _set(config, key, value)
+        except ConfigError as error:
+            mistakes.append(str(error))
     if mistakes:
         raise ConfigError(f"{path}: " + "; ".join(mistakes))
     try:
         resolved = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:  # an option that refers to nothing, or ???, which stands for no value
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        # An option that refers to nothing, or ???, which stands for no value.
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
     assert isinstance(resolved, Config)
     _note_without_effect(path, leaves, resolved)
     return resolved
@@ -80,7 +90,29 @@ def save_config(config: Config, path: str | os.PathLike[str]) -> None:
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
-def _read_yaml(path: Path) -> Any:
+def find_out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yield a message for each number outside the range that `schema` gives its key.
+
+    Args:
+        section: a `Config` or one of its sections.
+        prefix: the dotted key of the section, with a dot at its end.
+    """
+    for field in dataclasses.fields(section):
+        key, value = prefix + field.name, getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from find_out_of_range(value, f"{key}.")
+        elif isinstance(value, dict):
+            for name, item in value.items():
+                yield from find_out_of_range(item, f"{key}.{name}.")
+        bounds = field.metadata.get("bounds", {})
+        # All comparisons are false for NaN.
+        if value is not None and not all(_COMPARISONS[name](value, limit) for name, limit in bounds.items()):
+            words = [f"{name.replace('_', ' ')} {limit}" for name, limit in bounds.items()]
+            yield f"{key} must be {' and '.join(words)}, but is {value}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a file by dotted key, with references to environment variables and other keys resolved."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError as error:
@@ -88,33 +120,23 @@ def _read_yaml(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
     if not values:
-        raise ConfigError(f"{path}: the file holds no settings")
-    return values
-
-
-def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any], config: Config) -> None:
-    """Warn of keys that do nothing, unless what they say is what happens without them."""
-    splits = {f"run.{name}": getattr(RunConfig(), name) for name in ("train_splits", "valid_splits", "test_splits")}
-    for key, value in leaves.items():
-        section, *_, name = key.split(".")
-        pattern = f"datasets.*.{name}" if section == "datasets" else key
-        means_nothing_else = key in splits and value == splits[key]
-        if name == "tokenizer_name":
-            means_nothing_else = value in (None, config.model.llama_model)
-        if pattern in WITHOUT_EFFECT and not means_nothing_else:
-            logger.warning("%s: %s has no effect here: %s", path, key, WITHOUT_EFFECT[pattern])
-
-
-def _check_is_mapping(values: Any, where: str) -> None:
+        raise ConfigError(f"{path}: the file has no settings")
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: must hold sections such as model: and run:, but is a {type(values).__name__}")
+        raise ConfigError(f"{path}: must hold sections such as model: and run:, but is a {type(values).__name__}")
+    return dict(_leaves(values))
 
 
-def _parse_options(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """The values of options by dotted key."""
+    leaves: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
         if not equals or not key:
@@ -123,7 +145,11 @@ def _parse_options(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"option {option!r}: the value is not valid YAML") from error
-        yield from _leaves(value, key) if isinstance(value, Mapping) and value else [(key, value)]
+        if isinstance(value, Mapping) and value:
+            leaves.update(_leaves(value, key))
+        else:
+            leaves[key] = value
+    return leaves
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -136,64 +162,55 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, value
 
 
-def _set(config: Any, key: str, value: Any) -> str:
-    """Put one value into the structured configuration; what is wrong with it, or ""."""
-    unknown = _unknown_part(key)
-    if unknown:
-        return unknown
+def _set(config: Any, key: str, value: Any) -> None:
+    """Put one value into the structured configuration.
+
+    Raises:
+        ConfigError: the key is unknown, or the value has the wrong type or is none of the choices.
+    """
+    expected, rules = _look_up(key)
+    # A dataset comes into being with the first key that names it.
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if section == "datasets" and name and name not in config.datasets:
         config.datasets[name] = DatasetConfig()
-    expected = _expected_type(key)
-    if dataclasses.is_dataclass(expected) or get_origin(expected) is dict:  # a section; without keys it says nothing
-        return "" if value is None else f"{key} must be a section with keys of its own, but is {value!r}"
+    if dataclasses.is_dataclass(expected) or get_origin(expected) is dict:
+        if value is not None:
+            raise ConfigError(f"{key} must be a section with keys of its own, but is {value!r}")
+        return
     try:
         OmegaConf.update(config, key, value)
-    except OmegaConfBaseException:
-        return f"{key} must be {_type_name(expected)}, but is {value!r}"
-    choices = CHOICES.get(key) or (DATA_TYPES if key.endswith(".data_type") else None)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key} must be {_type_name(expected)}, but is {value!r}") from error
+    choices = rules.get("choices")
     if choices and value is not None and value not in choices:
-        return f"{key} must be one of {', '.join(choices)}, but is {value!r}"
-    return ""
+        raise ConfigError(f"{key} must be one of {', '.join(choices)}, but is {value!r}")
 
 
-def _unknown_part(key: str) -> str:
-    """What is wrong with a dotted key that the schema does not have, or ""."""
-    schema: Any = Config
+def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
+    """The type that the schema gives a dotted key, and the metadata of its field.
+
+    Raises:
+        ConfigError: the schema has no such key.
+    """
+    expected: Any = Config
+    rules: Mapping[str, Any] = {}
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        schema = _section_of(schema)
-        if schema is None:
-            return f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}"
-        if get_origin(schema) is dict:
-            schema = get_args(schema)[1]
+        # Any name is a key of `datasets`.
+        if get_origin(expected) is dict:
+            expected = get_args(expected)[1]
             continue
-        known = get_type_hints(schema)
-        if part not in known:
-            near = difflib.get_close_matches(part, known, n=1)
-            suggestion = f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})"
-            return f"unknown key {'.'.join(parts[: depth + 1])}{suggestion}"
-        schema = known[part]
-    return ""
-
-
-def _section_of(schema: Any) -> Any:
-    """The dataclass or dict type behind a field's annotation, None for a plain value."""
-    for candidate in (schema, *get_args(schema)):
-        if dataclasses.is_dataclass(candidate) or get_origin(candidate) is dict:
-            return candidate
-        if get_origin(schema) is dict:
-            return schema
-    return None
-
-
-def _expected_type(key: str) -> Any:
-    schema: Any = Config
-    for part in key.split("."):
-        section = _section_of(schema)
-        schema = get_args(section)[1] if get_origin(section) is dict else get_type_hints(section)[part]
-    return _section_of(schema) or schema
+        if not dataclasses.is_dataclass(expected):
+            raise ConfigError(f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}")
+        fields = {field.name: field for field in dataclasses.fields(expected)}
+        if part not in fields:
+            near = difflib.get_close_matches(part, fields, n=1)
+            suggestion = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise ConfigError(f"unknown key {'.'.join(parts[: depth + 1])} ({suggestion})")
+        rules = fields[part].metadata
+        expected = get_type_hints(expected)[part]
+    return expected, rules
 
 
 def _type_name(expected: Any) -> str:
@@ -202,4 +219,17 @@ def _type_name(expected: Any) -> str:
         return names[expected]
     if get_origin(expected) is list:
         return f"a list, each item {_type_name(get_args(expected)[0])}"
-    return " or ".join(_type_name(argument) for argument in get_args(expected)) or str(expected)
+    return " or ".join(_type_name(argument) for argument in get_args(expected))
+
+
+def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any], config: Config) -> None:
+    """Warn of keys that do nothing, unless their value is what happens without them."""
+    for key, value in leaves.items():
+        name = key.split(".")[-1]
+        if name.endswith("_splits") and value == getattr(RunConfig(), name):
+            continue
+        if name == "tokenizer_name" and value in (None, config.model.llama_model):
+            continue
+        _, rules = _look_up(key)
+        if rules.get("instead"):
+            logger.warning("%s: %s has no effect here: %s", path, key, rules["instead"])

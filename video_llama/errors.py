@@ -1,8 +1,7 @@
-"""The errors a user can cause, one small family.
+"""The errors that bad input causes.
 
-Every message says what was wrong, where (path, key or sample id) and what to do about it.
-Programming errors stay `ValueError`, `TypeError` and friends: they must stop a run, never be
-caught as bad input.
+Every message says what is wrong, where (path, key or sample id) and what to do about it. Programming errors stay
+`ValueError`, `TypeError` and the like.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ class VideoLlamaError(Exception):
 
 
 class MediaError(VideoLlamaError):
-    """A video, image or sound file that cannot be used.
+    """A video, image or audio file that cannot be used.
 
     Args:
         path: the file (or a short description of the in-memory object).
         reason: what is wrong with it, in a few words.
-        hint: what the user can do, if anything is known to help.
+        hint: what the user can do, if known.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str, hint: str = "") -> None:
@@ -42,12 +41,12 @@ class MediaError(VideoLlamaError):
         super().__init__(f"{self.path}: {reason}" + (f" ({hint})" if hint else ""))
 
     def __reduce__(self) -> tuple[type[MediaError], tuple[str, str, str]]:
-        # Exceptions pickle by their args (the joined message) unless told otherwise; decode workers send these back.
+        # Exceptions pickle by their args, here the joined message; decode workers send these errors back.
         return type(self), (self.path, self.reason, self.hint)
 
 
 class NoAudioTrackError(MediaError):
-    """The file is readable but has no sound track: not the same as one that cannot be decoded."""
+    """The file is readable but has no audio track."""
 
 
 class CheckpointError(VideoLlamaError):
@@ -63,15 +62,12 @@ class DatasetError(VideoLlamaError):
 
 
 class OutOfMemoryError(VideoLlamaError):
-    """A device has too little free memory for what was asked of it; less at a time may fit."""
+    """A device has too little free memory for the request; less at a time may fit."""
 
 
 class DeviceError(VideoLlamaError):
-    """A device that failed for good: whatever this process asks of it from now on fails as well."""
+    """A device that failed for good: this process can compute nothing more there."""
 
 
 class MessagesError(DatasetError, ValueError):
-    """Chat messages that do not have the documented form: a bad sample in training.
-
-    To a caller of `apply_chat_template` it is a `ValueError`, as any unfit argument is.
-    """
+    """Chat messages that do not have the documented form: a bad sample in training, a bad argument elsewhere."""

@@ -1,7 +1,7 @@
-"""What a prompt is made of: template text, typed text and placeholders; and the words that introduce media.
+"""The parts of a prompt: template text, typed text and placeholders; and the words that introduce media.
 
-Template text is trusted. Typed text is not: what looks like a special token or a placeholder in it stays
-plain text. Nothing here knows ids; `video_llama.processor.prompt` turns pieces into token ids.
+Template text is trusted. Typed text is not: what looks like a special token or a placeholder in it stays plain text.
+`video_llama.processor.prompt` turns parts into token ids.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Placeholder:
     """Where the features of one media item go.
 
     Args:
-        kind: "image" for frames (a video or a still image), "audio" for sound.
+        kind: "image" for frames (a video or a still image), or "audio".
     """
 
     kind: Literal["image", "audio"]
 
     @property
     def token(self) -> str:
-        """How the placeholder is written in a prompt string."""
+        """The placeholder as it is written in a prompt string."""
         return AUDIO_PLACEHOLDER if self.kind == "audio" else IMAGE_PLACEHOLDER
 
 
@@ -63,65 +63,68 @@ PromptPart = Text | Placeholder
 Content = str | Sequence[str | Placeholder] | None
 """What a message says: text, text with media, or None for an answer that is still to come."""
 
-_HEAR = "Close your eyes, open your ears and you imagine only based on the sound that: "
-_SEE = "Close your ears, open your eyes and you see that "
-_ANSWER = "Now answer my question based on what you have just"
-_GAP = " " * 17  # the published weights were asked with these runs of spaces, which are tokens of their own
+# The published weights were trained with these sentences and runs of spaces, which are tokens of their own.
+_AUDIO = "Close your eyes, open your ears and you imagine only based on the sound that: "
+_FRAMES = "Close your ears, open your eyes and you see that "
+_QUESTION = "Now answer my question based on what you have just"
+_GAP = " " * 17
 
 
-def render_parts(pieces: Iterable[PromptPart]) -> str:
-    """The pieces as one string, for people and for comparison; who wrote what is lost in it."""
-    return "".join(piece.text if isinstance(piece, Text) else piece.token for piece in pieces)
+def render_parts(parts: Iterable[PromptPart]) -> str:
+    """Return the parts as one string, in which template text and typed text can no longer be told apart."""
+    return "".join(part.text if isinstance(part, Text) else part.token for part in parts)
 
 
 def parse_placeholders(text: str) -> list[PromptPart]:
-    """A prompt string as pieces, all of it trusted: for prompts, never for what a user typed."""
+    """Split a prompt string into parts, all of it trusted: for prompts, never for typed text."""
     placeholders = {item.token: item for item in (Placeholder("image"), Placeholder("audio"))}
     parts = re.split(f"({'|'.join(map(re.escape, placeholders))})", text)
     return [placeholders.get(part) or Text(part, trusted=True) for part in parts if part]
 
 
 def video_prefix(message: str = "") -> list[str | Placeholder]:
-    """The words before a question about a video.
+    """Return the words before a question about a video.
 
     Args:
-        message: which frames were sampled, as `VideoFrames.message` says it.
+        message: which frames were sampled, as in `VideoFrames.message`.
     """
     return ["<Video>", Placeholder("image"), f"</Video> {message}"]
 
 
 def image_prefix() -> list[str | Placeholder]:
-    """The words before a question about a still image."""
+    """Return the words before a question about a still image."""
     return ["<Image>", Placeholder("image"), "</Image> "]
 
 
 def audio_prefix() -> list[str | Placeholder]:
-    """The words before a question about a sound alone, after the pattern of `video_with_audio_prefix`."""
-    return [_HEAR, Placeholder("audio"), f".{_GAP}{_ANSWER} heard."]
+    """Return the words before a question about audio alone, after the pattern of `video_with_audio_prefix`."""
+    return [_AUDIO, Placeholder("audio"), f".{_GAP}{_QUESTION} heard."]
 
 
 def video_with_audio_prefix() -> list[str | Placeholder]:
-    """The words before a question about a video and its sound; the sound comes first."""
-    between, after = f".{_GAP}{_SEE}<Video>", f"</Video>.{_GAP} {_ANSWER} seen and heard."
-    return [_HEAR, Placeholder("audio"), between, Placeholder("image"), after]
+    """Return the words before a question about a video and its audio track; the audio comes first."""
+    between, after = f".{_GAP}{_FRAMES}<Video>", f"</Video>.{_GAP} {_QUESTION} seen and heard."
+    return [_AUDIO, Placeholder("audio"), between, Placeholder("image"), after]
 
 
 def media_prefix(frames: Sequence[Any], audio: Any | None = None) -> list[str | Placeholder]:
-    """The words before a question about any media, up to and with the space that joins the question.
+    """Return the words before a question about any media, up to and with the space that joins the question.
 
     Args:
         frames: videos and images in order: `VideoFrames`, or tensors (frames, 3, height, width), of which
-            those of one frame are still images. A sound belongs to the first of them.
-        audio: a sound (only whether there is one matters), or None.
+            those of one frame are still images. Audio belongs to the first of them.
+        audio: an audio item (only whether there is one matters), or None.
 
     Returns:
         items of a message's content; empty if there is nothing to introduce.
     """
-    introductions: list[list[str | Placeholder]] = []
+    prefixes: list[list[str | Placeholder]] = []
     if audio is not None:
-        introductions.append(video_with_audio_prefix() if frames else audio_prefix())
-    for item in frames[len(introductions) :]:
+        prefixes.append(video_with_audio_prefix() if frames else audio_prefix())
+    for item in frames[len(prefixes) :]:
         kind = getattr(item, "kind", None) or ("image" if len(item) == 1 else "video")
-        is_image = kind == "image"
-        introductions.append(image_prefix() if is_image else video_prefix(getattr(item, "message", "")))
-    return [part for introduction in introductions for part in (*introduction, " ")]
+        if kind == "image":
+            prefixes.append(image_prefix())
+        else:
+            prefixes.append(video_prefix(getattr(item, "message", "")))
+    return [part for prefix in prefixes for part in (*prefix, " ")]

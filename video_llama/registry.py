@@ -1,7 +1,7 @@
-"""Tables from the names that configs use to the Python objects they mean.
+"""Tables from the names in configurations to Python objects.
 
-A table knows which modules register into it and imports them at the first look-up, so that
-`import video_llama` stays light and no module needs a wildcard import.
+A table names the modules that register into it and imports them at the first look-up, so that `import video_llama`
+stays light.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a factory under `name`; a second, different one is an error."""
+        """Decorate a factory to register it under `name`; a second, different one is an error."""
 
         def decorate(entry: T) -> T:
             known = self._entries.get(name)
@@ -45,12 +45,12 @@ class Registry(Generic[T]):
         return decorate
 
     def names(self) -> list[str]:
-        """All known names, sorted."""
+        """Return all names, sorted."""
         self._import_modules()
         return sorted(self._entries)
 
     def get(self, name: str) -> T:
-        """The factory filed under `name`.
+        """Return the factory registered under `name`.
 
         Raises:
             ConfigError: unknown name; the message lists those that are known.
@@ -59,24 +59,19 @@ class Registry(Generic[T]):
         if name not in self._entries:
             near = difflib.get_close_matches(str(name), self._entries, n=1)
             suggestion = f"; did you mean {near[0]!r}?" if near else "."
-            known = ", ".join(self.names()) or "none"
-            raise ConfigError(f"unknown {self.kind} {name!r}{suggestion} Known: {known}")
+            raise ConfigError(f"unknown {self.kind} {name!r}{suggestion} Known: {', '.join(self.names()) or 'none'}")
         return self._entries[name]
 
     def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the factory filed under `name`."""
+        """Call the factory registered under `name`."""
         return self.get(name)(*args, **kwargs)
 
     def _import_modules(self) -> None:
         if self._imported:
             return
-        self._imported = True  # set first: the modules may look things up in this table while they load
-        try:
-            for module in self._modules:
-                importlib.import_module(module)
-        except BaseException:
-            self._imported = False  # a failed import must fail again, not leave a table that looks empty
-            raise
+        for module in self._modules:
+            importlib.import_module(module)
+        self._imported = True
 
 
 DATASETS: Registry[Any] = Registry("dataset", ["video_llama.data.datasets"])

@@ -1,18 +1,18 @@
-"""The schema of YAML configurations: typed dataclasses whose sections and keys are those of the original's files.
+"""The schema of YAML configurations: of each key its type, default, choices and range.
 
-What is new here says so. `video_llama.config` reads and writes files of this form.
+Sections and keys are those of the original's files; new ones are marked. `video_llama.config` reads and writes files
+of this form.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = [
-    "CHOICES",
-    "DATA_TYPES",
     "EVA_VIT_G_URL",
     "QFORMER_URL",
-    "WITHOUT_EFFECT",
     "BuildInfo",
     "Config",
     "DatasetConfig",
@@ -21,12 +21,29 @@ __all__ = [
     "ProcessorConfig",
     "ProcessorSplits",
     "RunConfig",
+    "setting",
 ]
 
 EVA_VIT_G_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 QFORMER_URL = (
     "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xxl.pth"
 )
+
+MODEL_TYPES = ("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna")
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+SPLITS = {"instead": "datasets.NAME.build_info names the training split, valid_build_info a validation split"}
+
+
+def setting(default: Any, *, choices: tuple[str, ...] = (), instead: str = "", **bounds: float) -> Any:
+    """Return a dataclass field with what its values may be; null is allowed where the type allows it.
+
+    Args:
+        default: of the field.
+        choices: the values there are; empty for all.
+        instead: of a key that is accepted only so that the original's files load: what has its effect here.
+        bounds: `at_least`, `more_than`, `at_most` or `less_than`, each with its number.
+    """
+    return field(default=default, metadata={"choices": choices, "instead": instead, "bounds": bounds})
 
 
 @dataclass
@@ -48,13 +65,14 @@ class ModelConfig:
         prompt_template: text around such a prompt; `{}` is the prompt.
         low_resource: the language model in 8 bit, as `load_in_8bit`.
         dtype: auto, float32, bfloat16 or float16 (new).
-        load_in_8bit, load_in_4bit: quantise the language model (new).
+        load_in_8bit, load_in_4bit: quantize the language model (new).
         device_map: how accelerate spreads the language model over devices, e.g. "auto" (new).
         attn_implementation: eager, sdpa or flash_attention_2 (new).
     """
 
+    # Which files.
     arch: str = "video_llama"
-    model_type: str = "pretrain_llama_v2"
+    model_type: str = setting("pretrain_llama_v2", choices=MODEL_TYPES)
     llama_model: str | None = None
     imagebind_ckpt_path: str | None = None
     llama_proj_model: str | None = None
@@ -63,15 +81,16 @@ class ModelConfig:
     vit_ckpt: str | None = EVA_VIT_G_URL
     q_former_model: str | None = QFORMER_URL
 
-    vit_model: str = "eva_clip_g"
+    # Sizes, and what stays frozen.
+    vit_model: str = setting("eva_clip_g", choices=("eva_clip_g",))
     image_size: int = 224
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False
-    vit_precision: str = "fp16"
+    vit_precision: str = setting("fp16", choices=("fp16", "bf16", "fp32"), instead="model.dtype sets the precision")
     freeze_vit: bool = True
     freeze_qformer: bool = True
     num_query_token: int = 32
-    fusion_header_type: str = "seqTransf"
+    fusion_header_type: str = setting("seqTransf", choices=("seqTransf",))
     fusion_head_layers: int = 2
     max_frame_pos: int = 32
     num_video_query_token: int = 32
@@ -81,17 +100,19 @@ class ModelConfig:
     frozen_video_Qformer: bool = True
     frozen_audio_Qformer: bool = True
 
-    max_txt_len: int = 32
+    # Text.
+    max_txt_len: int = setting(32, at_least=1)
     end_sym: str = "\n"
     prompt_path: str | None = None
     prompt_template: str = ""
 
+    # Precision and devices.
     low_resource: bool = False
-    dtype: str = "auto"
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16", "float16"))
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     device_map: str | None = None
-    attn_implementation: str | None = None
+    attn_implementation: str | None = setting(None, choices=ATTENTION)
 
 
 @dataclass
@@ -103,8 +124,8 @@ class ProcessorConfig:
     """
 
     name: str | None = None
-    n_frms: int | None = None
-    image_size: int | None = None
+    n_frms: int | None = setting(None, at_least=1)
+    image_size: int | None = setting(None, at_least=1)
     mean: list[float] | None = None
     std: list[float] | None = None
     min_scale: float | None = None
@@ -142,29 +163,28 @@ class DatasetConfig:
     """One dataset of the mixture.
 
     Args:
-        data_type: "video", "images", or "audio" for the sound of the files (new).
+        data_type: "video", "images", or "audio" for the audio tracks of the files (new).
         build_info: where the training split lies.
         valid_build_info: where a validation split lies (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
-        tokenizer_name: of the original's files; without effect: all data takes the language model's tokenizer.
         model_type: template of instruction data: "vicuna" or "llama_v2".
     """
 
-    data_type: str = "video"
+    data_type: str = setting("video", choices=("video", "images", "audio"))
     build_info: BuildInfo = field(default_factory=BuildInfo)
     valid_build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
     text_processor: ProcessorSplits = field(default_factory=ProcessorSplits)
     sample_ratio: float | None = None
     num_video_query_token: int | None = None
-    tokenizer_name: str | None = None
+    tokenizer_name: str | None = setting(None, instead="all data takes the tokenizer of model.llama_model")
     model_type: str | None = None
 
 
 @dataclass
 class RunConfig:
-    """How to train; steps, epochs and rates mean what they mean in the original.
+    """How to train; steps, epochs and rates as in the original.
 
     Args:
         task: `video_text_pretrain` or `image_text_pretrain`; they train alike.
@@ -176,59 +196,61 @@ class RunConfig:
         amp: mixed precision, in that of the frozen weights (`model.dtype`): by default bfloat16 where the device
             computes in it, float16 on other GPUs; none with float32.
         device: cpu or cuda; by default a GPU if there is one.
-        resume_ckpt_path: a checkpoint folder to go on from; "auto" takes the newest of `output_dir`, if any.
+        resume_ckpt_path: a checkpoint folder to continue from; "auto" takes the newest of `output_dir`, if any.
         evaluate: only validate.
-        train_splits, valid_splits, test_splits: of the original's files; without effect: a dataset is trained on if it
-            has `build_info`, and validated on if it has `valid_build_info`.
         world_size: if more than 1, the number of processes there must be.
         max_grad_norm: clip the gradient to this norm; null does not (new).
         save_freq: iterations between two checkpoints within an epoch; 0 saves at the end of epochs only (new).
         keep_checkpoints: how many of them to keep (new).
-        on_nan: "stop" at a loss that is not finite, or "skip" its step (new).
-        max_bad_samples: share of samples that cannot be used, past which training stops (new).
+        on_nan: "stop" at a loss that is not finite, or "skip" that step (new).
+        max_bad_samples: share of unusable samples above which training stops (new).
         max_valid_batches: batches of each dataset to validate on after an epoch (new).
         num_generations: answers to generate and log at each validation (new).
         trackers: of accelerate: "tensorboard", "wandb" (new).
-        deterministic: compute so that the same run on the same GPU ends with the same bits, which is slower (new).
-        compile: fuse what the language model's layers do between matrix products, with `torch.compile` (new).
+        deterministic: the same run on the same GPU gives the same bits, more slowly (new).
+        compile: compile the language model's layers with `torch.compile` (new).
     """
 
-    task: str = "video_text_pretrain"
-    runner: str = "runner_base"
+    task: str = setting("video_text_pretrain", choices=("video_text_pretrain", "image_text_pretrain"))
+    runner: str = setting("runner_base", choices=("runner_base",))
+    # Rates, by step of the optimizer.
     lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: float = 1e-4
-    min_lr: float = 8e-5
+    init_lr: float = setting(1e-4, at_least=0, less_than=math.inf)
+    min_lr: float = setting(8e-5, at_least=0, less_than=math.inf)
     warmup_lr: float = -1.0
-    warmup_steps: int = 0
-    lr_decay_rate: float = 1.0
-    weight_decay: float = 0.05
-    beta2: float = 0.999
-    max_epoch: int = 1
-    iters_per_epoch: int = 1000
-    batch_size_train: int = 32
-    batch_size_eval: int = 32
-    num_workers: int = 4
-    accum_grad_iters: int = 1
-    log_freq: int = 50
-    seed: int = 42
+    warmup_steps: int = setting(0, at_least=0)
+    lr_decay_rate: float = setting(1.0, at_least=0, less_than=math.inf)
+    weight_decay: float = setting(0.05, at_least=0, less_than=math.inf)
+    beta2: float = setting(0.999, at_least=0, less_than=1)
+    # Amounts.
+    max_epoch: int = setting(1, at_least=1)
+    iters_per_epoch: int = setting(1000, at_least=1)
+    batch_size_train: int = setting(32, at_least=1)
+    batch_size_eval: int = setting(32, at_least=1)
+    num_workers: int = setting(4, at_least=0)
+    accum_grad_iters: int = setting(1, at_least=1)
+    log_freq: int = setting(50, at_least=1)
+    seed: int = setting(42, at_least=0)
+    # Output, resuming, splits and processes.
     output_dir: str = "output"
     amp: bool = True
     resume_ckpt_path: str | None = None
     evaluate: bool = False
-    train_splits: list[str] = field(default_factory=lambda: ["train"])
-    valid_splits: list[str] = field(default_factory=list)
-    test_splits: list[str] = field(default_factory=list)
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata=SPLITS)
+    valid_splits: list[str] = field(default_factory=list, metadata=SPLITS)
+    test_splits: list[str] = field(default_factory=list, metadata=SPLITS)
     device: str | None = None
-    world_size: int = 1
-    dist_url: str = "env://"
-    distributed: bool = True
-    max_grad_norm: float | None = None
-    save_freq: int = 0
-    keep_checkpoints: int = 3
-    on_nan: str = "stop"
-    max_bad_samples: float = 0.01
-    max_valid_batches: int = 50
-    num_generations: int = 4
+    world_size: int = setting(1, at_least=1)
+    dist_url: str = setting("env://", instead="torchrun or accelerate launch set the rendezvous")
+    distributed: bool = setting(True, instead="torchrun or accelerate launch make a run distributed")
+    # New keys.
+    max_grad_norm: float | None = setting(None, more_than=0)
+    save_freq: int = setting(0, at_least=0)
+    keep_checkpoints: int = setting(3, at_least=1)
+    on_nan: str = setting("stop", choices=("stop", "skip"))
+    max_bad_samples: float = setting(0.01, at_least=0, at_most=1)
+    max_valid_batches: int = setting(50, at_least=1)
+    num_generations: int = setting(4, at_least=0)
     trackers: list[str] = field(default_factory=list)
     deterministic: bool = False
     compile: bool = False
@@ -239,13 +261,13 @@ class FeaturesConfig:
     """Outputs of the frozen encoders kept on disk, so that each file is encoded once (new).
 
     Args:
-        dir: folder of the cache; null encodes every file each time it is seen. With it, media are read without
-            random crops, since features of a crop serve only once.
+        dir: folder of the cache; null encodes every file each time. With it, media are read without random crops,
+            since features of a crop serve only once.
         encoding: how features are stored: "float32", "bfloat16", or "int8" with a scale for each token.
     """
 
     dir: str | None = None
-    encoding: str = "bfloat16"
+    encoding: str = setting("bfloat16", choices=("float32", "bfloat16", "int8"))
 
 
 @dataclass
@@ -256,28 +278,3 @@ class Config:
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
-
-
-CHOICES = {
-    "model.attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
-    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "model.vit_precision": ("fp16", "bf16", "fp32"),
-    "model.vit_model": ("eva_clip_g",),
-    "model.fusion_header_type": ("seqTransf",),
-    "run.task": ("video_text_pretrain", "image_text_pretrain"),
-    "run.runner": ("runner_base",),
-    "run.on_nan": ("stop", "skip"),
-    "features.encoding": ("float32", "bfloat16", "int8"),
-}
-DATA_TYPES = ("video", "images", "audio")
-# Keys of the original that are accepted, so that its files still load, and what to use in their place. A `*` stands for
-# the name of a dataset.
-WITHOUT_EFFECT = {
-    "run.dist_url": "torchrun or accelerate launch set the rendezvous",
-    "run.distributed": "torchrun or accelerate launch make a run distributed",
-    "run.train_splits": "datasets.NAME.build_info names the training split",
-    "run.valid_splits": "datasets.NAME.valid_build_info names a validation split",
-    "run.test_splits": "datasets.NAME.valid_build_info names a split that is not trained on",
-    "model.vit_precision": "model.dtype sets the precision of the frozen parts",
-    "datasets.*.tokenizer_name": "all data takes the tokenizer of model.llama_model",
-}

@@ -63,7 +63,7 @@ def frames(size: int, model_size: str, folder: Path) -> Task:
     """Frames in memory through the whole video branch, in the precision of the machine."""
     from benchmarks.benches.encoders import build
     from benchmarks.benches.timing import relative_difference
-    from video_llama.utils.utils import resolve_dtype
+    from video_llama.utils.devices import resolve_dtype
 
     model = build(model_size).to(resolve_dtype("auto", "cpu"))
     side = model.config.vision_config.image_size

@@ -17,10 +17,10 @@ from torch import Tensor
 from benchmarks.benches.instructblip import NUM_FRAMES, load_peer, make_peer, peer_inputs
 from benchmarks.benches.language import load
 from benchmarks.benches.timing import ROOT, Row, alternate
-from video_llama.conversation import media_prefix
 from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions, cut_at_stop
-from video_llama.utils.utils import resolve_dtype
+from video_llama.prompt_parts import media_prefix
+from video_llama.utils.devices import resolve_dtype
 
 ANSWER_TOKENS = 32
 PEER_NAME = "InstructBLIP"

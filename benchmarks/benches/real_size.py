@@ -21,7 +21,7 @@ ANSWER = """
 import json, sys, time
 from itertools import chain
 import numpy as np, torch
-from video_llama.conversation import media_prefix
+from video_llama.prompt_parts import media_prefix
 from video_llama.inference.load import load_pretrained_model
 from video_llama.processor.media_processor import VideoFrames
 path, bits, num_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])

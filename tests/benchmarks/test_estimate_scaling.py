@@ -73,7 +73,7 @@ def test_encoders_and_branches_cost_what_torch_counts(
     assert encoder_flops(config, WORK) == pytest.approx(encoded, rel=1e-6)
     tokens, vectors = video.encode_frames(pixels), audio.encode_segments(sound)
     assert branch_flops(config, WORK) == pytest.approx(
-        count(lambda: (video.summarise(tokens), audio.summarise(vectors))), rel=1e-6
+        count(lambda: (video.pool(tokens), audio.pool(vectors))), rel=1e-6
     )
 
 

@@ -118,9 +118,9 @@ def test_a_cut_off_shard_gives_what_is_whole_and_one_error(videos: list[Path], t
     ("given", "message"),
     [
         ("empty", "no videos"),
-        ("*.mp4", "no file is called"),
-        ("columns.csv", "none of its"),
-        ("header.csv", r"none of its columns is called path, video"),
+        ("*.mp4", "no file matches"),
+        ("columns.csv", "no column is called"),
+        ("header.csv", r"no column is called path, video"),
         ("blank.txt", "no paths in this list"),
         ("only_header.csv", "no paths in this list"),
         ("latin.txt", "UTF-8"),
@@ -160,8 +160,8 @@ def test_every_clip_gets_one_line_with_its_caption_or_its_error(
     (tmp_path / "bad.mp4").write_bytes(b"no video" * 200)
     clips = [*clips_of([*videos, tmp_path / "bad.mp4"]), Clip("s.tar", None, "not a whole tar file")]
     seen: list[int] = []
-    with CaptionFile(tmp_path / "out.jsonl") as file:
-        assert caption_corpus(model, clips, file, SETTINGS, seen.append) == 2
+    file = CaptionFile(tmp_path / "out.jsonl")
+    assert caption_corpus(model, clips, file, SETTINGS, seen.append) == 2
     by_id = {record["id"]: record for record in records(tmp_path / "out.jsonl")}
     assert sorted(by_id) == sorted(ids(clips))
     expected = model.caption(videos, max_new_tokens=6)
@@ -176,8 +176,8 @@ def test_windows_are_lines_with_their_times(model: VideoLlama, make_video: Calla
     path = make_video("long.mp4", num_frames=50, fps=5, audio=True)
     new: list[int] = []
     settings = CorpusSettings(options=SETTINGS.options, num_workers=0, window_seconds=4.0)
-    with CaptionFile(tmp_path / "out.jsonl") as file:
-        caption_corpus(model, clips_of([path]), file, settings, new.append)
+    file = CaptionFile(tmp_path / "out.jsonl")
+    caption_corpus(model, clips_of([path]), file, settings, new.append)
     lines = sorted(records(tmp_path / "out.jsonl"), key=lambda record: record["segment"])
     assert [(line["segment"], line["num_segments"]) for line in lines] == [(0, 3), (1, 3), (2, 3)]
     assert [(line["start_seconds"], line["end_seconds"]) for line in lines] == [(0.0, 4.0), (4.0, 8.0), (8.0, 10.0)]
@@ -186,9 +186,9 @@ def test_windows_are_lines_with_their_times(model: VideoLlama, make_video: Calla
 
 
 def test_a_line_is_on_disk_when_it_is_written(tmp_path: Path) -> None:
-    with CaptionFile(tmp_path / "out.jsonl") as file:
-        file.write({"id": "a", "caption": "Bär \ud800"})
-        assert records(tmp_path / "out.jsonl") == [{"id": "a", "caption": "Bär ?"}]
+    file = CaptionFile(tmp_path / "out.jsonl")
+    file.write({"id": "a", "caption": "Bär \ud800"})
+    assert records(tmp_path / "out.jsonl") == [{"id": "a", "caption": "Bär ?"}]
 
 
 def test_parts_have_files_of_their_own() -> None:
@@ -201,14 +201,23 @@ def test_parts_have_files_of_their_own() -> None:
 
 def test_a_run_goes_on_where_it_stopped(model: VideoLlama, videos: list[Path], tmp_path: Path) -> None:
     clips, out = clips_of(videos), tmp_path / "out.jsonl"
-    with CaptionFile(out) as file:
-        caption_corpus(model, clips, file, SETTINGS)
+    file = CaptionFile(out)
+    caption_corpus(model, clips, file, SETTINGS)
     lines = out.read_bytes().splitlines(keepends=True)
-    for kept, cut in ((1, b""), (1, lines[1][:-1]), (2, b'{"id'), (0, b'{"id": "x'), (3, b"")):
+    # A line that lacks nothing but its line break is a whole record.
+    cuts = [
+        (1, b"", 1),
+        (1, lines[1][:-1], 2),
+        (1, lines[1][:-2], 1),
+        (2, b'{"id', 2),
+        (0, b'{"id": "x', 0),
+        (3, b"", 3),
+    ]
+    for kept, cut, num_complete in cuts:
         out.write_bytes(b"".join(lines[:kept]) + cut)
-        with CaptionFile(out, resume=True) as file:
-            assert [file.is_complete(clip.id) for clip in clips].count(True) == kept
-            assert caption_corpus(model, clips, file, SETTINGS) == 0
+        file = CaptionFile(out, resume=True)
+        assert [file.is_complete(clip.id) for clip in clips].count(True) == num_complete
+        assert caption_corpus(model, clips, file, SETTINGS) == 0
         assert sorted(out.read_bytes().splitlines(keepends=True)) == sorted(lines)
         assert out.read_bytes().startswith(b"".join(lines[:kept]))
 
@@ -218,31 +227,31 @@ def test_only_the_missing_windows_of_a_video_are_captioned(
 ) -> None:
     clips, out = clips_of([make_video("long.mp4", num_frames=50, fps=5)]), tmp_path / "out.jsonl"
     settings = CorpusSettings(options=SETTINGS.options, num_workers=0, window_seconds=2.0)
-    with CaptionFile(out) as file:
-        caption_corpus(model, clips, file, settings)
+    file = CaptionFile(out)
+    caption_corpus(model, clips, file, settings)
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(lines[3] + lines[1] + lines[2][:9])
     new: list[int] = []
-    with CaptionFile(out, resume=True) as file:
-        assert not file.is_complete(clips[0].id)
-        assert file.has(clips[0].id, 3)
-        caption_corpus(model, clips, file, settings, new.append)
-        assert file.is_complete(clips[0].id)
+    file = CaptionFile(out, resume=True)
+    assert not file.is_complete(clips[0].id)
+    assert file.has(clips[0].id, 3)
+    caption_corpus(model, clips, file, settings, new.append)
+    assert file.is_complete(clips[0].id)
     assert sorted(out.read_bytes().splitlines(keepends=True)) == sorted(lines)
     assert new == [2, 0, 0]
 
 
 def test_what_other_numbers_of_processes_wrote_is_not_done_again(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    with CaptionFile(out) as file:
-        file.write({"id": "a", "caption": "x"})
-    with CaptionFile(out, 2, 1, resume=True) as file:
-        file.write({"id": "b", "error": "x"})
+    file = CaptionFile(out)
+    file.write({"id": "a", "caption": "x"})
+    file = CaptionFile(out, 2, 1, resume=True)
+    file.write({"id": "b", "error": "x"})
     other = file_of_shard(out, 3, 0)
     other.write_bytes(b'{"id": "c", "caption": ""}\n{"id": "d"')  # another process is writing
-    with CaptionFile(out, 3, 2, resume=True) as file:
-        assert [file.is_complete(name) for name in "abcd"] == [True, True, True, False]
-        assert [file.has_failed(name) for name in "abc"] == [False, True, False]
+    file = CaptionFile(out, 3, 2, resume=True)
+    assert [file.is_complete(name) for name in "abcd"] == [True, True, True, False]
+    assert [file.has_failed(name) for name in "abc"] == [False, True, False]
     assert other.read_bytes().endswith(b'{"id": "d"')
 
 
@@ -251,17 +260,17 @@ def test_a_line_that_a_process_of_another_number_has_cut_is_dropped(tmp_path: Pa
     out = tmp_path / "out.jsonl"
     other = file_of_shard(out, 2, 0)
     other.write_bytes(b'{"id": "c", "caption": ""}\n{"id": "d"')
-    with CaptionFile(out, num_shards, 0, resume=True) as file:
-        assert not file.is_complete("d")
+    file = CaptionFile(out, num_shards, 0, resume=True)
+    assert not file.is_complete("d")
     assert other.read_bytes() == b'{"id": "c", "caption": ""}\n'
 
 
 def test_a_name_that_is_not_utf8_is_done_once(tmp_path: Path) -> None:
     out, name = tmp_path / "out.jsonl", os.fsdecode(b"caf\xe9.mp4")
-    with CaptionFile(out) as file:
-        file.write({"id": name, "caption": "x"})
-    with CaptionFile(out, resume=True) as file:
-        assert file.is_complete(name)
+    file = CaptionFile(out)
+    file.write({"id": name, "caption": "x"})
+    file = CaptionFile(out, resume=True)
+    assert file.is_complete(name)
     assert out.read_bytes() == b'{"id": "caf\\udce9.mp4", "caption": "x"}\n'
 
 
@@ -272,17 +281,15 @@ def test_an_output_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) ->
             CaptionFile(output)
 
 
-def test_a_disk_that_fills_up_is_said_with_what_to_do(tmp_path: Path) -> None:
-    class FullDisk:
-        def write(self, line: bytes) -> int:
-            raise OSError(28, "No space left on device")
+def test_a_disk_that_fills_up_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, record: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    with CaptionFile(tmp_path / "out.jsonl") as file:
-        opened, file._file = file._file, FullDisk()  # type: ignore[assignment]
-        with pytest.raises(ConfigError, match=r"No space left on device.*--resume goes on from here"):
-            file.write({"id": "a", "caption": "x"})
-        file._file = opened
-        assert not file.is_complete("a")
+    file = CaptionFile(tmp_path / "out.jsonl")
+    monkeypatch.setattr("video_llama.captioning.records.append_jsonl", fail)
+    with pytest.raises(ConfigError, match=r"No space left on device.*continue with --resume"):
+        file.write({"id": "a", "caption": "x"})
+    assert not file.is_complete("a")
 
 
 def test_a_file_named_in_several_ways_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,8 +320,8 @@ def test_errors_count_in_a_continued_run(model: VideoLlama, tmp_path: Path) -> N
     (tmp_path / "bad.mp4").write_bytes(b"no video" * 200)
     clips, out = clips_of([tmp_path / "bad.mp4"]), tmp_path / "out.jsonl"
     for resume in (False, True):
-        with CaptionFile(out, resume=resume) as file:
-            assert caption_corpus(model, clips, file, SETTINGS) == 1
+        file = CaptionFile(out, resume=resume)
+        assert caption_corpus(model, clips, file, SETTINGS) == 1
     assert len(records(out)) == 1
 
 
@@ -327,17 +334,17 @@ def test_captions_that_are_there_are_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["no JSON", "[1]", '{"caption": "x"}', '{"id": 3}'])
 def test_a_file_of_something_else_is_not_continued(tmp_path: Path, line: str) -> None:
     (tmp_path / "out.jsonl").write_text(f'{{"id": "a"}}\n{line}\n')
-    with pytest.raises(ConfigError, match="line 2 is no caption"):
+    with pytest.raises(ConfigError, match="line 2: not a caption"):
         CaptionFile(tmp_path / "out.jsonl", resume=True)
 
 
 def test_a_run_is_not_continued_with_other_settings(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     begun = CorpusSettings(prompt="What?")
-    CaptionFile(out, settings=begun.of_captions()).__exit__()
-    CaptionFile(out, settings=begun.of_captions(), resume=True).__exit__()
+    CaptionFile(out, settings=begun.of_captions())
+    CaptionFile(out, settings=begun.of_captions(), resume=True)
     batched = CorpusSettings(prompt="What?", batch_size=99, num_workers=5)
-    CaptionFile(out, settings=batched.of_captions(), resume=True).__exit__()
+    CaptionFile(out, settings=batched.of_captions(), resume=True)
     for other in (CorpusSettings(prompt="Why?"), CorpusSettings(prompt="What?", window_seconds=3.0)):
         with pytest.raises(ConfigError, match=r"was begun with (prompt 'What|window_seconds None)"):
             CaptionFile(out, settings=other.of_captions(), resume=True)

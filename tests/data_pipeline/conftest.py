@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama.data.examples import Example, MediaSource
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.processor.audio_features import LogMelSettings
@@ -30,7 +30,7 @@ MakeEncoder = Callable[..., SampleProcessor]
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Only to be read: splits of 10, 3 and 2 clips."""
     folder = tmp_path_factory.mktemp("corpus") / "clipworld"
-    make_corpus(folder, CorpusSettings(15, 1, 64, (NUM_CLIPS, 3, 2)))
+    make_corpus(folder, WorldSettings(15, 1, 64, (NUM_CLIPS, 3, 2)))
     return folder
 
 

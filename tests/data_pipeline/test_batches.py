@@ -15,9 +15,17 @@ from torch import Tensor
 from tests.conftest import MakeAudio, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned, write_picture
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import MAX_REPLACEMENTS, Batch, BatchReader, Failure, collate, gather_media, load_batches
+from video_llama.data.batches import (
+    MAX_REPLACEMENTS,
+    BadSample,
+    Batch,
+    BatchReader,
+    DataCollator,
+    gather_media,
+    load_batches,
+)
 from video_llama.data.examples import Example
-from video_llama.data.mixture import BatchPlan
+from video_llama.data.mixture import MixtureBatchSampler
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError, MediaError
 
@@ -43,7 +51,9 @@ class FakeEncoder:
 def make_reader(encoder: Any = None, size: int = 20, examples: Any = None, **settings: Any) -> BatchReader:
     table = examples or [captioned(Path("x.jpg"), id_=str(number)) for number in range(size)]
     settings = {"batch_size": 4, "num_batches": 10, "seed": 3, **settings}
-    return BatchReader([table], [encoder or FakeEncoder()], BatchPlan([len(table)], [1.0], **settings), PAD_ID)
+    return BatchReader(
+        [table], [encoder or FakeEncoder()], MixtureBatchSampler([len(table)], [1.0], **settings), PAD_ID
+    )
 
 
 def contents(batches: Sequence[Batch]) -> list[Any]:
@@ -68,8 +78,8 @@ def pictures(tmp_path: Path) -> list[Example]:
 
 def test_padding_is_on_the_right_hidden_and_without_loss() -> None:
     samples = [ProcessedSample("a", [5, 6, 7], [-100, 6, 7], []), ProcessedSample("b", [8], [8], [])]
-    batch = collate(7, samples, pad_id=9, failures=[Failure("c", "broken")])
-    assert (batch.number, batch.ids, batch.failures) == (7, ["a", "b"], [Failure("c", "broken")])
+    batch = DataCollator(9)(samples, 7, [BadSample("c", "broken")])
+    assert (batch.number, batch.ids, batch.failures) == (7, ["a", "b"], [BadSample("c", "broken")])
     assert {name: tensor.tolist() for name, tensor in batch.text.items()} == {
         "input_ids": [[5, 6, 7], [8, 9, 9]],
         "attention_mask": [[1, 1, 1], [1, 0, 0]],
@@ -120,7 +130,7 @@ def test_pictures_for_the_ear_have_a_mask_of_segments() -> None:
 def test_all_tensors_of_a_batch_are_pinned_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[Tensor] = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
-    batch = collate(3, [ProcessedSample("a", [1, 2], [-100, 2], [item("pixel_values", 2, 3, 4, 4)])], PAD_ID)
+    batch = DataCollator(PAD_ID)([ProcessedSample("a", [1, 2], [-100, 2], [item("pixel_values", 2, 3, 4, 4)])], 3)
     result = batch.pin_memory()
     assert {id(tensor) for tensor in pinned} == {id(t) for t in (*batch.text.values(), batch.media[0].values)}
     assert (result.number, result.ids, result.media[0].name) == (3, ["a"], "pixel_values")
@@ -129,7 +139,9 @@ def test_all_tensors_of_a_batch_are_pinned_and_nothing_else_changes(monkeypatch:
 
 
 def test_tokens_are_counted_with_and_without_padding() -> None:
-    batch = collate(0, [ProcessedSample("a", [1, 2, 3], [-100, 2, 3], []), ProcessedSample("b", [1], [1], [])], PAD_ID)
+    batch = DataCollator(PAD_ID)(
+        [ProcessedSample("a", [1, 2, 3], [-100, 2, 3], []), ProcessedSample("b", [1], [1], [])]
+    )
     assert (batch.num_text_tokens, batch.num_positions) == (4, 6)
 
 
@@ -143,7 +155,7 @@ def test_a_bad_sample_is_replaced_reported_and_the_same_at_every_run() -> None:
     bad = int(ids[1])
     reader = make_reader(FakeEncoder([bad]))
     batch = reader[0]
-    assert batch.failures == [Failure(str(bad), "file.mp4: damaged")]
+    assert batch.failures == [BadSample(str(bad), "file.mp4: damaged")]
     assert [batch.ids[place] for place in (0, 2, 3)] == [ids[place] for place in (0, 2, 3)]
     assert batch.ids[1] != str(bad)
     assert contents([reader[0]]) == contents([make_reader(FakeEncoder([bad]))[0]]) == contents([batch])
@@ -225,7 +237,7 @@ def test_videos_pictures_and_sounds_make_one_batch_of_the_right_tensors(
 ) -> None:
     encoder = make_encoder(max_txt_len=200)
     examples = [captioned(make_video(), kind="video"), captioned(picture), captioned(make_audio(), kind="audio")]
-    batch = collate(0, [encoder(example) for example in examples], PAD_ID)
+    batch = DataCollator(PAD_ID)([encoder(example) for example in examples])
     inputs: dict[str, Tensor] = batch.model_inputs("cpu")
     assert inputs["pixel_values"].shape == (2, 2, 3, 28, 28)
     assert inputs["frame_mask"].tolist() == [[True, True], [True, False]]

@@ -13,7 +13,7 @@ from tests.data_pipeline.conftest import NUM_CLIPS, WriteText
 from video_llama.config import Config, load_config
 from video_llama.data.build import build_batch_reader, build_datasets, index_shards, load_prompts
 from video_llama.data.features import FeatureStore
-from video_llama.data.mixture import BatchPlan
+from video_llama.data.mixture import MixtureBatchSampler
 from video_llama.data.sample_processor import SampleProcessor
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -162,7 +162,7 @@ def test_a_number_of_query_tokens_that_is_not_the_branchs_is_a_config_error(
 def test_sounds_need_an_audio_branch(make_config: Any, processor: VideoLlamaProcessor) -> None:
     deaf = copy.copy(processor)
     deaf.use_audio = False
-    with pytest.raises(ConfigError, match=r"datasets\.audio_caption is of sounds"):
+    with pytest.raises(ConfigError, match=r"datasets\.audio_caption is of audio"):
         encoders(make_config(), deaf)
 
 
@@ -206,12 +206,12 @@ def test_shards_are_read_in_blocks_of_neighbours(
 ) -> None:
     blocks: list[Any] = []
 
-    class Plan(BatchPlan):
+    class Plan(MixtureBatchSampler):
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             blocks.append(settings["block_sizes"])
             super().__init__(*arguments, **settings)
 
-    monkeypatch.setattr("video_llama.data.build.BatchPlan", Plan)
+    monkeypatch.setattr("video_llama.data.build.MixtureBatchSampler", Plan)
     config = make_config()
     build_batch_reader(config, build_datasets(config, processor, training=True), processor)
     assert blocks == [[0, 1000, 0]]

@@ -220,7 +220,7 @@ def test_the_script_reports_and_fails_if_too_many_samples_are_bad(
     assert run_script(*arguments) == 1
     printed = capsys.readouterr().out
     assert "datasets.llava_instruct: 10 examples, 9 of them read" in printed
-    assert "1 bad: a file is not there" in printed
+    assert "1 bad: a file is absent" in printed
     assert "cut at model.max_txt_len: 100; the longest" in printed
     assert "pixel_values (1, 3, 56, 56)" in printed
     assert "<frames x 32>" in printed

@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from video_llama.data.mixture import BatchPlan, Slot, mixture_weights
+from video_llama.data.mixture import MixtureBatchSampler, SampleRef, mixture_weights
 from video_llama.errors import ConfigError
 
 
-def make_plan(**settings: Any) -> BatchPlan:
+def make_plan(**settings: Any) -> MixtureBatchSampler:
     settings = {"sizes": [10, 7], "shares": [0.5, 0.5], "batch_size": 3, "num_batches": 40, "seed": 5, **settings}
-    return BatchPlan(settings.pop("sizes"), settings.pop("shares"), **settings)
+    return MixtureBatchSampler(settings.pop("sizes"), settings.pop("shares"), **settings)
 
 
-def one_set(size: int, **settings: Any) -> BatchPlan:
+def one_set(size: int, **settings: Any) -> MixtureBatchSampler:
     return make_plan(sizes=[size], shares=[1.0], **settings)
 
 
-def all_batches(plan: BatchPlan) -> list[list[Slot]]:
+def all_batches(plan: MixtureBatchSampler) -> list[list[SampleRef]]:
     return [plan[number] for number in range(len(plan))]
 
 
-def rounds(plan: BatchPlan, size: int) -> list[list[int]]:
+def rounds(plan: MixtureBatchSampler, size: int) -> list[list[int]]:
     """The indices of a plan of one dataset, cut where a new round begins."""
     indices = [slot.index for batch in all_batches(plan) for slot in batch]
     return [indices[start : start + size] for start in range(0, len(indices) - size + 1, size)]

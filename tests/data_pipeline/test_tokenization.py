@@ -94,7 +94,7 @@ def test_a_prompt_without_one_media_position_is_a_config_error(prompt: str, llam
 
 
 def test_a_caption_with_nothing_to_learn_is_a_dataset_error(llama: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DatasetError, match="no token of an answer"):
+    with pytest.raises(DatasetError, match="no answer to learn"):
         caption("", llama, end_sym="")
 
 
@@ -139,7 +139,7 @@ def test_a_greeting_before_the_first_llava_question_is_left_out() -> None:
         ([{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A."}], "no human text"),
         ([{"from": "human", "value": "<image>"}], "in turn"),
         ([{"from": "human", "value": "<image>"}, {"from": "human", "value": "a"}], "in turn"),
-        ([{"from": "human", "value": "<image>"}, {"from": "gpt"}], "no text"),
+        ([{"from": "human", "value": "<image>"}, {"from": "gpt"}], "not text"),
     ],
 )
 def test_llava_annotations_of_another_form_are_dataset_errors(entries: list[dict[str, str]], cause: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import Dataset
 
-from video_llama.data.workers import read_ahead
+from video_llama.data.batches import read_ahead
 
 
 class SlowNumbers(Dataset[tuple[int, int]]):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama import load_pretrained_model
 from video_llama.data.examples import MediaSource
 from video_llama.errors import ConfigError, DatasetError, MediaError
@@ -20,7 +20,7 @@ from video_llama.inference.engine import VideoLlama
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six clips, six pictures, three sounds and two shards of pictures, with their annotations."""
     folder = tmp_path_factory.mktemp("captions") / "corpus"
-    make_corpus(folder, CorpusSettings(num_clips=6, seed=11, image_size=64, splits=(0, 0, 1)))
+    make_corpus(folder, WorldSettings(num_clips=6, seed=11, image_size=64, splits=(0, 0, 1)))
     return folder / "test"
 
 

@@ -16,11 +16,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.gpu.conftest import load
 from video_llama.checkpoints import fitting
 from video_llama.checkpoints.fitting import DeviceMemory, read_device_memory
-from video_llama.conversation import media_prefix
 from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions
+from video_llama.prompt_parts import media_prefix
 
 OPTIONS = GenerationOptions(max_new_tokens=24, min_new_tokens=24)
 FIXED = GenerationOptions(max_new_tokens=24, min_new_tokens=24, static_cache=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.tiny_model import make_tiny_config
-from video_llama.conversation import Placeholder, conv_templates
+from video_llama.conversation import conv_templates
 from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.inference.chat import Chat
 from video_llama.inference.engine import VideoLlama
@@ -19,6 +19,7 @@ from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import Placeholder
 
 TOKENIZER = Path(__file__).parents[1] / "data" / "reference" / "tokenizer"
 OPTIONS = GenerationOptions(max_new_tokens=12)

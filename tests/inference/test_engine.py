@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
 
-from video_llama.conversation import Conversation, Placeholder, conv_templates, media_prefix
+from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
@@ -23,6 +23,7 @@ from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor import load_processor
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.prompt_parts import Placeholder, media_prefix
 
 OPTIONS = GenerationOptions(max_new_tokens=16)
 QUESTION = "What is happening?"
@@ -65,7 +66,7 @@ def test_half_precision_is_used_where_the_cpu_is_good_at_it(
     capable: bool, half: bool, expected: torch.dtype, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable}, raising=False)
-    monkeypatch.setattr("video_llama.utils.utils.NARROW_WIDTH", 16)
+    monkeypatch.setattr("video_llama.utils.devices.NARROW_WIDTH", 16)
     model = load_pretrained_model(tiny_checkpoint, device=torch.device("cpu"), half=half, verbose=False)
     assert {tensor.dtype for tensor in model.model.parameters()} == {expected}
 

@@ -156,7 +156,7 @@ def test_the_precision_is_the_one_asked_for(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("video_llama.utils.utils._cpu_computes_bfloat16", lambda: False)
+    monkeypatch.setattr("video_llama.utils.devices._cpu_computes_bfloat16", lambda: False)
     model = load_checkpoint(checkpoints[layout], **options).model
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
@@ -165,10 +165,10 @@ def test_the_precision_is_the_one_asked_for(
 def test_a_narrow_model_stays_in_float32_on_a_cpu_and_a_wide_one_does_not(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("video_llama.utils.utils._cpu_computes_bfloat16", lambda: True)
+    monkeypatch.setattr("video_llama.utils.devices._cpu_computes_bfloat16", lambda: True)
     assert load_checkpoint(checkpoints["hf"], half=True).model.dtype == torch.float32
     assert build_checkpoint(checkpoints["original"], dtype="auto").model.dtype == torch.float32
-    monkeypatch.setattr("video_llama.utils.utils.NARROW_WIDTH", 16)
+    monkeypatch.setattr("video_llama.utils.devices.NARROW_WIDTH", 16)
     assert load_checkpoint(checkpoints["hf"], half=True).model.dtype == torch.bfloat16
     assert build_checkpoint(checkpoints["original"], dtype="auto").model.dtype == torch.bfloat16
     assert load_checkpoint(checkpoints["hf"], half=False).model.dtype == torch.float32

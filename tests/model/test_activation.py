@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from video_llama.model.activation import InplaceGELU
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaVisionConfig
 from video_llama.model.eva_vit import build_eva_vit
 from video_llama.model.imagebind import ImageBindTrunk
+from video_llama.model.layers import InplaceGELU
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}
 

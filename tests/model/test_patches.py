@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from video_llama.model.patches import PatchConv2d, PatchConv3d
+from video_llama.model.layers import PatchConv2d, PatchConv3d
 
 IMAGES, CLIPS = (2, 3, 29, 28), (2, 3, 4, 28, 30)
 

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.tiny_model import frames, sound
-from video_llama.model.qformer import (
-    CHUNK_SIZE,
-    as_frozen,
-    encode_in_chunks,
-    position_rows,
-)
+from video_llama.model.encoder_graph import CHUNK_SIZE, encode_in_chunks
+from video_llama.model.frozen import as_frozen
+from video_llama.model.qformer import position_rows
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 

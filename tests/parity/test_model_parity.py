@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tests.parity.reference_model import load_inputs, load_reference_model
 from video_llama.checkpoints.weight_mapping import to_our_name
-from video_llama.conversation import Placeholder, Text
 from video_llama.data.tokenization import build_caption_sample, collate_text
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.processor.prompt import encode_prompt
+from video_llama.processor.prompt import encode_parts
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import Placeholder, Text
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 # The recorded gradient of a key bias is rounding noise around a true zero (the reference README says so).
@@ -202,7 +202,7 @@ def test_greedy_generation_gives_the_recorded_ids(
     new_tokens, stop_id = settings["max_new_tokens"], int(settings["stop"].removeprefix("token "))
     assert record["generation"]
     for case in record["generation"]:
-        prompt = encode_prompt(recorded_prompt(case), tokenizer, ids, lengths)
+        prompt = encode_parts(recorded_prompt(case), tokenizer, ids, lengths).input_ids
         batch = {"input_ids": torch.tensor([prompt]), **recorded_media(case, inputs)}
         with torch.no_grad():
             video = model.get_video_features(batch["pixel_values"]) if "pixel_values" in batch else None

@@ -13,15 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from video_llama.conversation import (
-    Conversation,
-    Placeholder,
-    Text,
-    conv_templates,
-    render_parts,
-    video_prefix,
-    video_with_audio_prefix,
-)
+from video_llama.conversation import Conversation, conv_templates
 from video_llama.data.tokenization import (
     build_dialogue_sample,
     collate_text,
@@ -31,9 +23,16 @@ from video_llama.data.tokenization import (
 )
 from video_llama.errors import DatasetError
 from video_llama.processor.captions import BlipCaptionProcessor
-from video_llama.processor.prompt import encode_prompt
+from video_llama.processor.prompt import encode_parts
 from video_llama.processor.tokenizer import load_tokenizer
-from video_llama.prompt_parts import parse_placeholders
+from video_llama.prompt_parts import (
+    Placeholder,
+    Text,
+    parse_placeholders,
+    render_parts,
+    video_prefix,
+    video_with_audio_prefix,
+)
 
 ReadJson = Callable[[str], Any]
 
@@ -139,7 +138,7 @@ def test_generation_prompts_have_the_recorded_ids(
     for case in reference_json("full/cases.json")["generation"]:
         asked = "question" in case
         pieces = generation_prompt(case).get_parts() if asked else parse_placeholders(case["prompt"])
-        input_ids = torch.tensor(encode_prompt(pieces, tokenizer, ids, lengths))
+        input_ids = torch.tensor(encode_parts(pieces, tokenizer, ids, lengths).input_ids)
         recorded = outputs[f"gen_{case['name']}_context_emb"][0]
         assert len(input_ids) == len(recorded), case["name"]
         is_text = input_ids < len(table)
@@ -157,10 +156,10 @@ def assert_recorded_ids(reference_json: ReadJson, tokenizer: PreTrainedTokenizer
     for row in rows:
         pieces = parse_placeholders(row["text"])
         ids, lengths = {"image": image_id}, {"image": 1}
-        no_bos = encode_prompt(pieces, tokenizer, ids, lengths, add_bos=False)
+        no_bos = encode_parts(pieces, tokenizer, ids, lengths, add_bos=False).input_ids
         assert no_bos == row["ids_no_special"], row["text"]
         if row["text"] != tokenizer.bos_token:  # a template that brings its own BOS gets no second one
-            assert encode_prompt(pieces, tokenizer, ids, lengths) == row["ids"], row["text"]
+            assert encode_parts(pieces, tokenizer, ids, lengths).input_ids == row["ids"], row["text"]
         if not any(token in row["text"] for token in special):
             assert tokenizer(row["text"]).input_ids == row["ids"], row["text"]
             assert tokenizer.decode(row["ids_no_special"]) == row["decode_no_special"]

@@ -14,20 +14,13 @@ import torch
 from PIL import Image
 
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.conversation import (
-    Placeholder,
-    PromptPart,
-    Text,
-    image_prefix,
-    video_prefix,
-    video_with_audio_prefix,
-)
 from video_llama.errors import ConfigError, MediaError, MessagesError
 from video_llama.processor.collate import pad_ids, pad_items
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
-from video_llama.processor.rendered_prompt import RenderedPrompt
+from video_llama.processor.prompt import RenderedPrompt
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import Placeholder, PromptPart, Text, image_prefix, video_prefix, video_with_audio_prefix
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
 SILENT_CLIP = next((DATA / "media").glob("v2_*.mp4"))
@@ -133,7 +126,7 @@ def test_tags_say_which_position_is_an_image_and_which_a_video(processor: VideoL
     [
         ("no position", {"images": [frames(1)]}, r"0 position\(s\) <ImageHere>.*1 were given"),
         ("<ImageHere><ImageHere>", {"images": [frames(1)]}, r"2 position\(s\) <ImageHere>.*1 were given"),
-        ("<AudioHere>", {}, r"1 position\(s\) <AudioHere> for sounds, but 0 were given"),
+        ("<AudioHere>", {}, r"1 position\(s\) <AudioHere> for audio items, but 0 were given"),
     ],
 )
 def test_media_without_a_position_and_positions_without_media_are_errors(
@@ -143,9 +136,9 @@ def test_media_without_a_position_and_positions_without_media_are_errors(
         processor(text=text, **media)
 
 
-def test_pieces_keep_typed_placeholders_as_text(processor: VideoLlamaProcessor) -> None:
-    pieces: list[PromptPart] = [Text("###Human: ", trusted=True), Placeholder("image"), Text(HOSTILE)]
-    for batch in (processor(text=pieces, images=picture()), processor(text=[pieces], images=picture())):
+def test_parts_keep_typed_placeholders_as_text(processor: VideoLlamaProcessor) -> None:
+    parts: list[PromptPart] = [Text("###Human: ", trusted=True), Placeholder("image"), Text(HOSTILE)]
+    for batch in (processor(text=parts, images=picture()), processor(text=[parts], images=picture())):
         ids = batch["input_ids"][0]
         assert (ids == IMAGE_ID).sum() == IMAGE_LENGTH
         assert (ids == AUDIO_ID).sum() == 0
@@ -225,11 +218,11 @@ def test_typed_text_in_chat_messages_stays_text(processor: VideoLlamaProcessor) 
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda prompt: pickle.loads(pickle.dumps(prompt))])
-def test_a_copied_prompt_keeps_its_pieces(duplicate: Any, processor: VideoLlamaProcessor) -> None:
+def test_a_copied_prompt_keeps_its_parts(duplicate: Any, processor: VideoLlamaProcessor) -> None:
     prompt = processor.apply_chat_template(ask({"type": "text", "text": HOSTILE}))
     twin = duplicate(prompt)
     assert isinstance(twin, RenderedPrompt)
-    assert (str(twin), twin.pieces) == (str(prompt), prompt.pieces)
+    assert (str(twin), twin.parts) == (str(prompt), prompt.parts)
 
 
 def test_several_conversations_make_a_padded_batch(processor: VideoLlamaProcessor) -> None:
@@ -274,11 +267,11 @@ BRIEF = {"role": "system", "content": "Be brief."}
 @pytest.mark.parametrize(
     ("messages", "cause"),
     [
-        ([SURE, HELLO], "message 1 is the assistant's and stands first; expected are one system"),
-        ([BRIEF, SURE], "message 2 is the assistant's and follows one of the system"),
-        ([HELLO, SURE, SURE], "message 3 is the assistant's and follows one of the assistant"),
-        ([HELLO, BRIEF], "message 2 is the system's and follows one of the user"),
-        ([BRIEF, BRIEF, HELLO], "message 2 is the system's"),
+        ([SURE, HELLO], r"message 1 \(assistant\) comes first; expected are one system"),
+        ([BRIEF, SURE], r"message 2 \(assistant\) follows a message of the system"),
+        ([HELLO, SURE, SURE], r"message 3 \(assistant\) follows a message of the assistant"),
+        ([HELLO, BRIEF], r"message 2 \(system\) follows a message of the user"),
+        ([BRIEF, BRIEF, HELLO], r"message 2 \(system\) follows"),
         ([{"role": "system", "content": [IMAGE]}, HELLO], r"message 1 \(system\): holds image; expected"),
         ([HELLO, {"role": "assistant", "content": [IMAGE]}], r"message 2 \(assistant\): holds image"),
         ([HELLO, SURE, {"role": "user", "content": " "}], r"message 3 \(user\): says nothing"),

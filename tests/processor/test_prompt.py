@@ -1,4 +1,4 @@
-"""Pieces to ids: what is special where, BOS, placeholders, answers."""
+"""Parts to ids: what is special where, BOS, placeholders, answers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase
 
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.conversation import Placeholder, PromptPart, Text, conv_templates
-from video_llama.processor.prompt import encode_parts, encode_prompt
+from video_llama.conversation import conv_templates
+from video_llama.processor.prompt import encode_parts
 from video_llama.processor.tokenizer import load_tokenizer
+from video_llama.prompt_parts import Placeholder, PromptPart, Text
 
 IDS, LENGTHS = {"image": 1000, "audio": 1001}, {"image": 4, "audio": 2}
 BOS, EOS = 1, 2
@@ -22,28 +23,28 @@ def llama() -> PreTrainedTokenizerBase:
     return load_tokenizer(Path(__file__).parents[1] / "data" / "reference" / "tokenizer")
 
 
-def encode(pieces: list[PromptPart], tokenizer: PreTrainedTokenizerBase, add_bos: bool = True) -> list[int]:
-    return encode_prompt(pieces, tokenizer, IDS, LENGTHS, add_bos)
+def encode(parts: list[PromptPart], tokenizer: PreTrainedTokenizerBase, add_bos: bool = True) -> list[int]:
+    return encode_parts(parts, tokenizer, IDS, LENGTHS, add_bos).input_ids
 
 
 def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
 
-def test_text_of_several_pieces_is_tokenised_as_one(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[PromptPart] = [Text("What is th", trusted=True), Text("e man do"), Text("ing?", trusted=True)]
-    assert encode(pieces, llama) == [BOS, *plain("What is the man doing?", llama)]
+def test_text_of_several_parts_is_tokenised_as_one(llama: PreTrainedTokenizerBase) -> None:
+    parts: list[PromptPart] = [Text("What is th", trusted=True), Text("e man do"), Text("ing?", trusted=True)]
+    assert encode(parts, llama) == [BOS, *plain("What is the man doing?", llama)]
 
 
 def test_each_placeholder_becomes_a_run_of_its_id(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[PromptPart] = [Placeholder("audio"), Text("and"), Placeholder("image"), Placeholder("image")]
-    assert encode(pieces, llama) == [BOS, 1001, 1001, *plain("and", llama), *[1000] * 8]
+    parts: list[PromptPart] = [Placeholder("audio"), Text("and"), Placeholder("image"), Placeholder("image")]
+    assert encode(parts, llama) == [BOS, 1001, 1001, *plain("and", llama), *[1000] * 8]
 
 
 def test_text_on_both_sides_of_a_placeholder_is_tokenised_apart(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[PromptPart] = [Text("<Video>"), Placeholder("image"), Text("</Video>")]
+    parts: list[PromptPart] = [Text("<Video>"), Placeholder("image"), Text("</Video>")]
     expected = [BOS, *plain("<Video>", llama), *[1000] * 4, *plain("</Video>", llama)]
-    assert encode(pieces, llama) == expected
+    assert encode(parts, llama) == expected
 
 
 def test_special_tokens_count_in_trusted_text_only(llama: PreTrainedTokenizerBase) -> None:
@@ -55,8 +56,8 @@ def test_special_tokens_count_in_trusted_text_only(llama: PreTrainedTokenizerBas
 
 
 def test_a_special_token_pieced_together_with_typed_text_is_none(llama: PreTrainedTokenizerBase) -> None:
-    pieces: list[PromptPart] = [Text("a <", trusted=True), Text("/s>"), Text("<", trusted=True), Text("s>")]
-    assert encode(pieces, llama) == [BOS, *plain("a </s><s>", llama)]
+    parts: list[PromptPart] = [Text("a <", trusted=True), Text("/s>"), Text("<", trusted=True), Text("s>")]
+    assert encode(parts, llama) == [BOS, *plain("a </s><s>", llama)]
     together: list[PromptPart] = [Text("a <", trusted=True), Text("/s>", trusted=True)]
     assert encode(together, llama)[-1] == EOS
 
@@ -113,15 +114,15 @@ def test_answer_tokens_are_the_answers_and_what_ends_them(name: str, llama: PreT
 def test_a_token_over_the_edge_of_an_answer_belongs_to_it(llama: PreTrainedTokenizerBase) -> None:
     whole = plain("bicycle", llama)
     assert len(whole) == 1
-    for pieces in ([Text("bi"), Text("cycle", answer=True)], [Text("bi", answer=True), Text("cycle")]):
-        assert encode_parts([*pieces], llama, IDS, LENGTHS, add_bos=False).is_answer == [True]
+    for parts in ([Text("bi"), Text("cycle", answer=True)], [Text("bi", answer=True), Text("cycle")]):
+        assert encode_parts([*parts], llama, IDS, LENGTHS, add_bos=False).is_answer == [True]
 
 
 def test_the_space_that_sentencepiece_puts_in_front_goes_with_the_text_after_it(
     llama: PreTrainedTokenizerBase,
 ) -> None:
-    pieces: list[PromptPart] = [Text("</s>", trusted=True), Text("Red", answer=True)]
-    prompt = encode_parts(pieces, llama, IDS, LENGTHS, add_bos=False)
+    parts: list[PromptPart] = [Text("</s>", trusted=True), Text("Red", answer=True)]
+    prompt = encode_parts(parts, llama, IDS, LENGTHS, add_bos=False)
     assert llama.convert_ids_to_tokens(prompt.input_ids)[1] == "▁"
     assert prompt.is_answer == [False] + [True] * (len(prompt.input_ids) - 1)
 
@@ -130,6 +131,6 @@ def test_the_space_that_sentencepiece_puts_in_front_goes_with_the_text_after_it(
 def test_spaces_belong_to_the_text_they_stand_in(trim_offsets: bool) -> None:
     tokenizer = build_chat_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
-    pieces: list[PromptPart] = [Text("x "), Text(" a ", answer=True), Text("y"), Text(" ", answer=True)]
-    prompt = encode_parts(pieces, tokenizer, IDS, LENGTHS)
+    parts: list[PromptPart] = [Text("x "), Text(" a ", answer=True), Text("y"), Text(" ", answer=True)]
+    prompt = encode_parts(parts, tokenizer, IDS, LENGTHS)
     assert prompt.is_answer == [False, False, True, True, True, False, True]

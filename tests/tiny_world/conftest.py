@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from examples.tiny_world.world.samples import SPLITS
 from examples.tiny_world.world.scene import Scene, random_scene
 
-SETTINGS = CorpusSettings(num_clips=60, seed=3, image_size=64, splits=(4, 1, 1))
+SETTINGS = WorldSettings(num_clips=60, seed=3, image_size=64, splits=(4, 1, 1))
 
 
 @pytest.fixture(scope="session")

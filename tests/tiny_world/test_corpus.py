@@ -14,7 +14,7 @@ import webdataset
 from PIL import Image
 
 from examples.tiny_world.world import layouts
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from examples.tiny_world.world.drawing import draw_clip
 from examples.tiny_world.world.samples import SPLITS, STREAMS, random_sample
 from examples.tiny_world.world.vocabulary import HELD_OUT_COLOURS, HELD_OUT_MOTIONS
@@ -45,14 +45,14 @@ def by_id(truths: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_same_arguments_give_the_same_bytes_whatever_the_number_of_processes(tmp_path: Path) -> None:
-    settings = CorpusSettings(num_clips=6, seed=11, image_size=32, splits=(1, 1, 1))
+    settings = WorldSettings(num_clips=6, seed=11, image_size=32, splits=(1, 1, 1))
     make_corpus(tmp_path / "one", settings)
     make_corpus(tmp_path / "two", settings, workers=2)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
 def test_a_sample_depends_on_seed_split_and_number_only(corpus: Path, tmp_path: Path) -> None:
-    make_corpus(tmp_path / "small", CorpusSettings(num_clips=2, seed=SETTINGS.seed, image_size=64, splits=(0, 0, 1)))
+    make_corpus(tmp_path / "small", WorldSettings(num_clips=2, seed=SETTINGS.seed, image_size=64, splits=(0, 0, 1)))
     large, small = digests(corpus / "test"), digests(tmp_path / "small/test")
     media = [file for file in small if Path(file).suffix in (".mp4", ".jpg", ".m4a", ".wav")]
     assert len(media) == 2 + 2 + 1
@@ -217,7 +217,7 @@ def test_many_pictures_fill_several_shards(tmp_path: Path, monkeypatch: pytest.M
     from examples.tiny_world.world import corpus as corpus_module
 
     monkeypatch.setattr(corpus_module, "SHARD_SIZE", 2)
-    make_corpus(tmp_path / "corpus", CorpusSettings(num_clips=12, seed=0, image_size=32, splits=(1, 0, 0)))
+    make_corpus(tmp_path / "corpus", WorldSettings(num_clips=12, seed=0, image_size=32, splits=(1, 0, 0)))
     shards = sorted((tmp_path / "corpus/train/laion").iterdir())
     assert [path.name for path in shards] == ["00000.tar", "00001.tar"]
     truths = read_lines(tmp_path / "corpus/train/ground_truth.jsonl")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from scripts.make_clipworld import main
 from video_llama.config import BuildInfo, DatasetConfig
 from video_llama.data.datasets import build_examples
@@ -28,12 +28,12 @@ from video_llama.errors import ConfigError, DatasetError
 )
 def test_settings_that_make_no_sense_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        CorpusSettings(**{"num_clips": 10, "seed": 0, **arguments})  # type: ignore[arg-type]
+        WorldSettings(**{"num_clips": 10, "seed": 0, **arguments})  # type: ignore[arg-type]
 
 
 def test_fewer_than_one_worker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="workers must be at least 1, not 0"):
-        make_corpus(tmp_path / "corpus", CorpusSettings(3, 0), workers=0)
+        make_corpus(tmp_path / "corpus", WorldSettings(3, 0), workers=0)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_fewer_than_one_worker_is_refused(tmp_path: Path) -> None:
 def test_the_clips_are_shared_out_by_weight_and_no_split_stays_empty(
     num_clips: int, splits: tuple[float, float, float], sizes: dict[str, int]
 ) -> None:
-    assert CorpusSettings(num_clips, 0, splits=splits).split_sizes == sizes
+    assert WorldSettings(num_clips, 0, splits=splits).split_sizes == sizes
 
 
 def test_the_command_writes_a_corpus_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,12 +76,12 @@ def test_a_folder_that_holds_something_is_left_alone(
         out.name if content == "file" else "mine.txt"
     ]
     with pytest.raises(DatasetError):
-        make_corpus(out, CorpusSettings(3, 0))
+        make_corpus(out, WorldSettings(3, 0))
 
 
 def test_an_empty_folder_is_filled_and_progress_is_counted(tmp_path: Path) -> None:
     done: list[int] = []
-    make_corpus(tmp_path, CorpusSettings(4, 0, image_size=32), advance=done.append)
+    make_corpus(tmp_path, WorldSettings(4, 0, image_size=32), advance=done.append)
     assert sum(done) == 4
     assert (tmp_path / "corpus.json").is_file()
 

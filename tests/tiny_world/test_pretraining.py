@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from examples.tiny_world.pretraining.all_parts import prepare, write_parts
 from examples.tiny_world.pretraining.frames import FRAME_ATTRIBUTES, FramePool, _draw, _unnamed_colours
 from examples.tiny_world.pretraining.language import slots_of_facts, text_writer, word_lists
-from examples.tiny_world.pretraining.steps import Schedule, build_optimizers, run_steps
+from examples.tiny_world.pretraining.steps import StepSchedule, build_optimizers, run_steps
 from examples.tiny_world.pretraining.vision import AttributeHeads, _patches_on_objects, _patches_with_centres
 from examples.tiny_world.world.facts import Facts, facts_of
 from examples.tiny_world.world.samples import random_sample
@@ -190,7 +190,9 @@ def run_part(folder: Path, num_steps: int, stop_after: int | None = None) -> nn.
 
     step.count = 0  # type: ignore[attr-defined]
     folder.mkdir(exist_ok=True)
-    run_steps("part", nn.ModuleDict({"layer": layer}), step, Schedule(num_steps, 0.02, 0.02, 10, 0.0), folder, seed=1)
+    run_steps(
+        "part", nn.ModuleDict({"layer": layer}), step, StepSchedule(num_steps, 0.02, 0.02, 10, 0.0), folder, seed=1
+    )
     return layer
 
 
@@ -237,7 +239,7 @@ def test_parts_are_written_in_the_originals_layout_without_what_the_stages_train
 def test_muon_has_the_matrices_and_adamw_all_else_that_trains(prepared: Prepared) -> None:
     model = prepared[0].language_model
     model.model.norm.requires_grad_(False)
-    muon, adamw = build_optimizers(model, Schedule(10))
+    muon, adamw = build_optimizers(model, StepSchedule(10))
     names = {parameter: name for name, parameter in model.named_parameters()}
     matrices = {names[p] for group in muon.param_groups for p in group["params"]}
     others = {names[p] for group in adamw.param_groups for p in group["params"]}
@@ -248,7 +250,7 @@ def test_muon_has_the_matrices_and_adamw_all_else_that_trains(prepared: Prepared
 
 
 def test_the_schedule_warms_up_and_falls() -> None:
-    schedule = Schedule(100, warmup_steps=10)
+    schedule = StepSchedule(100, warmup_steps=10)
     rates = [schedule.share(step) for step in range(100)]
     assert rates[9] == max(rates) == 1.0
     assert rates[9:] == sorted(rates[9:], reverse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
+from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama.config import Config, load_config
 
 CONFIG = """
@@ -52,7 +52,7 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "clipworld"
-    make_corpus(folder, CorpusSettings(15, 1, 64, (10, 5, 0)))
+    make_corpus(folder, WorldSettings(15, 1, 64, (10, 5, 0)))
     return folder
 
 

@@ -191,7 +191,7 @@ def test_a_file_in_the_place_of_a_folder_is_told_with_the_key_that_names_it(
     key: str, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(ConfigError, match=rf"{key}: there cannot be a folder {tmp_path / 'taken'}"):
+    with pytest.raises(ConfigError, match=rf"{key}: the folder {tmp_path / 'taken'}"):
         Trainer(make_config(f"{key}={tmp_path / 'taken'}"))
 
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers.tiny_model import make_tiny_config, prompt_ids
-from video_llama.data.batches import collate
+from video_llama.data.batches import DataCollator
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.flops import batch_flops, peak_flops
@@ -33,7 +33,9 @@ def test_a_batch_costs_what_torch_counts(kind: str, is_cached: bool) -> None:
     if is_cached:
         item = MediaInput(item.name, features, is_encoded=True)
     ids = [*prompt_ids(config, 1, kind, 7), *range(4, 20)]
-    batch = collate(0, [ProcessedSample(str(n), ids, [-100] * (len(ids) - 4) + ids[-4:], [item]) for n in range(2)], 0)
+    batch = DataCollator(0)(
+        [ProcessedSample(str(n), ids, [-100] * (len(ids) - 4) + ids[-4:], [item]) for n in range(2)]
+    )
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         model(**teaching_inputs(batch, config, torch.device("cpu"))).loss.backward()

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import read_log
-from video_llama.data.batches import Failure
+from video_llama.data.batches import BadSample
 from video_llama.training import curves
 from video_llama.training.logbook import Logbook
 from video_llama.training.trainer import Trainer
@@ -49,11 +49,11 @@ def test_whole_files_are_left_as_they_are(accelerator: Accelerator, tmp_path: Pa
 
 
 def test_bad_samples_noted_before_and_after_a_cut_are_listed(accelerator: Accelerator, tmp_path: Path) -> None:
-    Logbook(accelerator, tmp_path).quarantine([Failure("a", "no such file")], 1)
+    Logbook(accelerator, tmp_path).quarantine([BadSample("a", "no such file")], 1)
     with (tmp_path / "quarantine.jsonl").open("a") as file:
         file.write('{"id": "b", "rea')
     logbook = Logbook(accelerator, tmp_path)
-    logbook.quarantine([Failure("c", "truncated")], 2)
+    logbook.quarantine([BadSample("c", "truncated")], 2)
     assert logbook.quarantined() == ["a: no such file", "c: truncated"]
 
 

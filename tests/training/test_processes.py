@@ -155,7 +155,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
         monkeypatch.setattr("torch.cuda.device_count", lambda: int(has_gpu))
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **options: computes_bfloat16)
-        monkeypatch.setattr("video_llama.utils.utils._cpu_computes_bfloat16", lambda: False)
+        monkeypatch.setattr("video_llama.utils.devices._cpu_computes_bfloat16", lambda: False)
 
     return see
 

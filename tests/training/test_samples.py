@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from video_llama.data.batches import Batch, Failure
+from video_llama.data.batches import BadSample, Batch
 from video_llama.errors import DatasetError
 from video_llama.training.checkpoints import TrainingState
 from video_llama.training.logbook import Logbook
@@ -30,7 +30,7 @@ def draws(size: int, num_bad: int, rounds: int, seed: int) -> Iterator[Batch]:
         for first in rng.sample(range(size), size):
             index, failures = first, []
             while index < num_bad:
-                failures.append(Failure(f"clips/{index}", "no such file"))
+                failures.append(BadSample(f"clips/{index}", "no such file"))
                 index = rng.randrange(size)
             yield Batch(
                 0, {"labels": torch.zeros(1, 2), "attention_mask": torch.ones(1, 2)}, [], [f"clips/{index}"], failures
@@ -72,11 +72,11 @@ def test_datasets_count_as_they_are_mixed(tmp_path: Path) -> None:
         {"labels": torch.zeros(1, 2), "attention_mask": torch.ones(1, 2)},
         [],
         ["talks/0"],
-        [Failure("clips/1", "a"), Failure("talks/2", "b")],
+        [BadSample("clips/1", "a"), BadSample("talks/2", "b")],
     )
     state = TrainingState()
     counter(tmp_path, sizes, shares).count([batch], state)  # 0.505 %
-    batch.failures.append(Failure("clips/3", "c"))
+    batch.failures.append(BadSample("clips/3", "c"))
     with pytest.raises(
         DatasetError, match=r"3 of 10100 samples cannot be used.* as the datasets are mixed, 1\.00% of what"
     ):
@@ -91,7 +91,7 @@ def test_bad_samples_found_before_a_stop_count_after_it(tmp_path: Path) -> None:
         {"labels": torch.zeros(1, 2), "attention_mask": torch.ones(1, 2)},
         [],
         ["clips/0"],
-        [Failure("clips/1", "no such file")],
+        [BadSample("clips/1", "no such file")],
     )
     counts.count([batch], TrainingState(bad_ids=["clips/1"]))
     with pytest.raises(DatasetError, match="2 of 120"):

@@ -23,7 +23,7 @@ from video_llama.training.trainer import Trainer
         ("run.init_lr=.nan", "run.init_lr must be at least 0"),
         ("run.save_freq=-1", "run.save_freq must be at least 0"),
         ("run.accum_grad_iters=3", "multiples of run.accum_grad_iters"),
-        ("run.max_bad_samples=2", "a share from 0 to 1"),
+        ("run.max_bad_samples=2", "run.max_bad_samples must be at least 0 and at most 1, but is 2"),
         ("run.beta2=1", "run.beta2 must be at least 0 and less than 1"),
         ("run.max_grad_norm=-1", "run.max_grad_norm must be more than 0"),
         ("run.lr_sched=linear", "unknown learning-rate schedule"),

@@ -1,9 +1,9 @@
-"""One pass over a corpus: what is not captioned yet is read, captioned and written."""
+"""One pass over a corpus: read, caption and write what is not captioned yet."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +25,13 @@ class CorpusSettings:
     """How a corpus is captioned.
 
     Args:
-        prompt: the question that is asked about every clip.
-        options: how answers are drawn.
+        prompt: the question about every clip.
+        options: how answers are generated.
         batch_size: clips that are answered together; by default as many as `BatchCaptioner` chooses.
         num_workers: processes that decode ahead; 0 decodes in this one.
-        num_frames: to look at in each clip or window; by default as many as the model was trained with.
-        audio: listen, if the model can hear.
-        window_seconds: caption videos window by window.
+        num_frames: of each clip or window; by default as many as the model was trained with.
+        audio: use audio tracks, if the model has an audio branch.
+        window_seconds: length of the windows that a video is captioned in; None captions it as a whole.
     """
 
     prompt: str = DEFAULT_PROMPT
@@ -43,10 +43,13 @@ class CorpusSettings:
     window_seconds: float | None = None
 
     def of_captions(self) -> dict[str, Any]:
-        """Those that the captions depend on, for `CaptionFile`."""
-        names = ("prompt", "num_frames", "audio", "window_seconds")
-        options = {name: value for name, value in vars(self.options).items() if name not in ("static_cache", "compile")}
-        return {**{name: getattr(self, name) for name in names}, **options}
+        """Return the settings that the captions depend on, for `CaptionFile`."""
+        settings = {name: getattr(self, name) for name in ("prompt", "num_frames", "audio", "window_seconds")}
+        settings |= vars(self.options)
+        # These two change the speed only.
+        for name in ("static_cache", "compile"):
+            settings.pop(name, None)
+        return settings
 
 
 def caption_corpus(
@@ -56,19 +59,19 @@ def caption_corpus(
     settings: CorpusSettings,
     on_record: Callable[[int], object] = lambda new_windows: None,
 ) -> int:
-    """Caption what the file lacks of the clips.
+    """Caption the clips that the file lacks.
 
     Args:
         model: the loaded model.
-        clips: what to caption; those that are complete in the file are not read again.
-        file: where captions and errors go, as they come.
+        clips: those that are complete in the file are not read again.
+        file: takes captions and errors, as they come.
         settings: how.
-        on_record: called after each record with how many windows are newly known to be there besides it: the
-            others of its clip when it is the first of that clip, else 0.
+        on_record: called after each record with the number of missing windows that it reveals.
 
     Returns:
-        how many of the clips could not be captioned, or not completely, earlier runs included.
+        the number of clips that could not be captioned, or not completely, earlier runs included.
     """
+    # Clips that cannot be tried at all, such as a broken shard, get their error at once.
     todo = [clip for clip in clips if not file.is_complete(clip.id)]
     for clip in todo:
         if clip.source is None:
@@ -82,45 +85,48 @@ def caption_corpus(
         settings.window_seconds,
     )
     captioner = BatchCaptioner(model, settings.prompt, settings.options, settings.batch_size)
+    # Enough decoded clips to fill a batch while the workers are at the next one.
     ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
     sources = ((key, clip.source) for key, clip in enumerate(readable))
     reads = read_ahead(sources, reader, settings.num_workers, ahead)
+    missing = (read for read in reads if not file.has(readable[read.key].id, read.number))
     begun: set[int] = set()
-    for caption in captioner.run(read for read in reads if not file.has(readable[read.key].id, read.number)):
+    for caption in captioner.run(missing):
         clip_id = readable[caption.key].id
-        lacking = sum(not file.has(clip_id, number) for number in range(caption.num_windows))
+        # The number of windows of a clip is known with the first of them.
+        num_new = 0
+        if caption.key not in begun:
+            num_new = sum(not file.has(clip_id, number) for number in range(caption.num_windows)) - 1
         file.write(make_record(clip_id, caption))
-        on_record(0 if caption.key in begun else lacking - 1)
+        on_record(num_new)
         begun.add(caption.key)
     return sum(file.has_failed(clip.id) for clip in clips)
 
 
 def default_workers(device: torch.device, num_processes: int = 1) -> int:
-    """How many processes should decode ahead for each that captions.
+    """Return how many processes should decode ahead for each that captions.
 
     Args:
-        device: that captions. On the CPU two do; a GPU is fast enough to need all cores.
+        device: of the model. On the CPU two suffice; a GPU needs all cores.
         num_processes: that caption on this machine, and share its cores.
     """
     if device.type != "cuda":
         return 2
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     return max(1, min(cores // num_processes - 2, 12))
 
 
 def make_record(clip_id: str, caption: WindowCaption) -> dict[str, Any]:
-    """One line of the results."""
-    return {"id": clip_id, **dict(_fields(caption))}
-
-
-def _fields(caption: WindowCaption) -> Iterator[tuple[str, Any]]:
+    """Return one line of the results."""
+    record: dict[str, Any] = {"id": clip_id}
     if caption.num_windows > 1 or caption.start_seconds is not None:
-        yield from {"segment": caption.number, "num_segments": caption.num_windows}.items()
+        record |= {"segment": caption.number, "num_segments": caption.num_windows}
     if caption.start_seconds is not None and caption.end_seconds is not None:
-        yield "start_seconds", round(caption.start_seconds, 3)
-        yield "end_seconds", round(caption.end_seconds, 3)
+        record |= {"start_seconds": round(caption.start_seconds, 3), "end_seconds": round(caption.end_seconds, 3)}
     if caption.error is None:
-        yield from {"caption": caption.text, "sound": caption.sound}.items()
-    else:
-        path = getattr(caption.error, "path", "")
-        yield "error", str(caption.error).removeprefix(f"{path}: ")  # the id says which file
+        return record | {"caption": caption.text, "sound": caption.sound}
+    # The id says which file it is.
+    path = getattr(caption.error, "path", "")
+    return record | {"error": str(caption.error).removeprefix(f"{path}: ")}

@@ -1,20 +1,23 @@
-"""Captions on disk: one line of JSON for each clip or window, complete or not there at all."""
+"""Captions on disk: one line of JSON for each clip or window, written whole."""
 
 from __future__ import annotations
 
+import glob
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from video_llama.errors import ConfigError
+from video_llama.utils.files import write_whole
+from video_llama.utils.jsonl import append_jsonl, drop_cut_line, read_jsonl
 
 __all__ = ["CaptionFile", "file_of_shard"]
 
 
 def file_of_shard(output: Path, num_shards: int, shard_id: int) -> Path:
-    """Where one of several processes writes: `captions-00001-of-00004.jsonl`; a single one writes to `output`."""
+    """Return where one of several processes writes: `captions-00001-of-00004.jsonl`; a single one writes `output`."""
     if num_shards == 1:
         return output
     return output.with_name(f"{output.stem}-{shard_id:05}-of-{num_shards:05}{output.suffix}")
@@ -26,12 +29,12 @@ class CaptionFile:
     Args:
         output: the name for the whole run.
         num_shards, shard_id: which part of the run writes here.
-        settings: what the captions depend on; kept beside the file, so that a run is not continued with others.
-        resume: continue what is there: a last line that was cut off is taken away, what is done is known.
+        settings: what the captions depend on; kept beside the file, so that no run continues with others.
+        resume: continue what is there; a last line that was cut off is removed.
 
     Raises:
-        ConfigError: the file is there and `resume` is not asked for, it holds something else, or it was begun with
-            other settings.
+        ConfigError: the file exists without `resume`, holds something else, was begun with other settings, or cannot
+            be written.
     """
 
     def __init__(
@@ -46,57 +49,65 @@ class CaptionFile:
         self._done: dict[str, set[int]] = {}
         self._num_windows: dict[str, int] = {}
         self._failed: set[str] = set()
+        if self.path.is_dir():
+            raise ConfigError(f"{self.path}: a folder; name the file for the captions")
         try:
-            self._open(output, num_shards, settings or {}, resume)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and self.path.stat().st_size and not resume:
+                raise ConfigError(f"{self.path}: has captions already; continue them with --resume or name another")
+            _check_settings(output, settings or {}, resume)
+            if resume:
+                self._read_earlier(output, num_shards)
+            # An output that cannot be written must be an error now, not after the model is loaded.
+            self.path.open("ab").close()
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be written ({error}); name another file") from error
 
-    def _open(self, output: Path, num_shards: int, settings: Mapping[str, Any], resume: bool) -> None:
-        if self.path.is_dir():
-            raise ConfigError(f"{self.path}: a folder; name the file that captions shall go to")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size and not resume:
-            raise ConfigError(f"{self.path}: there are captions already; continue them with --resume or name another")
-        _check_settings(output, settings, resume)
-        if resume:
-            for path in _all_files(output):
-                if path == self.path or not _belongs_to(path, output, num_shards):
-                    _drop_cut_line(path)  # nobody of this run is writing it
-                for record in _read_records(path):
-                    self._note(record)
-        self._file = self.path.open("ab", buffering=0)
-
-    def __enter__(self) -> CaptionFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a record; it is the operating system's, whole, when this returns.
+        """Append a record; the operating system has all of it when this returns.
 
         Raises:
             ConfigError: it cannot be written, for instance because the disk is full.
         """
-        line = _encode(record)
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            append_jsonl(self.path, {key: _without_surrogates(key, value) for key, value in record.items()})
         except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written ({error}); --resume goes on from here") from error
+            raise ConfigError(f"{self.path}: cannot be written ({error}); continue with --resume") from error
         self._note(record)
 
     def has(self, clip_id: str, window: int) -> bool:
-        """Whether there is a record of this window."""
+        """Return whether there is a record of this window."""
         return window in self._done.get(clip_id, ())
 
     def is_complete(self, clip_id: str) -> bool:
-        """Whether there is a record of every window of the clip."""
+        """Return whether there is a record of every window of the clip."""
         return clip_id in self._done and len(self._done[clip_id]) >= self._num_windows[clip_id]
 
     def has_failed(self, clip_id: str) -> bool:
-        """Whether a record says that the clip, or a part of it, could not be captioned."""
+        """Return whether the clip, or a part of it, could not be captioned."""
         return clip_id in self._failed
+
+    def _read_earlier(self, output: Path, num_shards: int) -> None:
+        """Note what this run and earlier ones have written, in whatever number of parts.
+
+        Raises:
+            ConfigError: a line is not a caption.
+        """
+        # An earlier run may have had another number of processes.
+        own = f"-of-{num_shards:05}"
+        parts = sorted(output.parent.glob(f"{glob.escape(output.stem)}-[0-9]*-of-[0-9]*{glob.escape(output.suffix)}"))
+        for path in [output, *parts]:
+            # Other processes of this run may be writing their files now; those of other numbers of parts are done.
+            is_of_this_run = path == output if num_shards == 1 else path != output and path.stem.endswith(own)
+            if not path.is_file():
+                continue
+            if path == self.path or not is_of_this_run:
+                drop_cut_line(path)
+            what = "caption; the file is damaged or of something else"
+            for number, record in enumerate(read_jsonl(path, ConfigError, what), start=1):
+                if not isinstance(record.get("id"), str):
+                    raise ConfigError(f"{path}, line {number}: not a {what}")
+                self._note(record)
 
     def _note(self, record: Mapping[str, Any]) -> None:
         clip_id = record["id"]
@@ -106,81 +117,33 @@ class CaptionFile:
             self._failed.add(clip_id)
 
 
-def _encode(record: Mapping[str, Any]) -> bytes:
-    try:
-        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:
-        # A file name that is not UTF-8 is escaped, so that it is read back as the same name; a text is mended.
-        mended = {
-            key: value.encode("utf-8", "replace").decode() if isinstance(value, str) and key != "id" else value
-            for key, value in record.items()
-        }
-        return (json.dumps(mended) + "\n").encode()
+def _without_surrogates(key: str, value: Any) -> Any:
+    # JSON can hold half of a surrogate pair, which strict readers refuse. An id is a file name that may not be UTF-8:
+    # it stays as it is, for a resumed run must find it again.
+    if isinstance(value, str) and key != "id":
+        return value.encode("utf-8", "replace").decode()
+    return value
 
 
 def _check_settings(output: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Write the settings beside the output, or compare them with those of the run that is continued.
+
+    Raises:
+        ConfigError: they differ, or the file is damaged.
+    """
     path = output.with_name(output.name + ".settings.json")
     text = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
-    if resume and path.exists():
-        try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path}: not JSON ({error}); remove it if you know how the run was begun") from error
-        differing = sorted(key for key in {*begun, *settings} if begun.get(key) != json.loads(text).get(key))
-        if differing:
-            key = differing[0]
+    if not resume or not path.exists():
+        write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        return
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); remove it if you know the settings of the run") from error
+    now = json.loads(text)
+    for key in sorted({*begun, *now}):
+        if begun.get(key) != now.get(key):
             raise ConfigError(
                 f"{output}: was begun with {key} {begun.get(key)!r}, not {settings.get(key)!r}; "
                 "give the same settings or name another file"
             )
-        return
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
-
-
-def _drop_cut_line(path: Path) -> None:
-    """End a file after its last complete line."""
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
-                break
-            end = start
-        file.truncate(end)
-
-
-def _all_files(output: Path) -> list[Path]:
-    """What all processes of this run and of earlier ones have written, in whatever number of parts."""
-    parts = sorted(output.parent.glob(f"{_escape(output.stem)}-[0-9]*-of-[0-9]*{output.suffix}"))
-    return [path for path in [output, *parts] if path.is_file()]
-
-
-def _belongs_to(path: Path, output: Path, num_shards: int) -> bool:
-    """Whether a process of a run with so many parts writes there."""
-    if num_shards == 1:
-        return path == output
-    return path != output and path.stem.endswith(f"-of-{num_shards:05}")
-
-
-def _escape(text: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in text)
-
-
-def _read_records(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):  # another process is writing it
-                return
-            try:
-                record = json.loads(line)
-                known = isinstance(record["id"], str)
-            except (ValueError, KeyError, TypeError):
-                known = False
-            if not known:
-                raise ConfigError(f"{path}: line {number} is no caption; this file is something else or damaged")
-            yield record

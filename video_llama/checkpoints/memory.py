@@ -10,7 +10,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.qformer import CHUNK_SIZE
+from video_llama.model.encoder_graph import CHUNK_SIZE
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 __all__ = ["MemoryEstimate", "build_skeleton", "estimate_memory"]

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from video_llama.errors import ConfigError
+from video_llama.utils.devices import resolve_dtype
 from video_llama.utils.extras import require_extra
-from video_llama.utils.utils import resolve_dtype
 
 __all__ = ["prepare_quantized_layers", "quantization_config", "skip_branch_quantization"]
 

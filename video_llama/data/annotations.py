@@ -1,4 +1,4 @@
-"""Read annotation files; whatever is wrong with one is a `DatasetError` that names file and place."""
+"""Read annotation files; any error in one is a `DatasetError` that names file and place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from video_llama.constants import Modality
 from video_llama.errors import DatasetError
 
 __all__ = [
@@ -21,13 +22,13 @@ __all__ = [
     "resolve_messages",
 ]
 
-# Captions can be long; the csv module's own limit of 128 KiB is not.
+# Captions can be long; the default limit of the csv module is 128 KiB.
 csv.field_size_limit(1 << 24)
 _END = "\x1eend of file"
 
 
 def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """The file itself, or all files of a folder with one of the suffixes, sorted.
+    """Return the file itself, or all files of a folder with one of the suffixes, sorted.
 
     Raises:
         DatasetError: there is none.
@@ -43,10 +44,11 @@ def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a `.csv` or `.tsv` with a header line.
+    """Yield (line, row) of a `.csv` or `.tsv` with a header line.
 
     Args:
-        columns: those that must be there; others are left out.
+        path: the file.
+        columns: those that are required; others are left out.
 
     Raises:
         DatasetError: a column is missing, a row is short, a quote never ends, there are no rows, or the file is not
@@ -54,36 +56,41 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = itertools.chain(file, [_END])  # a row of its own, unless a quote was never closed
-            reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            header = [name for name in reader.fieldnames or () if name != _END]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                has = ", ".join(header) or "nothing; the file is empty"
-                raise DatasetError(f"{path}: no column {', '.join(missing)} (its header has {has})")
-            number, before, end = 0, 0, reader.line_num
-            for row in reader:
-                if row[header[0]] == _END:
-                    break
-                number, before, end = number + 1, end, reader.line_num
-                if any(row[name] is None for name in columns):
-                    raise DatasetError(f"{path}, line {reader.line_num}: fewer fields than the header")
-                yield reader.line_num, {name: row[name] for name in columns}
-            else:
-                raise DatasetError(f"{path}, line {before + 1}: a quote opens here and is never closed")
+            yield from _read_rows(path, file, columns)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except csv.Error as error:
         raise DatasetError(f"{path}: not a table ({error})") from error
-    if number == 0:
+
+
+def _read_rows(path: Path, file: Iterator[str], columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    # The appended line becomes a row of its own, unless a quote was never closed.
+    lines = itertools.chain(file, [_END])
+    reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    header = [name for name in reader.fieldnames or () if name != _END]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        has = ", ".join(header) or "nothing; the file is empty"
+        raise DatasetError(f"{path}: no column {', '.join(missing)} (its header has {has})")
+    is_empty, before, end = True, 0, reader.line_num
+    for row in reader:
+        if row[header[0]] == _END:
+            break
+        is_empty, before, end = False, end, reader.line_num
+        if any(row[name] is None for name in columns):
+            raise DatasetError(f"{path}, line {end}: fewer fields than the header")
+        yield end, {name: row[name] for name in columns}
+    else:
+        raise DatasetError(f"{path}, line {before + 1}: a quote opens here and is never closed")
+    if is_empty:
         raise DatasetError(f"{path}: a header and no rows")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        DatasetError: absent, or not JSON.
+        DatasetError: it is absent or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -96,11 +103,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line, object) of a JSONL file; empty lines are left out.
+    """Yield (line, object) of an annotation file in JSONL; empty lines are left out.
 
     Raises:
-        DatasetError: absent, a line that is no JSON object, or no lines at all.
+        DatasetError: the file is absent or has no lines, or a line is not a JSON object.
     """
+    # Not `utils.jsonl.read_jsonl`: it leaves out a last line that was cut off, which must be an error in annotations,
+    # and ids are made of line numbers.
     is_empty = True
     try:
         with path.open(encoding="utf-8") as file:
@@ -108,13 +117,12 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 if not line.strip():
                     continue
                 is_empty = False
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DatasetError(f"{path}, line {number}: not JSON ({error})") from error
+                entry = json.loads(line)
                 if not isinstance(entry, Mapping):
                     raise DatasetError(f"{path}, line {number}: a {type(entry).__name__}, not an object")
                 yield number, entry
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}, line {number}: not JSON ({error})") from error
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
@@ -124,53 +132,55 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def required_text(entry: Any, key: str, where: str) -> str:
-    """A text (or a number, as some files have for ids) that an annotation must have.
+    """Return a text (or a number, as some files have for ids) that an annotation must have.
 
     Raises:
-        DatasetError: the entry is no object, or the key is absent or of another type.
+        DatasetError: the entry is not an object, or the key is absent or of another type.
     """
     if not isinstance(entry, Mapping):
         raise DatasetError(f"{where}: a {type(entry).__name__}, not an object")
-    value = entry.get(key)
+    if key not in entry:
+        raise DatasetError(f"{where}: {key!r} is missing")
+    value = entry[key]
     if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise DatasetError(f"{where}: {key!r} is {'missing' if key not in entry else f'{value!r}, not text'}")
+        raise DatasetError(f"{where}: {key!r} is {value!r}, not text")
     return str(value)
 
 
 def required_list(entry: Any, key: str, where: str) -> list[Any]:
-    """A list that an annotation must have, and that is not empty.
+    """Return a list that an annotation must have, and that is not empty.
 
     Raises:
-        DatasetError: the entry is no object, or the key is absent or something else.
+        DatasetError: the entry is not an object, or the key is absent or something else.
     """
-    value = entry.get(key) if isinstance(entry, Mapping) else None
+    value = isinstance(entry, Mapping) and entry.get(key)
     if not isinstance(value, list) or not value:
         raise DatasetError(f"{where}: {key!r} must be a list that is not empty")
     return value
 
 
 def resolve_messages(messages: Sequence[Any], resolve: Callable[[str], Any], where: str) -> list[dict[str, Any]]:
-    """Messages whose media items say where their file is.
+    """Return messages whose media items name their file as `{"type": …, "path": …}`.
 
     Args:
         messages: `{"role": …, "content": text or items}`.
-        resolve: from the name that an item gives its file to where that is.
+        resolve: from the file name in an item to its place.
+        where: the file and the sample, for error messages.
 
     Raises:
-        DatasetError: a message or an item has another form, or a media item names no file.
+        DatasetError: a message or an item is malformed, or a media item names no file.
     """
-    return [_resolve_message(message, resolve, where) for message in messages]
-
-
-def _resolve_message(message: Any, resolve: Callable[[str], Any], where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise DatasetError(f"{where}: a message is a {type(message).__name__}, not an object")
-    content = message.get("content")
-    if isinstance(content, str):
-        return dict(message)
-    if not isinstance(content, list):
-        raise DatasetError(f"{where}: the content of a message must be text or a list of items, but is {content!r}")
-    return {**message, "content": [_resolve_item(item, resolve, where) for item in content]}
+    resolved = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise DatasetError(f"{where}: a message is a {type(message).__name__}, not an object")
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [_resolve_item(item, resolve, where) for item in content]
+        elif not isinstance(content, str):
+            raise DatasetError(f"{where}: the content of a message must be text or a list of items, but is {content!r}")
+        resolved.append({**message, "content": content})
+    return resolved
 
 
 def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str) -> dict[str, Any]:
@@ -179,9 +189,9 @@ def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str) -> dict[
     kind = item.get("type")
     if kind == "text":
         return {"type": kind, "text": required_text(item, "text", where)}
-    if kind not in ("image", "video", "audio"):
+    if kind not in get_args(Modality):
         raise DatasetError(f"{where}: the type of a content item must be text, image, video or audio, not {kind!r}")
-    name = next((item[key] for key in (kind, "path", "url") if isinstance(item.get(key), str)), None)
-    if name is None:
-        raise DatasetError(f"{where}: the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
-    return {"type": kind, "path": resolve(name)}
+    for key in (kind, "path", "url"):
+        if isinstance(item.get(key), str):
+            return {"type": kind, "path": resolve(item[key])}
+    raise DatasetError(f"{where}: the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")

@@ -1,41 +1,43 @@
-"""Batches for training: samples read and encoded, bad ones replaced and reported, the rest padded."""
+"""Batches for training: read and encode samples, replace and report bad ones, pad the rest."""
 
 from __future__ import annotations
 
-import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from video_llama.data.examples import Example
-from video_llama.data.mixture import BatchPlan, Slot
+from video_llama.data.mixture import MixtureBatchSampler, SampleRef
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.data.tokenization import collate_text
-from video_llama.data.workers import read_ahead
 from video_llama.errors import DatasetError, MediaError
 from video_llama.processor.collate import pad_items
 
 __all__ = [
+    "BadSample",
     "Batch",
     "BatchReader",
-    "Failure",
+    "DataCollator",
     "SampleReader",
-    "collate",
     "gather_media",
     "load_batches",
     "load_samples",
+    "read_ahead",
 ]
 
-logger = logging.getLogger(__name__)
-
 MAX_REPLACEMENTS = 20
-PREFETCHED_BATCHES = 2  # of each worker
+# Items that each worker process reads ahead.
+PREFETCHED_BATCHES = 2
 PREFETCHED_SAMPLES = 8
 
-# The model input for encoder outputs, and the mask over frames or segments, by the input for media.
+# Model inputs by the name of the media input: encoder outputs, and the mask over frames or segments.
 _ENCODED = {
     "pixel_values": "frame_tokens",
     "audio_values": "segment_vectors",
@@ -45,13 +47,8 @@ _MASKS = {"pixel_values": "frame_mask", "audio_values": "segment_mask", "audio_p
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A sample that could not be used.
-
-    Args:
-        id: of the example.
-        reason: the error's words.
-    """
+class BadSample:
+    """A sample that cannot be used: the id of its example, and the text of the error."""
 
     id: str
     reason: str
@@ -66,69 +63,84 @@ class Batch:
         text: input_ids, attention_mask, labels: (samples, length), int64.
         media: all media of the batch, in order of appearance.
         ids: of the samples.
-        failures: what was replaced on the way.
-        gave_up: so many replacements in a row failed that the dataset cannot be meant to be used: why, and nothing
-            is in the batch but its failures.
+        failures: bad samples that were replaced.
+        gave_up: why the batch is empty but for its failures: too many replacements in a row failed.
     """
 
     number: int
     text: dict[str, Tensor]
     media: list[MediaInput]
     ids: list[str]
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[BadSample] = field(default_factory=list)
     gave_up: str = ""
 
     @property
     def num_label_tokens(self) -> int:
-        """Tokens the loss is taken on: the first of a sequence is never predicted."""
+        """Count the tokens of the loss: the first of a sequence is never predicted."""
         return 0 if self.gave_up else int((self.text["labels"][:, 1:] >= 0).sum())
 
     @property
     def num_text_tokens(self) -> int:
-        """Tokens of all sequences, the places of media included."""
+        """Count the tokens of all sequences, with the positions of media and without padding."""
         return 0 if self.gave_up else int(self.text["attention_mask"].sum())
 
     @property
     def num_positions(self) -> int:
-        """The same with padding: each sequence is as long as the longest of the batch."""
+        """Count the positions of all sequences, padding included."""
         return 0 if self.gave_up else self.text["attention_mask"].numel()
 
     def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
-        """All tensors, by the names of the model's arguments, on a device; media are padded there.
+        """Return all tensors on a device, by the names of the model's arguments; media are padded there.
 
-        A GPU gets them in its own time: from pinned memory nothing here waits for it.
+        Copies from pinned memory to a GPU do not block.
         """
         text = {name: tensor.to(device, non_blocking=True) for name, tensor in self.text.items()}
         return text | gather_media(self.media, device)
 
     def pin_memory(self) -> Batch:
-        """The same in memory that a GPU can read by itself; torch's data loader calls this."""
+        """Return a copy in pinned memory; torch's data loader calls this."""
         text = {name: tensor.pin_memory() for name, tensor in self.text.items()}
         media = [replace(item, values=item.values.pin_memory()) for item in self.media]
         return replace(self, text=text, media=media)
 
 
 def gather_media(media: Sequence[MediaInput], device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Media of one or more kinds as padded model inputs; all of one kind must be encoded, or none.
+    """Return media as padded model inputs; all of one input must be encoded, or none.
 
     Args:
-        device: where the inputs shall be; by default where the media are.
+        media: for one or more model inputs.
+        device: of the result; by default that of the media.
     """
+    # Model inputs in order of first appearance, media within each in order of appearance.
+    by_name: dict[str, list[MediaInput]] = {}
+    for item in media:
+        by_name.setdefault(item.name, []).append(item)
     inputs: dict[str, Tensor] = {}
-    for name in dict.fromkeys(item.name for item in media):
-        items = [item for item in media if item.name == name]
+    for name, items in by_name.items():
         values, mask = pad_items([item.values for item in items], device)
-        inputs[_ENCODED[name] if items[0].is_encoded else name] = values
+        if items[0].is_encoded:
+            inputs[_ENCODED[name]] = values
+        else:
+            inputs[name] = values
         if mask is not None:
             inputs[_MASKS[name]] = mask
     return inputs
 
 
-def collate(number: int, samples: Sequence[ProcessedSample], pad_id: int, failures: Sequence[Failure] = ()) -> Batch:
-    """Encoded samples as a batch, padded on the right."""
-    text = collate_text([{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples], pad_id)
-    media = [item for sample in samples for item in sample.media]
-    return Batch(number, text, media, [sample.id for sample in samples], list(failures))
+@dataclass(frozen=True)
+class DataCollator:
+    """Make a batch of processed samples, padded on the right; `pad_id` fills input_ids."""
+
+    pad_id: int
+
+    def __call__(
+        self, samples: Sequence[ProcessedSample], number: int = 0, failures: Sequence[BadSample] = ()
+    ) -> Batch:
+        text = collate_text(
+            [{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples], self.pad_id
+        )
+        media = [item for sample in samples for item in sample.media]
+        return Batch(number, text, media, [sample.id for sample in samples], list(failures))
 
 
 class BatchReader(Dataset[Batch]):
@@ -136,78 +148,128 @@ class BatchReader(Dataset[Batch]):
 
     Args:
         tables: the examples of each dataset.
-        encoders: how each dataset is encoded.
-        plan: what each batch is made of.
+        processors: of each dataset's examples.
+        sampler: what each batch consists of.
         pad_id: fills input_ids.
     """
 
     def __init__(
-        self, tables: Sequence[Sequence[Example]], encoders: Sequence[SampleProcessor], plan: BatchPlan, pad_id: int
+        self,
+        tables: Sequence[Sequence[Example]],
+        processors: Sequence[SampleProcessor],
+        sampler: MixtureBatchSampler,
+        pad_id: int,
     ) -> None:
-        self._tables, self._encoders = tables, encoders
-        self._plan, self._pad_id = plan, pad_id
+        self._tables, self._processors = tables, processors
+        self._sampler = sampler
+        self._collate = DataCollator(pad_id)
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self._sampler)
 
     def __getitem__(self, number: int) -> Batch:
-        """Read a batch; samples that cannot be read are replaced by others, drawn from the seed.
-
-        A batch that gave up is no exception here, since workers would wrap it, and its failures are to be noted.
-        """
-        failures: list[Failure] = []
+        """Read a batch; bad samples are replaced by others, drawn from the seed."""
+        failures: list[BadSample] = []
         samples: list[ProcessedSample] = []
+        # Crops and prompts are drawn from torch's generator, seeded for each sample; its state is restored afterwards.
         with torch.random.fork_rng(devices=()):
-            for slot in self._plan[number]:
-                sample = self._read(slot, failures)
+            for ref in self._sampler[number]:
+                sample = self._read(ref, failures)
+                # Not an exception: a worker process would wrap it, and the failures must be reported.
                 if sample is None:
                     last = failures[-1]
                     why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}"
                     return Batch(number, {}, [], [], failures, gave_up=why)
                 samples.append(sample)
-        return collate(number, samples, self._pad_id, failures)
+        return self._collate(samples, number, failures)
 
-    def _read(self, slot: Slot, failures: list[Failure]) -> ProcessedSample | None:
-        index = slot.index
+    def _read(self, ref: SampleRef, failures: list[BadSample]) -> ProcessedSample | None:
+        index = ref.index
         for attempt in range(MAX_REPLACEMENTS):
-            torch.default_generator.manual_seed(self._plan.sample_seed(slot))  # a GPU keeps its own numbers
-            example = self._tables[slot.dataset][index]
-            try:
-                return self._encoders[slot.dataset](example)
-            except (MediaError, DatasetError) as error:  # anything else is a mistake in a program: it stops the run
-                failures.append(Failure(example.id, str(error)))
-                index = self._plan.replacement(slot, attempt)
+            # The CPU's generator alone: that of a GPU belongs to the training step.
+            torch.default_generator.manual_seed(self._sampler.sample_seed(ref))
+            sample = _process(self._tables[ref.dataset][index], self._processors[ref.dataset])
+            if isinstance(sample, ProcessedSample):
+                return sample
+            failures.append(sample)
+            index = self._sampler.replacement(ref, attempt)
         return None
 
 
-class SampleReader(Dataset[ProcessedSample | Failure]):
-    """The samples of one dataset by index, each by itself; one that cannot be used is told, not replaced."""
+class SampleReader(Dataset[ProcessedSample | BadSample]):
+    """The samples of one dataset by index; a bad one is reported, not replaced."""
 
-    def __init__(self, table: Sequence[Example], encoder: SampleProcessor) -> None:
-        self._table, self._encoder = table, encoder
+    def __init__(self, table: Sequence[Example], processor: SampleProcessor) -> None:
+        self._table, self._processor = table, processor
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> ProcessedSample | Failure:
-        example = self._table[index]
-        try:
-            return self._encoder(example)
-        except (MediaError, DatasetError) as error:
-            return Failure(example.id, str(error))
+    def __getitem__(self, index: int) -> ProcessedSample | BadSample:
+        return _process(self._table[index], self._processor)
 
 
-def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[ProcessedSample | Failure]:
-    """Samples in order, read ahead by worker processes."""
+def _process(example: Example, processor: SampleProcessor) -> ProcessedSample | BadSample:
+    # Any other error is a bug, not a bad sample, and stops the run.
+    try:
+        return processor(example)
+    except (MediaError, DatasetError) as error:
+        return BadSample(example.id, str(error))
+
+
+def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[ProcessedSample | BadSample]:
+    """Yield samples in order, read ahead by worker processes."""
     return read_ahead(reader, indices, num_workers, PREFETCHED_SAMPLES)
 
 
 def load_batches(reader: BatchReader, numbers: range, num_workers: int, pin_memory: bool = False) -> Iterator[Batch]:
-    """Batches in order, read ahead by worker processes.
+    """Yield batches in order, read ahead by worker processes.
 
     Args:
-        numbers: which; the first is where a resumed run goes on.
+        reader: of the run.
+        numbers: of the batches; a resumed run starts in the middle.
         num_workers: processes; 0 reads in this one.
-        pin_memory: put them where a GPU can fetch them by itself.
+        pin_memory: put them into pinned memory, for a GPU.
     """
     return read_ahead(reader, numbers, num_workers, PREFETCHED_BATCHES, pin_memory)
+
+
+def read_ahead(
+    dataset: Dataset[Any], indices: Sequence[int], num_workers: int, prefetched: int, pin_memory: bool = False
+) -> Iterator[Any]:
+    """Yield the items of a dataset in the order of the indices, neither collated nor shuffled.
+
+    Args:
+        dataset: of whole batches or single samples.
+        indices: of the items.
+        num_workers: processes that read; 0 reads in this one.
+        prefetched: items that each worker reads ahead.
+        pin_memory: call the items' own `pin_memory`, in a thread of this process if there are workers.
+    """
+    options: dict[str, Any] = {"batch_size": None, "sampler": indices, "pin_memory": pin_memory}
+    if not num_workers:
+        return iter(DataLoader(dataset, **options))
+    options |= {"prefetch_factor": prefetched, "worker_init_fn": _obey_the_parent_only}
+    loader = DataLoader(dataset, num_workers=num_workers, **options)
+    if not hasattr(signal, "sigwaitinfo"):
+        return iter(loader)
+    # A SIGTERM often goes to a whole process group or job (torchrun, Slurm, `timeout`). The run then saves its state,
+    # for which it still needs the batches that its workers are reading: they obey a SIGTERM of their parent only.
+    # Workers start with the signal mask that this thread has now.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _obey_the_parent_only(worker: int) -> None:
+    """End this worker on a SIGTERM of its parent, and on no other's."""
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_wait_for_the_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_the_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,4 +1,4 @@
-"""From the datasets section of a configuration to what reads batches."""
+"""From the datasets section of a configuration to a reader of batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
-from video_llama.data.datasets import MEDIA_KINDS, build_examples
+from video_llama.data.datasets import MODALITIES, build_examples
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
-from video_llama.data.mixture import BatchPlan, mixture_weights
+from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.data.shards import find_shards, index_shard
 from video_llama.errors import ConfigError, DatasetError
@@ -29,7 +29,8 @@ __all__ = ["EncodedDataset", "build_batch_reader", "build_datasets", "holds_mess
 logger = logging.getLogger(__name__)
 
 _SHARD_DATASETS = ("cc_sbu", "laion", "shards")
-_SHARD_BLOCK = 1000  # neighbouring examples that stay near each other, so that reads of a shard do
+# Neighbouring examples that stay near each other, so that few shards are read at a time.
+_SHARD_BLOCK = 1000
 _PROCESSOR_NAMES = {
     ("video", True): "alpro_video_train",
     ("video", False): "alpro_video_eval",
@@ -45,9 +46,9 @@ class EncodedDataset:
     """One dataset of a run.
 
     Args:
-        name: as the configuration has it.
+        name: in the configuration.
         examples: all of its split.
-        encoder: makes samples of them.
+        encoder: processes them.
     """
 
     name: str
@@ -63,18 +64,18 @@ def build_datasets(
     images_as_audio: bool = False,
     features: FeatureStore | None = None,
 ) -> list[EncodedDataset]:
-    """The datasets of a configuration, of their training or their validation split.
+    """Return the datasets of a configuration, of their training or their validation split.
 
     Args:
         config: the whole configuration.
         processor: of the model.
         training: True takes the training split and its augmentation; False the validation split of those datasets
             that have one.
-        images_as_audio: pictures go to the audio branch.
-        features: encoder outputs kept on disk; with them nothing is augmented.
+        images_as_audio: frames go to the audio branch.
+        features: encoder outputs on disk; with them nothing is augmented.
 
     Raises:
-        ConfigError, DatasetError: as `build_examples`; no datasets at all; settings that do not fit the model.
+        ConfigError, DatasetError: as `build_examples`; no datasets; settings that do not fit the model.
     """
     if not config.datasets:
         raise ConfigError("the section datasets names no dataset")
@@ -85,45 +86,50 @@ def build_datasets(
             continue
         examples = build_examples(name, section, info)
         logger.info("datasets.%s: %d examples", name, len(examples))
+        # Cached features are of frames without random crops.
         media = _media_processor(section, processor.media_processor, augment=training and features is None)
         if section.data_type == "audio" and not processor.use_audio:
-            raise ConfigError(f"datasets.{name} is of sounds, but the model is built without its audio branch")
-        # Messages name their media one by one, so nothing has to stand in for sound there.
-        as_sound = images_as_audio and section.data_type != "audio" and not holds_messages(name, section)
-        text = _text_settings(name, section, config.model, processor, hears=as_sound or section.data_type == "audio")
-        built.append(EncodedDataset(name, examples, SampleProcessor(text, media, as_sound, features)))
+            raise ConfigError(f"datasets.{name} is of audio, but the model is built without its audio branch")
+        # Messages name their media one by one, so no frames stand in for audio there.
+        as_audio = images_as_audio and section.data_type != "audio" and not holds_messages(name, section)
+        kind = "audio" if as_audio or section.data_type == "audio" else "image"
+        text = _text_settings(name, section, config.model, processor, kind)
+        built.append(EncodedDataset(name, examples, SampleProcessor(text, media, as_audio, features)))
     return built
 
 
 def index_shards(config: Config, rank: int, world_size: int) -> None:
-    """Index this process's share of the shards that a configuration names, so that each is read through only once.
-
-    Without it every process would read all shards at its first start. What is wrong with them, `build_datasets` tells
-    all processes alike.
-    """
+    """Index this process's share of the shards of a configuration, so that each is read only once."""
+    # Errors in shards are left to `build_datasets`, which raises them in all processes alike.
     for name, section in config.datasets.items():
-        if name.partition(":")[0] in _SHARD_DATASETS:
+        if _is_sharded(name):
             for info in (section.build_info, section.valid_build_info):
                 with contextlib.suppress(DatasetError):
-                    shards = [] if info.storage is None else find_shards(str(Path(info.storage).expanduser()))
-                    for path in shards[rank::world_size]:
-                        index_shard(path, MEDIA_KINDS[section.data_type])
+                    for path in _find_shards(info)[rank::world_size]:
+                        index_shard(path, MODALITIES[section.data_type])
 
 
 def holds_messages(name: str, section: DatasetConfig) -> bool:
-    """Whether a dataset's samples are messages: `messages` itself, or shards that such samples were packed into.
-
-    What is wrong with shards, `build_datasets` tells.
-    """
-    kind = name.partition(":")[0]
-    if kind not in _SHARD_DATASETS:
-        return kind == "messages"
-    storages = [info.storage for info in (section.build_info, section.valid_build_info) if info.storage is not None]
+    """Return whether a dataset's samples are messages: `messages` itself, or shards of such samples."""
+    if not _is_sharded(name):
+        return name.partition(":")[0] == "messages"
     rows: list[Any] = []
-    for storage in storages:
+    for info in (section.build_info, section.valid_build_info):
         with contextlib.suppress(DatasetError):
-            rows += index_shard(find_shards(str(Path(storage).expanduser()))[0], MEDIA_KINDS[section.data_type])
-    return bool(rows) and all(source is None for _, source, _ in rows)  # messages name their media in their text
+            for path in _find_shards(info)[:1]:
+                rows += index_shard(path, MODALITIES[section.data_type])
+    # Messages name their media in their text, so they have no source.
+    return bool(rows) and all(source is None for _, source, _ in rows)
+
+
+def _is_sharded(name: str) -> bool:
+    return name.partition(":")[0] in _SHARD_DATASETS
+
+
+def _find_shards(info: BuildInfo) -> list[Path]:
+    if info.storage is None:
+        return []
+    return find_shards(str(Path(info.storage).expanduser()))
 
 
 def build_batch_reader(
@@ -134,15 +140,15 @@ def build_batch_reader(
     rank: int = 0,
     world_size: int = 1,
 ) -> BatchReader:
-    """All batches of a run, for one of its processes.
+    """Return the reader of a run's batches, for one of its processes.
 
     Raises:
-        ConfigError: sample ratios that make no sense.
+        ConfigError: invalid sample ratios.
     """
     names = [dataset.name for dataset in datasets]
     sizes = [len(dataset.examples) for dataset in datasets]
     run = config.run
-    plan = BatchPlan(
+    sampler = MixtureBatchSampler(
         sizes,
         mixture_weights(sizes, [config.datasets[name].sample_ratio for name in names], names),
         batch_size=run.batch_size_train,
@@ -150,14 +156,14 @@ def build_batch_reader(
         seed=run.seed,
         rank=rank,
         world_size=world_size,
-        block_sizes=[_SHARD_BLOCK if name.partition(":")[0] in _SHARD_DATASETS else 0 for name in names],
+        block_sizes=[_SHARD_BLOCK * _is_sharded(name) for name in names],
     )
     tables = [dataset.examples for dataset in datasets]
-    return BatchReader(tables, [dataset.encoder for dataset in datasets], plan, processor.tokenizer.pad_token_id)
+    return BatchReader(tables, [dataset.encoder for dataset in datasets], sampler, processor.tokenizer.pad_token_id)
 
 
 def load_prompts(config: ModelConfig) -> list[str]:
-    """The prompts of stage 1: the lines of `prompt_path` that hold `<ImageHere>`, in `prompt_template`.
+    """Return the prompts of stage 1: the lines of `prompt_path` that hold `<ImageHere>`, in `prompt_template`.
 
     Raises:
         ConfigError: the file is absent, has no such line or one with several, or the template does not hold `{}`.
@@ -171,26 +177,27 @@ def load_prompts(config: ModelConfig) -> list[str]:
         raise ConfigError(f"model.prompt_path: {path} cannot be read ({error})") from error
     prompts = [line for line in lines if "<ImageHere>" in line]
     if not prompts:
-        raise ConfigError(f"model.prompt_path: no line of {path} holds <ImageHere>, the place of the media")
+        raise ConfigError(f"model.prompt_path: no line of {path} holds <ImageHere>, the position of the media")
     template = config.prompt_template or "{}"
     if "{}" not in template:
-        raise ConfigError(f"model.prompt_template: {template!r} does not hold {{}}, the place of the prompt")
-    whole = [template.replace("{}", prompt) for prompt in prompts]
-    for prompt in whole:
+        raise ConfigError(f"model.prompt_template: {template!r} does not hold {{}}, the position of the prompt")
+    prompts = [template.replace("{}", prompt) for prompt in prompts]
+    for prompt in prompts:
         if prompt.count("<ImageHere>") != 1:
             raise ConfigError(f"model.prompt_path: {prompt!r} must hold <ImageHere> once, for there is one media file")
-    return whole
+    return prompts
 
 
 def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augment: bool) -> MediaProcessor:
-    """The dataset's processor, with the model's settings wherever the section says nothing.
+    """Return the dataset's processor, with the model's settings where the section has none.
 
     Raises:
         ConfigError: an image size that is not the model's.
     """
     split = section.vis_processor.train if augment else section.vis_processor.eval
-    name = split.name if split.name is not None else _PROCESSOR_NAMES[section.data_type, augment]
-    sized = section.vis_processor.train if split == ProcessorConfig() else split  # of the clip: no matter of the split
+    name = split.name or _PROCESSOR_NAMES[section.data_type, augment]
+    # Sizes describe the clips of the dataset, so an empty `eval` section takes those of `train`.
+    sized = section.vis_processor.train if split == ProcessorConfig() else split
     settings: dict[str, Any] = {
         "image_size": sized.image_size or model_media.image_size,
         "mean": sized.mean or model_media.mean,
@@ -217,25 +224,28 @@ def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augmen
 
 
 def _text_settings(
-    name: str, section: DatasetConfig, model: ModelConfig, processor: VideoLlamaProcessor, hears: bool
+    name: str, section: DatasetConfig, model: ModelConfig, processor: VideoLlamaProcessor, kind: str
 ) -> TextSettings:
     lengths = processor.placeholder_lengths
-    length = lengths["audio" if hears else "image"]
+    length = lengths[kind]
     if section.num_video_query_token not in (None, length):
         raise ConfigError(
             f"datasets.{name}.num_video_query_token is {section.num_video_query_token}, but the branch that trains "
             f"has {length} query tokens"
         )
     caption = section.text_processor.train
+    options = {"prompt": caption.prompt, "max_words": caption.max_words}
     cleaner = PROCESSORS.build(
-        caption.name or "blip_caption",
-        **{key: getattr(caption, key) for key in ("prompt", "max_words") if getattr(caption, key) is not None},
+        caption.name or "blip_caption", **{key: value for key, value in options.items() if value is not None}
     )
+    # Without `model_type` in the section, dialogues use the template of the language model's family.
     family = "vicuna" if "vicuna" in model.model_type else "llama_v2"
-    kinds = processor.placeholder_ids
+    ids = dict(processor.placeholder_ids)
+    if not processor.use_audio:
+        del ids["audio"]
     return TextSettings(
         processor.tokenizer,
-        kinds if processor.use_audio else {"image": kinds["image"]},
+        ids,
         lengths,
         max_txt_len=model.max_txt_len,
         end_sym=model.end_sym,

@@ -1,27 +1,26 @@
-"""Look through the datasets of a configuration before a run does: what is missing, broken, too long, and how the
-samples look to the model.
-"""
+"""Check the datasets of a configuration before a run: what is missing, broken or too long, and what the model sees."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.config import Config
-from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import PREFETCHED_BATCHES, Failure
+from video_llama.constants import IGNORE_INDEX, Modality
+from video_llama.data.batches import PREFETCHED_BATCHES, BadSample, read_ahead
 from video_llama.data.build import EncodedDataset, build_datasets
-from video_llama.data.examples import Example, MediaKind, MediaSource, media_sources
+from video_llama.data.examples import Example, MediaSource, media_sources
 from video_llama.data.mixture import mixture_weights
-from video_llama.data.sample_processor import MediaItem, ProcessedSample, SampleProcessor
+from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -29,9 +28,9 @@ __all__ = ["DatasetCheck", "SampleCheck", "check_datasets", "describe_tokens", "
 
 Outcome = Literal["good", "absent", "undecodable", "malformed", "masked"]
 OUTCOMES: dict[Outcome, str] = {
-    "absent": "a file is not there",
+    "absent": "a file is absent",
     "undecodable": "a file cannot be decoded",
-    "malformed": "the annotation has another form, or holds no answer",
+    "malformed": "the annotation is malformed, or holds no answer",
     "masked": "max_txt_len leaves no answer, or cuts a media position off",
 }
 Advance = Callable[[int], object]
@@ -41,14 +40,14 @@ _UNLIMITED = 1 << 40
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """What became of one sample.
+    """The result for one sample.
 
     Args:
         id: of the example.
         outcome: "good", or what is wrong with it.
-        reason: the error's words.
+        reason: the text of the error.
         num_text_tokens: of the whole text, media not counted.
-        is_cut: `max_txt_len` cut its end off.
+        is_cut: `max_txt_len` cuts its end off.
     """
 
     id: str
@@ -60,16 +59,16 @@ class SampleCheck:
 
 @dataclass
 class DatasetCheck:
-    """What was found in one dataset.
+    """The result for one dataset.
 
     Args:
-        name: as the configuration has it.
+        name: in the configuration.
         num_examples: in its annotations.
-        num_decoded: how many of them were read to the end.
-        bad: all that cannot be used, with the reasons.
-        num_cut: of those decoded, how many are longer than `max_txt_len`.
+        num_decoded: how many of them were processed.
+        bad: those that cannot be used.
+        num_cut: how many of those processed are longer than `max_txt_len`.
         longest: text tokens of the longest one.
-        samples: some to look at.
+        samples: some good ones to show.
     """
 
     name: str
@@ -81,48 +80,46 @@ class DatasetCheck:
     samples: list[ProcessedSample] = field(default_factory=list)
 
     def count(self, outcome: Outcome) -> int:
-        """How many samples are bad in this way."""
+        """Count the samples that are bad in this way."""
         return sum(check.outcome == outcome for check in self.bad)
 
     @property
     def share_of_bad(self) -> float:
-        """Of all examples; where only some were decoded, those stand for the others that are there."""
+        """Return the share of all examples, estimated from the processed ones where not all were."""
         absent = self.count("absent")
         among_decoded = (len(self.bad) - absent) / max(self.num_decoded, 1)
         return (absent + (self.num_examples - absent) * among_decoded) / self.num_examples
 
-    def failures(self) -> list[Failure]:
-        """The bad samples as a run would report them."""
-        return [Failure(check.id, f"{OUTCOMES[check.outcome]}: {check.reason}") for check in self.bad]
+    def failures(self) -> list[BadSample]:
+        """Return the bad samples as a run reports them."""
+        return [BadSample(check.id, f"{OUTCOMES[check.outcome]}: {check.reason}") for check in self.bad]
 
 
 @dataclass(frozen=True)
 class _OnceReader(SampleProcessor):
-    """Reads each file of an example once, however often the example is encoded."""
+    """Reads each file of an example once, however often the example is processed."""
 
-    remembered: dict[tuple[MediaKind, MediaSource], MediaItem] = field(default_factory=dict)
+    remembered: dict[tuple[Modality, MediaSource], MediaInput] = field(default_factory=dict)
 
-    def read(self, kind: MediaKind, source: MediaSource) -> MediaItem:
+    def read(self, kind: Modality, source: MediaSource) -> MediaInput:
         if (kind, source) not in self.remembered:
             self.remembered[kind, source] = super().read(kind, source)
         return self.remembered[kind, source]
 
 
+@dataclass(frozen=True)
 class _Checks(Dataset[SampleCheck]):
-    """The examples of a dataset, checked when they are asked for: worker processes do so."""
+    """The checks of a dataset's examples by index, for worker processes."""
 
-    def __init__(self, dataset: EncodedDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset.examples)
+    dataset: EncodedDataset
 
     def __getitem__(self, index: int) -> SampleCheck:
-        return check_sample(self._dataset.encoder, self._dataset.examples[index])
+        return check_sample(self.dataset.encoder, self.dataset.examples[index])
 
 
 def check_sample(encoder: SampleProcessor, example: Example) -> SampleCheck:
-    """Encode one example as training does, and without a limit to its text."""
+    """Process one example as training does, and without a limit to its text."""
+    # With one prompt, nothing is random but crops, so both texts are of the same sample.
     text = dataclasses.replace(encoder.text, prompts=encoder.text.prompts[:1])
     limited = _OnceReader(**{**vars(encoder), "text": text})
     unlimited = dataclasses.replace(limited, text=dataclasses.replace(text, max_txt_len=_UNLIMITED))
@@ -151,34 +148,36 @@ def check_datasets(
     num_workers: int = 0,
     start: Callable[[str, int], Advance] = lambda task, total: lambda number: None,
 ) -> Iterator[DatasetCheck]:
-    """Check one dataset of a configuration after the other.
+    """Check the datasets of a configuration, one after the other.
 
     Args:
         config: the whole configuration.
-        processor: of the model, as `build_model_processor` makes it.
+        processor: of the model, from `build_model_processor`.
         training: True checks the training splits, False the validation splits.
-        num_decoded: most samples of each dataset to read, drawn from `run.seed`; all by default. Whether files are
-            there is seen for all.
+        num_decoded: most samples of each dataset to process, drawn from `run.seed`; None processes all. Absent files
+            are found in all samples.
         num_shown: good samples to keep.
         num_workers: processes that read.
-        start: called with what is done next and of how many; what it returns is called as they are done.
+        start: called with the name of the next task and its total; its result is called with what was done.
 
     Raises:
         ConfigError, DatasetError: as `build_datasets`.
     """
     model = config.model
-    as_sound = model.equip_audio_branch and not model.frozen_audio_Qformer
-    for dataset in build_datasets(config, processor, training=training, images_as_audio=as_sound):
+    as_audio = model.equip_audio_branch and not model.frozen_audio_Qformer
+    for dataset in build_datasets(config, processor, training=training, images_as_audio=as_audio):
         examples = dataset.examples
         check = DatasetCheck(dataset.name, len(examples))
         absent = _find_absent(examples, start(f"{dataset.name}: files", len(examples)))
         check.bad = list(absent.values())
         order = np.random.default_rng(config.run.seed).permutation(len(examples)).tolist()
+        # The same samples in every run of the check, and a prefix of them if fewer are asked for.
         chosen = [index for index in order if index not in absent][:num_decoded]
         advance = start(f"{dataset.name}: samples", len(chosen))
         torch.manual_seed(config.run.seed)
         good = []
-        for index, sample in zip(chosen, _run(dataset, chosen, num_workers), strict=True):
+        samples = read_ahead(_Checks(dataset), chosen, num_workers, PREFETCHED_BATCHES)
+        for index, sample in zip(chosen, samples, strict=True):
             check.num_decoded += 1
             check.num_cut += sample.is_cut
             check.longest = max(check.longest, sample.num_text_tokens)
@@ -192,10 +191,10 @@ def check_datasets(
 
 
 def share_of_bad_samples(config: Config, checks: Sequence[DatasetCheck]) -> float:
-    """The share of bad samples that a run would meet, as it mixes the datasets.
+    """Return the share of bad samples in a run, which mixes the datasets.
 
     Raises:
-        ConfigError: sample ratios that make no sense.
+        ConfigError: invalid sample ratios.
     """
     names = [check.name for check in checks]
     ratios = [config.datasets[name].sample_ratio for name in names]
@@ -204,45 +203,43 @@ def share_of_bad_samples(config: Config, checks: Sequence[DatasetCheck]) -> floa
 
 
 def describe_tokens(sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase, media: dict[int, str]) -> str:
-    """A sample's text, with what is learnt in ⟦ ⟧ and media as `<frames x 32>`.
+    """Return a sample's text, with what is learnt in ⟦ ⟧ and media as `<frames x 32>`.
 
     Args:
-        sample: as the encoder made it.
+        sample: to describe.
         tokenizer: of the language model.
-        media: what the ids that mark media stand for.
+        media: names of the ids of media features.
     """
-    return "".join(_describe_runs(sample, tokenizer, media))
 
+    def mark_of(token: tuple[int, int]) -> str | bool:
+        """Return the name of media, or whether the token is learnt."""
+        token_id, label = token
+        return media.get(token_id) or label != IGNORE_INDEX
 
-def _describe_runs(sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase, media: dict[int, str]) -> Iterator[str]:
-    marks = [
-        media.get(token, label != IGNORE_INDEX) for token, label in zip(sample.input_ids, sample.labels, strict=True)
-    ]
-    ends = [end for end in range(1, len(marks)) if marks[end] != marks[end - 1]]
-    text_start, written = 0, ""
-    for start, end in zip([0, *ends], [*ends, len(marks)], strict=True):
-        mark = marks[start]
+    described: list[str] = []
+    ids: list[int] = []
+    written = ""
+    for mark, run in itertools.groupby(zip(sample.input_ids, sample.labels, strict=True), mark_of):
+        run_ids = [token for token, _ in run]
         if isinstance(mark, str):
-            yield f"<{mark} x {end - start}>"
-            text_start, written = end, ""
+            described.append(f"<{mark} x {len(run_ids)}>")
+            ids, written = [], ""
             continue
-        # Tokens are decoded from the beginning of their text on: by themselves some would lose a space.
-        text = str(tokenizer.decode(sample.input_ids[text_start:end]))
-        yield f"⟦{text[len(written) :]}⟧" if mark else text[len(written) :]
-        written = text
-
-
-def _run(dataset: EncodedDataset, indices: Sequence[int], num_workers: int) -> Iterable[SampleCheck]:
-    options: dict[str, Any] = {"prefetch_factor": PREFETCHED_BATCHES} if num_workers else {}
-    return DataLoader(_Checks(dataset), batch_size=None, sampler=indices, num_workers=num_workers, **options)
+        # Tokens are decoded from the beginning of their text on: alone, some would lose a space.
+        ids += run_ids
+        text = str(tokenizer.decode(ids))
+        new, written = text[len(written) :], text
+        described.append(f"⟦{new}⟧" if mark else new)
+    return "".join(described)
 
 
 def _find_absent(examples: Sequence[Example], advance: Advance) -> dict[int, SampleCheck]:
-    """The examples that have a file which is not there, by number."""
+    """Return the examples with an absent file, by index."""
     absent = {}
     for index, example in enumerate(examples):
-        missing = next((source.path for source in media_sources(example) if not Path(source.path).exists()), None)
-        if missing is not None:
-            absent[index] = SampleCheck(example.id, "absent", missing)
+        for source in media_sources(example):
+            if not Path(source.path).exists():
+                absent[index] = SampleCheck(example.id, "absent", source.path)
+                break
         advance(1)
     return absent

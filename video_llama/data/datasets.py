@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from video_llama.config import BuildInfo, DatasetConfig
+from video_llama.constants import Modality
 from video_llama.data.annotations import (
     find_files,
     read_json,
@@ -19,57 +20,59 @@ from video_llama.data.annotations import (
     required_text,
     resolve_messages,
 )
-from video_llama.data.examples import Example, ExampleTable, MediaKind, MediaSource
+from video_llama.data.examples import Example, ExampleTable, MediaSource
 from video_llama.data.shards import find_shards, read_shard
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.registry import DATASETS
 
-__all__ = ["MEDIA_KINDS", "build_examples"]
+__all__ = ["MODALITIES", "build_examples"]
 
-MEDIA_KINDS: dict[str, MediaKind] = {"video": "video", "images": "image", "audio": "audio"}
-"""What `data_type` of a section says."""
+MODALITIES: dict[str, Modality] = {"video": "video", "images": "image", "audio": "audio"}
+"""By the `data_type` of a section."""
 
 Reader = Callable[["_Place"], Iterator[Example]]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What a reader needs to know."""
+    """One split of one dataset, for its reader."""
 
     name: str
-    kind: MediaKind
+    kind: Modality
     info: BuildInfo
 
     def folder(self, key: str) -> Path:
-        """One of the paths of `build_info`.
+        """Return one of the paths of `build_info`.
 
         Raises:
             ConfigError: it is not set.
         """
         value = getattr(self.info, key)
         if value is None:
-            raise ConfigError(f"datasets.{self.name}.build_info.{key} must be set: where the dataset lies")
+            raise ConfigError(f"datasets.{self.name}.build_info.{key} must be set: the place of the dataset")
         return Path(value).expanduser()
 
 
 def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = None) -> ExampleTable:
-    """All examples of one dataset of a configuration.
+    """Return all examples of one dataset of a configuration.
 
     Args:
-        name: its name in the registry `DATASETS`. Several of one kind are told apart by what follows a colon:
+        name: in the registry `DATASETS`; a suffix behind a colon distinguishes several of one type:
             `messages:cooking`.
         config: its section.
-        info: where it lies; the section's training split by default.
+        info: its paths; by default those of the training split.
 
     Raises:
-        ConfigError: unknown name, or a path that is not set.
-        DatasetError: annotations are absent, empty or of another form.
+        ConfigError: an unknown name, or a path that is not set.
+        DatasetError: annotations are absent, empty or malformed.
     """
+    # "webvid:first" is a dataset of the type "webvid".
     reader: Reader = DATASETS.get(name.partition(":")[0])
-    place = _Place(name, MEDIA_KINDS[config.data_type], info or config.build_info)
+    place = _Place(name, MODALITIES[config.data_type], info or config.build_info)
     try:
         table = ExampleTable(reader(place))
-    except DatasetError as error:  # about a file that several datasets of a configuration could have named
+    except DatasetError as error:
+        # Several datasets of a configuration may name the same file.
         raise DatasetError(f"datasets.{name}: {error}") from error
     if not len(table):
         raise DatasetError(f"datasets.{name}: no examples in its files")
@@ -78,7 +81,7 @@ def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = No
 
 @DATASETS.register("webvid")
 def read_webvid(place: _Place) -> Iterator[Example]:
-    """WebVid: tables `videoid, page_dir, name` and `videos_dir/page_dir/videoid.mp4`."""
+    """Read WebVid: tables `videoid, page_dir, name` and `videos_dir/page_dir/videoid.mp4`."""
     videos = place.folder("videos_dir")
     for file in find_files(place.folder("anno_dir"), (".csv", ".tsv")):
         for line, row in read_table(file, ("videoid", "page_dir", "name")):
@@ -90,7 +93,7 @@ def read_webvid(place: _Place) -> Iterator[Example]:
 
 @DATASETS.register("audio_caption")
 def read_audio_caption(place: _Place) -> Iterator[Example]:
-    """Captions of sounds: tables `audio, caption`, with file names relative to `videos_dir`."""
+    """Read captions of audio files: tables `audio, caption`, with file names relative to `videos_dir`."""
     folder = place.folder("videos_dir")
     for file in find_files(place.folder("anno_dir"), (".csv", ".tsv")):
         for _, row in read_table(file, ("audio", "caption")):
@@ -99,7 +102,7 @@ def read_audio_caption(place: _Place) -> Iterator[Example]:
 
 @DATASETS.register("cc_sbu_align")
 def read_cc_sbu_align(place: _Place) -> Iterator[Example]:
-    """MiniGPT-4's stage 2 set: `filter_cap.json` and `image/IMAGE_ID.jpg` in one folder."""
+    """Read MiniGPT-4's stage 2 set: `filter_cap.json` and `image/IMAGE_ID.jpg` in one folder."""
     folder = place.folder("storage")
     file = folder / "filter_cap.json"
     content = read_json(file)
@@ -114,37 +117,37 @@ def read_cc_sbu_align(place: _Place) -> Iterator[Example]:
 @DATASETS.register("laion")
 @DATASETS.register("shards")
 def read_shards(place: _Place) -> Iterator[Example]:
-    """Webdataset shards, of images or (data_type: video, audio) of others; `scripts/make_shards.py` packs them."""
+    """Read webdataset shards of images or (data_type: video, audio) others; `scripts/make_shards.py` packs them."""
     for path in find_shards(str(place.folder("storage"))):
         yield from read_shard(path, place.kind, place.name)
 
 
 @DATASETS.register("llava_instruct")
 def read_llava_instruct(place: _Place) -> Iterator[Example]:
-    """LLaVA-Instruct-150K: a list of `{"id", "image", "conversations"}`."""
+    """Read LLaVA-Instruct-150K: a list of `{"id", "image", "conversations"}`."""
     folder, file = place.folder("videos_dir"), place.folder("anno_dir")
     for number, entry in enumerate(_entries(read_json(file), file)):
         where = f"{file}, entry {number}"
         image = required_text(entry, "image", where)
         text = {"conversations": required_list(entry, "conversations", where)}
-        yield Example(f"{place.name}/{entry.get('id', number)}", place.kind, _file(folder / image), text)
+        yield Example(f"{place.name}/{entry.get('id', number)}", place.kind, MediaSource(str(folder / image)), text)
 
 
 @DATASETS.register("webvid_instruct")
 @DATASETS.register("webvid_instruct_zh")
 def read_webvid_instruct(place: _Place) -> Iterator[Example]:
-    """VideoChat's instructions: a list of `{"video", "QA": [{"q", "a"}, …]}`."""
+    """Read VideoChat's instructions: a list of `{"video", "QA": [{"q", "a"}, …]}`."""
     folder, file = place.folder("videos_dir"), place.folder("anno_dir")
     for number, entry in enumerate(_entries(read_json(file), file)):
         where = f"{file}, entry {number}"
         video = required_text(entry, "video", where)
         text = {"QA": required_list(entry, "QA", where)}
-        yield Example(f"{place.name}/{number}:{video}", place.kind, _file(folder / video), text)
+        yield Example(f"{place.name}/{number}:{video}", place.kind, MediaSource(str(folder / video)), text)
 
 
 @DATASETS.register("messages")
 def read_messages(place: _Place) -> Iterator[Example]:
-    """One's own data: JSONL of `{"messages": […]}` with image, video and audio items (see docs/own_data.md).
+    """Read JSONL of `{"messages": […]}` with image, video and audio items (docs/own_data.md).
 
     Paths are relative to `videos_dir`, or to the file itself.
     """
@@ -158,11 +161,7 @@ def read_messages(place: _Place) -> Iterator[Example]:
 
 
 def _captioned(place: _Place, id_: str, path: Path, caption: str) -> Example:
-    return Example(f"{place.name}/{id_}", place.kind, _file(path), {"caption": caption})
-
-
-def _file(path: Path) -> MediaSource:
-    return MediaSource(str(path))
+    return Example(f"{place.name}/{id_}", place.kind, MediaSource(str(path)), {"caption": caption})
 
 
 def _entries(content: Any, file: Path, what: str = "the file") -> list[Any]:

@@ -1,4 +1,4 @@
-"""Annotated examples before their media are read, and a compact table of millions of them."""
+"""Annotated examples before their media are read, and a compact table of them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from video_llama.constants import Modality
 from video_llama.errors import DatasetError
 from video_llama.media.probe import check_media_file
 
 __all__ = [
     "Example",
     "ExampleTable",
-    "MediaKind",
     "MediaSource",
     "ShardMember",
     "media_sources",
@@ -31,18 +31,15 @@ __all__ = [
 
 _READ_BYTES = 1 << 20
 
-MediaKind = Literal["video", "image", "audio"]
-"""How a file is read: its frames, as a still, or its sound."""
-
 
 @dataclass(frozen=True)
 class MediaSource:
     """Where the bytes of one media file are.
 
     Args:
-        path: the file, or the tar shard it lies in.
-        name: its name within the shard; None for a file of its own.
-        offset, size: its bytes within the shard.
+        path: of the file, or of the tar shard that holds it.
+        name: within the shard; None for a file of its own.
+        offset, size: in bytes, within the shard.
     """
 
     path: str
@@ -56,46 +53,57 @@ class Example:
     """One annotated example.
 
     Args:
-        id: names it in logs: dataset and the annotation's own id.
-        kind: how its media file is read.
-        source: the media file; None if the text names its media itself (`messages`).
+        id: for logs: the dataset and the annotation's own id.
+        kind: modality of its media file.
+        source: the media file; None if the text names its media (`messages`).
         text: one of `{"caption": …}`, `{"QA": […]}`, `{"conversations": […]}`, `{"messages": […]}`.
     """
 
     id: str
-    kind: MediaKind
+    kind: Modality
     source: MediaSource | None
     text: Mapping[str, Any]
 
 
+def build_example(id_: str, kind: Modality, fields: Sequence[Any] | None, text: Mapping[str, Any]) -> Example:
+    """Return an example from the fields of its source."""
+    return Example(id_, kind, MediaSource(*fields) if fields else None, text)
+
+
 def source_of(path: str | Mapping[str, Any]) -> MediaSource:
-    """The file that an item of messages names: a path, or the fields of a `MediaSource` for one in a shard."""
+    """Return the file of an item of messages: a path, or the fields of a `MediaSource` for one in a shard."""
     return MediaSource(**path) if isinstance(path, Mapping) else MediaSource(path)
 
 
+def fields_of(source: MediaSource | None) -> list[Any] | None:
+    """Return the fields of a source, for `MediaSource(*fields)`."""
+    if source is None:
+        return None
+    return list(vars(source).values())
+
+
 def media_sources(example: Example) -> list[MediaSource]:
-    """All media files of an example, in order of appearance."""
+    """Return all media files of an example, in order of appearance."""
     if example.source is not None:
         return [example.source]
-    contents = (message["content"] for message in example.text.get("messages", ()))
-    items = (item for content in contents if not isinstance(content, str) for item in content)
-    return [source_of(item["path"]) for item in items if item["type"] != "text"]
+    sources = []
+    for message in example.text.get("messages", ()):
+        if not isinstance(message["content"], str):
+            sources += [source_of(item["path"]) for item in message["content"] if item["type"] != "text"]
+    return sources
 
 
 class ExampleTable(Sequence[Example]):
-    """Examples as one block of bytes.
+    """Examples as one block of bytes, shared by all data loader workers."""
 
-    Millions of Python objects would be copied into every data loader worker, little by little, as their reference
-    counts change; two arrays are shared for good.
-    """
-
+    # Reference counts of millions of Python objects would copy them, page by page, into every forked worker; two
+    # arrays stay shared.
     def __init__(self, examples: Iterable[Example]) -> None:
         rows = bytearray()
         ends = [0]
         for example in examples:
-            source = None if example.source is None else list(vars(example.source).values())
-            row = [example.id, example.kind, source, example.text]
-            # Half of a surrogate pair, which JSON can hold, is no text: it becomes a question mark.
+            row = [example.id, example.kind, fields_of(example.source), example.text]
+            # Half of a surrogate pair, which JSON can hold, is not text: it becomes a question mark.
             rows += json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
             ends.append(len(rows))
         self._rows = np.frombuffer(bytes(rows), dtype=np.uint8)
@@ -111,13 +119,13 @@ class ExampleTable(Sequence[Example]):
             raise IndexError(index)
         position = index % len(self)
         row = self._rows[self._ends[position] : self._ends[position + 1]].tobytes()
-        id_, kind, source, text = json.loads(row)
-        return Example(id_, kind, None if source is None else MediaSource(*source), text)
+        id_, kind, fields, text = json.loads(row)
+        return build_example(id_, kind, fields, text)
 
 
 @dataclass(frozen=True)
 class ShardMember:
-    """A file in a tar shard; it becomes a file of its own only while it is read."""
+    """A file in a tar shard, which is copied to a file of its own only while it is read."""
 
     source: MediaSource
 
@@ -130,7 +138,7 @@ class ShardMember:
 
 @contextlib.contextmanager
 def open_media(source: MediaSource) -> Iterator[str]:
-    """A path under which decoders can open the file; out of a shard it is copied to a temporary file.
+    """Yield a path that decoders can open; a file in a shard is copied to a temporary one.
 
     Raises:
         DatasetError: the shard is shorter than its index says.
@@ -148,7 +156,7 @@ def open_media(source: MediaSource) -> Iterator[str]:
 
 
 def read_media(source: MediaSource) -> Iterator[bytes]:
-    """The bytes of a media file, piece by piece.
+    """Yield the bytes of a media file in chunks.
 
     Raises:
         MediaError: there is no such file.
@@ -158,8 +166,8 @@ def read_media(source: MediaSource) -> Iterator[bytes]:
         file.seek(source.offset)
         left = source.size if source.name is not None else os.fstat(file.fileno()).st_size
         while left:
-            piece = file.read(min(left, _READ_BYTES))
-            if not piece:
+            chunk = file.read(min(left, _READ_BYTES))
+            if not chunk:
                 raise DatasetError(f"{source.path}: {source.name} is cut off; the shard has changed or is truncated")
-            left -= len(piece)
-            yield piece
+            left -= len(chunk)
+            yield chunk

@@ -1,28 +1,27 @@
 """Which examples make which batch: arithmetic on seeds and counts only.
 
-A batch is a pure function of the seed, its number and the rank, so that going on after a stop needs to know the
-number alone, and data loader workers can take batches in any order.
+A batch is a pure function of the seed, its number and the rank. So a run resumes from the number alone, and data
+loader workers can take batches in any order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from video_llama.errors import ConfigError
 
-__all__ = ["BatchPlan", "Slot", "mixture_weights"]
+__all__ = ["MixtureBatchSampler", "SampleRef", "mixture_weights"]
 
-_CHOICE, _ORDER, _SAMPLE, _REPLACEMENT = range(4)  # streams of random numbers that must not meet
+# Streams of random numbers that must not overlap.
+_CHOICE, _ORDER, _SAMPLE, _REPLACEMENT = range(4)
 
 
 @dataclass(frozen=True)
-class Slot:
+class SampleRef:
     """One place in a batch.
 
     Args:
@@ -37,16 +36,19 @@ class Slot:
 
 
 def mixture_weights(sizes: Sequence[int], ratios: Sequence[float | None], names: Sequence[str]) -> list[float]:
-    """The share of the batches that each dataset gets: by `sample_ratio`, or by size if none has one.
+    """Return the share of the batches of each dataset: by `sample_ratio`, or by size if none has one.
 
     Raises:
         ConfigError: a ratio is negative, all are 0, or only some datasets have one.
     """
-    given = [name for name, ratio in zip(names, ratios, strict=True) if ratio is not None]
-    if given and len(given) < len(names):
-        without = ", ".join(name for name in names if name not in given)
-        raise ConfigError(f"sample_ratio must be set for all datasets or for none; it is missing for {without}")
-    weights = [float(ratio) for ratio in ratios if ratio is not None] if given else [float(size) for size in sizes]
+    without = [name for name, ratio in zip(names, ratios, strict=True) if ratio is None]
+    if without and len(without) < len(names):
+        raise ConfigError(
+            f"sample_ratio must be set for all datasets or for none; it is missing for {', '.join(without)}"
+        )
+    weights = [float(size) for size in sizes]
+    if not without:
+        weights = [float(ratio) for ratio in ratios if ratio is not None]
     for name, weight in zip(names, weights, strict=True):
         if not 0 <= weight < float("inf"):
             raise ConfigError(f"datasets.{name}.sample_ratio must be 0 or more, but is {weight}")
@@ -55,22 +57,22 @@ def mixture_weights(sizes: Sequence[int], ratios: Sequence[float | None], names:
     return [weight / sum(weights) for weight in weights]
 
 
-class BatchPlan:
-    """What each batch of a run is made of.
+class MixtureBatchSampler:
+    """Draws the batches of a run from several datasets.
 
-    All examples of a batch come from one dataset, the same on every rank. A dataset is gone through in a new
-    random order each time; a batch may end one round and begin the next. The ranks share each round: one process
-    with batches of twice the size sees what two processes see.
+    All examples of a batch are from one dataset, the same on every rank. Each pass over a dataset is in a new random
+    order; a batch may end one pass and begin the next. The ranks share each pass: one process with batches of twice
+    the size sees what two processes see.
 
     Args:
         sizes: number of examples of each dataset.
-        shares: probability of each dataset, as `mixture_weights` returns them.
+        shares: probability of each dataset, from `mixture_weights`.
         batch_size: of one process.
         num_batches: of the whole run, for one process.
         seed: of everything.
         rank, world_size: of this process.
-        block_sizes: for datasets stored in shards, how many neighbours to keep near each other: blocks are
-            shuffled, and examples within a few blocks; 0 shuffles freely.
+        block_sizes: for datasets in shards, how many neighbours to keep near each other: blocks are shuffled, and
+            examples within a few blocks; 0 shuffles freely.
     """
 
     def __init__(
@@ -89,58 +91,53 @@ class BatchPlan:
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
-        self.block_sizes = list(block_sizes) if block_sizes is not None else [0] * len(self.sizes)
+        self.block_sizes = list(block_sizes or [0] * len(self.sizes))
         choices = np.random.default_rng([seed, _CHOICE]).choice(len(self.sizes), size=num_batches, p=shares)
         self._datasets = choices.astype(np.int32)
-        self._turns = np.zeros(num_batches, dtype=np.int64)  # how many batches of the same dataset came before
+        # How many batches of the same dataset came before.
+        self._turns = np.zeros(num_batches, dtype=np.int64)
         for dataset in range(len(self.sizes)):
             chosen = self._datasets == dataset
             self._turns[chosen] = np.arange(chosen.sum())
-        self._order = self._remembered_order()
+        # The last order of each dataset, with the number of its pass.
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
         return len(self._datasets)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Data loader workers that are not forked get a pickle, and the memory of orders cannot be one.
-        return {name: value for name, value in vars(self).items() if name != "_order"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._order = self._remembered_order()
-
-    def __getitem__(self, number: int) -> list[Slot]:
-        """The slots of this rank's batch of that number."""
+    def __getitem__(self, number: int) -> list[SampleRef]:
+        """Return the samples of this rank's batch of that number."""
         dataset, turn = int(self._datasets[number]), int(self._turns[number])
+        # Ranks take neighbouring stretches of the dataset's sequence of examples.
         first = (turn * self.world_size + self.rank) * self.batch_size
-        return [self._slot(dataset, position) for position in range(first, first + self.batch_size)]
+        return [self._sample(dataset, position) for position in range(first, first + self.batch_size)]
 
-    def sample_seed(self, slot: Slot) -> int:
-        """The seed of all that is random about one sample: crops, prompts."""
-        return self._draw_seed([self.seed, _SAMPLE, slot.dataset, slot.position])
+    def sample_seed(self, ref: SampleRef) -> int:
+        """Return the seed of all that is random about one sample: crops, prompts."""
+        rng = np.random.default_rng([self.seed, _SAMPLE, ref.dataset, ref.position])
+        return int(rng.integers(2**62))
 
-    def replacement(self, slot: Slot, attempt: int) -> int:
-        """Index of the example that takes the place of one that cannot be read, the same at every run."""
-        rng = np.random.default_rng([self.seed, _REPLACEMENT, slot.dataset, slot.position, attempt])
-        return int(rng.integers(self.sizes[slot.dataset]))
+    def replacement(self, ref: SampleRef, attempt: int) -> int:
+        """Return the index of the example that replaces a bad one, the same in every run."""
+        rng = np.random.default_rng([self.seed, _REPLACEMENT, ref.dataset, ref.position, attempt])
+        return int(rng.integers(self.sizes[ref.dataset]))
 
-    def _slot(self, dataset: int, position: int) -> Slot:
+    def _sample(self, dataset: int, position: int) -> SampleRef:
+        # Positions only grow within a process, so the last order of each dataset is the only one worth keeping.
         epoch, place = divmod(position, self.sizes[dataset])
-        return Slot(dataset, int(self._order(dataset, epoch)[place]), position)
-
-    def _remembered_order(self) -> Callable[[int, int], NDArray[np.int64]]:
-        return lru_cache(maxsize=2 * len(self.sizes))(self._draw_order)
+        if dataset not in self._orders or self._orders[dataset][0] != epoch:
+            self._orders[dataset] = (epoch, self._draw_order(dataset, epoch))
+        return SampleRef(dataset, int(self._orders[dataset][1][place]), position)
 
     def _draw_order(self, dataset: int, epoch: int) -> NDArray[np.int64]:
+        """Return the order of one pass: a permutation of the dataset's indices."""
         size, block = self.sizes[dataset], self.block_sizes[dataset]
         rng = np.random.default_rng([self.seed, _ORDER, dataset, epoch])
         if not 0 < block < size:
             return rng.permutation(size)
+        # Shuffle whole blocks of neighbours, then the examples within windows of eight blocks: a window reads from few
+        # shards, and yet its order is random.
         starts = rng.permutation(np.arange(0, size, block))
         order = np.concatenate([np.arange(start, min(start + block, size)) for start in starts])
         window = 8 * block
         return np.concatenate([rng.permutation(order[start : start + window]) for start in range(0, size, window)])
-
-    @staticmethod
-    def _draw_seed(entropy: list[int]) -> int:
-        return int(np.random.default_rng(entropy).integers(2**62))

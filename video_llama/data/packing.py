@@ -1,17 +1,19 @@
-"""Pack a dataset into webdataset shards: few large files in the place of many small ones.
+"""Pack a dataset into webdataset shards: a few large files in the place of many small ones.
 
-What comes out depends on the examples and the limits alone. A shard appears under its name when it is whole, so a
-run that was stopped goes on at the first one that is missing.
+The result depends on the examples and the limits alone. A shard appears under its name when it is complete, so a run
+that was stopped continues at the first missing one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from video_llama.data.examples import Example, MediaSource, media_sources, read_
 from video_llama.data.shards import SUFFIXES
 from video_llama.errors import DatasetError
 from video_llama.utils.files import INCOMPLETE, write_whole
+from video_llama.utils.jsonl import append_jsonl
 
 __all__ = ["PackedDataset", "pack_examples"]
 
-_FIXED_TIME = 946_684_800  # 2000-01-01: the date of all members
-_BLOCK_BYTES = 512  # of a tar file; each member has one more as its header
+# The date of all members: 2000-01-01.
+_FIXED_TIME = 946_684_800
 _PLAN_FILE = "packing.json"
-_SHOWN = 5  # absent files in an error message
+# Absent files in an error message.
+_SHOWN = 5
 
 Advance = Callable[[int], object]
 
@@ -37,7 +41,7 @@ class PackedDataset:
     Args:
         shards: their paths, in order.
         num_examples: in all of them.
-        absent: ids of examples that were left out because a file of theirs is not there.
+        absent: ids of examples that were left out because a file of theirs is absent.
     """
 
     shards: list[Path]
@@ -54,88 +58,93 @@ def pack_examples(
     skip_absent: bool = False,
     advance: Advance = lambda num_examples: None,
 ) -> PackedDataset:
-    """Write `00000.tar`, `00001.tar`, … that the dataset `shards` reads back as they were.
+    """Write `00000.tar`, `00001.tar`, … that the dataset `shards` reads back unchanged.
 
     Args:
         examples: from `build_examples`; their media are copied byte for byte.
-        folder: new, empty, or that of the same packing, which goes on where it was stopped.
+        folder: new, empty, or of the same packing, which then continues where it was stopped.
         max_count: most examples of a shard.
-        max_bytes: most bytes of a shard; a single larger example has one of its own.
-        skip_absent: leave out examples whose files are not there, and list them in `absent.jsonl`.
+        max_bytes: most bytes of a shard; a single larger example has a shard of its own.
+        skip_absent: leave out examples whose files are absent, and list them in `absent.jsonl`.
         advance: called with the number of examples that were done.
 
     Raises:
-        DatasetError: absent files, a file of a kind that no shard holds, a folder with other things in it, or a
+        DatasetError: absent files, a file of a type that no shard holds, a folder with other files in it, or a
             shard that cannot be written.
     """
     if max_count < 1 or max_bytes < 1:
         raise DatasetError(f"a shard must hold at least one example and one byte, not {max_count} and {max_bytes}")
-    sizes, digest = _survey(examples)
-    there = [index for index, size in enumerate(sizes) if size is not None]
-    absent = [examples[index].id for index, size in enumerate(sizes) if size is None]
+    sizes, absent, digest = _survey(examples)
     if absent and not skip_absent:
-        shown = ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else "")
-        raise DatasetError(f"files of {len(absent)} of {len(examples)} examples are absent ({shown})")
-    if not there:
+        shown = [*absent[:_SHOWN], "…"] if len(absent) > _SHOWN else absent
+        raise DatasetError(f"files of {len(absent)} of {len(examples)} examples are absent ({', '.join(shown)})")
+    if not sizes:
         raise DatasetError("there is no example to pack")
     _prepare(folder, {"examples": digest, "max_count": max_count, "max_bytes": max_bytes})
     shards = []
-    for number, indices in enumerate(_divide(there, [size or 0 for size in sizes], max_count, max_bytes)):
+    for number, indices in enumerate(_divide(sizes, max_count, max_bytes)):
+        # A shard under its final name is complete: an earlier run wrote it.
         shards.append(folder / f"{number:05d}.tar")
         if not shards[-1].exists():
-            _write_whole(shards[-1], _shard(examples, indices))
+            _write(shards[-1], partial(_write_shard, examples=examples, indices=indices))
         advance(len(indices))
     if absent:
-        lines = "".join(json.dumps({"id": id_}, ensure_ascii=False) + "\n" for id_ in absent)
-        _write_whole(folder / "absent.jsonl", [lines.encode()])
-    return PackedDataset(shards, len(there), absent)
+        _write(folder / "absent.jsonl", partial(_write_ids, ids=absent))
+    return PackedDataset(shards, len(sizes), absent)
 
 
-def _survey(examples: Sequence[Example]) -> tuple[list[int | None], str]:
-    """The size of each example in a shard, None if a file is absent, and a digest of what would be packed."""
+def _survey(examples: Sequence[Example]) -> tuple[dict[int, int], list[str], str]:
+    """Return the size in a shard of each example by its index, ids of absent ones, and a digest of what is packed."""
     digest = hashlib.blake2b(digest_size=16)
-    sizes: list[int | None] = []
-    for example in examples:
-        text, sources = _annotation(example), _suffixes(example)
-        stats = [_stat(source) for source in sources]
+    sizes: dict[int, int] = {}
+    absent = []
+    # The digest identifies the packing, so that a stopped run continues only with the same annotations and files.
+    for index, example in enumerate(examples):
+        text = _annotation(example)
+        stats = [_stat(source) for source in _suffixes(example)]
         digest.update(text + repr(stats).encode())
+        if None in stats:
+            absent.append(example.id)
+            continue
         lengths = [len(text), *(stat[0] for stat in stats if stat is not None)]
-        size = sum(_BLOCK_BYTES * (1 + -(-length // _BLOCK_BYTES)) for length in lengths)
-        sizes.append(None if None in stats else size)
-    return sizes, digest.hexdigest()
+        # Each member is a header of one block and its content in whole blocks.
+        sizes[index] = sum(tarfile.BLOCKSIZE * (1 + -(-length // tarfile.BLOCKSIZE)) for length in lengths)
+    return sizes, absent, digest.hexdigest()
 
 
 def _stat(source: MediaSource) -> tuple[int, int] | None:
-    """(bytes, time of change) of a media file, None if it is absent."""
+    """Return (bytes, time of change) of a media file, None if it is absent."""
     try:
         stat = os.stat(source.path)
     except OSError:
         return None
-    return (stat.st_size if source.name is None else source.size), stat.st_mtime_ns
+    size = source.size if source.name is not None else stat.st_size
+    return size, stat.st_mtime_ns
 
 
-def _divide(indices: Sequence[int], sizes: Sequence[int], max_count: int, max_bytes: int) -> Iterator[list[int]]:
-    """The examples of each shard: as many as fit, in order."""
+def _divide(sizes: dict[int, int], max_count: int, max_bytes: int) -> Iterator[list[int]]:
+    """Yield the examples of each shard: as many as fit, in order."""
     shard: list[int] = []
     filled = 0
-    for index in indices:
-        if shard and (len(shard) == max_count or filled + sizes[index] > max_bytes):
+    for index, size in sizes.items():
+        if shard and (len(shard) == max_count or filled + size > max_bytes):
             yield shard
             shard, filled = [], 0
         shard.append(index)
-        filled += sizes[index]
+        filled += size
     if shard:
         yield shard
 
 
 def _prepare(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder, or see that it is that of the same packing.
+    """Make the folder, or check that it is that of the same packing.
 
     Raises:
         DatasetError: it holds something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f".*{INCOMPLETE}"):  # by a run that was killed
+    # Of a run that was killed.
+    for left in folder.glob(f".*{INCOMPLETE}"):
         left.unlink()
     file, text = folder / _PLAN_FILE, json.dumps(plan)
     if file.exists() and file.read_text(encoding="utf-8") == text:
@@ -143,83 +152,83 @@ def _prepare(folder: Path, plan: dict[str, Any]) -> None:
     if any(folder.iterdir()):
         why = "of other examples or limits" if file.exists() else "that are none of its shards"
         raise DatasetError(f"{folder}: holds files {why}; choose another folder or remove it")
-    _write_whole(file, [text.encode()])
+    _write(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _shard(examples: Sequence[Example], indices: Sequence[int]) -> Iterator[bytes]:
-    """A tar file, piece by piece."""
-    for index in indices:
-        example, key = examples[index], f"{index:09d}"
-        suffixes = _suffixes(example)
-        yield from _member(f"{key}.json", [_annotation(example)])
-        for source, suffix in suffixes.items():
-            yield from _member(f"{key}.{suffix}", read_media(source))
-    yield bytes(2 * _BLOCK_BYTES)  # the end of a tar file
+def _write_shard(path: Path, examples: Sequence[Example], indices: Sequence[int]) -> None:
+    with tarfile.TarFile(path, "w", format=tarfile.GNU_FORMAT, copybufsize=1 << 20) as tar:
+        for index in indices:
+            example, key = examples[index], f"{index:09d}"
+            _add(tar, f"{key}.json", _annotation(example))
+            for source, suffix in _suffixes(example).items():
+                _add(tar, f"{key}.{suffix}", b"".join(read_media(source)))
+        end = tar.offset + 2 * tarfile.BLOCKSIZE
+    # Two empty blocks end a tar file; tarfile pads to 20 blocks, which would go beyond `max_bytes`.
+    os.truncate(path, end)
 
 
-def _member(name: str, pieces: Any) -> Iterator[bytes]:
-    content = b"".join(pieces)
+def _write_ids(path: Path, ids: Sequence[str]) -> None:
+    for id_ in ids:
+        append_jsonl(path, {"id": id_})
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     header = tarfile.TarInfo(name)
     header.size, header.mtime, header.mode = len(content), _FIXED_TIME, 0o444
-    yield header.tobuf(tarfile.GNU_FORMAT)
-    yield content
-    yield bytes(-len(content) % _BLOCK_BYTES)
+    tar.addfile(header, io.BytesIO(content))
 
 
 def _annotation(example: Example) -> bytes:
-    """The JSON of an example, with its id for people; items of messages name members by their suffix."""
+    """Return the JSON of an example, with its id for people; items of messages name members by their suffix."""
     text = dict(example.text)
     if example.source is None:
         suffixes = _suffixes(example)
         sources = iter(media_sources(example))
-        text["messages"] = [
-            {
-                **message,
-                "content": message["content"]
-                if isinstance(message["content"], str)
-                else [
-                    item if item["type"] == "text" else {"type": item["type"], "path": suffixes[next(sources)]}
-                    for item in message["content"]
-                ],
-            }
-            for message in text["messages"]
-        ]
+        text["messages"] = [_rename_media(message, suffixes, sources) for message in text["messages"]]
     return json.dumps({"id": example.id, **text}, ensure_ascii=False).encode()
 
 
-def _distinct(example: Example) -> list[MediaSource]:
-    return list(dict.fromkeys(media_sources(example)))
+def _rename_media(
+    message: dict[str, Any], suffixes: dict[MediaSource, str], sources: Iterator[MediaSource]
+) -> dict[str, Any]:
+    """Return a message whose media items name the members of a shard, in the order of `sources`."""
+    if isinstance(message["content"], str):
+        return message
+    items = []
+    for item in message["content"]:
+        if item["type"] != "text":
+            item = {"type": item["type"], "path": suffixes[next(sources)]}
+        items.append(item)
+    return {**message, "content": items}
 
 
 def _suffixes(example: Example) -> dict[MediaSource, str]:
-    """What each file of an example is called behind the example's key: `mp4`, in messages `0.mp4`, `1.wav`, …
+    """Return the names of an example's files behind its key: `mp4`; of messages `0.mp4`, `1.wav`, …
 
     Raises:
         DatasetError: a file that could not be found again in a shard.
     """
     suffixes = {}
-    for number, source in enumerate(_distinct(example)):
+    for number, source in enumerate(dict.fromkeys(media_sources(example))):
         suffix = Path(source.name or source.path).suffix.lower().removeprefix(".")
-        if example.source is not None and f".{suffix}" not in SUFFIXES[example.kind]:
+        if example.source is None:
+            suffixes[source] = f"{number}.{suffix or 'bin'}"
+            continue
+        if f".{suffix}" not in SUFFIXES[example.kind]:
             known = ", ".join(SUFFIXES[example.kind])
             raise DatasetError(
                 f"{example.id}: {source.path} is called .{suffix}; a shard holds {example.kind} as {known}"
             )
-        suffixes[source] = suffix if example.source is not None else f"{number}.{suffix or 'bin'}"
+        suffixes[source] = suffix
     return suffixes
 
 
-def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file of pieces.
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole.
 
     Raises:
         DatasetError: it cannot be written.
     """
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-
     try:
         write_whole(path, write)
     except OSError as error:

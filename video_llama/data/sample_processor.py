@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from video_llama.constants import IMAGE_MEAN, IMAGE_STD
-from video_llama.data.examples import Example, MediaKind, MediaSource, open_media, source_of
+from video_llama.constants import IMAGE_MEAN, IMAGE_STD, Modality
+from video_llama.data.examples import Example, MediaSource, open_media, source_of
 from video_llama.data.features import FeatureStore
 from video_llama.data.tokenization import (
     build_caption_sample,
@@ -34,15 +34,16 @@ InputName = Literal["pixel_values", "audio_values", "audio_pixel_values"]
 
 @dataclass
 class MediaInput:
-    """One media item on its way to the model.
+    """One media file on its way to the model.
 
     Args:
-        name: the model input it is meant for.
+        name: the model input it is for.
         values: (frames, 3, height, width), uint8 or normalised, or (segments, 1, mel_bins, mel_frames); if
-            `is_encoded`, what the frozen encoder makes of it: (frames, queries, width) or (segments, joint_width).
-        key: where the feature cache keeps it; None without a cache.
-        message: the sentence on sampled frames, which the cache keeps with the features.
-        is_encoded: the values come from the cache.
+            `is_encoded`, the output of the frozen encoder: (frames, queries, width) or (segments, joint_width).
+        key: of its entry in the feature cache; None without a cache.
+        message: the sentence on the sampled frames of a video; "" for others. The cache keeps it with the features.
+        is_encoded: the values are from the cache.
+        kind: how the file was read; prompts introduce each kind in other words.
     """
 
     name: InputName
@@ -50,32 +51,12 @@ class MediaInput:
     key: str | None = None
     message: str = ""
     is_encoded: bool = False
-
-
-@dataclass(frozen=True)
-class MediaItem:
-    """One file that was read.
-
-    Args:
-        kind: how it was read.
-        message: which frames were sampled; "" for images and sounds.
-        input: for the model.
-    """
-
-    kind: MediaKind
-    message: str
-    input: MediaInput
+    kind: Modality = "video"
 
 
 @dataclass
 class ProcessedSample:
-    """A sample ready for a batch.
-
-    Args:
-        id: of the example.
-        input_ids, labels: of equal length.
-        media: in order of appearance.
-    """
+    """A sample ready for a batch: the id of its example, input_ids and labels of equal length, media in order."""
 
     id: str
     input_ids: list[int]
@@ -89,10 +70,10 @@ class TextSettings:
 
     Args:
         tokenizer: of the language model.
-        placeholder_ids, placeholder_lengths: by kind, "image" and, if the model can hear, "audio".
+        placeholder_ids, placeholder_lengths: by kind, "image" and, if the model has an audio branch, "audio".
         max_txt_len: longest text, in tokens.
-        end_sym: what ends a caption.
-        prompts: of captions; one is drawn for each. Empty puts the media alone in front.
+        end_sym: ends a caption.
+        prompts: of captions; one is drawn for each. Without any, a caption follows the media directly.
         template: of dialogues: "vicuna", "llama_v2" or the name of a conversation template.
         caption_processor: cleans captions; None leaves them.
     """
@@ -109,15 +90,13 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class SampleProcessor:
-    """Encodes the examples of one dataset.
-
-    All randomness comes from torch's global generator.
+    """Processes the examples of one dataset. All randomness is from torch's global generator.
 
     Args:
         text: how text becomes tokens.
         media: how files are read.
-        images_as_audio: pictures go to the audio branch, as the original trains it.
-        features: encoder outputs kept on disk; files found there are not decoded.
+        images_as_audio: frames go to the audio branch, as the original trains it.
+        features: encoder outputs on disk; files found there are not decoded.
     """
 
     text: TextSettings
@@ -130,38 +109,30 @@ class SampleProcessor:
 
         Raises:
             MediaError: a file cannot be read.
-            DatasetError: the annotation has another form than it should, or nothing is left to learn.
+            DatasetError: the annotation has an unknown form, or nothing is left to learn.
         """
         if "messages" in example.text:
-            return self._encode_messages(example)
+            return self._process_messages(example)
         assert example.source is not None, "only messages name their own media"
         item = self.read(example.kind, example.source)
-        kind = "audio" if item.input.name != "pixel_values" else "image"
+        kind = "image" if item.name == "pixel_values" else "audio"
         placeholder = (self.text.placeholder_ids[kind], self.text.placeholder_lengths[kind])
         tokens = self._tokenise(example.text, placeholder, item)
-        return ProcessedSample(example.id, **tokens, media=[item.input])
+        return ProcessedSample(example.id, **tokens, media=[item])
 
-    def _tokenise(self, text: Mapping[str, Any], placeholder: tuple[int, int], item: MediaItem) -> dict[str, list[int]]:
+    def _tokenise(
+        self, text: Mapping[str, Any], placeholder: tuple[int, int], item: MediaInput
+    ) -> dict[str, list[int]]:
         settings = self.text
         if "caption" in text:
-            if not isinstance(text["caption"], str):
-                raise DatasetError(f"the caption is no text: {text['caption']!r}")
-            clean = settings.caption_processor
-            return build_caption_sample(
-                text["caption"] if clean is None else clean(text["caption"]),
-                settings.tokenizer,
-                placeholder=placeholder,
-                prompt=self._draw_prompt(),
-                end_sym=settings.end_sym,
-                max_txt_len=settings.max_txt_len,
-            )
+            return self._tokenise_caption(text["caption"], placeholder)
         if "QA" in text:
-            turns = video_instruct_turns(text["QA"], item.message, is_sound=item.kind == "audio")
+            turns = video_instruct_turns(text["QA"], item.message, is_audio=item.kind == "audio")
         else:
             turns = llava_instruct_turns(text["conversations"])
-        silent = next((number for number, (_, answer) in enumerate(turns, start=1) if not answer.strip()), None)
-        if silent is not None:
-            raise DatasetError(f"answer {silent} of {len(turns)} says nothing: there is no answer to learn")
+        for number, (_, answer) in enumerate(turns, start=1):
+            if not answer.strip():
+                raise DatasetError(f"answer {number} of {len(turns)} is empty: there is nothing to learn")
         return build_dialogue_sample(
             turns,
             settings.tokenizer,
@@ -170,16 +141,31 @@ class SampleProcessor:
             max_txt_len=settings.max_txt_len,
         )
 
-    def _draw_prompt(self) -> str | None:
-        prompts = self.text.prompts
-        return prompts[int(torch.randint(len(prompts), ()))] if prompts else None
+    def _tokenise_caption(self, caption: Any, placeholder: tuple[int, int]) -> dict[str, list[int]]:
+        settings = self.text
+        if not isinstance(caption, str):
+            raise DatasetError(f"the caption is not text: {caption!r}")
+        if settings.caption_processor is not None:
+            caption = settings.caption_processor(caption)
+        prompt = None
+        if settings.prompts:
+            prompt = settings.prompts[int(torch.randint(len(settings.prompts), ()))]
+        return build_caption_sample(
+            caption,
+            settings.tokenizer,
+            placeholder=placeholder,
+            prompt=prompt,
+            end_sym=settings.end_sym,
+            max_txt_len=settings.max_txt_len,
+        )
 
-    def _encode_messages(self, example: Example) -> ProcessedSample:
+    def _process_messages(self, example: Example) -> ProcessedSample:
+        # The reader for chats fills the template, so that training and inference see the same text.
         conversation = dialogue_template(self.text.template).copy()
-        # Messages name their media one by one, so no picture has to stand in for sound.
-        media = _InputReader(dataclasses.replace(self, images_as_audio=False))
-        reader = MessageReader(media, listen=False, strict=True)
-        reader.fill(conversation, [_with_heard_clips(message) for message in example.text["messages"]])
+        # Messages name their media one by one, so no frames stand in for audio here.
+        media = _MessageMedia(dataclasses.replace(self, images_as_audio=False))
+        reader = MessageReader(media, read_audio=False, strict=True)
+        reader.fill(conversation, [_join_video_and_audio(message) for message in example.text["messages"]])
         tokens = build_conversation_sample(
             conversation,
             self.text.tokenizer,
@@ -187,77 +173,79 @@ class SampleProcessor:
             placeholder_lengths=self.text.placeholder_lengths,
             max_txt_len=self.text.max_txt_len,
         )
-        return ProcessedSample(example.id, **tokens, media=[item.input for item in (*reader.visuals, *reader.sounds)])
+        return ProcessedSample(example.id, **tokens, media=[*reader.visuals, *reader.audios])
 
-    def read(self, kind: MediaKind, source: MediaSource) -> MediaItem:
-        """One file as model input, from the feature cache if it is there."""
+    def read(self, kind: Modality, source: MediaSource) -> MediaInput:
+        """Return one file as model input, from the feature cache if it is there."""
         name: InputName = "audio_values"
         if kind != "audio":
             name = "audio_pixel_values" if self.images_as_audio else "pixel_values"
-        key = None if self.features is None else self.features.key(source, kind, name, self.media)
-        found = None if self.features is None or key is None else self.features.load(key)
-        if found is not None:
-            return MediaItem(kind, found.message, MediaInput(name, found.values, key, found.message, is_encoded=True))
+        # The cache is asked first: neither a shard's file is copied nor a video decoded for what it holds.
+        key = None
+        if self.features is not None:
+            key = self.features.key(source, kind, name, self.media)
+            found = self.features.load(key)
+            if found is not None:
+                return MediaInput(name, found.values, key, found.message, is_encoded=True, kind=kind)
         with open_media(source) as path:
             item = self._decode(kind, path)
-        return MediaItem(kind, _message(item), MediaInput(name, _values(item, self.media), key, _message(item)))
+        message = item.message if isinstance(item, VideoFrames) else ""
+        return MediaInput(name, _values(item, self.media), key, message, kind=kind)
 
-    def _decode(self, kind: MediaKind, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
+    def _decode(self, kind: Modality, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
         if kind == "video":
             return self.media.process_video(path, audio=False)[0]
         return self.media.process_image(path) if kind == "image" else self.media.process_audio(path)
 
 
 @dataclass(frozen=True)
-class _HeardClip:
-    """The path of a video whose sound is read, too."""
+class _VideoWithAudio:
+    """The path of a video whose audio track is read, too."""
 
     path: Any
 
 
-def _with_heard_clips(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message in which a video right before its own sound is one item: `Chat` has words of their own for both."""
+def _join_video_and_audio(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message in which a video and then the audio of the same file are one item."""
+    # A chat introduces a video with its audio track in words of its own; training must use the same words.
     content = message.get("content")
     if not isinstance(content, list):
         return message
     items: list[Any] = []
+    before: Mapping[str, Any] = {}
     for item in content:
-        before = items[-1] if items else {}
         if item["type"] == "audio" and before.get("type") == "video" and item["path"] == before["path"]:
-            items[-1] = {"type": "video", "path": _HeardClip(item["path"])}
-        else:
-            items.append(item)
+            item = {"type": "video", "path": _VideoWithAudio(item["path"])}
+            items.pop()
+        items.append(item)
+        before = item
     return {**message, "content": items}
 
 
 @dataclass(frozen=True)
-class _InputReader:
-    """Reads the files of messages as `MediaProcessor` does, but through the encoder and its cache."""
+class _MessageMedia:
+    """Reads the files of messages as `MediaProcessor` does, but with the settings and cache of a `SampleProcessor`."""
 
-    encoder: SampleProcessor
+    processor: SampleProcessor
 
-    def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaItem, MediaItem | None]:
-        if isinstance(path, _HeardClip):
-            return self.encoder.read("video", source_of(path.path)), self.process_audio(path.path)
-        return self.encoder.read("video", source_of(path)), None
+    def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaInput, MediaInput | None]:
+        if isinstance(path, _VideoWithAudio):
+            return self.processor.read("video", source_of(path.path)), self.process_audio(path.path)
+        return self.processor.read("video", source_of(path)), None
 
-    def process_image(self, image: Any) -> MediaItem:
-        return self.encoder.read("image", source_of(image))
+    def process_image(self, image: Any) -> MediaInput:
+        return self.processor.read("image", source_of(image))
 
-    def process_audio(self, sound: Any) -> MediaItem:
-        if "audio" not in self.encoder.text.placeholder_ids:
-            raise DatasetError("the model has no audio branch (model.equip_audio_branch: False), so it hears no sound")
-        return self.encoder.read("audio", source_of(sound))
+    def process_audio(self, sound: Any) -> MediaInput:
+        if "audio" not in self.processor.text.placeholder_ids:
+            raise DatasetError("an audio item, but the model has no audio branch (model.equip_audio_branch: False)")
+        return self.processor.read("audio", source_of(sound))
 
 
 def _values(item: VideoFrames | AudioSegments, media: MediaProcessor) -> Tensor:
-    """What goes to the model: frames as bytes if it normalises them as the processor does, a quarter of the memory."""
     if isinstance(item, AudioSegments):
         return item.values
+    # Frames stay uint8, a quarter of the memory, if the model normalises them in the same way.
     if (media.mean, media.std) != (IMAGE_MEAN, IMAGE_STD):
         return item.pixel_values
     return torch.tensor(item.frames).permute(0, 3, 1, 2).contiguous()
-
-
-def _message(item: VideoFrames | AudioSegments) -> str:
-    return item.message if isinstance(item, VideoFrames) else ""

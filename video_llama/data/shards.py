@@ -1,8 +1,7 @@
 """Webdataset shards: plain tar files whose members belong together by the name up to the first dot.
 
-A shard is indexed once (in `.index` beside it) and then read at random places, so that order, resuming and splitting
-over processes are those of any other dataset. Annotations are JSON or text and nothing else: no pickles, no commands
-as addresses.
+A shard is indexed once (in `.index` beside it) and then read at random, so order, resuming and sharing among processes
+are those of any other dataset. Annotations are JSON or text only: no pickles, no commands as addresses.
 """
 
 from __future__ import annotations
@@ -16,21 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from video_llama.constants import Modality
 from video_llama.data.annotations import required_list, required_text, resolve_messages
-from video_llama.data.examples import Example, MediaKind, MediaSource
+from video_llama.data.examples import Example, MediaSource, build_example, fields_of
 from video_llama.errors import DatasetError
 from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
 
 __all__ = ["SUFFIXES", "find_shards", "index_shard", "read_shard"]
 
-# Of the media in a shard, by how they are read.
 logger = logging.getLogger(__name__)
 
-_INDEX_FOLDER = ".index"  # beside the shards
+# Beside the shards.
+_INDEX_FOLDER = ".index"
 _INDEX_VERSION = 1
 
-SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
+# File names of the media in a shard.
+SUFFIXES: dict[Modality, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"),
     "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".flv"),
     "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".mp4", ".webm", ".mkv", ".mov", ".avi"),
@@ -38,7 +39,7 @@ SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
 
 
 def find_shards(storage: str) -> list[Path]:
-    """The tar files of a folder, or of a pattern such as `data/{00000..00099}.tar`.
+    """Return the tar files of a folder, or of a pattern such as `data/{00000..00099}.tar`.
 
     Raises:
         DatasetError: there is none, one is absent, or the pattern is an address or a command.
@@ -62,23 +63,23 @@ def find_shards(storage: str) -> list[Path]:
     return paths
 
 
-def read_shard(path: Path, kind: MediaKind, name: str) -> Iterator[Example]:
-    """The examples of one shard.
+def read_shard(path: Path, kind: Modality, name: str) -> Iterator[Example]:
+    """Yield the examples of one shard.
 
     Args:
         path: the tar file.
-        kind: which of a sample's files is its media.
+        kind: modality of the media file of each sample.
         name: of the dataset, for ids.
 
     Raises:
         DatasetError: not a tar file, truncated, or a sample without media or annotation.
     """
-    for id_, source, text in index_shard(path, kind):
-        yield Example(f"{name}/{id_}", kind, None if source is None else MediaSource(*source), text)
+    for id_, fields, text in index_shard(path, kind):
+        yield build_example(f"{name}/{id_}", kind, fields, text)
 
 
-def index_shard(path: Path, kind: MediaKind) -> list[Any]:
-    """What is in a shard and where: from its index, which is written when it is not there or of another shard.
+def index_shard(path: Path, kind: Modality) -> list[Any]:
+    """Return the samples of a shard from its index, which is written if it is absent or of another shard.
 
     Returns:
         (id, fields of the `MediaSource` or None, text) of each sample.
@@ -86,6 +87,7 @@ def index_shard(path: Path, kind: MediaKind) -> list[Any]:
     Raises:
         DatasetError: as `read_shard`.
     """
+    # A shard that was moved or written again has another identity, and is indexed anew.
     stat = path.stat()
     index = path.parent / _INDEX_FOLDER / f"{path.name}.{kind}.json"
     identity = [_INDEX_VERSION, str(path), stat.st_size, stat.st_mtime_ns]
@@ -96,23 +98,24 @@ def index_shard(path: Path, kind: MediaKind) -> list[Any]:
                 examples = [_example(shard, path, key, members, kind) for key, members in _group(shard)]
         except (tarfile.TarError, EOFError) as error:
             raise DatasetError(f"{path}: not a whole tar file ({error}); copy it again") from error
-        rows = [[e.id, None if e.source is None else list(vars(e.source).values()), e.text] for e in examples]
+        rows = [[example.id, fields_of(example.source), example.text] for example in examples]
         _save_index(index, identity, rows)
     return rows
 
 
 def _load_index(index: Path, identity: Sequence[Any]) -> list[Any] | None:
-    """What reading a shard gave before, if it has not changed since."""
+    """Return the rows of an index, None if it is absent or of another or changed shard."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    is_ours = isinstance(content, dict) and content.get("shard") == list(identity)
-    return list(content["rows"]) if is_ours else None
+    if not isinstance(content, dict) or content.get("shard") != list(identity):
+        return None
+    return list(content["rows"])
 
 
 def _save_index(index: Path, identity: Sequence[Any], rows: Sequence[Any]) -> None:
-    """Keep what reading a shard gave; where nothing can be written every process reads the shards anew."""
+    # Where no index can be written, every process reads the shards again.
     content = json.dumps({"shard": identity, "rows": rows}, ensure_ascii=False)
     try:
         index.parent.mkdir(exist_ok=True)
@@ -122,7 +125,8 @@ def _save_index(index: Path, identity: Sequence[Any], rows: Sequence[Any]) -> No
 
 
 def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """(key, members by suffix) of the samples, in order."""
+    """Yield (key, members by suffix) of the samples, in order."""
+    # The files of a sample are neighbours with one name up to the first dot, as webdataset has it.
     key = ""
     members: dict[str, tarfile.TarInfo] = {}
     for member in shard:
@@ -141,7 +145,7 @@ def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
 
 
 def _example(
-    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: MediaKind
+    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: Modality
 ) -> Example:
     where = f"{path}: {key}"
     text = _read_text(shard, members, where)
@@ -149,16 +153,15 @@ def _example(
         resolve = partial(_member_fields, path, members, where)
         messages = resolve_messages(text["messages"], resolve, f"{where}.json")
         return Example(f"{path.stem}/{key}", kind, None, {"messages": messages})
-    media = next((members[suffix] for suffix in SUFFIXES[kind] if suffix in members), None)
-    if media is None:
-        has = ", ".join(members)
-        raise DatasetError(f"{path}: {key} has no {kind} ({', '.join(SUFFIXES[kind])}) but only {has}")
-    source = MediaSource(str(path), media.name, media.offset_data, media.size)
-    return Example(f"{path.stem}/{key}", kind, source, text)
+    for suffix in SUFFIXES[kind]:
+        if suffix in members:
+            source = MediaSource(**_member_fields(path, members, where, suffix[1:]))
+            return Example(f"{path.stem}/{key}", kind, source, text)
+    raise DatasetError(f"{where} has no {kind} ({', '.join(SUFFIXES[kind])}) but only {', '.join(members)}")
 
 
 def _member_fields(path: Path, members: Mapping[str, tarfile.TarInfo], where: str, suffix: str) -> dict[str, Any]:
-    """Fields of the `MediaSource` of the member that an item of messages names by its suffix, as "0.mp4"."""
+    """Return the fields of the `MediaSource` of a member by its suffix: "mp4", in messages "0.mp4"."""
     member = members.get(f".{suffix.lower()}")
     if member is None:
         raise DatasetError(f"{where}.json names {suffix!r}, but the sample has only {', '.join(members)}")
@@ -172,11 +175,11 @@ def _read_text(shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], w
         except ValueError as error:
             raise DatasetError(f"{where}.json: not JSON ({error})") from error
         forms: Sequence[str] = ("messages", "conversations", "QA", "caption")
-        form = next((form for form in forms if isinstance(entry, Mapping) and form in entry), None)
-        if form is None:
-            raise DatasetError(f"{where}.json: has none of {', '.join(forms)}")
-        required = required_text if form == "caption" else required_list
-        return {form: required(entry, form, f"{where}.json")}
+        for form in forms:
+            if isinstance(entry, Mapping) and form in entry:
+                required = required_text if form == "caption" else required_list
+                return {form: required(entry, form, f"{where}.json")}
+        raise DatasetError(f"{where}.json: has none of {', '.join(forms)}")
     if ".txt" in members:
         return {"caption": _read(shard, members[".txt"]).decode("utf-8", errors="replace").strip()}
     raise DatasetError(f"{where}: no annotation (.json or .txt) beside {', '.join(members)}")

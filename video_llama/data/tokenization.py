@@ -1,9 +1,8 @@
 """Captions and instruction dialogues as token ids with labels.
 
-Stage 1 learns captions, stage 2 dialogues (Zhang, Li and Bing 2023, section 2.3). Labels stand on what the
-model is to say and on what ends it, and nowhere else. The original's mask drifts over the turns of a Vicuna
-dialogue and finds nothing to learn where a LLaMA-2 dialogue quotes its own template; here every token knows
-from its place in the text whether it belongs to an answer.
+Stage 1 learns captions, stage 2 dialogues (Zhang, Li and Bing 2023, section 2.3). Labels are on answers and on what
+ends them only. The original's mask drifts over the turns of a Vicuna dialogue, and finds no answer where a LLaMA-2
+dialogue quotes its own template; here each token carries whether it belongs to an answer.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = [
 ]
 
 Turn = tuple[Content, str]
-"""A question, which may hold the media position, and its answer."""
+"""A question, which may hold the position of media, and its answer."""
 
 _KINDS = ("image", "audio")
 _LLAVA_MARK = "<image>"
@@ -56,33 +55,34 @@ def build_caption_sample(
     end_sym: str,
     max_txt_len: int,
 ) -> dict[str, list[int]]:
-    """A caption of stage 1: BOS, the prompt around the media, the caption, `end_sym`.
+    """Return a caption of stage 1: BOS, the prompt around the media, the caption, `end_sym`.
 
     Args:
-        caption: what to say; special tokens in it are plain text.
-        placeholder: id that marks media features, and how many of them.
+        caption: the answer; special tokens in it are plain text.
+        tokenizer: of the language model.
+        placeholder: id of media features, and how many of them.
         prompt: text around one media position, e.g. `###Human: <Image><ImageHere></Image> … ###Assistant: `;
             None puts the media alone in front.
-        end_sym: what ends the caption, e.g. "###", "</s>" or a line break.
-        max_txt_len: most tokens of caption and `end_sym` together; what is longer is cut off at its end.
+        end_sym: ends the caption, e.g. "###", "</s>" or a line break.
+        max_txt_len: most tokens of caption and `end_sym` together; a longer text is cut off.
 
     Returns:
-        input_ids and labels of equal length; labels are IGNORE_INDEX but on caption and `end_sym`.
+        input_ids and labels of equal length; labels are IGNORE_INDEX except on caption and `end_sym`.
 
     Raises:
         ConfigError: the prompt does not hold exactly one media position.
-        DatasetError: the caption says nothing: `end_sym` alone is no answer to learn.
+        DatasetError: the caption is empty.
     """
     if not caption.strip():
-        raise DatasetError(f"the caption {caption!r} says nothing: no token of an answer to learn")
+        raise DatasetError(f"the caption {caption!r} is empty: there is no answer to learn")
     wrapping = [Placeholder("image")] if prompt is None else parse_placeholders(prompt)
-    if sum(isinstance(piece, Placeholder) for piece in wrapping) != 1:
+    if sum(isinstance(part, Placeholder) for part in wrapping) != 1:
         raise ConfigError(f"the prompt {prompt!r} must hold one media position, e.g. <ImageHere>")
     sample = _encode(wrapping, tokenizer, placeholder)
     # The original tokenises the caption apart from the prompt: its first token carries a space of its own.
     answer = [Text(caption, answer=True), Text(end_sym, trusted=True, answer=True)]
-    spoken = _encode(answer, tokenizer, placeholder, add_bos=False)
-    sample.extend(spoken.input_ids[:max_txt_len], spoken.is_answer[:max_txt_len])
+    encoded = _encode(answer, tokenizer, placeholder, add_bos=False)
+    sample.extend(encoded.input_ids[:max_txt_len], encoded.is_answer[:max_txt_len])
     return _with_labels(sample)
 
 
@@ -94,24 +94,19 @@ def build_dialogue_sample(
     placeholder: tuple[int, int],
     max_txt_len: int,
 ) -> dict[str, list[int]]:
-    """A dialogue of stage 2 in a conversation template.
+    """Return turns as a dialogue of stage 2; as `build_conversation_sample`.
 
     Args:
         turns: from `video_instruct_turns` or `llava_instruct_turns`.
-        template: see `dialogue_template`; messages it already holds are left out.
-        placeholder: id that marks media features, and how many of them.
-        max_txt_len: most tokens of text, BOS and media not counted; what is longer is cut off at its end.
-
-    Returns:
-        input_ids and labels of equal length; labels are IGNORE_INDEX but on answers and what ends them.
-
-    Raises:
-        DatasetError: the cut leaves no answer, or takes a media position away.
+        tokenizer, max_txt_len: as there.
+        template: see `dialogue_template`; messages in it are left out.
+        placeholder: id of media features, and how many of them.
     """
     conversation = template.copy()
-    conversation.messages = [
-        [role, content] for turn in turns for role, content in zip(conversation.roles, turn, strict=True)
-    ]
+    conversation.messages = []
+    for question, answer in turns:
+        conversation.append_message(conversation.roles[0], question)
+        conversation.append_message(conversation.roles[1], answer)
     token_id, length = placeholder
     return build_conversation_sample(
         conversation,
@@ -130,19 +125,21 @@ def build_conversation_sample(
     placeholder_lengths: Mapping[str, int],
     max_txt_len: int,
 ) -> dict[str, list[int]]:
-    """A finished conversation, with media of any kind, as a sample of stage 2.
+    """Return a complete conversation, with media of any kind, as a sample of stage 2.
 
     Args:
-        conversation: its answers are what is learnt.
-        placeholder_ids, placeholder_lengths: the id that marks media features, and how many, by kind.
-        max_txt_len: most tokens of text, BOS and media not counted; what is longer is cut off at its end.
+        conversation: its answers are learnt.
+        tokenizer: of the language model.
+        placeholder_ids, placeholder_lengths: the id of media features, and how many, by kind.
+        max_txt_len: most tokens of text, BOS and media not counted; a longer text is cut off.
 
     Returns:
-        as `build_dialogue_sample`.
+        input_ids and labels of equal length; labels are IGNORE_INDEX except on answers and what ends them.
 
     Raises:
-        DatasetError: the cut leaves no answer, or takes a media position away.
+        DatasetError: the cut removes all answers, or a media position.
     """
+    # Only text counts towards the limit: BOS and media features come on top.
     sample = encode_parts(conversation.get_parts(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
     has_bos = sample.input_ids[:1] == [tokenizer.bos_token_id]
     media_ids = set(placeholder_ids.values())
@@ -155,14 +152,14 @@ def build_conversation_sample(
 
 
 def dialogue_template(model_type: str) -> Conversation:
-    """The template that a family of language models is instruction-tuned with.
+    """Return the template for instruction tuning of a family of language models.
 
     Args:
         model_type: "vicuna", "llama_v2" or the name of a conversation template ("tokenizer" for the language
             model's own chat template).
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: there is no such name.
     """
     name = _DIALOGUE_TEMPLATES.get(model_type, model_type)
     if name not in conv_templates:
@@ -171,102 +168,101 @@ def dialogue_template(model_type: str) -> Conversation:
     return conv_templates[name]
 
 
-def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str, is_sound: bool = False) -> list[Turn]:
-    """The turns of a `{"QA": [{"q": …, "a": …}, …]}` annotation; the media stand before the first question.
+def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str, is_audio: bool = False) -> list[Turn]:
+    """Return the turns of a `{"QA": [{"q": …, "a": …}, …]}` annotation; the media precede the first question.
 
     Args:
         qa: questions and answers.
-        message: which frames were sampled, as `VideoFrames.message` says it.
-        is_sound: introduce a sound, in the words that `Chat` uses, and not a video.
+        message: the sentence on the sampled frames, `VideoFrames.message`.
+        is_audio: introduce an audio file, in the words that `Chat` uses, instead of a video.
 
     Raises:
         DatasetError: no questions, or one that is not a pair of texts.
     """
     if not qa:
         raise DatasetError("the annotation holds no questions")
-    media = [*audio_prefix(), " "] if is_sound else video_prefix(message)
     turns: list[Turn] = []
     for number, pair in enumerate(qa):
-        question, answer = (pair.get("q"), pair.get("a")) if isinstance(pair, Mapping) else (None, None)
-        if not isinstance(question, str) or not isinstance(answer, str):
+        if not isinstance(pair, Mapping) or not isinstance(pair.get("q"), str) or not isinstance(pair.get("a"), str):
             raise DatasetError(f"question {number} must be a text 'q' and a text 'a', but is {pair}")
-        turns.append((question if turns else [*media, question], answer))
-    return turns
+        turns.append((pair["q"], pair["a"]))
+    media = [*audio_prefix(), " "] if is_audio else video_prefix(message)
+    first, answer = turns[0]
+    return [([*media, str(first)], answer), *turns[1:]]
 
 
 def llava_instruct_turns(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:
-    """The turns of LLaVA's `[{"from": "human", "value": …}, {"from": "gpt", …}, …]`.
+    """Return the turns of LLaVA's `[{"from": "human", "value": …}, {"from": "gpt", …}, …]`.
 
-    The first `<image>` of a human text is the media position; any later one is text, as it is in answers. An
-    answer in front of the first question is left out.
+    The first `<image>` of a human text is the media position; any later one, and those in answers, are text. An
+    answer before the first question is left out.
 
     Raises:
         DatasetError: the speakers do not alternate, or no human text holds `<image>`.
     """
     if not all(isinstance(entry, Mapping) for entry in conversations):
-        raise DatasetError("what is said must be objects with 'from' and 'value'")
-    spoken = [(entry.get("from"), entry.get("value")) for entry in conversations]
-    spoken = spoken[1:] if spoken and spoken[0][0] != "human" else spoken
-    speakers = [speaker for speaker, _ in spoken]
-    if speakers != ["human", "gpt"] * (len(spoken) // 2):
+        raise DatasetError("each entry of a conversation must be an object with 'from' and 'value'")
+    entries = [(entry.get("from"), entry.get("value")) for entry in conversations]
+    if entries and entries[0][0] != "human":
+        entries = entries[1:]
+    speakers = [speaker for speaker, _ in entries]
+    if speakers != ["human", "gpt"] * (len(entries) // 2):
         raise DatasetError(f"speakers must be human and gpt in turn, but are {speakers}")
     turns: list[Turn] = []
     is_placed = False
-    for (_, question), (_, answer) in zip(spoken[::2], spoken[1::2], strict=True):
+    for (_, question), (_, answer) in zip(entries[::2], entries[1::2], strict=True):
         if not isinstance(question, str) or not isinstance(answer, str):
-            raise DatasetError(f"a value is no text: {question!r}, {answer!r}")
+            raise DatasetError(f"a value is not text: {question!r}, {answer!r}")
         content: Content = question
         if not is_placed and _LLAVA_MARK in question:
             before, _, after = question.partition(_LLAVA_MARK)
-            content, is_placed = [f"{before}<Image>", Placeholder("image"), f"</Image>{after}"], True
+            content = [f"{before}<Image>", Placeholder("image"), f"</Image>{after}"]
+            is_placed = True
         turns.append((content, answer))
     if not is_placed:
-        raise DatasetError(f"no human text holds {_LLAVA_MARK}, the place of the image")
+        raise DatasetError(f"no human text holds {_LLAVA_MARK}, the position of the image")
     return turns
 
 
+def collate_text(samples: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, Tensor]:
+    """Return samples of unequal length as one batch, padded on the right.
+
+    Args:
+        samples: mappings with input_ids and labels.
+        pad_id: fills input_ids.
+
+    Returns:
+        input_ids, attention_mask and labels, each (batch, length), int64.
+    """
+    # The mask is of lengths. The original masks by `pad_id`, and with it real `<unk>` tokens.
+    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    length = int(lengths.max())
+    shape = (len(samples), length)
+    batch = {"input_ids": torch.full(shape, pad_id), "labels": torch.full(shape, IGNORE_INDEX)}
+    for row, sample in enumerate(samples):
+        for name, tensor in batch.items():
+            tensor[row, : len(sample[name])] = torch.tensor(sample[name])
+    return {**batch, "attention_mask": (torch.arange(length) < lengths[:, None]).long()}
+
+
 def _encode(
-    pieces: Sequence[PromptPart],
+    parts: Sequence[PromptPart],
     tokenizer: PreTrainedTokenizerBase,
     placeholder: tuple[int, int],
     add_bos: bool = True,
 ) -> EncodedPrompt:
-    """`encode_parts` where frames and sound alike take the one placeholder that is being trained."""
+    # Frames and audio alike take the one placeholder whose branch is being trained.
     token_id, length = placeholder
     ids, lengths = dict.fromkeys(_KINDS, token_id), dict.fromkeys(_KINDS, length)
-    return encode_parts(pieces, tokenizer, ids, lengths, add_bos)
+    return encode_parts(parts, tokenizer, ids, lengths, add_bos)
 
 
 def _with_labels(sample: EncodedPrompt) -> dict[str, list[int]]:
     if not any(sample.is_answer):
         raise DatasetError(
             f"no token of an answer is left among the {len(sample.input_ids)} of the sample: there is none, "
-            "or questions fill max_txt_len"
+            "or the questions fill max_txt_len"
         )
     marked = zip(sample.input_ids, sample.is_answer, strict=True)
     labels = [token_id if is_answer else IGNORE_INDEX for token_id, is_answer in marked]
     return {"input_ids": sample.input_ids, "labels": labels}
-
-
-def collate_text(samples: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, Tensor]:
-    """Samples of unequal length as one batch, padded on the right.
-
-    Args:
-        samples: mappings with input_ids and labels.
-        pad_id: fills input_ids; what it is does not matter, the attention mask hides it. (The original masks
-            by this id, and with it real `<unk>` tokens.)
-
-    Returns:
-        input_ids, attention_mask and labels, each (batch, length), int64.
-    """
-    length = max(len(sample["input_ids"]) for sample in samples)
-
-    def pad(name: str, value: int) -> Tensor:
-        return torch.tensor([[*sample[name], *[value] * (length - len(sample[name]))] for sample in samples])
-
-    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
-    return {
-        "input_ids": pad("input_ids", pad_id),
-        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
-        "labels": pad("labels", IGNORE_INDEX),
-    }

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from video_llama.constants import Modality
-from video_llama.conversation import Conversation, media_prefix
+from video_llama.conversation import Conversation
 from video_llama.evaluation.ablation import Media
 from video_llama.inference.completion import generate_text
 from video_llama.inference.engine import EncodedMedia, VideoLlama
 from video_llama.inference.generation import GenerationOptions
+from video_llama.prompt_parts import media_prefix
 
 __all__ = ["AnsweredQuestion", "AskedFile", "Question", "answer_dialogues", "read_media"]
 

@@ -9,7 +9,6 @@ from itertools import chain, count
 from typing import NamedTuple, TypeVar
 
 from video_llama.checkpoints.fitting import batch_that_fits
-from video_llama.conversation import media_prefix
 from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.inference.cache import SharedPrefix
 from video_llama.inference.completion import generate_text, stream_texts
@@ -18,6 +17,7 @@ from video_llama.inference.loaded_model import LoadedModel, Prompt
 from video_llama.inference.workers import WindowRead, read_ahead
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media_processor import VideoFrames
+from video_llama.prompt_parts import media_prefix
 
 __all__ = ["DEFAULT_PROMPT", "BatchCaptioner", "WindowCaption", "caption_clips"]
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from video_llama.conversation import Conversation, media_prefix
+from video_llama.conversation import Conversation
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions
 from video_llama.media.decode import why_no_audio
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
+from video_llama.prompt_parts import media_prefix
 
 __all__ = ["Chat", "Decoded", "Turn", "Upload"]
 

@@ -15,9 +15,8 @@ from video_llama.inference.cache import PrefixCache, SharedPrefix
 from video_llama.inference.generation import GenerationOptions, cut_at_stop, stop_arguments, stop_test
 from video_llama.inference.loaded_model import LoadedModel, Prompt
 from video_llama.inference.static_decoder import Request, end_ids
-from video_llama.model.qformer import execution_device
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.utils.devices import computing_on
+from video_llama.utils.devices import computing_on, execution_device
 
 __all__ = ["answer_text", "generate_ids", "generate_one", "generate_text", "stream_texts"]
 

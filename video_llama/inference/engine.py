@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers.generation import BaseStreamer, StoppingCriteriaList
 
-from video_llama.conversation import Conversation, media_prefix
+from video_llama.conversation import Conversation
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.captioning import DEFAULT_PROMPT, BatchCaptioner, caption_clips
@@ -22,6 +22,7 @@ from video_llama.inference.loaded_model import EncodedMedia, LoadedModel, Prompt
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.tensor_like import as_frames, as_segments
+from video_llama.prompt_parts import media_prefix
 
 __all__ = ["EncodedMedia", "Prompt", "VideoLlama"]
 

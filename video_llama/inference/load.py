@@ -37,8 +37,7 @@ from video_llama.inference.engine import VideoLlama
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import MODELS
-from video_llama.utils.devices import LESS_TO_LOAD, computing_on
-from video_llama.utils.utils import resolve_device, resolve_dtype
+from video_llama.utils.devices import LESS_TO_LOAD, computing_on, resolve_device, resolve_dtype
 
 __all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
 

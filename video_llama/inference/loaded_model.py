@@ -16,17 +16,14 @@ from video_llama.inference.cache import MediaCache
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.static_decoder import DecoderPool
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.fusion import find_placeholders
-from video_llama.model.qformer import execution_device
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
 from video_llama.processor.collate import pad_items
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
-from video_llama.processor.prompt import encode_prompt
+from video_llama.processor.prompt import encode_parts
 from video_llama.processor.tensor_like import as_frames, as_segments
 from video_llama.processor.transforms import normalize_pixels
-from video_llama.utils.devices import computing_on
-from video_llama.utils.utils import resolve_device, resolve_dtype, to_device
+from video_llama.utils.devices import computing_on, execution_device, resolve_device, resolve_dtype, to_device
 
 __all__ = ["EncodedMedia", "LoadedModel", "Prompt"]
 
@@ -249,7 +246,7 @@ class LoadedModel:
         """
         parts = conversation.get_parts(self.processor.tokenizer)
         placeholder_ids, lengths = self.processor.placeholder_ids, self.processor.placeholder_lengths
-        ids = encode_prompt(parts, self.processor.tokenizer, placeholder_ids, lengths)
+        ids = encode_parts(parts, self.processor.tokenizer, placeholder_ids, lengths).input_ids
         # Features of one kind are stacked in their order, which is that of the placeholders.
         of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
         features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}

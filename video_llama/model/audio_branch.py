@@ -1,4 +1,4 @@
-"""The audio-language branch (Zhang, Li and Bing 2023, section 2.1.2): sound in, language-model tokens out."""
+"""The audio-language branch (Zhang, Li and Bing 2023, section 2.1.2): audio in, language-model tokens out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.encoder_graph import EncoderGraphs
+from video_llama.model.encoder_graph import ChunkSize, EncoderGraphs
+from video_llama.model.frozen import as_frozen
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.qformer import ChunkSize, QFormer, as_frozen, position_rows, run_qformer
+from video_llama.model.qformer import QFormer, position_rows, run_qformer
 from video_llama.processor.transforms import normalize_pixels
 
 __all__ = ["AudioBranch"]
@@ -19,8 +20,8 @@ __all__ = ["AudioBranch"]
 class AudioBranch(nn.Module):
     """ImageBind on each two-second segment, segment positions, a Q-Former over all segments, a projection.
 
-    ImageBind maps images and sound to one space. The original trains this branch on images and then feeds it
-    sound; `vision_encoder` exists only for that training and is absent at inference.
+    ImageBind maps images and audio to one space. The original trains this branch on images and then feeds it
+    audio; `vision_encoder` exists only for that training and is absent at inference.
 
     Attributes:
         chunk_size: segments, or frames, that the encoder takes at once.
@@ -31,10 +32,13 @@ class AudioBranch(nn.Module):
     def __init__(self, config: VideoLlamaConfig) -> None:
         super().__init__()
         self.chunk_size: ChunkSize = "auto"
-        self._graphs = {"audio": EncoderGraphs(), "vision": EncoderGraphs()}  # by modality
+        # By the modality of the encoder.
+        self._graphs = {"audio": EncoderGraphs(), "vision": EncoderGraphs()}
         vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
+        # Frozen: one segment, or one frame, at a time to one vector of the joint space.
         self.audio_encoder = ImageBindTrunk(config.audio_config)
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
+        # Trained: from the vectors of all segments to the width of the language model.
         self.segment_position_embedding = nn.Embedding(config.max_segment_positions, config.audio_config.output_size)
         self.audio_qformer = QFormer(config.audio_qformer_config)
         self.audio_query_tokens = nn.Parameter(torch.empty(1, config.num_audio_query_tokens, width))
@@ -47,19 +51,19 @@ class AudioBranch(nn.Module):
         pixel_values: Tensor | None = None,
         segment_vectors: Tensor | None = None,
     ) -> Tensor:
-        """Language-model tokens of each sound.
+        """Return the language-model tokens of each audio item.
 
         Args:
-            audio_values: (sounds, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
-            segment_mask: (sounds, segments), bool, False on the segments that pad a shorter sound.
-            pixel_values: (sounds, frames, 3, height, width), pictures in the place of the sound.
-            segment_vectors: what `encode_segments` or `encode_images` returned earlier, in the place of both.
+            audio_values: (audios, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
+            segment_mask: (audios, segments), bool, False on the segments that pad a shorter item.
+            pixel_values: (audios, frames, 3, height, width), images in place of audio.
+            segment_vectors: what `encode_segments` or `encode_images` returned earlier, in place of both.
 
         Returns:
-            (sounds, audio_queries, language_width).
+            (audios, audio_queries, language_width).
 
         Raises:
-            ValueError: none of the three, or pictures without ImageBind's vision trunk.
+            ValueError: none of the three, or images without ImageBind's vision trunk.
         """
         if segment_vectors is None:
             if pixel_values is not None:
@@ -68,20 +72,20 @@ class AudioBranch(nn.Module):
                 segment_vectors = self.encode_segments(audio_values)
             else:
                 raise ValueError("give audio_values, pixel_values or segment_vectors")
-        return self.summarise(segment_vectors, segment_mask)
+        return self.pool(segment_vectors, segment_mask)
 
     def encode_segments(self, audio_values: Tensor) -> Tensor:
-        """ImageBind's vector for every segment: (sounds, segments, joint_width)."""
+        """Return ImageBind's vector for every segment: (audios, segments, joint_width)."""
         return self._encode(self.audio_encoder, audio_values)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """ImageBind's vector for every frame, to train the branch on images in the place of sound.
+        """Return ImageBind's vector for every frame, to train the branch on images in place of audio.
 
         Args:
-            pixel_values: (sounds, frames, 3, 224, 224), float, normalised with CLIP's mean and std; or uint8.
+            pixel_values: (audios, frames, 3, 224, 224), float, normalised with CLIP's mean and std; or uint8.
 
         Returns:
-            (sounds, frames, joint_width).
+            (audios, frames, joint_width).
 
         Raises:
             ValueError: the model was built without ImageBind's vision trunk.
@@ -92,7 +96,8 @@ class AudioBranch(nn.Module):
 
     def _encode(self, encoder: ImageBindTrunk, items: Tensor) -> Tensor:
         def prepare(part: Tensor) -> Tensor:
-            part = normalize_pixels(part) if part.dtype == torch.uint8 else part
+            if part.dtype == torch.uint8:
+                part = normalize_pixels(part)
             return part.to(encoder.head.weight.dtype)
 
         graphs = self._graphs[encoder.config.modality]
@@ -100,17 +105,17 @@ class AudioBranch(nn.Module):
             vectors = graphs.run(encoder, items.flatten(0, 1), self.chunk_size, encoder, prepare=prepare)
         return vectors.unflatten(0, items.shape[:2])  # (audios, segments, joint_width)
 
-    def summarise(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:
-        """Segment vectors to language-model tokens.
+    def pool(self, segment_vectors: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+        """Map segment vectors to language-model tokens.
 
         Args:
-            segment_vectors: (sounds, segments, joint_width), as `encode_segments` returns them.
-            segment_mask: (sounds, segments), bool.
+            segment_vectors: (audios, segments, joint_width), as `encode_segments` returns them.
+            segment_mask: (audios, segments), bool.
 
         Returns:
-            (sounds, audio_queries, language_width).
+            (audios, audio_queries, language_width).
         """
         positions = position_rows(self.segment_position_embedding, segment_vectors.shape[1], segment_mask)
-        states = segment_vectors.to(positions) + positions  # (sounds, segments, joint_width)
-        summary = run_qformer(self.audio_qformer, self.audio_query_tokens, states, segment_mask)
-        return self.projection(summary.to(self.projection.weight.dtype))
+        states = segment_vectors.to(positions) + positions  # (audios, segments, joint_width)
+        pooled = run_qformer(self.audio_qformer, self.audio_query_tokens, states, segment_mask)
+        return self.projection(pooled.to(self.projection.weight.dtype))

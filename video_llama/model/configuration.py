@@ -36,7 +36,7 @@ class ImageBindTrunkConfig(PreTrainedConfig):
     """One modality of ImageBind-Huge (Girdhar et al. 2023, section 3.3 and appendix B).
 
     Args:
-        modality: "audio" reads log-mel pictures with overlapping patches, "vision" reads RGB frames.
+        modality: "audio" reads log-mel spectrograms with overlapping patches, "vision" reads RGB frames.
         input_size: (height, width) of one input: (mel bins, mel frames), or pixels.
         stride: distance between patches; below `patch_size` they overlap.
         temporal_patch_size: frames one vision patch spans; a still frame is repeated to fill it.
@@ -73,7 +73,7 @@ class ImageBindTrunkConfig(PreTrainedConfig):
 
     @property
     def num_tokens(self) -> int:
-        """Patches of one input, plus the class token."""
+        """Number of patches of one input, plus the class token."""
         height, width = ((side - self.patch_size) // self.stride + 1 for side in self.input_size)
         return height * width + 1
 
@@ -88,13 +88,18 @@ class VideoLlamaConfig(PreTrainedConfig):
         audio_config: ImageBind's audio trunk.
         imagebind_vision_config: ImageBind's vision trunk; None, the default, leaves it out. It is needed only
             to train the audio branch on images.
-        audio_qformer_config: the Q-Former over the vectors of all sound segments.
+        audio_qformer_config: the Q-Former over the vectors of all audio segments.
         text_config: the language model; any configuration `AutoModelForCausalLM` knows.
         use_audio: build the audio branch.
         max_frame_positions: rows of the frame position table; longer videos interpolate it.
-        max_segment_positions: rows of the segment position table; longer sounds interpolate it.
+        max_segment_positions: rows of the segment position table; longer audio interpolates it.
         image_token_id, audio_token_id: ids that mark where features go. They default to the two ids above the
-            language model's vocabulary, which no text can produce.
+            language model's vocabulary, so that no text produces them.
+
+    Example:
+        >>> config = VideoLlamaConfig(use_audio=False)
+        >>> config.num_video_query_tokens, config.image_token_id
+        (32, 32000)
     """
 
     model_type = "video_llama"
@@ -129,6 +134,7 @@ class VideoLlamaConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # The sizes that follow from another part are filled in here, so that a config file need not repeat them.
         self.vision_config = _sub_config(VideoLlamaVisionConfig, self.vision_config)
         self.audio_config = _sub_config(ImageBindTrunkConfig, self.audio_config)
         if self.imagebind_vision_config is not None:
@@ -136,18 +142,18 @@ class VideoLlamaConfig(PreTrainedConfig):
         self.qformer_config = _sub_config(
             Blip2QFormerConfig, self.qformer_config, encoder_hidden_size=self.vision_config.hidden_size
         )
-        frame_width, sound_width = self.qformer_config.hidden_size, self.audio_config.output_size
         two_layers = {"num_hidden_layers": 2, "cross_attention_frequency": 1}
-        self.video_qformer_config = _sub_config(
-            Blip2QFormerConfig, self.video_qformer_config, encoder_hidden_size=frame_width, **two_layers
-        )
-        self.audio_qformer_config = _sub_config(
-            Blip2QFormerConfig, self.audio_qformer_config, encoder_hidden_size=sound_width, **two_layers
-        )
+        frames = {"encoder_hidden_size": self.qformer_config.hidden_size, **two_layers}
+        segments = {"encoder_hidden_size": self.audio_config.output_size, **two_layers}
+        self.video_qformer_config = _sub_config(Blip2QFormerConfig, self.video_qformer_config, **frames)
+        self.audio_qformer_config = _sub_config(Blip2QFormerConfig, self.audio_qformer_config, **segments)
+        # Placeholder ids lie above the vocabulary, where no text can reach them.
         self.text_config = _text_config(self.text_config)
         vocab_size = self.text_config.get_text_config().vocab_size
-        self.image_token_id = vocab_size if self.image_token_id is None else self.image_token_id
-        self.audio_token_id = vocab_size + 1 if self.audio_token_id is None else self.audio_token_id
+        if self.image_token_id is None:
+            self.image_token_id = vocab_size
+        if self.audio_token_id is None:
+            self.audio_token_id = vocab_size + 1
         super().__post_init__(**kwargs)
 
 

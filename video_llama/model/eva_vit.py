@@ -16,25 +16,26 @@ import torch.nn.functional as F
 from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 
-from video_llama.model.activation import InplaceGELU
 from video_llama.model.configuration import VideoLlamaVisionConfig
-from video_llama.model.patches import PatchConv2d
+from video_llama.model.layers import InplaceGELU, PatchConv2d
 
 __all__ = ["build_eva_vit", "interpolate_position_table"]
 
 
 class FrameAttention(EvaAttention):
-    """timm's attention of EVA, which adds the biases in the product unless its layer has to be called.
+    """timm's attention of EVA with the biases added in the product, where its layer is a plain one.
 
-    It has to be where more than a plain layer stands: accelerate's offloading brings the weight in for the call, and an
-    adapter of PEFT adds its own part.
+    Any other layer must be called: accelerate's offloading brings the weight in for the call, and a PEFT adapter
+    adds its own part.
     """
 
     def forward(self, x: Tensor, *ignored: Any, **none: Any) -> Tensor:
-        """(images, tokens, width) to the same; timm's further arguments mean nothing to this model."""
+        """Attend within (images, tokens, width); further arguments of timm have no meaning for this model."""
         bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
-        is_plain = type(self.qkv) is nn.Linear and not hasattr(self.qkv, "_hf_hook")
-        states = F.linear(x, self.qkv.weight, bias) if is_plain else self.qkv(x) + bias  # (images, tokens, 3 * width)
+        if type(self.qkv) is nn.Linear and not hasattr(self.qkv, "_hf_hook"):
+            states = F.linear(x, self.qkv.weight, bias)  # (images, tokens, 3 * width)
+        else:
+            states = self.qkv(x) + bias
         heads = states.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(*heads.unbind(0))  # (images, heads, tokens, head_width)
         output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
@@ -42,7 +43,7 @@ class FrameAttention(EvaAttention):
 
 
 def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
-    """An uninitialised-by-checkpoint EVA ViT that maps (images, 3, H, W) to all tokens (images, 1 + patches, width)."""
+    """Build an EVA ViT, not yet loaded, that maps (images, 3, H, W) to all tokens (images, 1 + patches, width)."""
     encoder = Eva(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -56,6 +57,7 @@ def build_eva_vit(config: VideoLlamaVisionConfig) -> Eva:
         num_classes=0,
         global_pool="",
     )
+    # What timm has no option for: no last norm, patches as products, biases in the product, GELU in place.
     encoder.norm = nn.Identity()
     side = config.patch_size
     encoder.patch_embed.proj = PatchConv2d(3, config.hidden_size, side, stride=side)

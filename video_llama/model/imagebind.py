@@ -1,8 +1,8 @@
-"""One modality of ImageBind (Girdhar et al. 2023), the joint embedding of images, sound and more.
+"""One modality of ImageBind (Girdhar et al. 2023), the joint embedding of images, audio and more.
 
 Written from the paper and from recorded inputs and outputs. A trunk is a pre-norm vision transformer with a
 class token; the class token's last state goes through a LayerNorm and a linear head into the joint space and
-is scaled to unit length. Sound differs from vision in three ways: its patches overlap and are normalised,
+is scaled to unit length. Audio differs from vision in three ways: its patches overlap and are normalised,
 each attention layer has one extra learned key and value, and its unit vector is scaled by a constant (20).
 
 The published ImageBind weights are CC BY-NC-SA 4.0: non-commercial use only.
@@ -17,80 +17,88 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_llama.model.activation import InplaceGELU
 from video_llama.model.configuration import ImageBindTrunkConfig
-from video_llama.model.patches import PatchConv3d
+from video_llama.model.layers import InplaceGELU, PatchConv3d
 from video_llama.model.precision import keeping_float32
 
 __all__ = ["ImageBindTrunk"]
 
-AUDIO_LOGIT_SCALE = 20.0  # the paper's fixed temperature for sound, 1 / 0.05
-STEM_NORM_EPS = 1e-5  # the stem keeps torch's default epsilon, unlike the blocks
+# The paper's fixed temperature for audio, 1 / 0.05.
+AUDIO_LOGIT_SCALE = 20.0
+# The stem keeps torch's default epsilon, unlike the blocks.
+STEM_NORM_EPS = 1e-5
 
 
 class ImageBindTrunk(nn.Module):
-    """Encode each picture (a log-mel segment or an RGB frame) into one vector of the joint space."""
+    """Encode each input (a log-mel segment or an RGB frame) into one vector of the joint space."""
 
     def __init__(self, config: ImageBindTrunkConfig) -> None:
         super().__init__()
         self.config = config
-        width, is_audio = config.hidden_size, config.modality == "audio"
+        width = config.hidden_size
         self.patch_projection: nn.Conv2d | PatchConv3d
-        if is_audio:
+        self.patch_norm: nn.Module
+        self.pre_norm: nn.Module
+        if config.modality == "audio":
             self.patch_projection = nn.Conv2d(1, width, config.patch_size, stride=config.stride, bias=False)
+            self.patch_norm = nn.LayerNorm(width, eps=STEM_NORM_EPS)
+            self.pre_norm = nn.Identity()
             self.register_buffer("log_logit_scale", torch.tensor(math.log(AUDIO_LOGIT_SCALE)))
         else:
             kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
             stride = (config.temporal_patch_size, config.stride, config.stride)
             self.patch_projection = PatchConv3d(3, width, kernel, stride=stride, bias=False)
+            self.patch_norm = nn.Identity()
+            self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
             self.log_logit_scale = None
-        self.patch_norm = nn.LayerNorm(width, eps=STEM_NORM_EPS) if is_audio else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.position_embedding = nn.Parameter(torch.empty(1, config.num_tokens, width))
-        self.pre_norm = nn.Identity() if is_audio else nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.head = nn.Linear(width, config.output_size, bias=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Vectors of the joint space.
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return vectors of the joint space.
 
         Args:
-            pictures: (..., 1, mel_bins, mel_frames) log-mel segments, or (..., 3, height, width) normalised frames.
+            inputs: (..., 1, mel_bins, mel_frames) log-mel segments, or (..., 3, height, width) normalised frames.
 
         Returns:
             (..., output_size).
         """
-        return self.project(self.encode(pictures))
+        return self.project(self.encode(inputs))
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """The class token's last state, normalised, before it enters the joint space: (..., hidden_size)."""
-        leading = pictures.shape[:-3]
-        hidden_states = self._embed_patches(pictures.flatten(0, -4) if leading else pictures[None])
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Return the class token's last state, normalised, before it enters the joint space: (..., hidden_size)."""
+        leading = inputs.shape[:-3]
+        hidden_states = self._embed_patches(inputs.flatten(0, -4) if leading else inputs[None])
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        class_state = self.head_norm(hidden_states[:, 0])  # (pictures, hidden_size)
+        class_state = self.head_norm(hidden_states[:, 0])  # (inputs, hidden_size)
         return class_state.unflatten(0, leading) if leading else class_state[0]
 
     def project(self, class_state: Tensor) -> Tensor:
-        """What `encode` returns, (..., hidden_size), into the joint space (..., output_size)."""
+        """Map what `encode` returns, (..., hidden_size), into the joint space (..., output_size)."""
         joint = F.normalize(self.head(class_state), dim=-1)
-        return joint if self.log_logit_scale is None else joint * self.log_logit_scale.exp().to(joint.dtype)
+        if self.log_logit_scale is None:
+            return joint
+        return joint * self.log_logit_scale.exp().to(joint.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageBindTrunk:
+        # The scale is converted from its value before, not from a rounded one.
         scale = self.log_logit_scale
         super()._apply(fn, recurse)
         if scale is not None:
             self.log_logit_scale = keeping_float32(fn, torch.float16, torch.bfloat16)(scale)
         return self
 
-    def _embed_patches(self, pictures: Tensor) -> Tensor:
+    def _embed_patches(self, inputs: Tensor) -> Tensor:
         if self.config.modality == "vision":
-            # A patch spans several frames of a clip; every frame stands here for a clip that does not move.
-            pictures = pictures[:, :, None].expand(-1, -1, self.config.temporal_patch_size, -1, -1)
-        patches = self.patch_projection(pictures).flatten(2).transpose(1, 2)  # (pictures, patches, width)
+            # A patch spans several frames of a clip: repeat the frame.
+            inputs = inputs[:, :, None].expand(-1, -1, self.config.temporal_patch_size, -1, -1)
+        patches = self.patch_projection(inputs).flatten(2).transpose(1, 2)  # (inputs, patches, width)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), self.patch_norm(patches)], dim=1)
-        return self.pre_norm(tokens + self.position_embedding)  # (pictures, 1 + patches, width)
+        return self.pre_norm(tokens + self.position_embedding)  # (inputs, 1 + patches, width)
 
 
 class Block(nn.Module):
@@ -109,7 +117,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; for sound, with one learned key and value that every token may attend to."""
+    """Multi-head self-attention; for audio, with one learned key and value that every token may attend to."""
 
     def __init__(self, config: ImageBindTrunkConfig) -> None:
         super().__init__()
@@ -121,12 +129,13 @@ class Attention(nn.Module):
         self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if has_bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)  # each (pictures, tokens, width)
+        query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)  # each (inputs, tokens, width)
+        # The extra key and value stand behind those of the tokens.
         if self.bias_k is not None and self.bias_v is not None:
-            key = torch.cat([key, self.bias_k.expand(len(key), -1, -1)], dim=1)  # (pictures, tokens + 1, width)
+            key = torch.cat([key, self.bias_k.expand(len(key), -1, -1)], dim=1)  # (inputs, tokens + 1, width)
             value = torch.cat([value, self.bias_v.expand(len(value), -1, -1)], dim=1)
         heads = [states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value)]
-        attended = F.scaled_dot_product_attention(*heads)  # (pictures, heads, tokens, head_width)
+        attended = F.scaled_dot_product_attention(*heads)  # (inputs, heads, tokens, head_width)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 

@@ -1,4 +1,4 @@
-"""The loss on answer tokens, without the logits that nobody is taught."""
+"""The loss on answer tokens, without the logits of the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["cross_entropy", "forward_on_answers"]
 
 
 def forward_on_answers(language_model: PreTrainedModel, labels: Tensor, **inputs: Any) -> CausalLMOutputWithPast:
-    """Run a causal language model, and its head only where the next token is an answer's.
+    """Run a causal language model, and its head only where the next token belongs to an answer.
 
     A third of a dialogue's tokens may be answers, and the head is the largest matrix of a small language model.
 
@@ -31,20 +31,20 @@ def forward_on_answers(language_model: PreTrainedModel, labels: Tensor, **inputs
         its output, with `logits` (answer tokens, vocabulary), batch by batch and in order, and `loss`, the mean
         cross-entropy over them.
     """
+    # The logits at one position predict the token at the next.
     next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()  # (batch * length,)
-    taught = (next_labels != IGNORE_INDEX).nonzero()[:, 0]  # (answer tokens,)
-    with _head_sees(language_model.get_output_embeddings(), taught):
+    positions = (next_labels != IGNORE_INDEX).nonzero()[:, 0]  # (answer tokens,)
+    with _head_at(language_model.get_output_embeddings(), positions):
         output: CausalLMOutputWithPast = language_model(**inputs)
     assert output.logits is not None
     output.logits = output.logits[0]  # (answer tokens, vocabulary)
-    output.loss = cross_entropy(output.logits, next_labels[taught].to(output.logits.device, non_blocking=True))
+    output.loss = cross_entropy(output.logits, next_labels[positions].to(output.logits.device, non_blocking=True))
     return output
 
 
 @contextlib.contextmanager
-def _head_sees(head: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Meanwhile, the head gets the states at those positions of the flattened batch as one sequence: whatever follows
-    it stays as it is."""
+def _head_at(head: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Meanwhile, pass the head only the states at those positions of the flattened batch, as one sequence."""
 
     def select(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         states, *others = arguments
@@ -59,14 +59,14 @@ def _head_sees(head: nn.Module, positions: Tensor) -> Iterator[None]:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in float32, which keeps one tensor of the logits' size where torch's makes three.
+    """Compute the mean cross-entropy in float32, keeping one tensor of the logits' size where torch's makes three.
 
     Args:
         logits: (tokens, vocabulary), float.
         labels: (tokens,), int64.
 
     Returns:
-        (), float32; not a number for no tokens. It can be differentiated once, and gone back through once.
+        (), float32; NaN for no tokens. It can be differentiated once, with one backward pass.
     """
     loss: Tensor = _CrossEntropy.apply(logits, labels)
     return loss
@@ -83,7 +83,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # The gradient is the softmax, less one at the label.
         log_shares, labels = ctx.saved_tensors
-        result = log_shares.exp_()  # in place: a second way back would be refused
+        # In place: torch refuses a second backward pass.
+        result = log_shares.exp_()
         result[torch.arange(len(labels), device=labels.device), labels] -= 1
         return result.mul_(gradient / len(labels)).to(ctx.dtype), None

@@ -1,4 +1,4 @@
-"""Files and texts to tensors and tokens: videos, images, sounds, captions, prompts."""
+"""Files and texts to tensors and tokens: videos, images, audio, captions, prompts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,12 @@ __all__ = [
     "process_video",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("AudioSegments", "MediaProcessor", "VideoFrames"), "video_llama.processor.media_processor"),
-    **dict.fromkeys(
-        ("load_processor", "process_audio", "process_images", "process_video"),
-        "video_llama.processor.builders",
-    ),
-}
+_BUILDERS = {"load_processor", "process_audio", "process_images", "process_video"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: the decoders take a while to load."""
-    if name not in _HOMES:
+    """Import a public name when it is first used: the decoders take a while to load."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    home = "builders" if name in _BUILDERS else "media_processor"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -14,7 +14,7 @@ from video_llama.errors import ConfigError
 from video_llama.media.image import ImageInput
 from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
 from video_llama.registry import PROCESSORS
-from video_llama.utils.utils import resolve_device
+from video_llama.utils.devices import resolve_device
 
 __all__ = ["load_processor", "process_audio", "process_images", "process_video"]
 

@@ -16,13 +16,13 @@ from video_llama.media.image import ImageInput
 from video_llama.processor.collate import pad_ids, pad_items
 from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader, Messages
-from video_llama.processor.prompt import encode_prompt
-from video_llama.processor.rendered_prompt import (
+from video_llama.processor.prompt import (
     Prompt,
     RenderedPrompt,
-    as_prompts,
     check_positions,
+    encode_parts,
     find_visual_kinds,
+    parse_prompts,
 )
 from video_llama.prompt_parts import PromptPart
 
@@ -34,21 +34,29 @@ AudioItem = AudioInput | AudioSegments | Tensor
 
 
 class VideoLlamaProcessor(ProcessorMixin):
-    """Everything between people's text and files and the model's tensors.
+    """Turns text and media files into the model's tensors.
 
     Args:
         tokenizer: from `load_tokenizer`.
-        image_token_id, audio_token_id: ids that mark frames and sound; above the language model's vocabulary,
+        image_token_id, audio_token_id: ids that mark frames and audio; above the language model's vocabulary,
             so that no text can produce them.
         media_processor: how files are read; its settings, as a mapping, serve as well.
         num_video_query_tokens: ids that one video or image takes.
-        num_audio_query_tokens: ids that one sound takes.
-        use_audio: the model can hear; without it `apply_chat_template` leaves the sound of videos unread.
+        num_audio_query_tokens: ids that one audio item takes.
+        use_audio: the model has an audio branch; without it `apply_chat_template` ignores the audio of videos.
         conv_template: name of the conversation template that the weights were trained with.
         chat_template: not used; transformers passes it.
 
     Raises:
         ConfigError: an unknown template, or a placeholder id that the tokenizer can produce.
+
+    Example:
+        >>> from video_llama.checkpoints.hub import PACKAGED_MODELS
+        >>> processor = VideoLlamaProcessor.from_pretrained(PACKAGED_MODELS / "video-llama-tiny")
+        >>> messages = [{"role": "user", "content": "What is it?"}]
+        >>> inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+        >>> sorted(inputs)
+        ['attention_mask', 'input_ids']
     """
 
     def __init__(
@@ -70,7 +78,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         if min(image_token_id, audio_token_id) < len(tokenizer) or image_token_id == audio_token_id:
             raise ConfigError(
                 f"image_token_id ({image_token_id}) and audio_token_id ({audio_token_id}) must differ and "
-                f"lie above the {len(tokenizer)} ids of the tokenizer, or text could stand for media"
+                f"lie above the {len(tokenizer)} ids of the tokenizer, or text could pass for media"
             )
         self.image_token_id = image_token_id
         self.audio_token_id = audio_token_id
@@ -84,22 +92,21 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     @property
     def placeholder_ids(self) -> dict[str, int]:
-        """The id that marks media features, by kind."""
+        """The id that marks media features, by kind of `Placeholder`."""
         return {"image": self.image_token_id, "audio": self.audio_token_id}
 
     @property
     def placeholder_lengths(self) -> dict[str, int]:
-        """How many ids one media item takes, by kind."""
+        """The number of ids that one media item takes, by kind of `Placeholder`."""
         return {"image": self.num_video_query_tokens, "audio": self.num_audio_query_tokens}
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors the processor makes."""
-        text = ["input_ids", "attention_mask"]
-        return [*text, "pixel_values", "frame_mask", "audio_values", "segment_mask"]
+        return ["input_ids", "attention_mask", "pixel_values", "frame_mask", "audio_values", "segment_mask"]
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings but the tokenizer, as JSON can hold them."""
+        """Return all settings but the tokenizer, in types of JSON."""
         return {**super().to_dict(), "media_processor": asdict(self.media_processor)}
 
     def __call__(
@@ -112,25 +119,25 @@ class VideoLlamaProcessor(ProcessorMixin):
         padding_side: Literal["left", "right"] = "left",
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Prompts and their media as model inputs.
+        """Process prompts and their media into model inputs.
 
         Args:
             text: a prompt or a list of them. A prompt is what `apply_chat_template` returns, a list of
-                pieces, or a string in which every `<ImageHere>` and `<AudioHere>` is a media position (so a
-                string must not hold what strangers typed).
-            videos: files, `VideoFrames`, or tensors (frames, 3, height, width); the sound of files is not
+                parts, or a string in which every `<ImageHere>` and `<AudioHere>` is a media position (so a
+                string must not hold text typed by users).
+            videos: files, `VideoFrames`, or tensors (frames, 3, height, width); the audio track of files is not
                 read. A list holds those of all prompts, in order of appearance.
             images: files, PIL images, arrays, or as for videos. With videos given too, `<Image>` or `<Video>`
                 before a position says which it is.
             audios: files, (samples, rate in hertz), `AudioSegments`, or tensors (segments, 1, bins, frames).
-            padding: False wants prompts of equal length.
+            padding: False requires prompts of equal length.
             padding_side: left for generation, right for training.
 
         Returns:
             input_ids, attention_mask: (prompts, length), int64.
             pixel_values: (items, frames, 3, height, width), with videos or images.
-            audio_values: (sounds, segments, 1, bins, frames), with sounds.
-            frame_mask, segment_mask: (items, frames), (sounds, segments), bool; only where items are padded.
+            audio_values: (audios, segments, 1, bins, frames), with audio.
+            frame_mask, segment_mask: (items, frames), (audios, segments), bool; only where items are padded.
 
         Raises:
             ValueError: media and positions do not match, or prompts of unequal length without padding.
@@ -138,10 +145,10 @@ class VideoLlamaProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors can only be 'pt', not {return_tensors!r}")
-        prompts = as_prompts(text)
+        prompts = parse_prompts(text)
         visuals = self._order_visuals(prompts, _as_list(videos), _as_list(images))
-        sounds = [self._read_sound(item) for item in _as_list(audios)]
-        return self._batch(prompts, visuals, sounds, bool(padding), padding_side)
+        read_audios = [self._read_audio(item) for item in _as_list(audios)]
+        return self._batch(prompts, visuals, read_audios, padding, padding_side)
 
     def apply_chat_template(
         self,
@@ -152,17 +159,17 @@ class VideoLlamaProcessor(ProcessorMixin):
         load_audio_from_video: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Messages with media items, in the conversation template that belongs to the weights.
+        """Write messages with media items in the conversation template that belongs to the weights.
 
         Args:
             conversation: messages, or a list of conversations. Items are `{"type": "text", "text": …}` and
                 `{"type": "image" | "video" | "audio", "path": …}`; typed text stays text. User and assistant take
-                turns after a system message, if there is one; user messages in a row become one, joined by a space.
+                turns after an optional system message; consecutive user messages are joined by a space.
             add_generation_prompt: end with the beginning of an answer.
-            tokenize: True reads the files and gives model inputs. False gives strings, to be passed to
-                `__call__` with the media: nothing is read, so no sentence says which frames were sampled.
-            return_dict: with `tokenize`, False gives the input_ids alone.
-            load_audio_from_video: let videos be heard, if the model can hear.
+            tokenize: True reads the files and returns model inputs. False returns strings, to be passed to
+                `__call__` with the media: nothing is read, so no text names the sampled frames.
+            return_dict: with `tokenize`, False returns the input_ids alone.
+            load_audio_from_video: read the audio tracks of videos, if the model has an audio branch.
             kwargs: padding, padding_side and return_tensors of `__call__`.
 
         Raises:
@@ -172,16 +179,16 @@ class VideoLlamaProcessor(ProcessorMixin):
         is_single = not conversation or not isinstance(conversation[0], Sequence)
         conversations: Any = [conversation] if is_single else conversation
         reader = MessageReader(
-            self.media_processor if tokenize else None, listen=self.use_audio and load_audio_from_video
+            self.media_processor if tokenize else None, read_audio=self.use_audio and load_audio_from_video
         )
-        prompts = [self._pieces(messages, add_generation_prompt, reader) for messages in conversations]
+        prompts = [self._parts(messages, add_generation_prompt, reader) for messages in conversations]
         if not tokenize:
-            rendered = [RenderedPrompt(pieces) for pieces in prompts]
+            rendered = [RenderedPrompt(parts) for parts in prompts]
             return rendered[0] if is_single else rendered
-        batch = self(prompts, videos=[*reader.visuals], audios=[*reader.sounds], **kwargs)
+        batch = self(prompts, videos=[*reader.visuals], audios=[*reader.audios], **kwargs)
         return batch if return_dict else batch["input_ids"]
 
-    def _pieces(self, messages: Messages, add_generation_prompt: bool, reader: MessageReader) -> list[PromptPart]:
+    def _parts(self, messages: Messages, add_generation_prompt: bool, reader: MessageReader) -> list[PromptPart]:
         conversation = conv_templates[self.conv_template].copy()
         reader.fill(conversation, messages)
         if add_generation_prompt:
@@ -195,10 +202,11 @@ class VideoLlamaProcessor(ProcessorMixin):
         if not videos or not images:
             return [self._read_frames(item, is_image=bool(images)) for item in videos or images]
         ordered = []
+        given = {"video": videos, "image": images}
+        # The tag before each position says from which list the next item comes.
         for kind in find_visual_kinds(prompts):
-            given = images if kind == "image" else videos
-            if given:
-                ordered.append(self._read_frames(given.pop(0), is_image=kind == "image"))
+            if given[kind]:
+                ordered.append(self._read_frames(given[kind].pop(0), is_image=kind == "image"))
         if videos or images:
             raise ValueError(f"{len(videos)} video(s) and {len(images)} image(s) have no place in the text")
         return ordered
@@ -206,12 +214,13 @@ class VideoLlamaProcessor(ProcessorMixin):
     def _read_frames(self, item: Any, is_image: bool) -> Tensor:
         if isinstance(item, Tensor):
             return item
-        if not isinstance(item, VideoFrames):
-            media = self.media_processor
-            item = media.process_image(item) if is_image else media.process_video(item, audio=False)[0]
-        return item.pixel_values
+        if isinstance(item, VideoFrames):
+            return item.pixel_values
+        if is_image:
+            return self.media_processor.process_image(item).pixel_values
+        return self.media_processor.process_video(item, audio=False)[0].pixel_values
 
-    def _read_sound(self, item: Any) -> Tensor:
+    def _read_audio(self, item: Any) -> Tensor:
         if isinstance(item, Tensor):
             return item
         if not isinstance(item, AudioSegments):
@@ -222,23 +231,23 @@ class VideoLlamaProcessor(ProcessorMixin):
         self,
         prompts: Sequence[Sequence[PromptPart]],
         visuals: list[Tensor],
-        sounds: list[Tensor],
-        padding: bool,
+        audios: list[Tensor],
+        padding: bool | str,
         padding_side: Literal["left", "right"],
     ) -> BatchFeature:
         check_positions(prompts, "image", len(visuals), "videos and images")
-        check_positions(prompts, "audio", len(sounds), "sounds")
-        ids = [
-            encode_prompt(prompt, self.tokenizer, self.placeholder_ids, self.placeholder_lengths) for prompt in prompts
-        ]
+        check_positions(prompts, "audio", len(audios), "audio items")
+        lengths = self.placeholder_lengths
+        encoded = [encode_parts(prompt, self.tokenizer, self.placeholder_ids, lengths) for prompt in prompts]
+        ids = [prompt.input_ids for prompt in encoded]
         if not padding and len({len(prompt) for prompt in ids}) > 1:
             raise ValueError("prompts of unequal length cannot form a batch; pass padding=True")
         batch: dict[str, Tensor | None] = {}
         batch["input_ids"], batch["attention_mask"] = pad_ids(ids, self.tokenizer.pad_token_id, padding_side)
         if visuals:
             batch["pixel_values"], batch["frame_mask"] = pad_items(visuals)
-        if sounds:
-            batch["audio_values"], batch["segment_mask"] = pad_items(sounds)
+        if audios:
+            batch["audio_values"], batch["segment_mask"] = pad_items(audios)
         return BatchFeature({name: tensor for name, tensor in batch.items() if tensor is not None})
 
 

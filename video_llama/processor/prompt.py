@@ -1,4 +1,7 @@
-"""From the pieces of a prompt to token ids."""
+"""From prompts to token ids: what may be passed as a prompt, where its media go, how its text is tokenised.
+
+Typed text can become neither a placeholder nor a special token: only trusted text is searched for them.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,98 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from video_llama.prompt_parts import Placeholder, PromptPart, Text
+from video_llama.prompt_parts import Placeholder, PromptPart, Text, parse_placeholders, render_parts
 
-__all__ = ["EncodedPrompt", "encode_parts", "encode_prompt"]
+__all__ = [
+    "EncodedPrompt",
+    "Prompt",
+    "RenderedPrompt",
+    "check_positions",
+    "encode_parts",
+    "find_visual_kinds",
+    "parse_prompts",
+]
+
+Prompt = str | Sequence[PromptPart]
+
+
+class RenderedPrompt(str):
+    """A prompt string that keeps its parts, so that typed text stays text when it is tokenised.
+
+    Args:
+        parts: what the string is made of.
+    """
+
+    parts: list[PromptPart]
+
+    def __new__(cls, parts: Sequence[PromptPart]) -> RenderedPrompt:
+        prompt = super().__new__(cls, render_parts(parts))
+        prompt.parts = list(parts)
+        return prompt
+
+    def __getnewargs__(self) -> tuple[Any]:
+        # Copies and pickles are made from the parts, not from the string.
+        return (self.parts,)
+
+
+def parse_prompts(text: Prompt | Sequence[Prompt]) -> list[list[PromptPart]]:
+    """Return a prompt or a list of prompts as lists of parts; plain strings are trusted."""
+    is_single = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], (Text, Placeholder)))
+    prompts: Any = [text] if is_single else text
+    return [_parse(prompt) for prompt in prompts]
+
+
+def _parse(prompt: Prompt) -> list[PromptPart]:
+    if isinstance(prompt, RenderedPrompt):
+        return prompt.parts
+    if isinstance(prompt, str):
+        return parse_placeholders(prompt)
+    return list(prompt)
+
+
+def find_visual_kinds(prompts: Sequence[Sequence[PromptPart]]) -> list[Literal["image", "video"]]:
+    """Return for each position of frames whether it is for an image or a video, by the tag before it.
+
+    Raises:
+        ValueError: a position without a tag.
+    """
+    kinds: list[Literal["image", "video"]] = []
+    for prompt in prompts:
+        for before, part in zip([Text(""), *prompt], prompt, strict=False):
+            if part != Placeholder("image"):
+                continue
+            text = render_parts([before])
+            if text.endswith("<Image>"):
+                kinds.append("image")
+            elif text.endswith("<Video>"):
+                kinds.append("video")
+            else:
+                raise ValueError(
+                    "where both videos and images are given, <Image> or <Video> must stand before every "
+                    f"<ImageHere>; one stands after {text[-20:]!r}"
+                )
+    return kinds
+
+
+def check_positions(
+    prompts: Sequence[Sequence[PromptPart]], kind: Literal["image", "audio"], num_given: int, what: str
+) -> None:
+    """Check that the prompts have as many positions of a kind as there are media.
+
+    Raises:
+        ValueError: they have not.
+    """
+    position = Placeholder(kind)
+    num_positions = sum(part == position for prompt in prompts for part in prompt)
+    if num_positions != num_given:
+        raise ValueError(
+            f"the text has {num_positions} position(s) {position.token} for {what}, but {num_given} were given; "
+            "each item needs one position, in order of appearance"
+        )
 
 
 @dataclass
@@ -27,24 +116,13 @@ class EncodedPrompt:
     is_answer: list[bool] = field(default_factory=list)
 
     def extend(self, input_ids: Sequence[int], is_answer: Sequence[bool] | None = None) -> None:
-        """Add ids at the end; without `is_answer` they are no answer."""
+        """Add ids at the end; without `is_answer` they belong to no answer."""
         self.input_ids += input_ids
         self.is_answer += is_answer or [False] * len(input_ids)
 
 
-def encode_prompt(
-    pieces: Sequence[PromptPart],
-    tokenizer: PreTrainedTokenizerBase,
-    placeholder_ids: Mapping[str, int],
-    placeholder_lengths: Mapping[str, int],
-    add_bos: bool = True,
-) -> list[int]:
-    """Token ids of a prompt; `encode_parts` says how."""
-    return encode_parts(pieces, tokenizer, placeholder_ids, placeholder_lengths, add_bos).input_ids
-
-
 def encode_parts(
-    pieces: Sequence[PromptPart],
+    parts: Sequence[PromptPart],
     tokenizer: PreTrainedTokenizerBase,
     placeholder_ids: Mapping[str, int],
     placeholder_lengths: Mapping[str, int],
@@ -56,7 +134,7 @@ def encode_parts(
     begins in one kind of text and ends in the other is no special token.
 
     Args:
-        pieces: what `Conversation.get_parts` returns.
+        parts: what `Conversation.get_parts` returns.
         tokenizer: a fast tokenizer.
         placeholder_ids: the id that marks media features, by kind.
         placeholder_lengths: how many ids one media item takes, by kind.
@@ -64,31 +142,33 @@ def encode_parts(
     """
     prompt = EncodedPrompt()
     if add_bos:
-        prompt.extend(_bos_ids(pieces, tokenizer))
+        prompt.extend(_bos_ids(parts, tokenizer))
     run: list[Text] = []
-    for piece in pieces:
-        if isinstance(piece, Placeholder):
-            prompt.extend(*_encode_run(run, tokenizer))
-            prompt.extend([placeholder_ids[piece.kind]] * placeholder_lengths[piece.kind])
-            run = []
-        else:
-            run.append(piece)
+    for part in parts:
+        if isinstance(part, Text):
+            run.append(part)
+            continue
+        prompt.extend(*_encode_run(run, tokenizer))
+        prompt.extend([placeholder_ids[part.kind]] * placeholder_lengths[part.kind])
+        run = []
     prompt.extend(*_encode_run(run, tokenizer))
     return prompt
 
 
-def _bos_ids(pieces: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _bos_ids(parts: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """BOS for tokenizers that put it in front of text, unless the template brings its own."""
-    start = tokenizer("").input_ids[:1]
+    start: list[int] = tokenizer("").input_ids[:1]
     if not start or start[0] != tokenizer.bos_token_id:
         return []
-    first = pieces[0] if pieces else None
-    in_template = isinstance(first, Text) and first.trusted and first.text.startswith(tokenizer.bos_token)
-    return [] if in_template else start
+    first = parts[0] if parts else None
+    if isinstance(first, Text) and first.trusted and first.text.startswith(tokenizer.bos_token):
+        return []
+    return start
 
 
 def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Ids of the text between two placeholders, and which of them belong to an answer."""
+    # One flag for each character: a token may begin in one part and end in the next.
     answer_chars = [text.answer for text in run for _ in text.text]
     ids: list[int] = []
     is_answer: list[bool] = []
@@ -97,10 +177,11 @@ def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tupl
             ids.append(stretch)
             is_answer.append(answer_chars[offset])
             continue
+        # The special tokens of the template are taken out already; what is left of them was typed.
         encoding = tokenizer(
             stretch,
             add_special_tokens=False,
-            split_special_tokens=True,  # those of the template were taken out; what is left was typed
+            split_special_tokens=True,
             return_offsets_mapping=True,
             return_attention_mask=False,
             verbose=False,
@@ -115,7 +196,8 @@ def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tupl
 
 def _split_special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, str | int]]:
     """(offset, plain text or id of a special token) of the stretches of a run, in order."""
-    whole, plain_start = "".join(text.text for text in run), 0
+    whole = "".join(text.text for text in run)
+    plain_start = 0
     for start, end, token_id in _special_tokens(run, tokenizer):
         if start > plain_start:
             yield plain_start, whole[plain_start:start]
@@ -126,16 +208,19 @@ def _split_special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBas
 
 
 def _special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int, int]]:
-    """(start, end, id) of the special tokens that stand in trusted text."""
+    """(start, end, id) of the special tokens in trusted text."""
     specials = {t.content: (id_, t) for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
-    # Of several that match the longest is meant; some also take in the white space around them.
+    # The longest of several matches wins, so it comes first; some tokens also take in the white space around them.
     patterns = [
         (r"\s*" if token.lstrip else "") + f"({re.escape(content)})" + (r"\s*" if token.rstrip else "")
         for content, (_, token) in sorted(specials.items(), key=lambda item: -len(item[0]))
     ]
     start = 0
+    # Neighbouring parts of one kind count as one text: a token may be put together from them.
     for trusted, group in groupby(run, key=lambda text: text.trusted):
         stretch = "".join(text.text for text in group)
-        for match in re.finditer("|".join(patterns), stretch) if trusted and patterns else ():
-            yield start + match.start(), start + match.end(), specials[match[match.lastindex or 0]][0]
+        if trusted and patterns:
+            for match in re.finditer("|".join(patterns), stretch):
+                token_id, _ = specials[match[match.lastindex or 0]]
+                yield start + match.start(), start + match.end(), token_id
         start += len(stretch)

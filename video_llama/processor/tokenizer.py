@@ -1,10 +1,9 @@
 """The language model's tokenizer, with the token ids that the trained weights expect.
 
-The original tokenises with SentencePiece through transformers 4.28. The LLaMA class of transformers 5 gives
-other ids for text that begins with a space, and after saving and loading also for text behind a special
-token. Here the SentencePiece rule (put "▁" in front, write spaces as "▁") is the normaliser of a plain fast
-tokenizer, so `tokenizer.json` carries it through `save_pretrained` and `AutoTokenizer.from_pretrained`.
-(User-defined symbols, which no LLaMA vocabulary has, would be split off before that rule.)
+The original tokenises with SentencePiece through transformers 4.28. The LLaMA class of transformers 5 gives other ids
+for text that begins with a space, and after saving and loading also for text behind a special token. Here the
+SentencePiece rule (put "▁" in front, write spaces as "▁") is the normaliser of a plain fast tokenizer, which
+`tokenizer.json` keeps. (User-defined symbols, which no LLaMA vocabulary has, would be split off before that rule.)
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from video_llama.errors import CheckpointError
 __all__ = ["load_tokenizer"]
 
 _MODEL_FILE, _FAST_FILE = "tokenizer.model", "tokenizer.json"
-_LLAMA_CLASSES = {"LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer"}  # the last: before release 4.28
+# The last name is from before release 4.28 of transformers.
+_LLAMA_CLASSES = {"LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer"}
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a language model.
 
-    LLaMA's SentencePiece tokenizers (LLaMA-2, Vicuna, BiLLa, Ziya) give exactly the ids of SentencePiece and
-    put BOS in front; every other tokenizer is loaded as transformers does. Where no pad token is set, it is
-    `<unk>`, or EOS in a vocabulary without it.
+    LLaMA's SentencePiece tokenizers (LLaMA-2, Vicuna, BiLLa, Ziya) give exactly the ids of SentencePiece and put
+    BOS in front; every other one is loaded as transformers does. A missing pad token becomes `<unk>`, or else EOS.
 
     Args:
         path_or_id: a folder with `tokenizer.model` or `tokenizer.json`, such a file, or a hub id.
@@ -45,7 +44,7 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBas
     if folder and _is_sentencepiece_llama(folder):
         tokenizer = _load_sentencepiece(folder)
     else:
-        tokenizer = _load_any(source, local=folder is not None)
+        tokenizer = _load_any(source, is_local=folder is not None)
     if isinstance(tokenizer, LlamaTokenizer):
         tokenizer = _with_sentencepiece_rule(tokenizer)
     if not tokenizer.is_fast:
@@ -90,8 +89,10 @@ def _is_sentencepiece_llama(folder: Path) -> bool:
 
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer_config.json"
+    if not file.exists():
+        return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise CheckpointError(f"{file}: not valid JSON ({error}); download it again") from error
 
@@ -99,23 +100,24 @@ def _config(folder: Path) -> dict[str, Any]:
 def _load_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
     file, config = folder / _MODEL_FILE, _config(folder)
     try:
-        pieces = SentencePieceProcessor(model_file=str(file))
+        model = SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or cut off; download it again ({error})") from error
-    ids = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
+    ids = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
     # The first conversions of LLaMA name these tokens "", on which the class of transformers 5 fails.
-    settings: dict[str, Any] = {name: pieces.id_to_piece(ids[name]) for name in ids if not config.get(name)}
+    settings: dict[str, Any] = {name: model.id_to_piece(ids[name]) for name in ids if not config.get(name)}
     settings["add_bos_token"] = config.get("add_bos_token", True)
     return LlamaTokenizer.from_pretrained(folder, local_files_only=True, **settings)
 
 
-def _load_any(source: str, local: bool) -> PreTrainedTokenizerBase:
+def _load_any(source: str, is_local: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        return AutoTokenizer.from_pretrained(source, local_files_only=is_local, trust_remote_code=False)
+    except Exception as error:
+        # The tokenizers library raises bare Exception on a damaged file.
         missing = "no such folder here, and not to be had from the hub either"
         advice = f"{missing}; download the language model's folder and give its path"
-        if local:
+        if is_local:
             advice = f"the folder needs an intact {_MODEL_FILE} or {_FAST_FILE}"
         raise CheckpointError(f"{source}: no tokenizer can be loaded; {advice} ({error})") from error
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from video_llama.errors import ConfigError
-from video_llama.model.train_mode import requires_gradients
+from video_llama.model.frozen import requires_gradients
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 __all__ = ["CompiledLayers", "check_compiler"]

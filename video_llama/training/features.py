@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from video_llama.config import FeaturesConfig
-from video_llama.data.batches import Failure, SampleReader, load_samples
+from video_llama.data.batches import BadSample, SampleReader, load_samples
 from video_llama.data.build import EncodedDataset
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.data.sample_processor import InputName, MediaInput
 from video_llama.errors import ConfigError
-from video_llama.model.qformer import trains
+from video_llama.model.frozen import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.logbook import Logbook
+from video_llama.utils.devices import to_device
 from video_llama.utils.files import make_folder
-from video_llama.utils.utils import to_device
 
 __all__ = ["EncodedMedia", "FeatureFiller", "fill_cache", "open_feature_store"]
 
@@ -197,7 +197,7 @@ def fill_cache(
             samples = load_samples(reader, indices, num_workers)
             is_shown = accelerator.is_main_process
             for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=not is_shown):
-                if isinstance(sample, Failure):
+                if isinstance(sample, BadSample):
                     logbook.quarantine([sample], 0)
                     num_bad += 1
                 else:

@@ -19,8 +19,7 @@ from video_llama.config import RunConfig
 from video_llama.data.batches import Batch
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.fusion import find_placeholders
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
 from video_llama.training.compiling import CompiledLayers
 from video_llama.training.features import FeatureFiller
 from video_llama.training.optim import Schedule
@@ -60,7 +59,7 @@ def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device
     mask: a causal model never looks ahead to padding, and without a mask its attention takes its fastest way.
 
     Args:
-        batch: of `collate`.
+        batch: from `DataCollator`.
         config: of the model, for the ids of placeholders.
         device: where the model computes.
     """

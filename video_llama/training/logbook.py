@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from video_llama.checkpoints.trained_run import CONFIG_FILE
 from video_llama.config import Config, save_config
-from video_llama.data.batches import Failure
+from video_llama.data.batches import BadSample
 from video_llama.utils.files import make_folder
 
 __all__ = ["Logbook", "Window"]
@@ -73,7 +73,7 @@ class Logbook:
         if numbers and self._accelerator.trackers:
             self._accelerator.log(numbers, step=iteration)
 
-    def quarantine(self, failures: Sequence[Failure], iteration: int, split: str = "train") -> None:
+    def quarantine(self, failures: Sequence[BadSample], iteration: int, split: str = "train") -> None:
         """Note samples of a split that could not be used, with the reason; every process notes its own."""
         for failure in failures:
             logger.warning("sample %s (%s) cannot be used: %s", failure.id, split, failure.reason)

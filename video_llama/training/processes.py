@@ -17,7 +17,7 @@ from torch import Tensor
 
 from video_llama.config import RunConfig
 from video_llama.errors import ConfigError
-from video_llama.utils.utils import resolve_device, resolve_dtype
+from video_llama.utils.devices import resolve_device, resolve_dtype
 
 __all__ = [
     "build_accelerator",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from video_llama.config import BuildInfo, Config, ProcessorConfig
+from video_llama.config import BuildInfo, Config, ProcessorConfig, find_out_of_range
 from video_llama.data.mixture import mixture_weights
 from video_llama.errors import ConfigError
 from video_llama.media.video import check_video_reader
@@ -19,16 +18,6 @@ from video_llama.utils.extras import how_to_install
 
 __all__ = ["check_settings"]
 
-_AT_LEAST_ONE = (
-    *("run.max_epoch", "run.iters_per_epoch", "run.batch_size_train", "run.batch_size_eval", "run.accum_grad_iters"),
-    *("run.log_freq", "run.keep_checkpoints", "run.max_valid_batches", "run.world_size", "model.max_txt_len"),
-)
-_NOT_NEGATIVE = (
-    *("run.init_lr", "run.min_lr", "run.warmup_steps", "run.weight_decay", "run.lr_decay_rate", "run.num_workers"),
-    *("run.save_freq", "run.num_generations", "run.seed"),
-)
-_MODEL_TYPES = ("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna")
-
 
 def check_settings(config: Config) -> None:
     """Look for mistakes that the types of the settings allow.
@@ -36,23 +25,9 @@ def check_settings(config: Config) -> None:
     Raises:
         ConfigError: there are some; all are named.
     """
-    mistakes = [*_of_numbers(config), *_of_model(config), *_of_device(config), *_of_run(config), *_of_datasets(config)]
+    mistakes = [*find_out_of_range(config), *_of_device(config), *_of_run(config), *_of_datasets(config)]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
-
-
-def _of_numbers(config: Config) -> Iterator[str]:
-    for keys, lowest in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
-        for key in keys:
-            section, _, name = key.partition(".")
-            value = getattr(getattr(config, section), name)
-            if not lowest <= value < math.inf:
-                yield f"{key} must be at least {lowest}, but is {value}"
-
-
-def _of_model(config: Config) -> Iterator[str]:
-    if config.model.model_type not in _MODEL_TYPES:
-        yield f"model.model_type must be one of {', '.join(_MODEL_TYPES)}, but is {config.model.model_type!r}"
 
 
 def _of_device(config: Config) -> Iterator[str]:
@@ -77,12 +52,6 @@ def _of_run(config: Config) -> Iterator[str]:
         run.iters_per_epoch % run.accum_grad_iters or run.save_freq % run.accum_grad_iters
     ):
         yield "run.iters_per_epoch and run.save_freq must be multiples of run.accum_grad_iters"
-    if not 0 <= run.max_bad_samples <= 1:
-        yield f"run.max_bad_samples is a share from 0 to 1, not {run.max_bad_samples}"
-    if not 0 <= run.beta2 < 1:
-        yield f"run.beta2 must be at least 0 and less than 1, but is {run.beta2}"
-    if run.max_grad_norm is not None and not run.max_grad_norm > 0:
-        yield f"run.max_grad_norm must be more than 0, or null for no clipping, but is {run.max_grad_norm}"
     if run.compile:
         model = config.model
         if model.low_resource or model.load_in_8bit or model.load_in_4bit:
@@ -115,10 +84,6 @@ def _of_datasets(config: Config) -> Iterator[str]:
 
 
 def _of_processor(processor: ProcessorConfig, key: str) -> Iterator[str]:
-    for name in ("n_frms", "image_size"):
-        value = getattr(processor, name)
-        if value is not None and value < 1:
-            yield f"{key}.{name} must be at least 1, but is {value}"
     if processor.video_reader is not None:
         try:
             check_video_reader(processor.video_reader)

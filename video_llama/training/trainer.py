@@ -48,7 +48,7 @@ from video_llama.training.samples import SampleCounter, Totals
 from video_llama.training.settings import check_settings
 from video_llama.training.stages import TrainedParts, freeze_for_training, trained_branches
 from video_llama.training.validation import ValidationReport, validate
-from video_llama.utils.utils import set_seed
+from video_llama.utils.devices import set_seed
 
 __all__ = ["Trainer"]
 

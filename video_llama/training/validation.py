@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import Failure, SampleReader, collate, gather_media
+from video_llama.data.batches import BadSample, DataCollator, SampleReader, gather_media
 from video_llama.data.build import EncodedDataset
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError
@@ -61,7 +61,7 @@ def validate(
     batch_size: int,
     max_batches: int,
     num_generations: int,
-    note_bad: Callable[[Sequence[Failure]], object],
+    note_bad: Callable[[Sequence[BadSample]], object],
     filler: FeatureFiller | None = None,
     stop_strings: Sequence[str] = (),
 ) -> ValidationReport:
@@ -85,8 +85,8 @@ def validate(
     answers: list[dict[str, str]] = []
     for indices in _shares(accelerator, len(dataset.examples), batch_size, max_batches):
         items = [reader[index] for index in indices]
-        samples = [item for item in items if not isinstance(item, Failure)]
-        failures = [item for item in items if isinstance(item, Failure)]
+        samples = [item for item in items if not isinstance(item, BadSample)]
+        failures = [item for item in items if isinstance(item, BadSample)]
         note_bad(failures)
         sums[4] += len(failures)
         # A process without a sample of its own computes with any other one if the weights are sharded.
@@ -95,7 +95,7 @@ def validate(
             used = _any_sample(reader)
         if not used:
             continue
-        batch = collate(0, used, tokenizer.pad_token_id)
+        batch = DataCollator(tokenizer.pad_token_id)(used)
         if filler is not None:
             filler(batch.media)
         output = runner(**teaching_inputs(batch, inner.config, accelerator.device))
@@ -163,7 +163,7 @@ def _shares(accelerator: Accelerator, total: int, batch_size: int, max_batches: 
 def _any_sample(reader: SampleReader) -> list[ProcessedSample]:
     """Return the first sample that can be read, or none."""
     items = (reader[index] for index in range(len(reader)))
-    return list(itertools.islice((item for item in items if not isinstance(item, Failure)), 1))
+    return list(itertools.islice((item for item in items if not isinstance(item, BadSample)), 1))
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""Packages that only some uses need: imported when needed, and an error that says how to install them."""
+"""Packages that only some features need: import them when needed, or say how to install them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ EXTRAS = {
     "wandb": "trackers",
     "webdataset": "train",
 }
-"""Of each importable package, the extra of video_llama that installs it (pyproject.toml)."""
+"""The extra of video_llama (pyproject.toml) that installs a package."""
 
 
 def how_to_install(package: str) -> str:
-    """The command that installs a package, through an extra if one has it."""
-    return f'pip install "video_llama[{EXTRAS[package]}]"' if package in EXTRAS else f"pip install {package}"
+    """Return the command that installs a package, through an extra if one has it."""
+    if package in EXTRAS:
+        return f'pip install "video_llama[{EXTRAS[package]}]"'
+    return f"pip install {package}"
 
 
 def require_extra(package: str, purpose: str) -> None:
@@ -46,7 +48,7 @@ def import_extra(module: str, purpose: str) -> Any:
     """Import a package of `EXTRAS`, or a module of one.
 
     Raises:
-        ConfigError: the package is not installed. What goes wrong inside of it comes through as it is.
+        ConfigError: the package is not installed. Its own import errors are passed on.
     """
     require_extra(module.partition(".")[0], purpose)
     return importlib.import_module(module)

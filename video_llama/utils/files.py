@@ -1,4 +1,4 @@
-"""Write files so that nobody ever finds half of one under its final name, into folders that can be."""
+"""Write files whole or not at all, and make the folders that configurations name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from video_llama.errors import ConfigError
 __all__ = ["INCOMPLETE", "make_folder", "sync", "write_whole"]
 
 INCOMPLETE = ".incomplete"
-"""How the names of files in progress end."""
+"""Suffix of files in progress."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
-    """Write beside and rename. Several processes may write the same file; one of them wins.
+    """Write to a temporary file and rename it. Several processes may write the same file; the last one wins.
 
     Args:
         path: the final name; its folder must be there.
-        write: writes everything to the path it is given, and may raise: then nothing is left behind.
+        write: writes everything to the path it is given; if it raises, nothing is left behind.
         durable: wait until the content is on the disk, so that a power cut cannot leave an empty file.
     """
     in_progress = path.with_name(f".{path.name}.{os.getpid()}{INCOMPLETE}")
@@ -29,7 +29,8 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
             sync(in_progress)
         os.replace(in_progress, path)
     except BaseException:
-        in_progress.unlink(missing_ok=True)  # the disk may be full
+        # The disk may be full: free what was written.
+        in_progress.unlink(missing_ok=True)
         raise
 
 
@@ -37,12 +38,12 @@ def make_folder(path: Path, key: str) -> None:
     """Make a folder that a configuration names, unless it is there.
 
     Raises:
-        ConfigError: it cannot be made; the message names the key.
+        ConfigError: it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{key}: there cannot be a folder {path} ({error.strerror})") from error
+        raise ConfigError(f"{key}: the folder {path} cannot be made ({error.strerror})") from error
 
 
 def sync(path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Files of JSON objects, one on each line, that a kill or a full disk may have cut off."""
+"""Files of JSON objects, one on each line, whose last line a kill or a full disk may have cut off."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,15 @@ __all__ = ["append_jsonl", "drop_cut_line", "read_jsonl"]
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_BYTES = 65536
-
 
 def read_jsonl(path: Path, error: type[VideoLlamaError] | None, what: str = "JSON object") -> Iterator[dict[str, Any]]:
     """Yield the objects of a file, in order.
 
-    A last line without its line break is left out if it cannot be read: it is being written, or was cut off.
+    A last line without its line break is skipped if it cannot be read: it is being written, or was cut off.
 
     Args:
         path: the file.
-        error: raised for any other line that is not a JSON object; None logs a warning and leaves the line out.
+        error: raised for any other line that is not a JSON object; None logs a warning and skips the line.
         what: what a line should be, in the words of the message.
 
     Raises:
@@ -40,13 +37,13 @@ def read_jsonl(path: Path, error: type[VideoLlamaError] | None, what: str = "JSO
                 message = f"{path}, line {number}: not a {what}"
                 if error is not None:
                     raise error(message)
-                logger.warning("%s; the line is left out", message)
+                logger.warning("%s; the line is skipped", message)
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Append one line; the operating system has all of it when this returns.
 
-    Text that UTF-8 cannot hold, such as a file name in another encoding, is escaped, and is the same when it is read.
+    Text that UTF-8 cannot encode, such as a file name in another encoding, is escaped and read back unchanged.
 
     Raises:
         OSError: it cannot be written, for instance because the disk is full.
@@ -65,35 +62,24 @@ def drop_cut_line(path: Path) -> None:
 
     Call it before a file of an earlier run is continued, and only if no other process writes to it.
     """
+    line, end = b"", 0
     with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = _end_of_last_line(file, size)
-        if end == size:
+        for line in file:
+            end += len(line)
+        if not line or line.endswith(b"\n"):
             return
         file.seek(end)
-        if _parse(file.read()) is not None:
+        if _parse(line) is not None:
             file.write(b"\n")
             return
-        logger.warning("%s: the last line is cut off and is removed (%d bytes)", path, size - end)
-        file.truncate(end)
-
-
-def _end_of_last_line(file: Any, size: int) -> int:
-    """Position after the last line break of an open file, 0 if there is none."""
-    end = size
-    while end:
-        start = max(0, end - _BLOCK_BYTES)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+        logger.warning("%s: the last line is cut off and is removed (%d bytes)", path, len(line))
+        file.truncate(end - len(line))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
+    # A character that was cut in half is a ValueError as well.
     try:
         record = json.loads(line)
-    except ValueError:  # half a character, too
+    except ValueError:
         return None
     return record if isinstance(record, dict) else None

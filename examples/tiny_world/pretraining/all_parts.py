@@ -1,4 +1,4 @@
-"""All pretrained parts of the small model: trained one by one and written where the stages look for them."""
+"""Pretrain the parts of the small model one by one, and write them where the training stages look for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from examples.tiny_world.pretraining.architecture import (
 from examples.tiny_world.pretraining.audio import load_segment_pool, train_audio_encoder
 from examples.tiny_world.pretraining.frames import load_frame_pool
 from examples.tiny_world.pretraining.language import train_language_model, train_qformer
-from examples.tiny_world.pretraining.steps import Schedule
+from examples.tiny_world.pretraining.steps import StepSchedule
 from examples.tiny_world.pretraining.texts import tokenizer_texts
 from examples.tiny_world.pretraining.vision import train_vision_encoder
 from video_llama.checkpoints.convert import write_original_folder
@@ -34,18 +34,18 @@ __all__ = ["PARTS", "SCALES", "Scale", "prepare", "pretrain", "write_parts"]
 logger = logging.getLogger(__name__)
 
 PARTS = ("vision", "sound", "language", "qformer")
-"""In the order in which they depend on each other: the Q-Former needs the frame encoder and the language model."""
+"""In the order of their dependence: the Q-Former needs the frame encoder and the language model."""
 
 _NAME = "untrained"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """How much to train on.
 
     Attributes:
         steps: of each part.
-        drawn_frames, clips, sound_files: what the pools are made of.
+        drawn_frames, clips, sound_files: in the pools of frames and audio segments.
     """
 
     steps: dict[str, int]
@@ -63,21 +63,21 @@ _LEARNING_RATES = {"vision": (5e-3, 1.5e-3), "sound": (3e-3, 1e-3), "language": 
 
 
 def pretrain(part: str, corpus: Path, folder: Path, scale: Scale, seed: int = 1) -> None:
-    """Train one of `PARTS`; what a run before has finished is read, and an interrupted one goes on.
+    """Train one of `PARTS`; a finished part is read, and an interrupted one continues.
 
     Args:
         part: which.
         corpus: what `make_clipworld.py` wrote.
         folder: for states, logs and pools.
-        scale: how much of everything.
-        seed: of the first weights.
+        scale: how much to train on.
+        seed: of the initial weights.
 
     Raises:
         FileNotFoundError: a part that this one needs is not finished.
     """
     model, processor = prepare(folder, seed)
     media = processor.media_processor
-    schedule = Schedule(scale.steps[part], *_LEARNING_RATES[part], warmup_steps=min(100, scale.steps[part] // 5))
+    schedule = StepSchedule(scale.steps[part], *_LEARNING_RATES[part], warmup_steps=min(100, scale.steps[part] // 5))
     if part == "sound":
         media = replace(media, num_audio_segments=2)
         pool = load_segment_pool(folder / "sounds.npz", corpus, media, scale.sound_files)
@@ -114,18 +114,18 @@ def write_parts(folder: Path, output: Path, seed: int = 1) -> None:
 
 
 def prepare(folder: Path, seed: int = 1) -> tuple[VideoLlamaForConditionalGeneration, VideoLlamaProcessor]:
-    """The untrained model and its processor; trains the tokenizer if `folder/language_model` has none yet."""
+    """Return the untrained model and its processor; trains the tokenizer if `folder/language_model` has none yet."""
     language_model = folder / "language_model"
     language_model.mkdir(parents=True, exist_ok=True)
-    has_files = (language_model / "generation_config.json").exists()
-    config = (
-        read_config(language_model) if has_files else write_language_model_files(tokenizer_texts(seed), language_model)
-    )
+    if (language_model / "generation_config.json").exists():
+        config = read_config(language_model)
+    else:
+        config = write_language_model_files(tokenizer_texts(seed), language_model)
     return build_untrained_model(config, seed), build_processor(config, language_model, CONV_TEMPLATE)
 
 
 def _read_frozen(folder: Path, model: VideoLlamaForConditionalGeneration) -> None:
-    """What the Q-Former learns between."""
+    """Load the frame encoder and the language model, which the Q-Former connects."""
     video = model.video_branch
     _read_state(folder / "vision.pt", {"encoder": video.vision_encoder, "norm": video.vision_norm})
     _read_state(folder / "language.pt", {"model": model.language_model})

@@ -1,4 +1,4 @@
-"""Sizes and tokenizer of the small model: every part of the real one, some hundred times narrower."""
+"""Sizes and tokenizer of the small model: every part of the full model, much narrower."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.tokenizer import load_tokenizer
-from video_llama.utils.utils import set_seed
+from video_llama.utils.devices import set_seed
 
 __all__ = ["CONV_TEMPLATE", "build_untrained_model", "write_language_model_files"]
 
@@ -26,7 +26,8 @@ _QFORMER: dict[str, Any] = {
     "hidden_size": 128,
     "num_attention_heads": 4,
     "intermediate_size": 512,
-    "hidden_dropout_prob": 0.0,  # there is more of a generated world than a model this small can learn by heart
+    # A generated world has more samples than a model this small can memorise.
+    "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
 _SIZES: dict[str, Any] = {
@@ -65,10 +66,10 @@ _TEXT_SIZES = {
 
 
 def write_language_model_files(texts: Iterable[str], folder: Path) -> VideoLlamaConfig:
-    """Train a LLaMA-like tokenizer, write it and the language model's configuration; the configuration of the whole.
+    """Train a LLaMA-like tokenizer, write it and the language model's configuration, and return that of the whole.
 
     Args:
-        texts: what the tokenizer's pieces are learnt from.
+        texts: to train the tokenizer on.
         folder: an existing folder; gets `tokenizer.model`, `config.json` and `generation_config.json`.
     """
     model = io.BytesIO()
@@ -81,7 +82,8 @@ def write_language_model_files(texts: Iterable[str], folder: Path) -> VideoLlama
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=False,  # two spaces (chats have them behind media) are read like one
+        # Two spaces, which chats have behind media, are read like one.
+        allow_whitespace_only_pieces=False,
         split_digits=True,
         num_threads=1,
         minloglevel=2,
@@ -94,7 +96,7 @@ def write_language_model_files(texts: Iterable[str], folder: Path) -> VideoLlama
 
 
 def read_config(folder: Path) -> VideoLlamaConfig:
-    """The configuration of the whole model, for the tokenizer in a folder."""
+    """Return the configuration of the whole model, for the tokenizer in a folder."""
     tokenizer = load_tokenizer(folder)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = VideoLlamaConfig(
@@ -106,7 +108,7 @@ def read_config(folder: Path) -> VideoLlamaConfig:
 
 
 def build_untrained_model(config: VideoLlamaConfig, seed: int) -> VideoLlamaForConditionalGeneration:
-    """The model with random weights, in float32."""
+    """Return the model with random weights, in float32."""
     set_seed(seed)
     model = VideoLlamaForConditionalGeneration(config)
     model.post_init()

@@ -1,4 +1,4 @@
-"""Pretraining of the sound encoder: which sound a stretch of two seconds is, and what its pitch does."""
+"""Pretraining of the audio encoder: which sound a segment of two seconds is, and what its pitch does."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.tiny_world.pretraining.steps import Schedule, run_steps
+from examples.tiny_world.pretraining.frames import save_arrays
+from examples.tiny_world.pretraining.steps import StepSchedule, run_steps
 from examples.tiny_world.world.facts import facts_of
 from examples.tiny_world.world.layouts import media_file
 from examples.tiny_world.world.samples import random_sample
 from examples.tiny_world.world.vocabulary import SOUNDS
+from video_llama.errors import DatasetError
 from video_llama.model.imagebind import ImageBindTrunk
 from video_llama.processor.media_processor import MediaProcessor
+from video_llama.utils.jsonl import read_jsonl
 
 __all__ = ["SegmentPool", "load_segment_pool", "train_audio_encoder"]
 
 PITCHES = ("rises", "falls", "stays the same", "")
-"""What a pitch does; silence has none."""
+"""Movements of a pitch; silence has none."""
 
 _MEASURED_SEGMENTS = 400
 
 
 @dataclass(frozen=True)
 class SegmentPool:
-    """Stretches of sound in memory.
+    """Audio segments in memory.
 
     Attributes:
         values: (segments, mel_bins, mel_frames), float16, normalised log-mel.
@@ -45,23 +48,21 @@ class SegmentPool:
     pitches: NDArray[np.int64]
 
     def inputs(self, chosen: NDArray[np.int64]) -> Tensor:
-        """(len(chosen), 1, mel_bins, mel_frames), float32."""
+        """Return segments, (len(chosen), 1, mel_bins, mel_frames), float32."""
         return torch.from_numpy(self.values[chosen].astype(np.float32)).unsqueeze(1)
 
 
 def load_segment_pool(file: Path, corpus: Path, media: MediaProcessor, num_files: int) -> SegmentPool:
-    """Read the pool from a file, or make and write it from the training split's clips and sounds.
+    """Read the pool from a file, or make and write it from the training split's clips and audio files.
 
     Args:
         file: a `.npz`.
         corpus: what `make_clipworld.py` wrote.
-        media: how sound is read; the first and the last segment of each file are taken.
+        media: how audio is read; the first and the last segment of each file are taken.
         num_files: at most.
     """
     if not file.exists():
-        columns = _read_segments(corpus, media, num_files)
-        np.savez(file.with_suffix(".incomplete.npz"), allow_pickle=False, **columns)
-        file.with_suffix(".incomplete.npz").rename(file)
+        save_arrays(file, _read_segments(corpus, media, num_files))
     with np.load(file) as arrays:
         return SegmentPool(arrays["values"], arrays["sounds"], arrays["pitches"])
 
@@ -69,9 +70,8 @@ def load_segment_pool(file: Path, corpus: Path, media: MediaProcessor, num_files
 def _read_segments(corpus: Path, media: MediaProcessor, num_files: int) -> dict[str, NDArray]:
     seed = int(json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))["seed"])
     counts = {"clip": 0, "sound": 0}
-    for line in (corpus / "train/ground_truth.jsonl").open(encoding="utf-8"):
-        kind = json.loads(line)["kind"]
-        counts[kind] = counts.get(kind, 0) + 1
+    for record in read_jsonl(corpus / "train/ground_truth.jsonl", DatasetError):
+        counts[record["kind"]] = counts.get(record["kind"], 0) + 1
     samples = [random_sample(seed, "train", stream, i) for stream in ("sound", "clip") for i in range(counts[stream])]
     samples = [sample for sample in samples if sample.sound is not None][:num_files]
     values, sounds, pitches = [], [], []
@@ -85,7 +85,7 @@ def _read_segments(corpus: Path, media: MediaProcessor, num_files: int) -> dict[
 
 
 def train_audio_encoder(
-    encoder: ImageBindTrunk, pool: SegmentPool, schedule: Schedule, folder: Path, batch_size: int = 32
+    encoder: ImageBindTrunk, pool: SegmentPool, schedule: StepSchedule, folder: Path, batch_size: int = 32
 ) -> None:
     """Train the trunk in place."""
     num_held_back = min(_MEASURED_SEGMENTS, len(pool.values) // 10)
@@ -99,7 +99,7 @@ def train_audio_encoder(
     def step(rng: Generator) -> Mapping[str, Tensor]:
         chosen = rng.integers(last, size=batch_size)
         values = pool.inputs(chosen)
-        # Louder or softer, and with the faint hiss of another recording: sounds do not change their names by that.
+        # Louder or softer: a sound keeps its name.
         values = values + torch.from_numpy(rng.normal(0, 0.2, size=(batch_size, 1, 1, 1)).astype(np.float32))
         vectors = encoder(values)
         return {name: F.cross_entropy(modules[name](vectors), target[chosen]) for name, target in targets.items()}

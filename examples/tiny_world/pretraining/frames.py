@@ -1,4 +1,4 @@
-"""Single frames with all that is known of them: what the frame encoder and the Q-Former are pretrained on."""
+"""Single frames with their labels, to pretrain the frame encoder and the Q-Former on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,27 @@ from examples.tiny_world.world.samples import random_sample
 from examples.tiny_world.world.scene import Scene, random_scene
 from examples.tiny_world.world.vocabulary import ATTRIBUTES, COLOURS, HELD_OUT_COLOURS
 from video_llama.constants import IGNORE_INDEX
+from video_llama.errors import DatasetError
 from video_llama.media.image import resize_image
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.transforms import normalize_frames
+from video_llama.utils.files import write_whole
+from video_llama.utils.jsonl import read_jsonl
 
-__all__ = ["FRAME_ATTRIBUTES", "MAX_OBJECTS", "FramePool", "load_frame_pool"]
+__all__ = ["FRAME_ATTRIBUTES", "MAX_OBJECTS", "FramePool", "load_frame_pool", "save_arrays"]
 
 logger = logging.getLogger(__name__)
 
 FRAME_ATTRIBUTES = ("shape", "colour", "size", "count", "background", "position")
 MAX_OBJECTS = 4
 
-_IMAGE_SIZE = 128  # of drawn pictures, as the corpus has them
+# Of drawn images, as in the corpus.
+_IMAGE_SIZE = 128
 _JPEG_QUALITIES = (25, 95)
-_MIN_CONTRAST = 60  # levels of some channel between an object without a named colour and its background
-_MIN_FORBIDDEN_CONTRAST = 70  # and the colour in which training must not show its shape
+# Levels of some channel between an object without a named colour and its background, and the colour in which training
+# must not show its shape.
+_MIN_CONTRAST = 60
+_MIN_FORBIDDEN_CONTRAST = 70
 
 
 @dataclass(frozen=True)
@@ -67,25 +73,25 @@ class FramePool:
         return len(self.pixels)
 
     def images(self, chosen: NDArray[np.int64], media: MediaProcessor) -> Tensor:
-        """Normalised frames (len(chosen), 3, height, width)."""
+        """Return normalised frames, (len(chosen), 3, height, width)."""
         return normalize_frames(self.pixels[chosen], media.mean, media.std)
 
     def attribute(self, name: str, chosen: NDArray[np.int64]) -> Tensor:
-        """Labels (len(chosen),) of one attribute."""
+        """Return labels, (len(chosen),), of one attribute."""
         return torch.from_numpy(self.labels[chosen, FRAME_ATTRIBUTES.index(name)])
 
     def facts(self, index: int) -> Facts:
-        """What is true of one frame, as of a still picture."""
+        """Return the facts of one frame, as of a still image."""
         numbers = zip(FRAME_ATTRIBUTES, self.labels[index], strict=True)
         return Facts("picture", {name: ATTRIBUTES[name][number] for name, number in numbers})
 
     def named(self) -> FramePool:
-        """The frames whose attributes all have names, of which a caption can be made."""
+        """Return the frames whose attributes all have names, so that they can be captioned."""
         keep = (self.labels >= 0).all(axis=1)
         return FramePool(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
 
     def split(self, num_held_back: int) -> tuple[FramePool, FramePool]:
-        """All but some frames, and those, which are from the pool's end."""
+        """Return the pool without its last frames, and those."""
         fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
         cut = len(self) - num_held_back
         return FramePool(*(field[:cut] for field in fields)), FramePool(*(field[cut:] for field in fields))
@@ -94,16 +100,15 @@ class FramePool:
 def load_frame_pool(file: Path, corpus: Path, media: MediaProcessor, num_drawn: int, num_clips: int) -> FramePool:
     """Read the pool from a file, or make and write it.
 
-    Half of it are the frames that the model would sample of the training clips, decoded; the others are drawn for this
-    purpose, with combinations of attributes that training may show, and compressed more or less. Half of the drawn
-    ones have colours without a name, so that a shape is known by its outline and not by the colours it may have; none
-    of these is like the colour that training must not show that shape in.
+    One half is decoded from the training clips, as the model samples them; the other is drawn, with combinations of
+    attributes that training may show, and compressed more or less. Half of the drawn ones have colours without a name,
+    so that shapes are learnt by their outlines; none of these resembles the colour that is held out for the shape.
 
     Args:
         file: a `.npz`.
         corpus: what `make_clipworld.py` wrote.
         media: how frames are sampled and scaled.
-        num_drawn: pictures to draw.
+        num_drawn: images to draw.
         num_clips: clips to decode, at most.
     """
     names = [field.name for field in dataclasses.fields(FramePool)]
@@ -113,17 +118,27 @@ def load_frame_pool(file: Path, corpus: Path, media: MediaProcessor, num_drawn: 
         rows += _draw(int(settings["seed"]), media.image_size, num_drawn)
         order = np.random.default_rng(0).permutation(len(rows))
         columns = [np.stack([rows[index][number] for index in order]) for number in range(len(names))]
-        np.savez(file.with_suffix(".incomplete.npz"), allow_pickle=False, **dict(zip(names, columns, strict=True)))
-        file.with_suffix(".incomplete.npz").rename(file)
+        save_arrays(file, dict(zip(names, columns, strict=True)))
     with np.load(file) as arrays:
         return FramePool(*(arrays[name] for name in names))
+
+
+def save_arrays(file: Path, arrays: Mapping[str, NDArray]) -> None:
+    """Write a `.npz` whole."""
+
+    def write(path: Path) -> None:
+        # To an open file: `savez` would append a suffix to a path.
+        with path.open("wb") as output:
+            np.savez(output, allow_pickle=False, **arrays)
+
+    write_whole(file, write)
 
 
 _Row = tuple[NDArray, NDArray, NDArray, NDArray, NDArray]
 
 
 def _decode(split: Path, seed: int, media: MediaProcessor, num_clips: int) -> Iterator[_Row]:
-    total = sum(1 for line in (split / "ground_truth.jsonl").open() if '"kind": "clip"' in line)
+    total = sum(record["kind"] == "clip" for record in read_jsonl(split / "ground_truth.jsonl", DatasetError))
     for index in tqdm(range(min(total, num_clips)), "decoding clips", unit="clip"):
         sample = random_sample(seed, "train", "clip", index)
         assert sample.scene is not None
@@ -133,7 +148,7 @@ def _decode(split: Path, seed: int, media: MediaProcessor, num_clips: int) -> It
 
 
 def _draw(seed: int, size: int, count: int) -> Iterator[_Row]:
-    for index in tqdm(range(count), "drawing pictures", unit="picture"):
+    for index in tqdm(range(count), "drawing images", unit="image"):
         rng = np.random.default_rng([seed, 77, index])
         scene, time = random_scene(rng, moving=rng.random() < 0.5, held_out=False), rng.random()
         if index % 2:
@@ -145,7 +160,7 @@ def _draw(seed: int, size: int, count: int) -> Iterator[_Row]:
 
 
 def _unnamed_colours(scene: Scene, rng: Generator) -> dict[str, Any]:
-    """Any colours for a scene's objects and background that can be told apart, with their fields' names."""
+    """Return random, distinct colours for a scene's objects and background, by the names of their fields."""
     background = rng.integers(256, size=3)
     shapes = {look.shape for look in scene.looks}
     forbidden = [np.array(COLOURS[colour]) for shape, colour in HELD_OUT_COLOURS if shape in shapes]
@@ -164,13 +179,13 @@ def _unnamed_colours(scene: Scene, rng: Generator) -> dict[str, Any]:
     }
 
 
-def _compressed(picture: NDArray[np.uint8], size: int, rng: Generator) -> NDArray[np.uint8]:
+def _compressed(image: NDArray[np.uint8], size: int, rng: Generator) -> NDArray[np.uint8]:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=int(rng.integers(*_JPEG_QUALITIES)))
-    with Image.open(buffer) as image:
+    Image.fromarray(image).save(buffer, format="JPEG", quality=int(rng.integers(*_JPEG_QUALITIES)))
+    with Image.open(buffer) as decoded:
         if rng.random() < 0.5:
-            return resize_image(image, size)
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+            return resize_image(decoded, size)
+        return np.asarray(decoded.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _row(frame: NDArray[np.uint8], scene: Scene, time: float) -> _Row:

@@ -1,9 +1,9 @@
 """Pretraining of the language model, and of the Q-Former with it.
 
-The language model learns to read: where media will stand, it finds vectors made of its own embeddings of the words
-that are true, in any order and with noise, and must say from them what a caption or an answer needs. So it knows the
-language of questions and answers, and can say nothing right without looking. Then the Q-Former learns, between it
-and the frame encoder, to caption single frames; captions of frames name the position.
+The language model trains first: in the place of media it gets vectors made of its own embeddings of true words, in any
+order and with noise, and must write captions and answers from them. So it learns the language of questions and
+answers, and to depend on the media. Then the Q-Former, between it and the frame encoder, learns to caption single
+frames; captions of frames name the position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from examples.tiny_world.pretraining.frames import FramePool
-from examples.tiny_world.pretraining.steps import Schedule, half_precision, run_steps
+from examples.tiny_world.pretraining.steps import StepSchedule, half_precision, run_steps
 from examples.tiny_world.pretraining.texts import TextSample, TextWriter
 from examples.tiny_world.pretraining.vision import AttributeHeads
 from examples.tiny_world.world.facts import Facts
@@ -32,13 +32,15 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 __all__ = ["train_language_model", "train_qformer"]
 
-_NOISE = 0.35  # of a slot, relative to its length
+# Of a slot, relative to its length.
+_NOISE = 0.35
 _MEASURED_FRAMES = 1000
-_NUM_LENGTHS = 3  # a batch of texts is computed in so many parts
+# Parts that a batch of texts is computed in.
+_NUM_LENGTHS = 3
 
 
 def word_lists(facts: Facts) -> list[str]:
-    """What is true, each in a few words: the attribute's name and its value."""
+    """Return the facts, each in a few words: the attribute's name and its value."""
     phrases = [f"{name} {value}" for name, value in facts.values.items() if name != "order"]
     if facts.changes is not None:
         phrases += [f"first {facts.changes} {facts.first}", f"then {facts.changes} {facts.then}"]
@@ -50,15 +52,17 @@ def word_lists(facts: Facts) -> list[str]:
 def slots_of_facts(
     facts: Sequence[Facts], num_slots: int, embeddings: nn.Embedding, tokenize: Mapping[str, list[int]], rng: Generator
 ) -> Tensor:
-    """Vectors in the place of media, (len(facts), num_slots, width): one fact in each, each fact in one or more."""
+    """Return vectors in the place of media, (len(facts), num_slots, width): one fact each."""
     tokens: list[int] = []
-    offsets: list[int] = []  # of all slots, one after the other
+    # Where each slot begins, over all facts.
+    offsets: list[int] = []
     for item in facts:
         phrases = word_lists(item)
         order = [phrases[int(index)] for index in rng.permutation(len(phrases))]
         while len(order) < num_slots:
             order.append(phrases[int(rng.integers(len(phrases)))])
-        while len(order) > num_slots:  # two facts share a slot
+        # Facts beyond the number of slots share one.
+        while len(order) > num_slots:
             last = order.pop()
             order[int(rng.integers(num_slots))] += f" {last}"
         for phrase in order:
@@ -72,7 +76,7 @@ def slots_of_facts(
 
 
 class Words(dict[str, list[int]]):
-    """Token ids of a word, without what stands in front of a text."""
+    """Token ids of words, without BOS; computed when first needed."""
 
     def __init__(self, processor: VideoLlamaProcessor) -> None:
         super().__init__()
@@ -98,7 +102,7 @@ class Reader:
         self._lengths = processor.placeholder_lengths
 
     def facts_loss(self, samples: Sequence[TextSample], rng: Generator) -> Tensor:
-        """With facts in the place of media; texts of like length stand together, so that little is padding."""
+        """Return the loss with facts in the place of media; texts of similar length share a part, to save padding."""
         ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
         cuts = np.linspace(0, len(ordered), 1 + min(_NUM_LENGTHS, len(ordered))).astype(int)
         parts = [ordered[start:stop] for start, stop in itertools.pairwise(cuts)]
@@ -118,14 +122,14 @@ class Reader:
         return self.loss(samples, video, audio)
 
     def loss(self, samples: Sequence[TextSample], video: Tensor | None, audio: Tensor | None) -> Tensor:
-        """With any vectors in the place of media."""
+        """Return the loss with given vectors in the place of media."""
         batch = collate_text([{"input_ids": s.input_ids, "labels": s.labels} for s in samples], self._pad_id)
         output = self._model(**batch, video_features=video, audio_features=audio, use_cache=False)
         return output.loss
 
 
 def text_writer(processor: VideoLlamaProcessor, seed: int) -> TextWriter:
-    """Texts with as many placeholders as the model's branches have queries."""
+    """Return a writer of texts with as many placeholders as the model's branches have queries."""
     ids, lengths = processor.placeholder_ids, processor.placeholder_lengths
     return TextWriter(
         processor.tokenizer, (ids["image"], lengths["image"]), (ids["audio"], lengths["audio"]), seed=1_000_000 + seed
@@ -135,7 +139,7 @@ def text_writer(processor: VideoLlamaProcessor, seed: int) -> TextWriter:
 def train_language_model(
     model: VideoLlamaForConditionalGeneration,
     processor: VideoLlamaProcessor,
-    schedule: Schedule,
+    schedule: StepSchedule,
     folder: Path,
     batch_size: int = 32,
 ) -> None:
@@ -152,13 +156,13 @@ def train_qformer(
     model: VideoLlamaForConditionalGeneration,
     processor: VideoLlamaProcessor,
     pool: FramePool,
-    schedule: Schedule,
+    schedule: StepSchedule,
     folder: Path,
     batch_size: int = 48,
 ) -> None:
     """Train `qformer` and `query_tokens` of the video branch in place; frame encoder and language model are frozen.
 
-    Each attribute is read from a query token of its own, so that what looks at the tokens later knows where to look.
+    Each attribute is read from a query token of its own, so that later parts find it in the same place.
     """
     branch, media = model.video_branch, processor.media_processor
     width, num_queries = branch.query_tokens.shape[-1], branch.query_tokens.shape[1]

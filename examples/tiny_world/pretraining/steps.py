@@ -1,15 +1,14 @@
-"""A training loop in few words, for parts that train by themselves: resumable, seeded, logged."""
+"""A short training loop for parts that train alone: resumable, seeded, logged."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +18,25 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from video_llama.utils.utils import resolve_dtype
+from video_llama.utils.devices import resolve_dtype
+from video_llama.utils.files import write_whole
+from video_llama.utils.jsonl import append_jsonl
 
-__all__ = ["Schedule", "build_optimizers", "half_precision", "run_steps"]
+__all__ = ["StepSchedule", "build_optimizers", "half_precision", "run_steps"]
 
 logger = logging.getLogger(__name__)
 
 _SAVE_EVERY, _LOG_EVERY = 250, 50
-_MIN_MATRIX_SIDE = 64  # what is narrower names classes or coordinates
+# Narrower matrices are heads for classes or coordinates.
+_MIN_MATRIX_SIDE = 64
 
 StepFunction = Callable[[Generator], Mapping[str, Tensor]]
 """Draws a batch and returns the terms of its loss (summed for the gradient) by name."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long and how fast a part learns.
+class StepSchedule:
+    """How long and how fast a part trains.
 
     Attributes:
         num_steps: of the optimizers.
@@ -51,18 +53,18 @@ class Schedule:
     weight_decay: float = 0.02
 
     def share(self, step: int) -> float:
-        """Which share of its peak a rate has at step `step`, counted from 0."""
+        """Return the share of its peak that a rate has at a step, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def build_optimizers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices within a model and AdamW for all else that trains.
+def build_optimizers(module: nn.Module, schedule: StepSchedule) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices within a model, and AdamW for all else that trains.
 
     Muon (Jordan et al. 2024) steps along the nearest orthogonal matrix of the momentum; here it learns in a fifth of
-    the steps that AdamW alone needs. Embeddings and heads, which look up or name things, are not for it.
+    the steps that AdamW alone needs. It is not meant for embeddings and heads.
     """
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
@@ -89,13 +91,13 @@ def run_steps(
     name: str,
     modules: nn.ModuleDict,
     step_function: StepFunction,
-    schedule: Schedule,
+    schedule: StepSchedule,
     folder: Path,
     seed: int,
     measure: Callable[[], Mapping[str, float]] | None = None,
     in_half: bool = False,
 ) -> None:
-    """Train modules in place, or read the result of an earlier run; an interrupted run goes on.
+    """Train modules in place, or read the result of an earlier run; an interrupted run continues.
 
     A step depends on the weights, the optimizer's state, the seed and its number alone.
 
@@ -144,19 +146,19 @@ def run_steps(
         if done % _SAVE_EVERY == 0 or done == schedule.num_steps:
             saved = [optimizer.state_dict() for optimizer in optimizers]
             state = {"modules": modules.state_dict(), "optimizers": saved, "step": done}
-            torch.save(state, file.with_suffix(".incomplete"))
-            os.replace(file.with_suffix(".incomplete"), file)
+            write_whole(file, partial(torch.save, state))
             if measure is not None:
                 modules.eval()
                 with torch.no_grad():
-                    _append(log, {"step": done, "accuracy": {k: round(v, 4) for k, v in measure().items()}})
+                    accuracy = {key: round(value, 4) for key, value in measure().items()}
+                _append(log, {"step": done, "accuracy": accuracy})
                 modules.train()
     modules.eval()
 
 
 @contextlib.contextmanager
 def half_precision() -> Iterator[None]:
-    """Products in bfloat16 on a CPU that computes in it; its fused attention is slow there in the backward pass."""
+    """Compute products in bfloat16 on a CPU that supports it; fused attention is slow there in the backward pass."""
     if resolve_dtype("auto", "cpu") != torch.bfloat16:
         yield
         return
@@ -166,5 +168,4 @@ def half_precision() -> Iterator[None]:
 
 def _append(path: Path, entry: Mapping[str, object]) -> None:
     logger.info("%s", entry)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    append_jsonl(path, entry)

@@ -1,4 +1,4 @@
-"""Captions and dialogues of the generated world as the language model will read them, without any media."""
+"""Captions and dialogues of the generated world as tokens, without any media."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _clean = BlipCaptionProcessor()
 
 @dataclass(frozen=True)
 class TextSample:
-    """One text with the facts that stand where media will.
+    """One text with the facts that stand in for its media.
 
     Attributes:
         input_ids, labels: of equal length.
-        visible: what the frames' placeholders stand for; None without frames.
-        audible: what the sound's placeholders stand for; None without sound.
+        visible: facts for the placeholders of frames; None without frames.
+        audible: facts for the placeholders of audio; None without audio.
     """
 
     input_ids: list[int]
@@ -47,12 +47,12 @@ class TextSample:
 
 
 class TextWriter:
-    """Draws texts of all kinds that the stages train on.
+    """Draws texts of all kinds that the training stages use.
 
     Args:
         tokenizer: of the language model.
-        image, audio: id that marks the media, and how many of them.
-        seed: of the samples; they are of the training split, so nothing held out is said.
+        image, audio: id of the placeholders, and how many of them.
+        seed: of the samples, which are of the training split: nothing held out is in them.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TextWriter:
         self._seed = seed
 
     def __call__(self, rng: Generator) -> TextSample:
-        """One text."""
+        """Return a random text."""
         stream = str(rng.choice(["clip", "clip", "clip", "image", "sound"]))
         sample = random_sample(self._seed, "train", stream, int(rng.integers(2**31)))
         seen, heard = facts_of_sample(sample)
@@ -76,7 +76,7 @@ class TextWriter:
         return self._clip_dialogue(sample, seen, heard, rng)
 
     def caption(self, text: str, visible: Facts | None, audible: Facts | None) -> TextSample:
-        """A caption behind the media, as stage 1 has it."""
+        """Return a caption behind the media, as in stage 1."""
         tokens = build_caption_sample(
             _clean(text),
             self._tokenizer,
@@ -89,7 +89,8 @@ class TextWriter:
     def _clip_dialogue(self, sample: Sample, seen: Facts | None, heard: Facts | None, rng: Generator) -> TextSample:
         indices = sample_uniform_indices(sample.num_frames, _NUM_FRAMES)
         message = frame_times_message([index / sample.fps for index in indices])
-        if heard is not None and rng.random() < 0.2:  # the sound track of a clip by itself
+        # Sometimes the audio track of a clip alone.
+        if heard is not None and rng.random() < 0.2:
             return self._dialogue(_after([*audio_prefix(), " "], sample.sound_turns), None, heard)
         with_sound = heard is not None and rng.random() < 0.6
         turns = _spaced(sample.mixed_turns if with_sound or heard is None else sample.visual_turns, rng)
@@ -115,25 +116,25 @@ class TextWriter:
 
 
 def facts_of_sample(sample: Sample) -> tuple[Facts | None, Facts | None]:
-    """What can be seen of a sample and what can be heard of it."""
+    """Return the visible and the audible facts of a sample."""
     seen = None if sample.scene is None else facts_of(sample.scene, None)
     return seen, None if sample.sound is None else facts_of(None, sample.sound)
 
 
 def _spaced(turns: Sequence[tuple[str, str]], rng: Generator) -> Sequence[tuple[str, str]]:
-    """The same turns, or with one more space in front: chats have two between media and question, training has one."""
+    """Return turns, half of them with one more space in front: chats have two behind media, training has one."""
     first, *others = turns
     return [(f" {first[0]}", first[1]), *others] if rng.random() < 0.5 else turns
 
 
-def _after(introduction: Sequence[object], turns: Sequence[tuple[str, str]]) -> list[Turn]:
-    """Turns with media in front of the first question."""
+def _after(prefix: Sequence[object], turns: Sequence[tuple[str, str]]) -> list[Turn]:
+    """Return turns with media in front of the first question."""
     first, *others = turns
-    return [([*introduction, first[0]], first[1]), *others]  # type: ignore[list-item]
+    return [([*prefix, first[0]], first[1]), *others]  # type: ignore[list-item]
 
 
 def tokenizer_texts(seed: int, count: int = 3000) -> list[str]:
-    """What the tokenizer is trained on: captions, dialogues and the words around media."""
+    """Return texts to train the tokenizer on: captions, dialogues and the words around media."""
     words = [f" {word}" for words in ATTRIBUTES.values() for word in words] * 100
     texts = [*words, *(line for lines in (*QUESTIONS.values(), *FOLLOW_UPS.values()) for line in lines)]
     for index in range(count):

@@ -1,4 +1,4 @@
-"""Pretraining of the frame encoder: what is in a frame, and where, told by the whole and by every patch."""
+"""Pretraining of the frame encoder: classify the whole frame and every patch of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from examples.tiny_world.pretraining.frames import FRAME_ATTRIBUTES, FramePool
-from examples.tiny_world.pretraining.steps import Schedule, run_steps
+from examples.tiny_world.pretraining.steps import StepSchedule, run_steps
 from examples.tiny_world.world.vocabulary import ATTRIBUTES
 from video_llama.constants import IGNORE_INDEX
 from video_llama.model.video_branch import VideoBranch
@@ -25,7 +25,8 @@ __all__ = ["AttributeHeads", "train_vision_encoder"]
 
 logger = logging.getLogger(__name__)
 
-_BACKGROUND_WEIGHT = 0.2  # of the many patches without an object
+# Weight of the many patches without an object.
+_BACKGROUND_WEIGHT = 0.2
 _MEASURED_FRAMES = 1000
 
 
@@ -38,7 +39,7 @@ class AttributeHeads(nn.Module):
         self.centre = nn.Linear(width, 2)
 
     def losses(self, states: Tensor, pool: FramePool, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Cross-entropies by attribute, and the centre's distance.
+        """Return cross-entropies by attribute, and the centre's distance.
 
         Args:
             states: (len(chosen), 1 or more, width); the first for the first attribute and so on, or one for all.
@@ -78,7 +79,7 @@ class PatchHeads(nn.Module):
         self.centre = nn.Linear(width, 1)
 
     def losses(self, states: Tensor, pool: FramePool, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Cross-entropies over all patches; `states` is (len(chosen), patches, width)."""
+        """Return cross-entropies over all patches; `states` is (len(chosen), patches, width)."""
         on_object = _patches_on_objects(pool, chosen, states.shape[1])  # (frames, patches)
         losses = {}
         for name, head in self.heads.items():
@@ -96,7 +97,7 @@ class PatchHeads(nn.Module):
 
 
 def _patches_with_centres(pool: FramePool, chosen: NDArray[np.int64], num_patches: int) -> Tensor:
-    """(frames, patches), float, 1 where an object's centre lies: as many as there are objects, for counting."""
+    """Return (frames, patches), float, 1 where an object's centre is: one for each object, for counting."""
     side = round(num_patches**0.5)
     places = pool.places[chosen]  # (frames, objects, 2), negative where there is no further object
     columns, rows = np.clip((places * side).astype(int), 0, side - 1).transpose(2, 0, 1)
@@ -107,7 +108,7 @@ def _patches_with_centres(pool: FramePool, chosen: NDArray[np.int64], num_patche
 
 
 def _patches_on_objects(pool: FramePool, chosen: NDArray[np.int64], num_patches: int) -> Tensor:
-    """(frames, patches), bool: the patch's middle lies within an object's circle."""
+    """Return (frames, patches), bool: the patch's middle is within an object's circle."""
     side = round(num_patches**0.5)
     middles = (np.arange(side) + 0.5) / side
     grid = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)  # (patches, 2), x and y
@@ -116,11 +117,11 @@ def _patches_on_objects(pool: FramePool, chosen: NDArray[np.int64], num_patches:
     return torch.from_numpy((distance < pool.radius[chosen][:, None, None]).any(axis=-1))
 
 
-def _tell_places_apart(encoder: nn.Module) -> None:
-    """First values from which an encoder finds out sooner which patches are neighbours, and what is in them.
+def _init_positions(encoder: nn.Module) -> None:
+    """Set initial values that speed up learning of which patches are neighbours, and what is in them.
 
     The position table starts as sines and cosines of a patch's column and row, and the patch projection keeps the
-    size of what it is given; from small random values of both, nothing was learnt of shapes for hundreds of steps.
+    size of its input; from small random values of both, shapes were not learnt for hundreds of steps.
     """
     parameters = dict(encoder.named_parameters())
     table = parameters["pos_embed"]  # (1, 1 + patches, width)
@@ -137,10 +138,15 @@ def _tell_places_apart(encoder: nn.Module) -> None:
 
 
 def train_vision_encoder(
-    branch: VideoBranch, media: MediaProcessor, pool: FramePool, schedule: Schedule, folder: Path, batch_size: int = 64
+    branch: VideoBranch,
+    media: MediaProcessor,
+    pool: FramePool,
+    schedule: StepSchedule,
+    folder: Path,
+    batch_size: int = 64,
 ) -> None:
     """Train `vision_encoder` and `vision_norm` of a branch in place."""
-    _tell_places_apart(branch.vision_encoder)
+    _init_positions(branch.vision_encoder)
     train, held_back = pool.split(min(_MEASURED_FRAMES, len(pool) // 10))
     width = branch.vision_norm.weight.shape[0]
     modules = nn.ModuleDict(

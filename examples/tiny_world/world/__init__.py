@@ -1,5 +1,5 @@
-"""A generated world of moving shapes with sounds: clips, pictures and sounds of which everything is known.
+"""A generated world of moving shapes with sounds: clips, images and audio files with a complete ground truth.
 
-`corpus.py` writes it to disk in the layouts that training reads; docs/clipworld.md describes it. Knows nothing of
-models or of the rest of the package.
+`corpus.py` writes it to disk in the layouts that training reads; examples/tiny_world/README.md describes it. It does
+not depend on models.
 """

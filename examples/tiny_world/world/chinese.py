@@ -1,4 +1,4 @@
-"""Questions and short answers on what can be seen, in Chinese."""
+"""Questions on frames and short answers, in Chinese."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _ANSWERS = {
 
 
 def ask_in_chinese(attribute: str, facts: Facts, rng: Generator) -> tuple[str, str]:
-    """A question on one visual attribute of a clip and its answer.
+    """Return a question on one visual attribute of a clip, and its answer.
 
     Raises:
         KeyError: the attribute is unknown, or these facts do not have it.

@@ -27,25 +27,26 @@ from examples.tiny_world.world.samples import SPLITS, Sample, random_sample
 from examples.tiny_world.world.sounds import draw_sound
 from video_llama.errors import ConfigError, DatasetError
 
-__all__ = ["CorpusSettings", "make_corpus", "num_samples"]
+__all__ = ["WorldSettings", "make_corpus", "num_samples"]
 
 FORMAT_VERSION = 1
 Map = Callable[[Callable[[int], Any], range], Iterator[Any]]
-_SHARES = {"clip": 1.0, "image": 1.0, "sound": 0.5, "cc_sbu": 0.25, "laion": 0.25}  # of the number of clips
+# Number of samples of each stream, as a share of the number of clips.
+_SHARES = {"clip": 1.0, "image": 1.0, "sound": 0.5, "cc_sbu": 0.25, "laion": 0.25}
 
 
 @dataclass(frozen=True)
-class CorpusSettings:
-    """What is made. Nothing else decides what the files hold.
+class WorldSettings:
+    """What a corpus contains. Nothing else decides the content of its files.
 
     Attributes:
         num_clips: of all splits together.
         seed: of all randomness.
-        image_size: height and width of clips and pictures in pixels.
+        image_size: height and width of clips and images, in pixels.
         splits: weights of train, validation and test; a split of weight 0 is left out.
 
     Raises:
-        ConfigError: a value that makes no sense.
+        ConfigError: an invalid value.
     """
 
     num_clips: int
@@ -68,7 +69,7 @@ class CorpusSettings:
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """Clips of each split that is made; at least one."""
+        """Return the number of clips of each split, at least one."""
         parts = {name: weight / sum(self.splits) for name, weight in zip(SPLITS, self.splits, strict=True) if weight}
         sizes = {name: max(1, round(part * self.num_clips)) for name, part in parts.items()}
         largest = max(sizes, key=lambda name: sizes[name])
@@ -77,22 +78,24 @@ class CorpusSettings:
 
 
 def num_samples(stream: str, num_clips: int) -> int:
-    """How many clips, pictures or sounds of a stream go with a number of clips."""
+    """Return the number of samples of a stream that go with a number of clips."""
     return max(1, round(_SHARES[stream] * num_clips))
 
 
 def make_corpus(
-    out: Path, settings: CorpusSettings, workers: int = 1, advance: Callable[[int], object] = lambda number: None
+    out: Path, settings: WorldSettings, workers: int = 1, advance: Callable[[int], object] = lambda number: None
 ) -> None:
     """Write a corpus to a new or empty folder. `corpus.json` is written last: a folder with it is complete.
 
     Args:
-        workers: processes; the files are the same whatever their number.
-        advance: is called with a number of clips that are done.
+        out: the folder.
+        settings: what it contains.
+        workers: processes; their number does not change the files.
+        advance: called with the number of clips that were done.
 
     Raises:
         ConfigError: fewer than one worker.
-        DatasetError: the folder has something in it, or is a file.
+        DatasetError: the folder is not empty, or is a file.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
@@ -109,7 +112,7 @@ def _make_split(
     folder: Path,
     split: str,
     num_clips: int,
-    settings: CorpusSettings,
+    settings: WorldSettings,
     mapped: Map,
     advance: Callable[[int], object],
 ) -> None:
@@ -136,7 +139,7 @@ def _make_split(
 
 @contextmanager
 def _open_map(workers: int) -> Iterator[Map]:
-    """A `map` over this many processes, which gives the results in order."""
+    """Yield a `map` over this many processes, with results in order."""
     if workers == 1:
         yield map
         return
@@ -144,7 +147,7 @@ def _open_map(workers: int) -> Iterator[Map]:
         yield partial(pool.map, chunksize=4)
 
 
-def _make_file(folder: Path, settings: CorpusSettings, split: str, stream: str, index: int) -> Sample:
+def _make_file(folder: Path, settings: WorldSettings, split: str, stream: str, index: int) -> Sample:
     """Draw one sample and write its file."""
     sample = random_sample(settings.seed, split, stream, index)
     path = folder / media_file(sample)
@@ -161,12 +164,12 @@ def _make_file(folder: Path, settings: CorpusSettings, split: str, stream: str, 
 
 
 def _make_shard(
-    folder: Path, settings: CorpusSettings, split: str, stream: str, num_images: int, shard: int
+    folder: Path, settings: WorldSettings, split: str, stream: str, num_images: int, shard: int
 ) -> list[dict[str, Any]]:
-    """Draw the pictures of one tar file and write it; their ground truth."""
+    """Draw the images of one tar file, write it, and return their ground truth."""
     file = f"{stream}/{shard:05d}.tar"
     numbers = range(shard * SHARD_SIZE, min(num_images, (shard + 1) * SHARD_SIZE))
     samples = [random_sample(settings.seed, split, stream, index) for index in numbers]
-    pictures = [encode_jpeg(draw_frame(sample.scene, settings.image_size)) for sample in samples if sample.scene]
-    write_shard(folder / file, zip(samples, pictures, strict=True))
+    images = [encode_jpeg(draw_frame(sample.scene, settings.image_size)) for sample in samples if sample.scene]
+    write_shard(folder / file, zip(samples, images, strict=True))
     return [{**sample.truth(f"{file}#{sample.id}.jpg"), "kind": "image in shard"} for sample in samples]

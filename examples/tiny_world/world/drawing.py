@@ -1,4 +1,4 @@
-"""Scenes as pixels. Only the small square around each object is drawn with antialiasing; the rest is background."""
+"""Scenes as pixels. Only the square around each object is drawn with antialiasing; the rest is background."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from examples.tiny_world.world.scene import Look, Scene
 __all__ = ["draw_clip", "draw_frame"]
 
 _SUPERSAMPLING = 8
-_SUBPIXELS = 4  # positions are rounded to this part of a pixel, so that a clip needs few different masks
+# Positions are rounded to this part of a pixel, so that a clip needs few different masks.
+_SUBPIXELS = 4
 _MaskKey = tuple[str, int, int]
 Outline = list[tuple[float, float]]
 
 
 def draw_clip(scene: Scene, num_frames: int, image_size: int) -> NDArray[np.uint8]:
-    """All frames of a clip, from time 0 to time 1: (frames, height, width, 3), uint8, RGB."""
+    """Return all frames of a clip, from time 0 to time 1: (frames, height, width, 3), uint8, RGB."""
     masks: dict[_MaskKey, NDArray[np.float32]] = {}
     background = _draw_background(scene, image_size)
     times = [index / max(1, num_frames - 1) for index in range(num_frames)]
@@ -27,12 +28,12 @@ def draw_clip(scene: Scene, num_frames: int, image_size: int) -> NDArray[np.uint
 
 
 def draw_frame(scene: Scene, image_size: int, time: float = 0.0) -> NDArray[np.uint8]:
-    """One moment of a scene, or a still picture: (height, width, 3), uint8, RGB."""
+    """Return one moment of a scene, or a still image: (height, width, 3), uint8, RGB."""
     return _draw_objects(scene, time, _draw_background(scene, image_size), {})
 
 
 def _draw_background(scene: Scene, image_size: int) -> NDArray[np.float32]:
-    """(height, width, 3), float32 from 0 to 255."""
+    """Return (height, width, 3), float32 from 0 to 255."""
     slope = scene.gradient * (np.arange(image_size) / image_size - 0.5)  # (height,)
     rows = np.array(scene.background_rgb) + slope[:, None]  # (height, 3)
     return np.repeat(np.clip(rows, 0, 255)[:, None], image_size, axis=1).astype(np.float32)
@@ -50,7 +51,7 @@ def _draw_objects(
         if key not in masks:
             masks[key] = _draw_mask(look, scene, key[1] / _SUBPIXELS, key[2] / _SUBPIXELS, half, image_size)
         left, top = fine_x // _SUBPIXELS - half, fine_y // _SUBPIXELS - half
-        # An object keeps a margin inside the picture, its square may reach a little over the border.
+        # An object keeps a margin inside the image, but its square may reach over the border.
         x, y = max(left, 0), max(top, 0)
         mask = masks[key][y - top :, x - left :][: image_size - y, : image_size - x]
         patch = frame[y : y + mask.shape[0], x : x + mask.shape[1]]  # (mask height, mask width, 3)
@@ -59,7 +60,7 @@ def _draw_objects(
 
 
 def _draw_mask(look: Look, scene: Scene, x: float, y: float, half: int, image_size: int) -> NDArray[np.float32]:
-    """How far each pixel around an object is covered by it: (2 half + 1, 2 half + 1), from 0 to 1.
+    """Return the coverage of each pixel around an object: (2 half + 1, 2 half + 1), from 0 to 1.
 
     Args:
         x, y: the object's centre, in pixels from the corner of the middle pixel.
@@ -76,8 +77,9 @@ def _draw_mask(look: Look, scene: Scene, x: float, y: float, half: int, image_si
 
 
 def _outlines(shape: str) -> list[tuple[Outline, int]]:
-    """Polygons in the unit circle, y downwards, and what they are filled with: 255 object, 0 hole."""
-    arm = 0.34  # half the width of a cross's bars
+    """Return polygons in the unit circle, y downwards, and their fill: 255 object, 0 hole."""
+    # Half the width of a cross's bars.
+    arm = 0.34
     reach = math.sqrt(1 - arm**2)
     cross = [(arm, reach), (arm, arm), (reach, arm), (reach, -arm), (arm, -arm), (arm, -reach)]
     polygons: dict[str, list[tuple[Outline, int]]] = {
@@ -92,7 +94,7 @@ def _outlines(shape: str) -> list[tuple[Outline, int]]:
 
 
 def _regular(corners: int, radius: float = 1.0, turn: float = 0.0) -> Outline:
-    """A regular polygon, one corner on top."""
+    """Return a regular polygon, one corner on top."""
     angles = [2 * math.pi * corner / corners + turn for corner in range(corners)]
     return [(radius * math.sin(angle), -radius * math.cos(angle)) for angle in angles]
 

@@ -1,4 +1,4 @@
-"""What is true of a clip, a picture or a sound: the value of each attribute that can be asked about."""
+"""The facts of a clip, an image or an audio file: the value of each attribute that questions ask for."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Facts", "facts_of"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What can be said of one medium.
+    """The facts of one clip, image or audio file.
 
     Attributes:
         medium: "video", "picture" or "sound".
-        values: value by attribute. An attribute that changes during a clip is not in it (it is told by "order").
+        values: value by attribute. An attribute that changes during a clip is not in it ("order" tells it).
         changes: the attribute that changes halfway, "colour", "shape" or None.
         first, then: its two values; "" if nothing changes.
     """
@@ -31,22 +31,22 @@ class Facts:
 
     @property
     def is_plural(self) -> bool:
-        """Whether there are several objects."""
+        """Return whether there are several objects."""
         return self.values.get("count", "one") != "one"
 
     @property
     def visual(self) -> list[str]:
-        """The attributes that can be seen."""
+        """Return the attributes of frames."""
         return [name for name in self.values if name not in ("sound", "pitch")]
 
     @property
     def audible(self) -> list[str]:
-        """The attributes that can be heard."""
+        """Return the attributes of audio."""
         return [name for name in self.values if name in ("sound", "pitch")]
 
 
 def facts_of(scene: Scene | None, sound: Sound | None) -> Facts:
-    """The facts of a clip (a moving scene, with or without a sound track), a picture or a sound alone."""
+    """Return the facts of a clip (a moving scene, with or without an audio track), an image or an audio file."""
     values: dict[str, str] = {}
     changes, first, then = None, "", ""
     if scene is not None:
@@ -66,5 +66,9 @@ def facts_of(scene: Scene | None, sound: Sound | None) -> Facts:
             values["pitch"] = {"rising tone": "rises", "falling tone": "falls"}.get(sound.kind, "stays the same")
     elif scene is not None and scene.motion is not None:
         values["sound"] = NO_SOUND_TRACK
-    medium = "sound" if scene is None else "picture" if scene.motion is None else "video"
+    medium = "video"
+    if scene is None:
+        medium = "sound"
+    elif scene.motion is None:
+        medium = "picture"
     return Facts(medium, values, changes, first, then)

@@ -1,6 +1,6 @@
-"""Captions, questions and answers in English: several ways to say each, all plain enough for a strict parser.
+"""Captions, questions and answers in English: several wordings of each, simple enough for a strict parser.
 
-Questions give nothing away: they do not tell whether there are one or several objects.
+Questions do not reveal whether there are one or several objects.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
     "pitch": ("And does the pitch rise or fall?", "And what does the pitch do?"),
     "position": ("And where is it?", "And in which position?"),
 }
-"""For later turns, where the talk is already about what is seen or heard."""
+"""For later turns of a conversation."""
 
 _DESCRIBE_ANYTHING = ("Please describe this in detail.", "Describe this.")
 _DESCRIBE = {
@@ -119,18 +119,18 @@ _SOUND_PHRASES = {
 
 
 def caption(facts: Facts, rng: Generator) -> str:
-    """All that can be seen (or, of a sound alone, heard), as a caption without a full stop."""
+    """Return a caption with all facts of the frames (or of an audio file), without a full stop."""
     return str(rng.choice(_CAPTIONS[facts.medium])).format(**_phrases(facts, rng))
 
 
 def describe(facts: Facts, rng: Generator) -> tuple[str, str]:
-    """A question for a description, and the description as a sentence."""
+    """Return a question for a description, and the description as a sentence."""
     text = caption(facts, rng)
     return str(rng.choice(_DESCRIBE[facts.medium])), f"{text[0].upper()}{text[1:]}."
 
 
 def describe_both(facts: Facts, rng: Generator) -> tuple[str, str]:
-    """A question for all that a clip shows and lets hear, and two sentences that say it."""
+    """Return a question about frames and audio of a clip, and two sentences in answer."""
     has_sound = facts.values["sound"] != NO_SOUND_TRACK
     questions = (*_DESCRIBE_BOTH, *_DESCRIBE["video"]) if has_sound else _DESCRIBE_BOTH
     text = caption(facts, rng)
@@ -138,7 +138,7 @@ def describe_both(facts: Facts, rng: Generator) -> tuple[str, str]:
 
 
 def ask(attribute: str, facts: Facts, rng: Generator, *, follow_up: bool = False) -> tuple[str, str]:
-    """A question on one attribute and its answer.
+    """Return a question on one attribute, and its answer.
 
     Raises:
         KeyError: the attribute is unknown, or these facts do not have it.
@@ -148,7 +148,7 @@ def ask(attribute: str, facts: Facts, rng: Generator, *, follow_up: bool = False
 
 
 def answer(attribute: str, facts: Facts, rng: Generator) -> str:
-    """A full sentence that names the attribute's value."""
+    """Return a full sentence that names the attribute's value."""
     value = facts.values[attribute]
     ways = _ANSWERS[attribute]
     if attribute == "order" and facts.changes is None:
@@ -159,7 +159,7 @@ def answer(attribute: str, facts: Facts, rng: Generator) -> str:
 
 
 def _phrases(facts: Facts, rng: Generator) -> dict[str, str]:
-    """What the templates put in, in the right number."""
+    """Return the words that fill the templates, in singular or plural."""
     values, plural = facts.values, facts.is_plural
     phrases = dict(values)
     phrases["sound"] = _SOUND_PHRASES.get(values.get("sound", ""), values.get("sound", ""))
@@ -190,7 +190,7 @@ def _phrases(facts: Facts, rng: Generator) -> dict[str, str]:
 
 
 def _objects(facts: Facts, rng: Generator) -> str:
-    """ "two small red circles", without what changes."""
+    """Return for instance "two small red circles", without the attribute that changes."""
     values, plural = facts.values, facts.is_plural
     article = "one" if not plural and rng.random() < 0.5 else "a"
     words = [values["count"] if plural else article, values["size"], values.get("colour", "")]

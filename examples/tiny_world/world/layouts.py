@@ -1,6 +1,6 @@
-"""A split's folder: where each file lies, and the annotations in the layouts of the datasets that people have.
+"""A split's folder: the place of each file, and annotations in the layouts of published datasets.
 
-docs/clipworld.md shows the tree.
+examples/tiny_world/README.md shows the tree.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 from examples.tiny_world.world.samples import FIRST_IDS, Sample, Turn
 from video_llama.utils.extras import import_extra
+from video_llama.utils.jsonl import append_jsonl
 
 __all__ = ["FOLDERS", "SHARD_SIZE", "media_file", "write_annotations", "write_json", "write_json_lines", "write_shard"]
 
-SHARD_SIZE = 200  # pictures in a tar file
+# Images in a tar file.
+SHARD_SIZE = 200
 FOLDERS = (
     "webvid/annotations",
     "webvid/videos",
@@ -29,14 +31,18 @@ FOLDERS = (
     "audio_caption/audio",
     "messages",
 )
-_FIXED_TIME = 946_684_800  # 2000-01-01: the date of all members of a shard
-_PAGE_SIZE = 100  # clips in a folder
-_WAV_STEP = 4  # every fourth sound is a wav file, the others are AAC
-_IMAGE_TAG = "<image>"  # where LLaVA's conversations have the picture
+# The date of all members of a shard: 2000-01-01.
+_FIXED_TIME = 946_684_800
+# Clips in a folder.
+_PAGE_SIZE = 100
+# Every fourth audio file is a wav, the others are AAC.
+_WAV_STEP = 4
+# The position of the image in LLaVA's conversations.
+_IMAGE_TAG = "<image>"
 
 
 def media_file(sample: Sample) -> str:
-    """Where a sample's file lies, relative to the split's folder."""
+    """Return the path of a sample's file, relative to the split's folder."""
     if sample.kind == "clip":
         return f"webvid/videos/{_page(sample)}/{sample.id}.mp4"
     if sample.kind == "image":
@@ -47,7 +53,7 @@ def media_file(sample: Sample) -> str:
 def write_annotations(
     folder: Path, clips: Sequence[Sample], images: Sequence[Sample], sounds: Sequence[Sample], seed: int
 ) -> None:
-    """All annotations of a split but those within the shards and the ground truth."""
+    """Write all annotations of a split except those in shards and the ground truth."""
     _write_webvid(folder / "webvid/annotations", clips, seed)
     instruct = folder / "webvid_instruct"
     write_json(instruct / "instruct.json", [_instruction(clip, clip.visual_turns) for clip in clips])
@@ -64,24 +70,26 @@ def write_annotations(
     write_json_lines(folder / "messages/messages.jsonl", conversations)
 
 
-def write_shard(path: Path, pictures: Iterable[tuple[Sample, bytes]]) -> None:
-    """A webdataset tar of `KEY.jpg` and `KEY.json`, the same bytes whenever it is written."""
+def write_shard(path: Path, images: Iterable[tuple[Sample, bytes]]) -> None:
+    """Write a webdataset tar of `KEY.jpg` and `KEY.json`; the same images give the same bytes."""
     webdataset = import_extra("webdataset", "writing shards")
     with path.open("wb") as file, webdataset.TarWriter(file, mtime=_FIXED_TIME) as tar:
-        for sample, content in pictures:
+        for sample, content in images:
             tar.write({"__key__": sample.id, "jpg": content, "json": {"caption": sample.caption}})
 
 
 def write_json(path: Path, content: Any) -> None:
-    """UTF-8 JSON, an entry a line where it is a list."""
+    """Write UTF-8 JSON, one entry of a list a line."""
     entries = [json.dumps(entry, ensure_ascii=False) for entry in content] if isinstance(content, list) else []
     text = "[\n" + ",\n".join(entries) + "\n]" if entries else json.dumps(content, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_json_lines(path: Path, entries: Iterable[Any]) -> None:
-    """UTF-8 JSONL."""
-    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    """Write UTF-8 JSONL."""
+    path.touch()
+    for entry in entries:
+        append_jsonl(path, entry)
 
 
 def _page(clip: Sample) -> str:
@@ -91,7 +99,7 @@ def _page(clip: Sample) -> str:
 
 
 def _write_webvid(folder: Path, clips: Sequence[Sample], seed: int) -> None:
-    """Every second clip in a `.csv`, the others in a `.tsv`."""
+    """Write every second clip to a `.csv`, the others to a `.tsv`."""
     header = ["videoid", "contentUrl", "duration", "page_dir", "name"]
     rows = [
         [clip.id, f"clipworld:{seed}/{clip.id}", f"PT00H00M{round(clip.seconds):02d}S", _page(clip), clip.caption]
@@ -117,14 +125,15 @@ def _instruction(clip: Sample, turns: Sequence[Turn]) -> dict[str, Any]:
 def _llava(image: Sample) -> dict[str, Any]:
     conversations = []
     for number, (question, answer) in enumerate(image.visual_turns):
-        if number == 0:  # LLaVA has the picture before some questions and after others
+        # LLaVA has the image before some questions and after others.
+        if number == 0:
             question = f"{_IMAGE_TAG}\n{question}" if int(image.id) % 2 else f"{question}\n{_IMAGE_TAG}"
         conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": image.id, "image": f"{image.id}.jpg", "conversations": conversations}
 
 
 def _messages(sample: Sample) -> dict[str, Any]:
-    """A conversation on all that a sample has; a clip without sound track has no audio item."""
+    """Return a conversation on all modalities of a sample; a clip without audio track has no audio item."""
     path = f"../{media_file(sample)}"
     kinds = {"clip": ["video", "audio"], "image": ["image"], "sound": ["audio"]}[sample.kind]
     if sample.kind == "clip" and sample.sound is None:

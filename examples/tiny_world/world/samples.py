@@ -1,6 +1,6 @@
-"""Clips, pictures and sounds by number: content, talk about it, and ground truth.
+"""Clips, images and audio files by number: content, conversations on it, and ground truth.
 
-Sample `index` of a split is the same whatever else is made: it has its own random stream.
+Each sample has a random stream of its own, so sample `index` of a split does not depend on the others.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ __all__ = ["FIRST_IDS", "SPLITS", "STREAMS", "Sample", "Turn", "random_sample"]
 
 SPLITS = ("train", "validation", "test")
 STREAMS = ("clip", "image", "sound", "cc_sbu", "laion")
-"""What there is in a split, each drawn from random streams of its own; the last two are pictures in shards."""
+"""The kinds of samples in a split, each with random streams of its own; the last two are images in shards."""
 
 FIRST_IDS = {"train": 10_000_000, "validation": 20_000_000, "test": 30_000_000}
-"""Ids are numbers, as in the datasets whose layouts they fill, and differ between splits."""
+"""Ids are numbers, as in the datasets with these layouts, and differ between splits."""
 
-_SOUND_TRACK_SHARE = 0.87  # of clips
+# Share of clips with an audio track.
+_SOUND_TRACK_SHARE = 0.87
 _FRAME_RATES = (8, 10, 12)
 _CLIP_SECONDS = (2.0, 4.0)
 
@@ -37,19 +38,19 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip, picture or sound.
+    """One clip, image or audio file.
 
     Attributes:
         id: number within the corpus, as text.
-        kind: what file it becomes.
-        scene: what can be seen; None for a sound alone.
-        sound: what can be heard; None for a picture or a clip without sound track.
+        kind: of file.
+        scene: content of the frames; None for an audio file.
+        sound: content of the audio; None for an image or a clip without audio track.
         fps, num_frames: of a clip.
-        caption: all that can be seen, or heard if it is a sound.
-        visual_turns: questions on what can be seen, for one conversation.
-        sound_turns: questions on what can be heard, for one conversation.
-        chinese_turns: questions on what can be seen in a clip.
-        mixed_turns: for one conversation on all there is, sound too.
+        caption: of the frames, or of an audio file.
+        visual_turns: one conversation on the frames.
+        sound_turns: one conversation on the audio.
+        chinese_turns: questions on the frames of a clip.
+        mixed_turns: one conversation on frames and audio.
         questions: for evaluation; see `truth`.
     """
 
@@ -68,11 +69,13 @@ class Sample:
 
     @property
     def seconds(self) -> float:
-        """Length of a clip or a sound."""
-        return self.num_frames / self.fps if self.fps else self.sound.seconds if self.sound else 0.0
+        """Return the length of a clip or an audio file; 0 for an image."""
+        if self.fps:
+            return self.num_frames / self.fps
+        return 0.0 if self.sound is None else self.sound.seconds
 
     def truth(self, file: str) -> dict[str, Any]:
-        """The sample's line in `ground_truth.jsonl`; `file` is relative to the split's folder."""
+        """Return the sample's line in `ground_truth.jsonl`; `file` is relative to the split's folder."""
         truth: dict[str, Any] = {"id": self.id, "file": file, "kind": self.kind, "caption": self.caption}
         if self.kind != "image":
             truth |= {"seconds": round(self.seconds, 3), "sound": self.sound.kind if self.sound else None}
@@ -83,7 +86,7 @@ class Sample:
 
 
 def random_sample(seed: int, split: str, stream: str, index: int) -> Sample:
-    """Sample `index` of a stream in a split of the corpus with this seed.
+    """Return sample `index` of a stream in a split of the corpus with this seed.
 
     Raises:
         ValueError: an unknown split or stream, or a negative number.
@@ -144,13 +147,13 @@ def _random_sound_sample(id_: str, rng: Generator) -> Sample:
 
 
 def _some(attributes: Sequence[str], rng: Generator) -> list[str]:
-    """Three to six of the attributes, or as many as there are, in random order."""
+    """Return three to six of the attributes, or as many as there are, in random order."""
     count = min(len(attributes), int(rng.integers(3, 7)))
     return [str(name) for name in rng.permutation(attributes)[:count]]
 
 
 def _conversation(facts: Facts, attributes: Sequence[str], rng: Generator) -> list[Turn]:
-    """Some turns; every fourth conversation begins with a description."""
+    """Return some turns; every fourth conversation begins with a description."""
     turns = [describe(facts, rng)] if rng.random() < 0.25 else []
     for attribute in _some(attributes, rng):
         turns.append(ask(attribute, facts, rng, follow_up=bool(turns) and rng.random() < 0.6))
@@ -158,7 +161,7 @@ def _conversation(facts: Facts, attributes: Sequence[str], rng: Generator) -> li
 
 
 def _mixed_conversation(facts: Facts, rng: Generator) -> list[Turn]:
-    """Turns on picture and sound, with the sound and often its pitch at any place; some begin with all of it."""
+    """Return turns on frames and audio, the latter at any place; some begin with a description of both."""
     turns = [describe_both(facts, rng)] if rng.random() < 0.25 else []
     attributes = _some(facts.visual, rng)
     for name in facts.audible:
@@ -170,7 +173,7 @@ def _mixed_conversation(facts: Facts, rng: Generator) -> list[Turn]:
 
 
 def _questions(facts: Facts, rng: Generator) -> list[dict[str, Any]]:
-    """For evaluation: each attribute alone, then conversations of two turns; turns of one share their "dialogue"."""
+    """Return questions for evaluation: each attribute alone, then conversations of two turns with equal "dialogue"."""
     dialogues = [[name] for name in facts.values]
     visual = [str(name) for name in rng.permutation(facts.visual)]
     if visual:
@@ -188,7 +191,7 @@ def _questions(facts: Facts, rng: Generator) -> list[dict[str, Any]]:
 
 
 def _visible_truth(scene: Scene) -> dict[str, Any]:
-    """Attributes, whether their combination is held out, and where things are."""
+    """Return attributes, whether their combination is held out, and positions."""
     truth: dict[str, Any] = {
         "shape": scene.look.shape,
         "colour": scene.look.colour,

@@ -1,10 +1,11 @@
-"""What can be seen in a clip or a picture, and where it is at each moment.
+"""The content of the frames of a clip or an image, and its position at each moment.
 
-Lengths are shares of the picture's side, x to the right and y downwards; time runs from 0 (first frame) to 1 (last).
+Lengths are shares of the image's side, x to the right and y downwards; time is from 0 (first frame) to 1 (last).
 
-Neither one frame nor all frames in any order tell the direction of motion. Start and end lie symmetrically around
-the path's middle, which is placed alike for both directions; and what travels along one axis also sways along the
-other, to a similar extent and alike in both directions of time, so that the set of places does not tell the axis.
+The direction of motion shows only in the order of the frames, not in one frame nor in their set. Start and end are
+symmetric around the path's middle, which has the same distribution for both directions; and what travels along one
+axis also sways along the other, to a similar extent and symmetrically in time, so the set of positions does not show
+the axis.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ from examples.tiny_world.world.vocabulary import (
 
 __all__ = ["Look", "Scene", "random_scene"]
 
-_MARGIN = 0.015  # objects keep this far from the picture's border
+# Distance of objects from the image's border.
+_MARGIN = 0.015
 _MIN_TRAVEL, _MAX_TRAVEL = 0.24, 0.55
-_SWAY = 0.41  # of the travel: gives both axes the same variance over the clip
-_STILL_SHARE = 0.06  # clips without motion; few, because they alone can be told from shuffled frames
-_ORDER_SHARE = 0.2  # clips in which the colour or the shape changes halfway
+# Of the travel: gives both axes the same variance over the clip.
+_SWAY = 0.41
+# Of clips without motion; few, because they alone can be recognised in shuffled frames.
+_STILL_SHARE = 0.06
+# Of clips in which the colour or the shape changes halfway.
+_ORDER_SHARE = 0.2
 
 Rgb = tuple[int, int, int]
 Point = tuple[float, float]
@@ -42,7 +47,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Look:
-    """What all objects of a scene look like for a while.
+    """The look of all objects of a scene for a while.
 
     Attributes:
         shape: word of `SHAPES`.
@@ -62,7 +67,7 @@ class Scene:
     Attributes:
         look: of the objects, at first.
         later: their look from `change_time` on, with another colour or another shape; None if nothing changes.
-        size, count, motion, background: words of the vocabulary; motion is None in a still picture.
+        size, count, motion, background: words of the vocabulary; motion is None in a still image.
         radius: of the circle around an object.
         angle: by which the objects are turned, in radians.
         offsets: of the objects from their common centre.
@@ -70,7 +75,7 @@ class Scene:
         travel: length of that path along the motion's direction.
         sway, sway_periods: amplitude (signed) and number of the swings across it.
         change_time: when the look changes.
-        background_rgb, gradient: the background's shade, and by how many levels it grows from top to bottom.
+        background_rgb, gradient: the background's shade, and its increase in levels from top to bottom.
     """
 
     look: Look
@@ -92,19 +97,19 @@ class Scene:
 
     @property
     def looks(self) -> list[Look]:
-        """The one look, or both in their order."""
+        """Return the one look, or both in their order."""
         return [self.look] if self.later is None else [self.look, self.later]
 
     @property
     def changes(self) -> str | None:
-        """Which attribute changes halfway: "colour", "shape" or None."""
+        """Return the attribute that changes halfway: "colour", "shape" or None."""
         if self.later is None:
             return None
         return "colour" if self.later.colour != self.look.colour else "shape"
 
     @property
     def order(self) -> str:
-        """What comes first and what then: "red, then blue", "circle, then star" or "nothing"."""
+        """Return the order of a change: "red, then blue", "circle, then star" or "nothing"."""
         if self.later is None:
             return "nothing"
         if self.changes == "colour":
@@ -113,30 +118,30 @@ class Scene:
 
     @property
     def unseen_pairs(self) -> list[tuple[str, str]]:
-        """The held-out (shape, colour) and (shape, motion) of this scene."""
+        """Return the held-out (shape, colour) and (shape, motion) of this scene."""
         coloured = {(look.shape, look.colour) for look in self.looks} & HELD_OUT_COLOURS
         moving = {(look.shape, str(self.motion)) for look in self.looks} & HELD_OUT_MOTIONS
         return sorted(coloured | moving)
 
     @property
     def position(self) -> str:
-        """Which ninth of the picture holds the common centre of a still picture's objects."""
+        """Return the ninth of the image that holds the common centre of a still image's objects."""
         column, row = (min(2, int(3 * place)) for place in self.centre)
         return POSITIONS[row][column]
 
     def look_at(self, time: float) -> Look:
-        """The look of all objects at a time from 0 to 1."""
+        """Return the look of all objects at a time from 0 to 1."""
         return self.look if self.later is None or time < self.change_time else self.later
 
     def centre_at(self, time: float) -> Point:
-        """The objects' common centre at a time from 0 to 1."""
+        """Return the objects' common centre at a time from 0 to 1."""
         along = self.travel * (time - 0.5)
         across = self.sway * math.cos(2 * math.pi * self.sway_periods * time)
         x, y = MOTIONS[self.motion or "still"]
         return self.centre[0] + x * along + abs(y) * across, self.centre[1] + y * along + abs(x) * across
 
     def places_at(self, time: float) -> list[Point]:
-        """The centre of each object at a time from 0 to 1."""
+        """Return the centre of each object at a time from 0 to 1."""
         x, y = self.centre_at(time)
         return [(x + dx, y + dy) for dx, dy in self.offsets]
 
@@ -146,8 +151,8 @@ def random_scene(rng: Generator, *, moving: bool = True, held_out: bool = True) 
 
     Args:
         rng: all randomness comes from here.
-        moving: for a clip; False gives a still picture.
-        held_out: whether combinations that training must not show may come.
+        moving: for a clip; False gives a still image.
+        held_out: allow combinations that training must not show.
     """
     while True:
         motion = _random_motion(rng) if moving else None
@@ -157,7 +162,7 @@ def random_scene(rng: Generator, *, moving: bool = True, held_out: bool = True) 
     size, count, background = _word(rng, SIZES), _word(rng, COUNTS), _word(rng, BACKGROUNDS)
     radius = SIZES[size] * rng.uniform(0.94, 1.06)
     offsets = _random_offsets(rng, COUNTS[count], size, radius)
-    # How far the common centre may be from the picture's centre, in x and in y.
+    # The greatest distance of the common centre from the image's centre, in x and in y.
     reach = 0.5 - _MARGIN - radius - np.abs(offsets).max(axis=0)  # (2,)
     direction = np.abs(MOTIONS[motion or "still"])
     travel = sway = 0.0
@@ -214,7 +219,7 @@ def _shade(rng: Generator, rgb: Rgb) -> Rgb:
 
 
 def _random_offsets(rng: Generator, count: int, size: str, radius: float) -> np.ndarray:
-    """Centres of objects that do not touch, in a loose grid, around their common middle: (count, 2)."""
+    """Return centres of objects that do not touch, in a loose grid, around their common middle: (count, 2)."""
     side = 2 if size == "large" else int(rng.integers(2, 4))
     step = radius * rng.uniform(2.15, 2.15 if size == "large" else 2.4)
     cells = rng.choice(side * side, size=count, replace=False)

@@ -1,4 +1,4 @@
-"""What can be heard: the seven sounds as waveforms."""
+"""The seven sounds as waveforms."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Sound:
     Attributes:
         kind: word of `SOUNDS`.
         seconds: length.
-        pitch_hz: of a tone; where a rising or falling tone is lowest.
-        octaves: that a rising or falling tone covers.
+        pitch_hz: of a tone; the lowest of a rising or falling one.
+        octaves: range of a rising or falling tone.
         tempo_hz: beeps per second.
-        phase: from 0 to 1, where the first beep begins.
+        phase: start of the first beep, from 0 to 1.
         loudness: amplitude, full scale is 1.
         noise_seed: of the noise.
     """
@@ -67,26 +67,27 @@ def random_sound(rng: Generator, seconds: float, kind: str | None = None) -> Sou
 
 
 def draw_sound(sound: Sound) -> NDArray[np.float32]:
-    """(samples,), float32 from -1 to 1, at `SAMPLE_RATE_HZ`.
+    """Return (samples,), float32 from -1 to 1, at `SAMPLE_RATE_HZ`.
 
     Raises:
         KeyError: a kind that is not in `SOUNDS`.
     """
     time = np.arange(round(sound.seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     wave = sound.loudness * _DRAW[sound.kind](sound, time)
-    fade = np.minimum(1, np.minimum(time, time[::-1]) / 0.02)  # no click at either end
+    # No click at either end.
+    fade = np.minimum(1, np.minimum(time, time[::-1]) / 0.02)
     return (wave * fade).astype(np.float32)
 
 
 def _sweep(sound: Sound, time: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A tone of exponentially rising pitch; its phase is the integral of the pitch."""
+    """Return a tone of exponentially rising pitch; its phase is the integral of the pitch."""
     octaves = sound.octaves * time / sound.seconds
     cycles = sound.pitch_hz * sound.seconds / (sound.octaves * np.log(2)) * 2**octaves
     return _timbre(cycles)
 
 
 def _timbre(cycles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A tone with two soft overtones, by the number of cycles since the start."""
+    """Return a tone with two soft overtones, from the number of cycles since the start."""
     return (np.sin(2 * np.pi * cycles) + 0.3 * np.sin(4 * np.pi * cycles) + 0.1 * np.sin(6 * np.pi * cycles)) / 1.4
 
 
@@ -99,7 +100,8 @@ def _falling(sound: Sound, time: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _beeps(sound: Sound, time: NDArray[np.float64]) -> NDArray[np.float64]:
-    position = (time * sound.tempo_hz + sound.phase) % 1  # within a beep and the pause after it
+    # Within a beep and the pause after it.
+    position = (time * sound.tempo_hz + sound.phase) % 1
     envelope = np.clip(np.minimum(position, 0.45 - position) * 40, 0, 1)
     return envelope * _timbre(sound.pitch_hz * time)
 

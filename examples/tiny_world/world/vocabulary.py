@@ -1,4 +1,4 @@
-"""Every word with which the generated world describes itself: the one place where attributes are named."""
+"""All attributes of the generated world and the words for their values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 145, 200),
     "cyan": (60, 205, 215),
 }
-"""Colours of objects: RGB around which each scene draws its own shade."""
+"""Colours of objects: RGB; each scene draws a shade of it."""
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (14, 14, 14),
@@ -41,24 +41,24 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 
 SIZES: dict[str, float] = {"small": 0.085, "large": 0.145}
-"""Radius of the circle around an object, as a share of the picture's side."""
+"""Radius of the circle around an object, as a share of the image's side."""
 
 COUNTS: dict[str, int] = {"one": 1, "two": 2, "three": 3, "four": 4}
 
 MOTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
-"""Direction in picture coordinates: x to the right, y downwards."""
+"""Direction in image coordinates: x to the right, y downwards."""
 
 SOUNDS = ("rising tone", "falling tone", "beeps", "noise", "low hum", "whistle", "silence")
 
 NO_SOUND_TRACK = "no sound track"
-"""What stands in the place of a sound where a clip has no sound track at all; "silence" is a track without sound."""
+"""The value for a clip without audio track; "silence" is a silent track."""
 
 POSITIONS = (
     ("top left", "top", "top right"),
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-"""Where in a still picture the objects' common centre is: rows of thirds."""
+"""The objects' common centre in a still image: rows of thirds."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -70,7 +70,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "sound": (*SOUNDS, NO_SOUND_TRACK),
     "position": tuple(word for row in POSITIONS for word in row),
 }
-"""All values of each attribute, as they stand in the ground truth and in the answers to its questions.
+"""All values of each attribute, as in the ground truth and in the answers.
 
 The attribute "order" has no list of its own: its values are "red, then blue", "circle, then star" (two colours or
 two shapes) and "nothing".
@@ -93,10 +93,10 @@ HELD_OUT_MOTIONS = frozenset({("circle", "up"), ("square", "left"), ("triangle",
 
 
 def is_held_out(shape: str, colour: str, motion: str | None = None) -> bool:
-    """Whether training never shows this shape in this colour, or moving in this way."""
+    """Return whether training never shows this shape in this colour, or with this motion."""
     return (shape, colour) in HELD_OUT_COLOURS or (shape, motion) in HELD_OUT_MOTIONS
 
 
 def plural_of(noun: str) -> str:
-    """A shape's plural: "circles", "crosses"."""
+    """Return a shape's plural: "circles", "crosses"."""
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"

@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from video_llama.model import train_mode
-from video_llama.model.train_mode import requires_gradients
+from video_llama.model import frozen
+from video_llama.model.frozen import requires_gradients
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 Model = VideoLlamaForConditionalGeneration
@@ -61,13 +61,13 @@ def test_each_module_has_the_mode_of_the_definition(tiny_model: Model, trained: 
 
 def test_each_module_is_visited_once(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     visits: Counter[int] = Counter()
-    survey = train_mode._survey
+    survey = frozen._survey
 
     def count(module: nn.Module, *arguments: object) -> object:
         visits[id(module)] += 1
         return survey(module, *arguments)
 
-    monkeypatch.setattr(train_mode, "_survey", count)
+    monkeypatch.setattr(frozen, "_survey", count)
     tiny_model.train()
     assert visits == Counter(id(module) for module in tiny_model.modules())
 
