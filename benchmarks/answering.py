@@ -19,10 +19,11 @@ from torch import Tensor
 from benchmarks.clips import make_clips
 from benchmarks.harness import Bench, Figures
 from video_llama.checkpoints.memory import estimate_memory
-from video_llama.inference.batch import complete_batch, encode_batch
+from video_llama.inference.cache import PrefixCache
 from video_llama.inference.captioning import DEFAULT_PROMPT
+from video_llama.inference.completion import generate_text
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
-from video_llama.inference.generation import GenerationOptions, PrefixCache
+from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.workers import read_ahead
 from video_llama.processor.clips import ClipReader
 from video_llama.prompt_parts import media_prefix
@@ -56,13 +57,13 @@ def decode(bench: Bench, figures: Figures) -> None:
         stacked = torch.cat([prompt.inputs_embeds for prompt in prompts])
 
         def fixed(number: int, prompts: Sequence[Prompt] = prompts) -> Any:
-            return complete_batch(model, prompts, options(number, static_cache=True))
+            return generate_text(model, prompts, options(number, static_cache=True))
 
         def compiled(number: int, prompts: Sequence[Prompt] = prompts) -> Any:
-            return complete_batch(model, prompts, options(number, static_cache=True, compile=True))
+            return generate_text(model, prompts, options(number, static_cache=True, compile=True))
 
         def eager(number: int, prompts: Sequence[Prompt] = prompts) -> Any:
-            return complete_batch(model, prompts, options(number, static_cache=False))
+            return generate_text(model, prompts, options(number, static_cache=False))
 
         def peer(number: int, stacked: Tensor = stacked) -> Any:
             return model.model.language_model.generate(
@@ -180,16 +181,16 @@ def _parts(bench: Bench, figures: Figures, clips: Sequence[Any]) -> None:
         return [_prompt(model, item, None, [features]) for item, features in zip(media, encoded, strict=True)]
 
     media = read()
-    encoded = encode_batch(model, media)
+    encoded = model.encode_batch(media)
     prompts = prepare(media)
     parts = {
         "read": bench.seconds(read, 2, 0),
-        "encode": bench.seconds(lambda: encode_batch(model, media), 3, 1),
+        "encode": bench.seconds(lambda: model.encode_batch(media), 3, 1),
         "prepare": bench.seconds(lambda: prepare(media), 3, 1),
-        "first token": bench.seconds(lambda: complete_batch(model, prompts, options(1, static_cache=True)), 3, 1),
+        "first token": bench.seconds(lambda: generate_text(model, prompts, options(1, static_cache=True)), 3, 1),
     }
     whole = bench.seconds(
-        lambda: complete_batch(model, prompts, options(bench.sizes.new_tokens, static_cache=True)), 3, 1
+        lambda: generate_text(model, prompts, options(bench.sizes.new_tokens, static_cache=True)), 3, 1
     )
     parts["other tokens"] = whole - parts["first token"]
     figures["prompt_tokens"] = len(prompts[0].keys)

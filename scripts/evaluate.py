@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="a corpus, a split of one, or annotations",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and all answers")
-    parser.add_argument("--limit", type=int, metavar="N", help="most files (of a corpus: of each kind)")
-    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it is good for")
+    parser.add_argument("--limit", type=int, metavar="N", help="most files (of a corpus: of each modality)")
+    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
     parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (64; with --dataset 16)")
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     captions = parser.add_argument_group("captions of a dataset")
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
-    """The report of `accuracy_report` with what was evaluated, and all answers."""
+    """Return the report of `accuracy_report` with what was evaluated, and all answers."""
     from tqdm import tqdm
 
     from examples.tiny_world.evaluation.questions import load_questions
@@ -66,8 +66,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
     media = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, file in enumerate(tqdm(files, "reading", unit="file")):
-            path = reencode(file.path, file.kind, Path(scratch) / str(number))
-            media.append(read_media(model, path, file.kind))
+            path = reencode(file.path, file.modality, Path(scratch) / str(number))
+            media.append(read_media(model, path, file.modality))
             path.unlink()
     media = apply_to_media(arguments.ablate, media)
     total = sum(len(turns) for file in files for turns in file.dialogues)
@@ -88,7 +88,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def evaluate_captions(arguments: argparse.Namespace) -> dict[str, object]:
-    """Metrics over all files of a dataset that could be read, with what was evaluated, and all answers."""
+    """Return metrics over all readable files of a dataset, with what was evaluated, and all answers."""
     from tqdm import tqdm
 
     from video_llama.evaluation.ablation import apply_to_model
@@ -131,7 +131,7 @@ def what_is_evaluated(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def format_metrics(report: dict[str, object]) -> str:
-    """The metrics as a table in Markdown, and which files are missing from them."""
+    """Return the metrics as a table in Markdown, and the files that are missing from them."""
     metrics, unreadable = report["metrics"], report["unreadable"]
     assert isinstance(metrics, dict)
     assert isinstance(unreadable, dict)

@@ -21,9 +21,10 @@ from video_llama.demo.server import DemoServer
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
 from video_llama.demo.shared_model import SharedModel
+from video_llama.inference.cache import PrefixCache
 from video_llama.inference.chat import Chat
 from video_llama.inference.engine import Prompt, VideoLlama
-from video_llama.inference.generation import GenerationOptions, PrefixCache
+from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.load import load_pretrained_model
 
 Run = Callable[..., SimpleNamespace]

@@ -130,7 +130,7 @@ def test_the_user_is_told_when_old_turns_no_longer_fit(
     monkeypatch.setattr(VideoLlama, "max_length", property(lambda self: 200))
     result = run("--input", image, "--question", "Who is this? " * 5, "And who? " * 5, "And why? " * 5)
     assert result.code == 0
-    assert "its first 1 turn(s) are no longer read" in caplog.text
+    assert "its first 1 turn(s) are left out" in caplog.text
 
 
 # Options
@@ -234,7 +234,7 @@ def test_a_model_that_is_not_there_is_one_line(model: str, message: str, run: Ru
         (["--gpu-id", "99"], "error: no device cuda:99 here"),
         (["--max-new-tokens", "0"], "error: max_new_tokens and num_beams must be at least 1"),
         (["--temperature", "-1"], "error: temperature must not be negative"),
-        (["--repetition-penalty", "0"], "error: repetition_penalty must lie above 0"),
+        (["--repetition-penalty", "0"], "error: repetition_penalty must be above 0"),
         (["--load-in-8bit", "--load-in-4bit"], "error: choose one of load_in_8bit"),
     ],
 )

@@ -62,7 +62,7 @@ def test_an_unknown_ablation_names_the_known_ones() -> None:
 
 def test_a_clip_encoded_anew_shows_and_sounds_the_same(make_video: MakeVideo, tmp_path: Path) -> None:
     source = make_video("old.mp4", audio=True)
-    target = reencode(source, "clip", tmp_path / "new")
+    target = reencode(source, "video", tmp_path / "new")
     assert target.read_bytes() != source.read_bytes()
     processor = MediaProcessor(image_size=32, num_frames=4)
     (old, old_sound), (new, new_sound) = processor.process_video(source), processor.process_video(target)
@@ -75,7 +75,7 @@ def test_a_clip_encoded_anew_shows_and_sounds_the_same(make_video: MakeVideo, tm
 
 @pytest.mark.parametrize(("name", "codec"), [("old.wav", "pcm_s16le"), ("old.m4a", "aac")])
 def test_a_sound_encoded_anew_is_as_long(make_audio: MakeAudio, tmp_path: Path, name: str, codec: str) -> None:
-    target = reencode(make_audio(name, seconds=1.5, codec=codec), "sound", tmp_path / "new")
+    target = reencode(make_audio(name, seconds=1.5, codec=codec), "audio", tmp_path / "new")
     assert MediaProcessor().process_audio(target).duration_seconds == pytest.approx(1.5, abs=0.1)
 
 

@@ -30,22 +30,22 @@ def model() -> VideoLlama:
 
 
 def said(answer: str | None, *references: str, error: str = "") -> CaptionResult:
-    return CaptionResult(CaptionedFile("set/1", MediaSource("a.mp4"), "clip", None, list(references)), answer, error)
+    return CaptionResult(CaptionedFile("set/1", MediaSource("a.mp4"), "video", None, list(references)), answer, error)
 
 
 def test_captions_of_every_layout_are_found(split: Path) -> None:
     places = {
-        "webvid": ("webvid/annotations", "webvid/videos", "clip", 6),
-        "webvid_instruct": ("webvid_instruct/instruct.json", "webvid/videos", "clip", 6),
-        "webvid_instruct_zh": ("webvid_instruct_zh/instruct.json", "webvid/videos", "clip", 6),
+        "webvid": ("webvid/annotations", "webvid/videos", "video", 6),
+        "webvid_instruct": ("webvid_instruct/instruct.json", "webvid/videos", "video", 6),
+        "webvid_instruct_zh": ("webvid_instruct_zh/instruct.json", "webvid/videos", "video", 6),
         "cc_sbu_align": ("cc_sbu_align", None, "image", 6),
         "cc_sbu": ("cc_sbu", None, "image", 2),
         "llava_instruct": ("llava_instruct/llava_instruct_150k.json", "cc_sbu_align/image", "image", 6),
-        "audio_caption": ("audio_caption", "audio_caption/audio", "sound", 3),
+        "audio_caption": ("audio_caption", "audio_caption/audio", "audio", 3),
     }
-    for name, (data, media, kind, count) in places.items():
+    for name, (data, media, modality, count) in places.items():
         files = load_captions(name, split / data, None if media is None else split / media)
-        assert [file.kind for file in files] == [kind] * count, name
+        assert [file.modality for file in files] == [modality] * count, name
         assert all(len(file.references) == 1 and file.references[0] for file in files)
         has_questions = "instruct" in name
         assert all((file.question is not None) == has_questions for file in files)

@@ -14,17 +14,17 @@ from PIL import Image
 
 from tests.helpers.checkpoints import load_checkpoint
 from video_llama.errors import MediaError, OutOfMemoryError, VideoLlamaError
-from video_llama.inference import captioning
-from video_llama.inference import engine as inference
-from video_llama.inference.batch import complete_batch, encode_batch
+from video_llama.inference import captioning, static_decoder
+from video_llama.inference.cache import SharedPrefix
 from video_llama.inference.captioning import BatchCaptioner, caption_clips
+from video_llama.inference.completion import generate_text
 from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions
-from video_llama.inference.shared_prefix import SharedPrefix
 from video_llama.media import decode as decoding
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.transforms import normalize_pixels
+from video_llama.utils.devices import computing_on
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +100,7 @@ def test_media_are_encoded_together_as_they_are_alone(model: VideoLlama, clips: 
     heard = [media.process_audio(clips[4]), torch.randn(3, *media.process_audio(clips[4]).values.shape[1:])]
     items: list[VideoFrames | AudioSegments | torch.Tensor] = [seen[0], heard[0], seen[1], heard[1], seen[2]]
     for max_frames in (1, 9, 1000):
-        for item, encoded in zip(items, encode_batch(model, items, max_frames), strict=True):
+        for item, encoded in zip(items, model.encode_batch(items, max_frames), strict=True):
             expected = model.encode(item)
             assert encoded.kind == expected.kind
             torch.testing.assert_close(encoded.features, expected.features, rtol=1e-4, atol=1e-5)
@@ -115,7 +115,7 @@ def test_no_more_frames_are_encoded_at_once_than_allowed(
     monkeypatch.setattr(
         model.model, "get_video_features", lambda v, m=None: (sizes.append(v.shape[0]), encode(v, m))[1]
     )
-    encode_batch(model, frames, max_frames=6)
+    model.encode_batch(frames, max_frames=6)
     assert sizes == [2, 1, 2]
 
 
@@ -127,7 +127,7 @@ def test_every_row_ends_at_its_own_stop_string(model: VideoLlama, clips: list[Pa
     stopped = [Prompt(prompt.keys, prompt.inputs_embeds, [stop]) for prompt in prompts]
     expected = [model.complete(prompt, OPTIONS) for prompt in stopped]
     assert expected[0] == answers[0][: answers[0].index(stop)].strip()
-    assert complete_batch(model, stopped, OPTIONS) == expected
+    assert generate_text(model, stopped, OPTIONS) == expected
 
 
 def test_a_row_that_ended_is_not_continued_by_what_pads_it(
@@ -138,7 +138,7 @@ def test_a_row_that_ended_is_not_continued_by_what_pads_it(
     ids = torch.tensor([[word, end, word], [word, word, word]])
     monkeypatch.setattr(type(model.model), "generate", lambda *args, **kwargs: ids)
     one, three = (model.processor.tokenizer.decode([word] * count) for count in (1, 3))
-    assert complete_batch(model, prompts, OPTIONS) == [one.strip(), three.strip()]
+    assert generate_text(model, prompts, OPTIONS) == [one.strip(), three.strip()]
 
 
 def test_the_common_beginning_is_computed_once_and_changes_nothing(
@@ -154,9 +154,9 @@ def test_the_common_beginning_is_computed_once_and_changes_nothing(
         lambda *args, **kwargs: (widths.append(_shape(kwargs)), forward(*args, **kwargs))[1],
     )
     for batch, expected_prefills in ((prompts, 2), (prompts[::-1], 1)):
-        expected = [complete_batch(model, [prompt], OPTIONS)[0] for prompt in batch]
+        expected = [generate_text(model, [prompt], OPTIONS)[0] for prompt in batch]
         widths.clear()
-        assert complete_batch(model, batch, OPTIONS, prefix) == expected
+        assert generate_text(model, batch, OPTIONS, prefix) == expected
         prefills = [(rows, length) for rows, length in widths if length > 1]
         longest, shared = max(len(prompt.keys) for prompt in batch), len(prefix.keys)
         assert prefills == [(1, shared), (2, longest - shared)][-expected_prefills:]
@@ -173,13 +173,13 @@ def test_prompts_are_answered_with_others_of_their_length(
     model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[list[int]] = []
-    complete = captioning.complete_batch
+    complete = captioning.generate_text
 
     def remember(model: VideoLlama, prompts: list[Prompt], *args: object) -> list[str]:
         lengths.append([len(prompt.keys) for prompt in prompts])
         return complete(model, prompts, *args)
 
-    monkeypatch.setattr(captioning, "complete_batch", remember)
+    monkeypatch.setattr(captioning, "generate_text", remember)
     model.caption(clips, batch_size=2, max_new_tokens=2)
     equal, *others = lengths
     assert equal[0] == equal[1]  # answered as soon as there were enough of them
@@ -249,19 +249,28 @@ def test_batches_of_no_clips_are_an_error(model: VideoLlama) -> None:
 # Too little memory
 
 
-def limited(largest: int, function: Callable[..., object], sizes: list[int]) -> Callable[..., object]:
-    """`function`, on a device that has room for so many items (its second argument) at a time."""
+def limit(name: str, largest: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make a function work as on a device with room for so many items (its second argument) at a time.
+
+    Returns:
+        how many items it is given, call by call.
+    """
+    sizes: list[int] = []
+    home: object = VideoLlama if name == "encode_batch" else captioning
+    function = getattr(home, name)
 
     def run(model: VideoLlama, items: list[object], *rest: object) -> object:
         sizes.append(len(items))
-        if len(items) > largest:
+        if len(items) <= largest:
+            return function(model, items, *rest)
+        with computing_on(model.device):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity …")
-        return function(model, items, *rest)
 
-    return run
+    monkeypatch.setattr(home, name, run)
+    return sizes
 
 
-@pytest.mark.parametrize("name", ["encode_batch", "complete_batch"])
+@pytest.mark.parametrize("name", ["encode_batch", "generate_text"])
 @pytest.mark.parametrize("largest", [1, 2])
 def test_where_memory_runs_out_fewer_clips_at_a_time_go_on(
     model: VideoLlama,
@@ -272,21 +281,20 @@ def test_where_memory_runs_out_fewer_clips_at_a_time_go_on(
     largest: int,
 ) -> None:
     expected = model.caption(clips, PROMPT, audio=True, max_new_tokens=12)
-    sizes: list[int] = []
     room = largest + 1 if name == "encode_batch" else largest  # of a video, its sound is an item of its own
-    monkeypatch.setattr(captioning, name, limited(room, getattr(captioning, name), sizes))
+    sizes = limit(name, room, monkeypatch)
     assert model.caption([*clips, *clips], PROMPT, batch_size=5, max_new_tokens=12) == [*expected, *expected]
     assert max(sizes) > room
     assert "out of memory (2.00 GiB asked for)" in caplog.text
-    if name == "complete_batch":
+    if name == "generate_text":
         assert all(size <= room for size in sizes[-4:]), "what was too much once is not tried again"
 
 
-@pytest.mark.parametrize("name", ["encode_batch", "complete_batch"])
+@pytest.mark.parametrize("name", ["encode_batch", "generate_text"])
 def test_a_clip_too_large_by_itself_is_an_error_of_its_own(
     model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(captioning, name, limited(0, getattr(captioning, name), []))
+    limit(name, 0, monkeypatch)
     errors: dict[int, VideoLlamaError] = {}
     captions = model.caption(clips[:3], PROMPT, max_new_tokens=2, on_error=lambda n, e: errors.update({n: e}))
     assert captions == ["", "", ""]
@@ -300,7 +308,7 @@ def test_no_clip_is_lost_where_memory_runs_out_again_and_again_at_a_cache_of_fix
     model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch, largest: int
 ) -> None:
     expected = model.caption(clips, PROMPT, max_new_tokens=8)
-    make, sizes = inference.StaticDecoder, list[int]()
+    make, sizes = static_decoder.StaticDecoder, list[int]()
 
     def limited_decoder(language_model: torch.nn.Module, num_rows: int, *rest: object) -> object:
         sizes.append(num_rows)
@@ -308,7 +316,7 @@ def test_no_clip_is_lost_where_memory_runs_out_again_and_again_at_a_cache_of_fix
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return make(language_model, num_rows, *rest)
 
-    monkeypatch.setattr(inference, "StaticDecoder", limited_decoder)
+    monkeypatch.setattr(static_decoder, "StaticDecoder", limited_decoder)
     errors: list[int] = []
     captions = model.caption(
         clips,
@@ -327,7 +335,7 @@ def test_a_common_beginning_that_could_not_be_computed_is_not_taken_for_another(
     model: VideoLlama, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts, prefix = prompts_of(model, clips[:2]), SharedPrefix()
-    expected = complete_batch(model, prompts, OPTIONS, prefix)
+    expected = generate_text(model, prompts, OPTIONS, prefix)
     others = [Prompt([0, *prompt.keys[1:]], prompt.inputs_embeds, prompt.stop_strings) for prompt in prompts]
 
     def fail(*args: object, **kwargs: object) -> None:
@@ -336,8 +344,8 @@ def test_a_common_beginning_that_could_not_be_computed_is_not_taken_for_another(
     with monkeypatch.context() as patch:
         patch.setattr(type(model.model), "forward", fail)
         with pytest.raises(torch.OutOfMemoryError):
-            prefix.take(model.model, others)
-    assert complete_batch(model, prompts, OPTIONS, prefix) == expected
+            prefix.take(model.model, [prompt.keys for prompt in others], others[0].inputs_embeds)
+    assert generate_text(model, prompts, OPTIONS, prefix) == expected
 
 
 # Bad files

@@ -173,7 +173,7 @@ def test_a_long_conversation_drops_whole_oldest_turns_and_keeps_its_media(
         chat.ask(f"Question number {number}: how many people appear in the video?")
         chat.answer()
     assert 0 < chat.dropped_turns < 6
-    assert "no longer read" in caplog.text
+    assert "left out" in caplog.text
     prompt = chat.conversation(chat.dropped_turns).get_prompt()
     assert prompt.count("<ImageHere>") == 1
     assert "Question number 0" not in prompt

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
+from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
-from video_llama.inference.generation import GenerationOptions, PrefixCache, cut_at_stop
+from video_llama.inference.generation import GenerationOptions, cut_at_stop
 from video_llama.inference.load import load_pretrained_model
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
@@ -234,7 +235,7 @@ def test_the_oldest_turns_of_a_conversation_that_is_too_long_are_not_read(
     prompt = model.prepare(kept.up_to_answer(), [model.encode(image)])
     assert model.too_long(prompt, OPTIONS) is not None
     answer = model.generate(image, None, long, max_new_tokens=16)
-    assert "turn(s) are not read" in caplog.text
+    assert "turn(s) are left out" in caplog.text
     assert len(long.messages) == num_messages
     while model.too_long(prompt, OPTIONS):
         assert kept.drop_oldest_turn()
@@ -292,7 +293,7 @@ def test_beams_answer_whole_and_leave_the_cache_alone(model: VideoLlama, image: 
 
 def test_sound_of_another_models_processor_is_refused_in_words(model: VideoLlama) -> None:
     bins, frames = model.model.config.audio_config.input_size
-    with pytest.raises(ValueError, match=r"hears segments of .* read the sound with its own processor"):
+    with pytest.raises(ValueError, match=r"takes segments of .* read the audio with its own processor"):
         model.encode(torch.zeros(2, 1, bins, frames + 8))
 
 
@@ -382,9 +383,9 @@ def test_what_generate_cannot_take_is_an_error_that_says_what_to_do(
 def test_frames_and_sound_in_each_others_place_are_an_error(
     model: VideoLlama, clip: tuple[VideoFrames, AudioSegments]
 ) -> None:
-    with pytest.raises(TypeError, match="imgs is a sound: give it as audio"):
+    with pytest.raises(TypeError, match="imgs is audio: pass it as audio"):
         model.generate(clip[1])
-    with pytest.raises(TypeError, match="audio is frames: give them as imgs"):
+    with pytest.raises(TypeError, match="audio is frames: pass them as imgs"):
         model.generate(None, clip[0])
 
 
@@ -426,7 +427,7 @@ def test_a_streamer_of_transformers_gets_the_answer(model: VideoLlama, image: Vi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.5, "do_sample": False}, "temperature=0.5 has no effect beside do_sample=False"),
+        ({"temperature": 0.5, "do_sample": False}, "temperature=0.5 has no effect with do_sample=False"),
         ({"top_p": 0.8}, "no effect of top_p: nothing is sampled without a temperature or do_sample=True"),
         ({"top_p": 0.8, "top_k": 3, "do_sample": False}, "no effect of top_p and top_k"),
         ({"use_cache": False}, "use_cache=False has no effect"),

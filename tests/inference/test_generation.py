@@ -13,9 +13,9 @@ from transformers.generation import StoppingCriteriaList
 
 from tests.helpers.tiny_model import prompt_ids
 from video_llama.errors import VideoLlamaError
+from video_llama.inference.cache import PrefixCache
 from video_llama.inference.generation import (
     GenerationOptions,
-    PrefixCache,
     TextStream,
     cut_at_stop,
     stop_test,
@@ -51,7 +51,7 @@ def test_do_sample_says_what_the_temperature_says(caplog: pytest.LogCaptureFixtu
     assert GenerationOptions(do_sample=False) == GenerationOptions()
     assert caplog.messages == []
     assert GenerationOptions(do_sample=False, temperature=0.2) == GenerationOptions()
-    assert caplog.messages == ["temperature=0.2 has no effect beside do_sample=False: nothing is sampled"]
+    assert caplog.messages == ["temperature=0.2 has no effect with do_sample=False: nothing is sampled"]
 
 
 def test_changed_options_say_anew_whether_to_sample() -> None:

@@ -12,10 +12,12 @@ import torch
 from tests.conftest import needs_compiler
 from tests.helpers.checkpoints import load_checkpoint
 from video_llama.errors import OutOfMemoryError
-from video_llama.inference.batch import complete_batch, complete_stream
+from video_llama.inference.cache import PrefixCache
+from video_llama.inference.completion import generate_text, stream_texts
 from video_llama.inference.engine import Prompt, VideoLlama
-from video_llama.inference.generation import GenerationOptions, PrefixCache
-from video_llama.inference.static_decoder import Request, StaticDecoder, why_not_static
+from video_llama.inference.generation import GenerationOptions
+from video_llama.inference.static_decoder import Request, StaticDecoder
+from video_llama.inference.static_step import why_not_static
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,8 @@ def test_answers_are_those_of_generate_in_one_batch_one_by_one_and_in_turns(
     expected = [model.complete(prompt, options(False, **kwargs)) for prompt in prompts]
     static = options(True, **kwargs)
     assert [model.complete(prompt, static) for prompt in prompts] == expected
-    assert complete_batch(model, prompts, static) == expected
-    in_turns = dict(complete_stream(model, enumerate(prompts), static, 5))
+    assert generate_text(model, prompts, static) == expected
+    in_turns = dict(stream_texts(model, enumerate(prompts), static, 5))
     assert [in_turns[number] for number in range(32)] == expected
     assert len(set(expected)) > 25, "the answers must differ for this to say anything"
 
@@ -65,7 +67,7 @@ def test_a_compiled_step_gives_the_same_answers_and_is_compiled_once_for_all_lay
     short = [prompt for prompt in prompts if len(prompt.keys) < 40][:4]
     compiled = GenerationOptions(max_new_tokens=8, static_cache=True, compile=True)
     expected = [model.complete(prompt, GenerationOptions(max_new_tokens=8, static_cache=False)) for prompt in short]
-    assert complete_batch(model, short, compiled) == expected
+    assert generate_text(model, short, compiled) == expected
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -89,7 +91,7 @@ def test_a_row_is_not_changed_by_who_was_there_before(model: VideoLlama, prompts
     decoder = StaticDecoder(model.model.language_model, 3, 128)
     alone = [next(decoder.run([Request(p.inputs_embeds)], options(True))).ids for p in prompts[:3]]
     with torch.inference_mode():
-        decoder._states.fill_(50.0)
+        decoder._step.states.fill_(50.0)
     again = [request.ids for request in decoder.run([Request(p.inputs_embeds) for p in prompts[:3]], options(True))]
     assert sorted(again) == sorted(alone)
 
@@ -107,11 +109,11 @@ def test_the_common_beginning_of_prompts_is_computed_once(
     monkeypatch.setattr(
         decoder, "forward", lambda **kwargs: (read.append(kwargs["inputs_embeds"].shape[:2]), forward(**kwargs))[1]
     )
-    model._decoders = []
+    model.decoders.kept = []
     longest = max(map(len, rows)) - 20
-    assert complete_batch(model, begun, options(True)) == expected
+    assert generate_text(model, begun, options(True)) == expected
     assert read == [(1, 20), (4, longest)]
-    assert complete_batch(model, begun, options(True)) == expected
+    assert generate_text(model, begun, options(True)) == expected
     assert read[2:] == [(4, longest)]
 
 
@@ -149,7 +151,7 @@ def test_a_stop_string_ends_its_own_row(model: VideoLlama, prompts: list[Prompt]
     stopped = [Prompt(prompt.keys, prompt.inputs_embeds, [stop]) for prompt in prompts[:3]]
     expected = [model.complete(prompt, options(False)) for prompt in stopped]
     assert expected[0] == answers[0][: answers[0].index(stop)].strip()
-    assert complete_batch(model, stopped, options(True)) == expected
+    assert generate_text(model, stopped, options(True)) == expected
 
 
 def test_a_stream_gives_the_same_text_in_pieces_and_can_be_closed(model: VideoLlama, prompts: list[Prompt]) -> None:
@@ -167,19 +169,19 @@ def test_a_longer_prompt_gets_more_room(model: VideoLlama, prompts: list[Prompt]
     ids = torch.arange(3, 403)
     mixed = [prompts[0], Prompt(ids.tolist(), table[ids][None], ["</s>"]), prompts[2]]
     expected = [model.complete(prompt, options(False)) for prompt in mixed]
-    answers = dict(complete_stream(model, enumerate(mixed), options(True), 1))
+    answers = dict(stream_texts(model, enumerate(mixed), options(True), 1))
     assert [answers[number] for number in range(3)] == expected
 
 
 def test_a_decoder_is_made_anew_when_the_weights_have_moved(model: VideoLlama, prompts: list[Prompt]) -> None:
     model.complete(prompts[0], options(True))
-    [kept] = model._decoders
+    [kept] = model.decoders.kept
     model.complete(prompts[0], options(True))
-    assert model._decoders == [kept]
+    assert model.decoders.kept == [kept]
     head = model.model.language_model.lm_head
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.complete(prompts[0], options(True))
-    assert model._decoders != [kept]
+    assert model.decoders.kept != [kept]
 
 
 def test_a_prompt_without_room_is_an_error(model: VideoLlama, prompts: list[Prompt]) -> None:
@@ -191,10 +193,10 @@ def test_a_prompt_without_room_is_an_error(model: VideoLlama, prompts: list[Prom
 
 def test_a_model_of_another_kind_says_why_it_cannot(model: VideoLlama, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not_static(model.model.language_model) == ""
-    assert "is no LLaMA" in why_not_static(model.model)
+    assert "is not a LLaMA model" in why_not_static(model.model)
     monkeypatch.setattr(model.model.language_model.model.rotary_emb, "rope_type", "dynamic")
     assert "length of the text" in why_not_static(model.model.language_model)
-    assert not model.decodes_statically(options(True))
+    assert not model.decoders.serves(options(True))
 
 
 def test_training_mode_hooks_adapters_and_8_bit_are_reasons_against_it(
@@ -237,14 +239,14 @@ def test_weights_that_changed_in_place_count_in_the_common_beginning(
     table = model.model.get_input_embeddings().weight.detach().clone()
     rows = [[*range(50, 90), *prompt.keys[:5]] for prompt in prompts[:3]]
     begun = [Prompt(keys, table[torch.tensor(keys)][None], ["</s>"]) for keys in rows]
-    before = complete_batch(model, begun, options(True))
-    [kept] = model._decoders
+    before = generate_text(model, begun, options(True))
+    [kept] = model.decoders.kept
     with torch.no_grad():
         for layer in model.model.language_model.model.layers:
             layer.self_attn.v_proj.weight *= -20
-    after = complete_batch(model, begun, options(True))
-    assert model._decoders == [kept]
-    assert after == complete_batch(model, begun, options(False)) != before
+    after = generate_text(model, begun, options(True))
+    assert model.decoders.kept == [kept]
+    assert after == generate_text(model, begun, options(False)) != before
 
 
 def test_an_end_token_that_was_changed_ends_the_next_answer(model: VideoLlama, prompts: list[Prompt]) -> None:
@@ -266,8 +268,8 @@ def test_who_keeps_an_error_keeps_no_decoder(model: VideoLlama, monkeypatch: pyt
     states = []
 
     def fail() -> None:
-        with model.borrow_decoder(1, 10, options(True)) as decoder:
-            states.append(weakref.ref(decoder._states))
+        with model.decoders.borrow(1, 10, options(True)) as decoder:
+            states.append(weakref.ref(decoder._step.states))
             decoder.run([], options(True))
 
     with pytest.raises(OutOfMemoryError):
@@ -279,8 +281,8 @@ def test_who_keeps_an_error_keeps_no_decoder(model: VideoLlama, monkeypatch: pyt
 
 
 def test_a_decoder_is_given_back_only_whole(model: VideoLlama, prompts: list[Prompt]) -> None:
-    model._decoders = []
+    model.decoders.kept = []
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="broken"), model.borrow_decoder(1, 10, options(True)):
+        with pytest.raises(RuntimeError, match="broken"), model.decoders.borrow(1, 10, options(True)):
             raise RuntimeError("broken")
-        assert model._decoders == []
+        assert model.decoders.kept == []

@@ -12,8 +12,8 @@ from examples.tiny_world.evaluation.report import accuracy_report, format_table
 from video_llama.errors import DatasetError
 from video_llama.evaluation.asking import AnsweredQuestion
 
-SEEN = AskedFile(Path("a.mp4"), "clip", True, [])
-UNSEEN = AskedFile(Path("b.mp4"), "clip", False, [])
+SEEN = AskedFile(Path("a.mp4"), "video", True, [])
+UNSEEN = AskedFile(Path("b.mp4"), "video", False, [])
 
 
 def answered(file: AskedFile, attribute: str, value: str, answer: str, turn: int = 1) -> AnsweredQuestion:
@@ -82,14 +82,14 @@ def truth(kind: str, **more: object) -> dict[str, object]:
 def test_questions_are_read_as_dialogues_in_the_order_of_their_turns(tmp_path: Path) -> None:
     write_truth(tmp_path / "test", truth("clip", combination="unseen"), truth("sound"), truth("image in shard"))
     files = load_questions(tmp_path)
-    assert [(file.kind, file.is_seen) for file in files] == [("clip", False), ("sound", True)]
+    assert [(file.modality, file.is_seen) for file in files] == [("video", False), ("audio", True)]
     assert [[question.turn for question in turns] for turns in files[0].dialogues] == [[1], [1, 2]]
     assert files[0].path == tmp_path / "test/videos/a.mp4"
 
 
 def test_a_limit_is_of_each_kind(tmp_path: Path) -> None:
     write_truth(tmp_path, *[truth("clip")] * 3, *[truth("sound")] * 3)
-    assert [file.kind for file in load_questions(tmp_path, limit=2)] == ["clip", "clip", "sound", "sound"]
+    assert [file.modality for file in load_questions(tmp_path, limit=2)] == ["video", "video", "audio", "audio"]
 
 
 def test_a_folder_without_ground_truth_is_named(tmp_path: Path) -> None:
@@ -99,6 +99,6 @@ def test_a_folder_without_ground_truth_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["{", '{"kind": "clip"}', "[]"])
 def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
-    write_truth(tmp_path, truth("clip"), line)
+    write_truth(tmp_path, truth("clip"), f"{line}\n")
     with pytest.raises(DatasetError, match="line 2"):
         load_questions(tmp_path)

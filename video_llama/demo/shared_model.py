@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from video_llama.checkpoints.memory import read_device_memory
 from video_llama.conversation import Conversation
 from video_llama.errors import DeviceError, OutOfMemoryError
+from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
-from video_llama.inference.generation import PrefixCache
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.utils.devices import release_memory
 

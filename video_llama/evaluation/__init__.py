@@ -1,1 +1,1 @@
-"""Does the model answer rightly: questions with known answers, asked of files it has not seen."""
+"""Ask files that a model has not seen, and measure its answers."""

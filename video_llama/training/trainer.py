@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.config import Config
+from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
 from video_llama.errors import ConfigError
@@ -204,6 +205,7 @@ class Trainer:
                     num_generations=run.num_generations,
                     note_bad=note_bad,
                     filler=self._filler,
+                    stop_strings=conv_templates[self.processor.conv_template].stop_strings,
                 )
             values = dataclasses.asdict(report)
             self.metric_logger.log_answers(iteration, values.pop("answers"))

@@ -1,23 +1,26 @@
-"""How good the model is on a validation split: loss, token accuracy, generated answers against the expected."""
+"""Figures on a validation split: loss, token accuracy, generated answers compared with the expected ones."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import BadSample, Batch, DataCollator, SampleReader, gather_media
+from video_llama.data.batches import BadSample, DataCollator, SampleReader, gather_media
 from video_llama.data.build import EncodedDataset
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError
+from video_llama.inference.completion import generate_ids
+from video_llama.inference.generation import GenerationOptions, cut_at_stop
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.features import FeatureFiller
 from video_llama.training.learner import teaching_inputs
 from video_llama.training.processes import sum_over_processes
@@ -34,9 +37,9 @@ class ValidationReport:
     Args:
         loss: mean cross-entropy of answer tokens.
         token_accuracy: share of answer tokens that are the most likely ones, given those before them.
-        num_samples, num_bad: used, and left out because they cannot be read.
+        num_samples, num_bad: samples that were used, and that could not be read.
         answers: `id`, `answer` and `expected` of generated first answers.
-        exact_match, rouge_l: of those, means from 0 to 1; None if none was generated.
+        exact_match, rouge_l: their means over the answers, from 0 to 1; None if none was generated.
     """
 
     loss: float
@@ -60,144 +63,125 @@ def validate(
     num_generations: int,
     note_bad: Callable[[Sequence[BadSample]], object],
     filler: FeatureFiller | None = None,
+    stop_strings: Sequence[str] = (),
 ) -> ValidationReport:
     """Measure the model on one dataset, shared by all processes; the model is left in evaluation mode.
 
     Args:
-        note_bad: is given this process's samples that cannot be used; they are left out.
+        note_bad: called with this process's samples that cannot be used; they are left out.
+        stop_strings: texts that end an answer.
 
     Raises:
         DatasetError: no sample can be read.
     """
     model.eval()
-    # DDP's own forward would exchange buffers, and wait for processes whose share of the split is smaller.
-    is_alone = _runs_alone(accelerator)
     inner = accelerator.unwrap_model(model)
-    runner, config = inner if is_alone else model, inner.config
-    sums = [0.0, 0.0, 0.0, 0.0, 0.0]  # loss, tokens, right tokens, samples, bad samples
+    # All processes have to run sharded weights together. Others run alone: DDP's own forward would exchange buffers,
+    # and wait for processes whose share of the split is smaller.
+    is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    runner = model if is_sharded else inner
+    reader = SampleReader(dataset.examples, dataset.encoder)
+    sums = torch.zeros(5, dtype=torch.float64)  # loss, tokens, right tokens, samples, bad samples
     answers: list[dict[str, str]] = []
-    for batch, samples, failures in _batches(accelerator, dataset, tokenizer, batch_size, max_batches):
+    for indices in _shares(accelerator, len(dataset.examples), batch_size, max_batches):
+        items = [reader[index] for index in indices]
+        samples = [item for item in items if not isinstance(item, BadSample)]
+        failures = [item for item in items if isinstance(item, BadSample)]
         note_bad(failures)
         sums[4] += len(failures)
-        is_own = batch is not None
-        if batch is None and not is_alone:
-            batch = _stand_in(dataset, tokenizer)  # sharded weights are put together by all processes or none
-        if batch is None:
+        # A process without a sample of its own computes with any other one if the weights are sharded.
+        used = samples
+        if not samples and is_sharded:
+            used = _any_sample(reader)
+        if not used:
             continue
+        batch = DataCollator(tokenizer.pad_token_id)(used)
         if filler is not None:
             filler(batch.media)
-        output = runner(**teaching_inputs(batch, config, accelerator.device))
-        if not is_own:
+        output = runner(**teaching_inputs(batch, inner.config, accelerator.device))
+        if not samples:
             continue
+        # The logits are those of the answer tokens only.
         labels = batch.text["labels"][:, 1:]
         expected = labels[labels != IGNORE_INDEX].to(accelerator.device)
-        is_right = output.logits.argmax(dim=-1) == expected
-        loss, right = torch.stack([output.loss.double(), is_right.sum().double()]).tolist()
-        tokens = float(len(expected))
-        found = [loss * tokens, tokens, right, len(samples), 0]
-        sums = [a + b for a, b in zip(sums, found, strict=True)]
-        if accelerator.is_main_process and is_alone:
+        num_right = (output.logits.argmax(dim=-1) == expected).sum()
+        loss, right = torch.stack([output.loss.double(), num_right.double()]).tolist()
+        sums[:4] += torch.tensor([loss * len(expected), len(expected), right, len(samples)], dtype=torch.float64)
+        if accelerator.is_main_process and not is_sharded:
             wanted = samples[: max(num_generations - len(answers), 0)]
-            answers += [_answer(runner, sample, tokenizer, accelerator.device) for sample in wanted]
-    loss, tokens, right, num_samples, num_bad = sum_over_processes(accelerator, sums)
+            answers += [_answer(inner, sample, tokenizer, accelerator.device, stop_strings) for sample in wanted]
+    loss, tokens, right, num_samples, num_bad = sum_over_processes(accelerator, sums.tolist())
     if not tokens:
         raise DatasetError(f"datasets.{dataset.name}: no sample of its validation split can be used")
-    pairs = [(line["answer"], line["expected"]) for line in answers]
-    return ValidationReport(
-        loss / tokens,
-        right / tokens,
-        int(num_samples),
-        int(num_bad),
-        answers,
-        exact_match=sum(a == b for a, b in pairs) / len(pairs) if pairs else None,
-        rouge_l=sum(rouge_l(a, b) for a, b in pairs) / len(pairs) if pairs else None,
-    )
+    report = ValidationReport(loss / tokens, right / tokens, int(num_samples), int(num_bad), answers)
+    if answers:
+        pairs = [(line["answer"], line["expected"]) for line in answers]
+        report.exact_match = sum(answer == expected for answer, expected in pairs) / len(pairs)
+        report.rouge_l = sum(rouge_l(answer, expected) for answer, expected in pairs) / len(pairs)
+    return report
 
 
 def first_answer(sample: ProcessedSample) -> tuple[list[int], list[int]]:
-    """(ids up to the first answer, ids of that answer)."""
-    start = next(i for i, label in enumerate(sample.labels) if label != IGNORE_INDEX)
-    rest = sample.labels[start:]
-    end = next((i for i, label in enumerate(rest) if label == IGNORE_INDEX), len(rest))
-    return sample.input_ids[:start], rest[:end]
+    """Return the ids up to the first answer, and the ids of that answer."""
+    is_answer = [label != IGNORE_INDEX for label in sample.labels]
+    start = is_answer.index(True)
+    end = next((i for i in range(start, len(is_answer)) if not is_answer[i]), len(is_answer))
+    return sample.input_ids[:start], sample.labels[start:end]
 
 
 def media_of_prompt(prompt: Sequence[int], sample: ProcessedSample, config: VideoLlamaConfig) -> list[MediaInput]:
-    """The media of a sample that its prompt has positions for; later ones belong to later questions."""
-    visuals = [item for item in sample.media if item.name == "pixel_values"]
-    sounds = [item for item in sample.media if item.name != "pixel_values"]
-    num_visuals = prompt.count(config.image_token_id) // config.num_video_query_tokens
-    num_sounds = prompt.count(config.audio_token_id) // config.num_audio_query_tokens
-    return [*visuals[:num_visuals], *sounds[:num_sounds]]
+    """Return the media of a sample that its prompt has positions for; later ones belong to later questions."""
+    visual = [item for item in sample.media if item.name == "pixel_values"]
+    audio = [item for item in sample.media if item.name != "pixel_values"]
+    num_visual = prompt.count(config.image_token_id) // config.num_video_query_tokens
+    num_audio = prompt.count(config.audio_token_id) // config.num_audio_query_tokens
+    return [*visual[:num_visual], *audio[:num_audio]]
 
 
 def rouge_l(answer: str, expected: str) -> float:
-    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, without regard to case."""
-    a, b = answer.lower().split(), expected.lower().split()
-    if not a or not b:
-        return float(a == b)
-    lengths = [0] * (len(b) + 1)
-    for word in a:
-        diagonal = 0
-        for column, other in enumerate(b, start=1):
-            above = lengths[column]
-            lengths[column] = diagonal + 1 if word == other else max(above, lengths[column - 1])
-            diagonal = above
-    return 2 * lengths[-1] / (len(a) + len(b))
+    """Return ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, without regard to case."""
+    words, others = answer.lower().split(), expected.lower().split()
+    if not words or not others:
+        return float(words == others)
+    # The longest common subsequence of the words so far with each beginning of the others.
+    lengths = [0] * (len(others) + 1)
+    for word in words:
+        before = list(lengths)
+        for column, other in enumerate(others, start=1):
+            lengths[column] = before[column - 1] + 1 if word == other else max(before[column], lengths[column - 1])
+    return 2 * lengths[-1] / (len(words) + len(others))
 
 
-def _batches(
-    accelerator: Accelerator,
-    dataset: EncodedDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    batch_size: int,
-    max_batches: int,
-) -> Iterator[tuple[Batch | None, Sequence[ProcessedSample], list[BadSample]]]:
-    """This process's share of the examples, in order; as many batches on every process."""
+def _shares(accelerator: Accelerator, total: int, batch_size: int, max_batches: int) -> Iterator[range]:
+    """Yield the examples of this process's batches, in order; as many batches on every process."""
     step = batch_size * accelerator.num_processes
-    total = len(dataset.examples)
     for number in range(min(max_batches, -(-total // step))):
         first = number * step + accelerator.process_index * batch_size
-        samples, failures = _encode_all(dataset, range(first, min(first + batch_size, total)))
-        batch = DataCollator(tokenizer.pad_token_id)(samples, number) if samples else None
-        yield batch, samples, failures
+        yield range(first, min(first + batch_size, total))
 
 
-def _encode_all(dataset: EncodedDataset, indices: range) -> tuple[list[ProcessedSample], list[BadSample]]:
-    reader = SampleReader(dataset.examples, dataset.encoder)
-    items = [reader[index] for index in indices]
-    failures = [item for item in items if isinstance(item, BadSample)]
-    return [item for item in items if not isinstance(item, BadSample)], failures
-
-
-def _stand_in(dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase) -> Batch | None:
-    """A batch of one sample, for a process without a share of its own; None if no sample can be read."""
-    for index in range(len(dataset.examples)):
-        samples, _ = _encode_all(dataset, range(index, index + 1))
-        if samples:
-            return DataCollator(tokenizer.pad_token_id)(samples)
-    return None
-
-
-def _runs_alone(accelerator: Accelerator) -> bool:
-    """Whether one process can run the model alone: not if its weights are shared out."""
-    return accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+def _any_sample(reader: SampleReader) -> list[ProcessedSample]:
+    """Return the first sample that can be read, or none."""
+    items = (reader[index] for index in range(len(reader)))
+    return list(itertools.islice((item for item in items if not isinstance(item, BadSample)), 1))
 
 
 def _answer(
-    model: Any, sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    model: VideoLlamaForConditionalGeneration,
+    sample: ProcessedSample,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    stop_strings: Sequence[str],
 ) -> dict[str, str]:
+    """Generate the first answer of a sample, and return it with the expected one."""
     prompt, expected = first_answer(sample)
     media = media_of_prompt(prompt, sample, model.config)
-    inputs: dict[str, Tensor] = {"input_ids": torch.tensor([prompt]), **gather_media(media)}
-    ids = model.generate(
-        **{name: tensor.to(device) for name, tensor in inputs.items()},
-        do_sample=False,
-        max_new_tokens=min(2 * len(expected) + 8, MAX_ANSWER_TOKENS),
-        pad_token_id=tokenizer.pad_token_id,
-    )[0].tolist()
-
-    def decode(tokens: list[int]) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-    return {"id": sample.id, "answer": decode(ids), "expected": decode(expected)}
+    inputs = {"input_ids": torch.tensor([prompt], device=device), **gather_media(media, device)}
+    options = GenerationOptions(max_new_tokens=min(2 * len(expected) + 8, MAX_ANSWER_TOKENS), min_new_tokens=0)
+    [ids] = generate_ids(model, tokenizer, inputs, options, stop_strings)
+    answer, wanted = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (ids, expected))
+    return {
+        "id": sample.id,
+        "answer": cut_at_stop(answer, stop_strings),
+        "expected": cut_at_stop(wanted, stop_strings),
+    }

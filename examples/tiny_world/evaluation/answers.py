@@ -1,9 +1,9 @@
-"""What a free-text answer says of an attribute. Strict: an answer that names no value, or two, says nothing."""
+"""The value that a free-text answer names. Strict: an answer that names no value, or two, counts as none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 from examples.tiny_world.world.vocabulary import ATTRIBUTES, NO_SOUND_TRACK, SHAPES, plural_of
@@ -17,7 +17,7 @@ _NOTHING = "nothing"
 
 
 def parse_answer(attribute: str, text: str) -> str | None:
-    """The value that an answer names, as the ground truth writes it; None if it names none, or more than one.
+    """Return the value that an answer names, as the ground truth writes it; None if it names none, or several.
 
     Args:
         attribute: of `ATTRIBUTES`, "pitch" or "order".
@@ -34,11 +34,12 @@ def parse_answer(attribute: str, text: str) -> str | None:
 
 
 def _parse_order(words: str) -> str | None:
-    """Two colours, or two shapes, with "then" in front of the second; or "nothing" without any of them."""
+    """Read two colours, or two shapes, with "then" in front of the second; or "nothing" without any of them."""
     named = [value for name in ("colour", "shape") for value in _find(words, _names(name))]
-    if not named:
-        return _NOTHING if re.search(rf"\b{_NOTHING}\b", words) else None
-    if re.search(rf"\b{_NOTHING}\b", words) or len(named) != 2:
+    has_nothing = re.search(rf"\b{_NOTHING}\b", words) is not None
+    if has_nothing and not named:
+        return _NOTHING
+    if has_nothing or len(named) != 2:
         return None
     for kind in ("colour", "shape"):
         before, then, after = words.partition(" then ")
@@ -50,7 +51,7 @@ def _parse_order(words: str) -> str | None:
 
 @cache
 def _names(attribute: str) -> Mapping[str, str]:
-    """Ways to write each value, to the value."""
+    """Return the value of each way to write it."""
     if attribute == "pitch":
         return {value: value for value in PITCHES}
     names = {value: value for value in ATTRIBUTES[attribute]}
@@ -62,15 +63,12 @@ def _names(attribute: str) -> Mapping[str, str]:
 
 
 def _find(words: str, names: Mapping[str, str]) -> list[str]:
-    """Values in order of appearance; of names that overlap ("top left", "left") the longest counts."""
-    pattern = "|".join(re.escape(name) for name in _longest_first(names))
+    """Return values in order of appearance; of names that overlap ("top left", "left") the longest counts."""
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = "|".join(re.escape(name) for name in longest_first)
     return [names[match] for match in re.findall(rf"\b(?:{pattern})\b", words)]
 
 
-def _longest_first(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=len, reverse=True)
-
-
 def _plain(text: str) -> str:
-    """Lower-case words with single spaces between them."""
+    """Return lower-case words with single spaces between them."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from video_llama.constants import Modality
 from video_llama.errors import DatasetError
 from video_llama.evaluation.asking import AskedFile, Question
+from video_llama.utils.jsonl import read_jsonl
 
 __all__ = ["load_questions"]
 
-_KINDS = ("clip", "image", "sound")
+# The words of the ground truth.
+_MODALITIES: dict[str, Modality] = {"clip": "video", "image": "image", "sound": "audio"}
 _GROUND_TRUTH = "ground_truth.jsonl"
 
 
 def load_questions(folder: Path, limit: int | None = None) -> list[AskedFile]:
-    """Read the ground truth of a split; pictures in shards, which are like the others, are left out.
+    """Read the ground truth of a split; images in shards, which are like the others, are left out.
 
     Args:
         folder: a split of a corpus, or a corpus with a test split.
-        limit: most files of each kind.
+        limit: most files of each modality.
 
     Raises:
         DatasetError: no ground truth there, or it is damaged.
@@ -29,15 +31,15 @@ def load_questions(folder: Path, limit: int | None = None) -> list[AskedFile]:
     split = next((place for place in (folder, folder / "test") if (place / _GROUND_TRUTH).exists()), None)
     if split is None:
         raise DatasetError(f"{folder}: no {_GROUND_TRUTH} here; give a split of what scripts/make_clipworld.py wrote")
-    files: dict[str, list[AskedFile]] = {kind: [] for kind in _KINDS}
-    for number, line in enumerate((split / _GROUND_TRUTH).read_text(encoding="utf-8").splitlines(), start=1):
+    path = split / _GROUND_TRUTH
+    files: dict[str, list[AskedFile]] = {kind: [] for kind in _MODALITIES}
+    for number, truth in enumerate(read_jsonl(path, DatasetError), start=1):
         try:
-            truth = json.loads(line)
             if truth["kind"] in files:
                 files[truth["kind"]].append(_asked_file(split, truth))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{split / _GROUND_TRUTH}, line {number}: damaged ({error!r})") from error
-    return [file for kind in _KINDS for file in files[kind][:limit]]
+        except (KeyError, TypeError) as error:
+            raise DatasetError(f"{path}, line {number}: damaged ({error!r})") from error
+    return [file for of_kind in files.values() for file in of_kind[:limit]]
 
 
 def _asked_file(split: Path, truth: Mapping[str, Any]) -> AskedFile:
@@ -46,4 +48,4 @@ def _asked_file(split: Path, truth: Mapping[str, Any]) -> AskedFile:
         question = Question(entry["dialogue"], entry["turn"], entry["attribute"], entry["value"], entry["question"])
         dialogues.setdefault(question.dialogue, []).append(question)
     is_seen = truth.get("combination", "seen") == "seen"
-    return AskedFile(split / truth["file"], truth["kind"], is_seen, list(dialogues.values()))
+    return AskedFile(split / truth["file"], _MODALITIES[truth["kind"]], is_seen, list(dialogues.values()))

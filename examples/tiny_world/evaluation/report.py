@@ -1,19 +1,18 @@
-"""Shares of right answers, by what was asked of what."""
+"""Shares of right answers, by modality and attribute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from examples.tiny_world.evaluation.answers import parse_answer
+from video_llama.constants import Modality
 from video_llama.evaluation.asking import AnsweredQuestion
 
 __all__ = ["accuracy_report", "format_table", "is_right"]
 
-_KINDS = {"clip": "clips", "image": "stills", "sound": "sounds"}
-_HEARD = ("sound", "pitch")
-
-Chosen = Callable[[AnsweredQuestion], bool]
+_NAMES: dict[Modality, str] = {"video": "clips", "image": "stills", "audio": "sounds"}
+_AUDIO_ATTRIBUTES = ("sound", "pitch")
 
 
 def is_right(answered: AnsweredQuestion) -> bool:
@@ -25,12 +24,12 @@ def accuracy_report(answered: Sequence[AnsweredQuestion]) -> dict[str, Any]:
     """Accuracies from 0 to 1 and the number of questions of each.
 
     Returns:
-        "questions", "unparseable" (share) and "rows": for each row "name", "accuracy", "count" and, where both kinds
-        of combinations were asked about, "seen" and "unseen".
+        "questions", "unparseable" (share) and "rows": for each row "name", "accuracy", "count" and, if seen and unseen
+        combinations were asked about, "seen" and "unseen".
     """
     rows = []
-    for kind, plural in _KINDS.items():
-        first = [item for item in answered if item.file.kind == kind and item.question.turn == 1]
+    for modality, plural in _NAMES.items():
+        first = [item for item in answered if item.file.modality == modality and item.question.turn == 1]
         for attribute in dict.fromkeys(item.question.attribute for item in first):
             chosen = [item for item in first if item.question.attribute == attribute]
             rows.append(_row(f"{plural}: {attribute}", chosen))
@@ -38,9 +37,9 @@ def accuracy_report(answered: Sequence[AnsweredQuestion]) -> dict[str, Any]:
     summaries: dict[str, list[AnsweredQuestion]] = {
         "all first questions": [item for item in answered if item.question.turn == 1],
         "second turns": later,
-        "second turns: sound": [item for item in later if item.question.attribute in _HEARD],
+        "second turns: sound": [item for item in later if item.question.attribute in _AUDIO_ATTRIBUTES],
         "unseen combinations": [
-            item for item in answered if not item.file.is_seen and item.question.attribute not in _HEARD
+            item for item in answered if not item.file.is_seen and item.question.attribute not in _AUDIO_ATTRIBUTES
         ],
     }
     rows += [_row(name, chosen) for name, chosen in summaries.items() if chosen]
@@ -59,8 +58,11 @@ def format_table(report: dict[str, Any]) -> str:
 
 def _row(name: str, chosen: Sequence[AnsweredQuestion]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "accuracy": _share(chosen), "count": len(chosen)}
-    seen, unseen = ([item for item in chosen if item.file.is_seen is wanted] for wanted in (True, False))
-    return row | ({"seen": _share(seen), "unseen": _share(unseen)} if seen and unseen else {})
+    seen = [item for item in chosen if item.file.is_seen]
+    unseen = [item for item in chosen if not item.file.is_seen]
+    if seen and unseen:
+        row |= {"seen": _share(seen), "unseen": _share(unseen)}
+    return row
 
 
 def _share(chosen: Sequence[AnsweredQuestion]) -> float:
