@@ -121,13 +121,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from video_llama.demo.page import EXAMPLES
     from video_llama.demo.server import DemoServer, ServerSettings
+    from video_llama.demo.sessions import Defaults
     from video_llama.inference.generation import GenerationOptions
     from video_llama.inference.load import load_pretrained_model
 
     server = DemoServer(
         lambda: load_pretrained_model(arguments.model, device="cpu"),
         ServerSettings(title=Path(arguments.model).name),
-        options=GenerationOptions(max_new_tokens=64),
+        defaults=Defaults(GenerationOptions(max_new_tokens=64)),
     )
     try:
         take_screenshots(server.start(), arguments.clip or EXAMPLES[0][0], arguments.question, arguments.output)

@@ -57,12 +57,10 @@ def test_the_highest_bar_is_full_and_the_others_are_in_proportion(asked: Session
 def test_a_spectrum_is_dark_where_silent_bright_where_loud_and_has_deep_notes_below() -> None:
     segment = np.zeros((8, 5), dtype=np.float32)
     segment[0] = 1  # the deepest band
-    picture = views.spectrum_picture(segment, 0.0, 1.0)
+    picture = views.spectrum_image(segment, 0.0, 1.0)
     assert picture.shape == (8, 5, 3)
     assert picture[-1].mean() > 200 > 60 > picture[0].mean()
-    assert (
-        views.spectrum_picture(np.zeros((2, 2), np.float32), 0.0, 0.0).dtype == np.uint8
-    )  # silence divides by nothing
+    assert views.spectrum_image(np.zeros((2, 2), np.float32), 0.0, 0.0).dtype == np.uint8  # silence divides by nothing
 
 
 @pytest.mark.parametrize(
