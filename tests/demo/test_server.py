@@ -19,7 +19,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from video_llama.demo.limits import answer_options
+from video_llama.demo.limits import Limits, answer_options
 from video_llama.demo.server import DemoServer, ServerSettings, check_address, read_auth, warn_public_address
 from video_llama.demo.sessions import Defaults
 from video_llama.demo.shared_model import SharedModel
@@ -180,6 +180,19 @@ def test_the_settings_of_the_command_line_are_where_the_page_and_scripts_start(
         client.predict("What is it?", None, None, 1, 3, api_name="/ask")
         assert used == [GenerationOptions(max_new_tokens=3, num_beams=1, repetition_penalty=1.5)]
         assert answer_options((None,) * 4, demo.limits, options)["max_new_tokens"] == 2000
+    finally:
+        demo.close()
+
+
+def test_gradio_remembers_no_more_pages_than_twice_the_conversations(shared_model: Any) -> None:
+    demo = DemoServer(lambda: shared_model, limits=Limits(sessions=2))
+    try:
+        address = demo.start()
+        for _ in range(7):
+            client = Client(address, verbose=False)
+            assert client.predict(api_name="/clear") is True
+            client.close()
+        assert len(demo._blocks.app.state_holder.session_data) == 4
     finally:
         demo.close()
 

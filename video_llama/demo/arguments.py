@@ -92,7 +92,7 @@ def _add_input_options(group: argparse._ArgumentGroup) -> None:
     add("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
     add("--terminal", action="store_true", help="a conversation on the terminal, as with --input alone")
     add("--num-frames", type=_positive, metavar="N", help="frames to sample from a video (default: 8)")
-    add("--video-reader", metavar="NAME", help="decoder of frames: pyav or decord (default: pyav)")
+    add("--video-reader", choices=["pyav", "decord"], help="decoder of frames (default: pyav)")
     add("--no-audio", action="store_true", help="ignore the audio tracks of videos")
 
 

@@ -7,27 +7,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from video_llama.demo import views
 from video_llama.demo.limits import answer_options, check_num_frames
 from video_llama.demo.page import Page
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
-from video_llama.demo.views import (
-    conversation_json,
-    describe_file,
-    media_panel,
-    messages,
-    notice,
-    shown_text,
-    summary,
-    turn_of_message,
-    typed_text,
-)
 from video_llama.errors import VideoLlamaError
 
 __all__ = ["Endpoints", "Events", "build_blocks"]
@@ -100,11 +90,11 @@ class Events:
         """Show how long the model has been loading, until it is there; then what it can do."""
         page, started = self.page, time.monotonic()
         while not wait([self.sessions.model], timeout=1.0).done:
-            yield {page.notice: notice(f"Loading the model … {time.monotonic() - started:.0f} s", "busy")}
+            yield {page.notice: views.notice(f"Loading the model … {time.monotonic() - started:.0f} s", "busy")}
         try:
             model = self.sessions.model.result()
         except VideoLlamaError:
-            yield {page.notice: notice("The model could not be loaded; the terminal says why.", "error")}
+            yield {page.notice: views.notice("The model could not be loaded; the terminal says why.", "error")}
             return
         defaults, model_frames = self.sessions.defaults, model.processor.media_processor.num_frames
         listen = gr.Checkbox(interactive=model.has_audio, value=model.has_audio and defaults.listen)
@@ -148,12 +138,12 @@ class Events:
     def edit(self, request: gr.Request, edited: gr.EditData, *settings: Any) -> Iterator[Changes]:
         """Put the last question in other words."""
         session, index = self._find(request), edited.index
-        turn = turn_of_message(session, index) if session is not None and isinstance(index, int) else -1
+        turn = views.turn_of_message(session, index) if session is not None and isinstance(index, int) else -1
         if session is None or turn < 0 or turn != len(session.turns) - 1:
             reason = "Only your last question can be edited; undo newer questions and files first."
-            yield self._refresh(session) | {self.page.notice: notice(reason, "error")}
+            yield self._refresh(session) | {self.page.notice: views.notice(reason, "error")}
             return
-        yield from self._answer(request, settings, typed_text(str(edited.value)), is_retry=True)
+        yield from self._answer(request, settings, unescape(str(edited.value)), is_retry=True)
 
     def undo(self, request: gr.Request) -> Changes:
         """Take back the last question, which returns to the text field, or else the last file."""
@@ -192,7 +182,7 @@ class Events:
 
     def save(self, request: gr.Request) -> str:
         """Return the conversation as JSON."""
-        return conversation_json(self._find(request))
+        return views.conversation_json(self._find(request))
 
     def _find(self, request: gr.Request) -> Session | None:
         return self.sessions.find(request.session_hash)
@@ -202,9 +192,9 @@ class Events:
         session = self.sessions.get(request.session_hash)
         for step in session.adding(path, name, num_frames=num_frames, listen=bool(listen)):
             if isinstance(step, str):
-                yield {self.page.notice: notice(DOING[step].format(name), "busy")}
+                yield {self.page.notice: views.notice(DOING[step].format(name), "busy")}
             else:
-                ready = notice(f"{name}: {summary(step.upload)}. Ask about it.")
+                ready = views.notice(f"{name}: {views.summary(step.upload)}. Ask about it.")
                 yield self._refresh(session) | self._emptied() | {self.page.notice: ready}
 
     def _answer(
@@ -217,13 +207,13 @@ class Events:
             session = self.sessions.get(request.session_hash)
             times_cleared = session.times_cleared
             texts = session.retry(question, **options) if is_retry else session.ask(question or "", **options)
-            yield {page.notice: notice("Reading the question …", "busy")} | self._answering(True)
+            yield {page.notice: views.notice("Reading the question …", "busy")} | self._answering(True)
             first = {page.notice: ""} if is_retry else {page.notice: "", page.question: ""}
             for text in texts:
                 # Once it was cleared, the page shows an empty conversation.
                 if session.times_cleared == times_cleared:
-                    answer = {"role": "assistant", "content": shown_text(text) or "…"}
-                    yield {page.chatbot: [*messages(session), answer]} | first
+                    answer = {"role": "assistant", "content": views.shown_text(text) or "…"}
+                    yield {page.chatbot: [*views.messages(session), answer]} | first
                     first = {}
         except VideoLlamaError as error:
             yield self._failure(error, session) | idle
@@ -238,15 +228,15 @@ class Events:
 
     def _refresh(self, session: Session | None) -> Changes:
         page = self.page
-        return {page.chatbot: messages(session), page.panel: media_panel(session), page.notice: ""}
+        return {page.chatbot: views.messages(session), page.panel: views.media_panel(session), page.notice: ""}
 
     def _failure(self, error: VideoLlamaError, session: Session | None = None) -> Changes:
         text = str(error)
         if ":" not in text.split(" ")[0]:  # not a file name
             text = text[:1].upper() + text[1:]
-        changes: Changes = {self.page.notice: notice(text, "error")}
+        changes: Changes = {self.page.notice: views.notice(text, "error")}
         if session is not None and not session.busy:
-            changes[self.page.chatbot] = messages(session)
+            changes[self.page.chatbot] = views.messages(session)
         return changes
 
     def _emptied(self) -> Changes:
@@ -279,7 +269,7 @@ class Endpoints:
                 listen = defaults.listen
             if not isinstance(listen, bool):
                 raise VideoLlamaError("listen must be true or false")
-            return describe_file(session.add(path, name, num_frames=num_frames, listen=listen))
+            return views.describe_file(session.add(path, name, num_frames=num_frames, listen=listen))
 
     def ask(
         self,
@@ -332,7 +322,7 @@ class Endpoints:
 
     def export(self, request: gr.Request) -> str:
         """Return the conversation as JSON text."""
-        return conversation_json(self.sessions.find(request.session_hash))
+        return views.conversation_json(self.sessions.find(request.session_hash))
 
     def _options(self, *settings: Any) -> dict[str, Any]:
         return answer_options(settings, self.sessions.limits, self.sessions.defaults.options)

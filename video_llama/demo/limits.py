@@ -60,11 +60,6 @@ class Limits:
         """Return how many bytes of uploads may be stored at one time."""
         return self.uploads_kept * self.upload_bytes
 
-    @property
-    def kv_cache_bytes(self) -> int | None:
-        """Return `kv_cache_gib` in bytes."""
-        return None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30)
-
     def raised(self, options: GenerationOptions, num_frames: int | None = None) -> Limits:
         """Return limits that allow what the owner of the server chose as defaults."""
         return replace(

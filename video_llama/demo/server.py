@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import gc
 import os
 import signal
 import socket
@@ -19,8 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
 from video_llama.demo.arguments import choose_options, choose_template, load_model
+from video_llama.demo.events import build_blocks
 from video_llama.demo.limits import Limits
+from video_llama.demo.page import launch_look
 from video_llama.demo.sessions import Defaults, Sessions, stored_bytes
 from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import VideoLlamaError
@@ -40,21 +44,18 @@ _CLOSED = ("file=http:", "file=https:", "deep_link", "dev/", "process_recording"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where and for whom the page is served.
-
-    Attributes:
-        host, port: the address; port None takes the first free one from 7860 on.
-        share: a public address through Gradio's tunnel.
-        auth: user and password pairs; empty lets everybody in who reaches the address.
-        concurrency: how many requests are processed at once.
-        title: the name of the model.
-    """
+    """Where and for whom the page is served."""
 
     host: str = LOCAL_HOSTS[0]
+    # None for the first free one from 7860 on.
     port: int | None = None
+    # A public address through Gradio's tunnel.
     share: bool = False
+    # User and password pairs; without any, everybody is let in who reaches the address.
     auth: tuple[tuple[str, str], ...] = ()
+    # How many requests are processed at once.
     concurrency: int = 1
+    # The name of the model.
     title: str = ""
 
 
@@ -85,7 +86,6 @@ class DemoServer:
         self._load = load
         self._blocks: Any = None
         self._closing = threading.Event()
-        self._num_swept = 0
 
     def start(self) -> str:
         """Serve and return the address; the model goes on loading.
@@ -94,14 +94,12 @@ class DemoServer:
             VideoLlamaError: the address is not available.
         """
         settings, uploads = self.settings, self.sessions.uploads.folder
+        guard = Middleware(RequestGuard, upload_bytes=self.limits.upload_bytes, room=self._room)
         check_address(settings.host, settings.port)
         self.sessions.folder.mkdir()
         # Gradio reads at every request where uploads are, and asks for newer versions of itself unless told not to.
         variables = _environment(GRADIO_TEMP_DIR=str(uploads), GRADIO_ANALYTICS_ENABLED="False")
         self._cleanup.enter_context(variables)
-        from video_llama.demo.events import build_blocks
-        from video_llama.demo.page import launch_look
-
         self._blocks = build_blocks(self.sessions, settings.title, settings.concurrency)
         try:
             _, address, public_address = self._blocks.launch(
@@ -113,7 +111,7 @@ class DemoServer:
                 allowed_paths=[str(self.sessions.folder)],
                 # How many pages Gradio remembers; by default 10 000, each with all that it shows.
                 state_session_capacity=2 * self.limits.sessions,
-                app_kwargs={"middleware": [self._guard()]},
+                app_kwargs={"middleware": [guard]},
                 run_history=False,
                 enable_monitoring=False,
                 footer_links=[],
@@ -143,27 +141,22 @@ class DemoServer:
         """Free what is no longer needed; the server does so by itself, twice a minute."""
         self.sessions.end_idle()
         self.sessions.uploads.sweep()
-        if self.sessions.num_ended > self._num_swept:
-            self._num_swept = self.sessions.num_ended
-            gc.collect()
 
     def _sweep_on(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
             self.sweep()
 
     def _load_model(self) -> None:
+        kept_bytes = None
+        if self.limits.kv_cache_gib is not None:
+            kept_bytes = int(self.limits.kv_cache_gib * 2**30)
         try:
-            self.model.set_result(SharedModel(self._load(), self.limits.kv_cache_bytes))
+            self.model.set_result(SharedModel(self._load(), kept_bytes))
         except BaseException as error:  # raised again by whoever waits for the model
             self.model.set_exception(error)
 
-    def _guard(self) -> Any:
-        from starlette.middleware import Middleware
-
-        def room() -> int:
-            return self.limits.stored_bytes - stored_bytes(self.folder)
-
-        return Middleware(RequestGuard, upload_bytes=self.limits.upload_bytes, room=room)
+    def _room(self) -> int:
+        return self.limits.stored_bytes - stored_bytes(self.folder)
 
 
 @dataclass(frozen=True)
@@ -183,8 +176,6 @@ class RequestGuard:
     room: Callable[[], int]
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        from starlette.responses import PlainTextResponse
-
         refusal = None
         if scope["type"] == "http":
             refusal = self._check(scope["path"], dict(scope["headers"]))

@@ -37,22 +37,16 @@ _STOP_SECONDS = 30.0
 
 @dataclass(frozen=True, eq=False)
 class SessionFile:
-    """A file of a conversation.
+    """A file of a conversation."""
 
-    Attributes:
-        name: the visitor's name for it.
-        kind: "video", "image" or "audio".
-        source: where it was copied from.
-        path: the session's own copy.
-        upload: the frames and audio of it, and their features.
-        frame_shares, segment_shares: of the Q-Formers' attention; empty without frames or audio.
-    """
-
+    # The visitor's name for it.
     name: str
     kind: str
+    # Where it was copied from, and the session's own copy.
     source: Path
     path: Path
     upload: Upload
+    # Of the Q-Formers' attention; empty without frames or without audio.
     frame_shares: list[float]
     segment_shares: list[float]
 
@@ -242,7 +236,9 @@ class Session:
     def _attention_shares(self, upload: Upload) -> dict[str, list[float]]:
         assert isinstance(self.chat.model, SharedModel)
         shares: dict[str, list[float]] = {"image": [], "audio": []}
-        return shares | {encoded.kind: self.chat.model.shares(encoded) for encoded in upload.encoded}
+        for encoded in upload.encoded:
+            shares[encoded.kind] = self.chat.model.shares(encoded)
+        return shares
 
     def _remove(self, upload: Upload) -> None:
         self._files.pop(upload).path.unlink(missing_ok=True)

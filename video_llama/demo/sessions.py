@@ -32,18 +32,13 @@ _TAKEN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Defaults:
-    """How files are read and answers drawn unless a visitor chooses otherwise.
-
-    Attributes:
-        options: of answers.
-        template: of conversations; None for the one that belongs to the weights.
-        num_frames: to sample from a video; None for as many as the model was trained with.
-        listen: whether the audio tracks of videos are used.
-    """
+    """How files are read and answers drawn unless a visitor chooses otherwise."""
 
     options: GenerationOptions = field(default_factory=GenerationOptions)
+    # None for the template of the weights, and for as many frames as the model was trained with.
     template: Conversation | None = None
     num_frames: int | None = None
+    # Whether the audio tracks of videos are used.
     listen: bool = True
 
 
@@ -68,7 +63,6 @@ class Sessions:
         self.model = model
         self.uploads, self.folder = Uploads(folder / "uploads"), folder / "sessions"
         self.limits, self.defaults = limits or Limits(), defaults or Defaults()
-        self.num_ended = 0
         self._sessions: dict[str, Session] = {}
         # A request that waited too long must not revive a conversation that has ended.
         self._ended: dict[str, None] = {}
@@ -113,7 +107,6 @@ class Sessions:
             if len(self._ended) > _MAX_ENDED_KEYS:
                 del self._ended[next(iter(self._ended))]
         if session is not None:
-            self.num_ended += 1
             session.close()
 
     def end_all(self) -> None:

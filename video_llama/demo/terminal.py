@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import warnings
@@ -118,12 +119,6 @@ def _shortened(texts: list[str], longest: int = _MAX_TIMES_SHOWN) -> str:
 
 def _typed_questions() -> Iterator[str]:
     print("Type a question; an empty line ends the conversation.")
-    while question := _read_line():
-        yield question
-
-
-def _read_line() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
+    with contextlib.suppress(EOFError):
+        while question := input("> ").strip():
+            yield question

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
-from html import escape, unescape
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,7 +27,6 @@ __all__ = [
     "shown_text",
     "summary",
     "turn_of_message",
-    "typed_text",
 ]
 
 NOTHING_YET = (
@@ -102,11 +100,6 @@ def shown_text(text: str) -> str:
     return escape(text, quote=False)
 
 
-def typed_text(shown: str) -> str:
-    """Return what a person typed, from what the chat window shows of it."""
-    return unescape(shown)
-
-
 def conversation_json(session: Session | None) -> str:
     """Return the conversation with what the model got of its files, as indented JSON."""
     turns = []
@@ -143,14 +136,14 @@ def _card(file: SessionFile) -> str:
     # A still image has no times: its one frame got all the attention.
     if frames is not None and frames.times_seconds:
         images = [_data_url(frame, "JPEG") for frame in frames.frames]
-        cells = _cells("Frame", images, frames.times_seconds, file.frame_shares, not _is_gif(file))
-        strips += _strip("Frames the model saw", cells, not _is_gif(file))
+        cells = zip(images, frames.times_seconds, file.frame_shares, strict=True)
+        strips += _strip("Frame", "Frames the model saw", [*cells], not _is_gif(file))
     if audio is not None:
         values = audio.values[:, 0].float().numpy()
         low, high = float(values.min()), float(values.max())
         images = [_data_url(spectrum_image(segment, low, high), "PNG") for segment in values]
-        cells = _cells("Sound", images, audio.start_seconds, file.segment_shares, not _is_gif(file))
-        strips += _strip("Sound the model heard", cells, not _is_gif(file))
+        cells = zip(images, audio.start_seconds, file.segment_shares, strict=True)
+        strips += _strip("Sound", "Sound the model heard", [*cells], not _is_gif(file))
     return (
         f'<section class="vl-card" aria-label="{name}"><header><strong>{name}</strong>'
         f"<span>{escape(summary(file.upload))}</span></header>{_player(file)}{strips}</section>"
@@ -171,19 +164,17 @@ def _player(file: SessionFile) -> str:
     return f"<{file.kind} {attributes}></{file.kind}>"
 
 
-def _strip(title: str, cells: str, is_seekable: bool) -> str:
+def _strip(what: str, title: str, parts: list[tuple[str, float, float]], is_seekable: bool) -> str:
+    """Return a row of cells, one for each image with its time and its share of the attention."""
+    highest = max(share for _, _, share in parts)
+    cells = [_cell(image, seconds, share, highest, what, is_seekable) for image, seconds, share in parts]
     hint = "bars: share of attention"
     if is_seekable:
         hint += '<span class="vl-seek">; click to go there</span>'
     return (
         f'<div class="vl-strip-title"><span>{title}</span><small>{hint}</small></div>'
-        f'<div class="vl-strip">{cells}</div>'
+        f'<div class="vl-strip">{"".join(cells)}</div>'
     )
-
-
-def _cells(what: str, images: Sequence[str], times: Sequence[float], shares: Sequence[float], is_seekable: bool) -> str:
-    parts = zip(images, times, shares, strict=True)
-    return "".join(_cell(image, seconds, share, max(shares), what, is_seekable) for image, seconds, share in parts)
 
 
 def _cell(image: str, seconds: float, share: float, highest: float, what: str, is_seekable: bool = True) -> str:
