@@ -76,7 +76,7 @@ def test_messages_are_files_questions_and_answers_in_order(asked: Session) -> No
     assert file["content"] == "4 frames seen, 1.2 s of sound heard, in 8 segments"
     assert file["metadata"]["title"].startswith("Video: &lt;img")
     assert (question["role"], answer["role"]) == ("user", "assistant")
-    assert [views.turn_of_message(asked, index) for index in range(-1, 4)] == [-1, -1, 0, -1, -1]
+    assert [views.is_last_question(asked, index) for index in range(-1, 4)] == [False, False, True, False, False]
 
 
 def test_an_image_and_a_sound_have_players_of_their_kind(

@@ -137,10 +137,9 @@ class Events:
 
     def edit(self, request: gr.Request, edited: gr.EditData, *settings: Any) -> Iterator[Changes]:
         """Put the last question in other words."""
-        session, index = self._find(request), edited.index
-        turn = views.turn_of_message(session, index) if session is not None and isinstance(index, int) else -1
-        if session is None or turn < 0 or turn != len(session.turns) - 1:
-            reason = "Only your last question can be edited; undo newer questions and files first."
+        session = self._find(request)
+        if session is None or not views.is_last_question(session, edited.index):
+            reason = "Only your last question can be edited; undo newer ones first."
             yield self._refresh(session) | {self.page.notice: views.notice(reason, "error")}
             return
         yield from self._answer(request, settings, unescape(str(edited.value)), is_retry=True)

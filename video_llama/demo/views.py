@@ -21,12 +21,12 @@ __all__ = [
     "NOTHING_YET",
     "conversation_json",
     "describe_file",
+    "is_last_question",
     "media_panel",
     "messages",
     "notice",
     "shown_text",
     "summary",
-    "turn_of_message",
 ]
 
 NOTHING_YET = (
@@ -66,33 +66,23 @@ def messages(session: Session | None) -> list[dict[str, Any]]:
     """Return the conversation as messages of a chat window; files are messages of the assistant."""
     if session is None:
         return []
-    return [message for _, message in _numbered_messages(session)]
-
-
-def turn_of_message(session: Session, index: int) -> int:
-    """Return the number of the turn whose question is in a message; -1 if it is not a question."""
-    numbered = _numbered_messages(session)
-    if 0 <= index < len(numbered) and numbered[index][1]["role"] == "user":
-        return numbered[index][0]
-    return -1
-
-
-def _numbered_messages(session: Session) -> list[tuple[int, dict[str, Any]]]:
-    found = []
-    for number, turn in enumerate(session.turns):
+    found: list[dict[str, Any]] = []
+    for turn in session.turns:
         for upload in turn.uploads:
             file = session.file(upload)
-            title = f"{file.kind.capitalize()}: {escape(file.name)}"
-            found.append((number, _message("assistant", summary(upload), {"title": title})))
+            title = {"title": f"{file.kind.capitalize()}: {escape(file.name)}"}
+            found.append({"role": "assistant", "content": shown_text(summary(upload)), "metadata": title})
         if turn.question is not None:
-            found.append((number, _message("user", turn.question)))
+            found.append({"role": "user", "content": shown_text(turn.question)})
         if turn.answer is not None:
-            found.append((number, _message("assistant", turn.answer or "(no answer)")))
+            found.append({"role": "assistant", "content": shown_text(turn.answer or "(no answer)")})
     return found
 
 
-def _message(role: str, content: str, metadata: dict[str, str] | None = None) -> dict[str, Any]:
-    return {"role": role, "content": shown_text(content), "metadata": metadata}
+def is_last_question(session: Session, index: Any) -> bool:
+    """Return whether a message is the last one of the user's, by its number."""
+    users = [number for number, message in enumerate(messages(session)) if message["role"] == "user"]
+    return users[-1:] == [index]
 
 
 def shown_text(text: str) -> str:
