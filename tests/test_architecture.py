@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import video_llama
+from video_llama import errors, processor
 from video_llama.errors import ConfigError, MediaError
 from video_llama.registry import Registry
 
@@ -28,26 +33,48 @@ LAYERS = [
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
 
-def layer_of(name: str) -> int:
-    return next(level for level, names in enumerate(LAYERS) if name in names)
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported_parts(path: Path) -> set[str]:
-    """First names below `video_llama` of everything a file imports."""
-    modules: set[str] = set()
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Files of the package that a file imports, at its head or inside a function."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules.add(node.module)
-        elif isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-    return {parts[1] for module in modules if (parts := module.split("."))[0] == "video_llama" and len(parts) > 1}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys() or {node.module}
+    return (found & MODULES.keys()) - {module_name(path)}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    upwards = {part for part in imported_parts(path) if layer_of(part) > layer_of(own)}
-    assert not upwards, f"{path.name} ({own}) imports {upwards} from above"
+def layer_of(module: str) -> int:
+    return next(level for level, names in enumerate(LAYERS) if module.split(".")[1] in names)
+
+
+def test_imports_point_one_way() -> None:
+    upwards = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        if module not in ("video_llama", "video_llama.model.builder")  # both hand on what is above them
+        for name in imported_modules(path) - {"video_llama"}
+        if layer_of(name) > layer_of(module)
+    ]
+    assert not upwards
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    edges = {module: imported_modules(path) for module, path in MODULES.items()}
+    TopologicalSorter(edges).prepare()  # raises CycleError, which names the files
+
+
+def test_media_can_be_imported_without_torch() -> None:
+    modules = sorted(name for name in MODULES if name.startswith("video_llama.media"))
+    check = f"import sys, {', '.join(modules)}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
 def test_the_document_lists_the_files_of_the_finished_parts() -> None:
@@ -64,15 +91,18 @@ def test_the_document_lists_the_files_of_the_finished_parts() -> None:
     assert {name for name in there if name.split("/")[0] in ("processor", "model") or "/" not in name} <= listed
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_library_never_prints_swallows_or_hard_codes_a_device(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None, f"bare except in line {node.lineno}"
-        if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            assert name != "cuda", f"hard-coded device in line {node.lineno}"
-            assert name != "print" or "demo" in path.parts, f"print in line {node.lineno}"
+def test_the_library_never_prints_swallows_or_hard_codes_a_device() -> None:
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            place = f"{path}, line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"bare except: {place}"
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                assert name != "cuda", f"hard-coded device: {place}"
+                assert name != "print" or "demo" in path.parts, f"print: {place}"
+                devices = [value.value for value in node.args if isinstance(value, ast.Constant)]
+                assert name != "device" or not {"cuda", "cuda:0"} & set(devices), f"hard-coded device: {place}"
 
 
 @pytest.mark.parametrize("name", [name for name in video_llama.__all__ if name != "__version__"])
@@ -117,3 +147,12 @@ def test_a_media_error_survives_a_process_boundary() -> None:
 
     error = pickle.loads(pickle.dumps(MediaError("a.mp4", "damaged", "copy it again")))
     assert (error.path, error.reason, str(error)) == ("a.mp4", "damaged", "a.mp4: damaged (copy it again)")
+
+
+def test_the_document_of_the_public_api_names_what_is_public() -> None:
+    document = (PACKAGE.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)", document))
+    assert set(video_llama.__all__) - {"__version__"} <= named
+    assert set(processor.__all__) <= named
+    families = {name for name, value in vars(errors).items() if isinstance(value, type) and name in errors.__all__}
+    assert families - {"MessagesError"} <= named

@@ -14,7 +14,7 @@ from benchmarks import bench
 from benchmarks.benches import growth, growth_tasks, instructblip, loading
 from benchmarks.benches.growth import Bounds, Growth, fit_exponent
 from benchmarks.benches.long_clips import BLOCK_SECONDS, make_long_clip, shows_what_it_should
-from tests.scripts.test_bench import run
+from tests.benchmarks.test_bench import run
 from video_llama.processor.media_processor import MediaProcessor
 
 pytestmark = pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
+from video_llama.checkpoints import fitting
 from video_llama.checkpoints.fitting import (
     DeviceMemory,
     batch_that_fits,
@@ -20,8 +21,8 @@ from video_llama.checkpoints.fitting import (
 )
 from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.errors import ConfigError
+from video_llama.inference import load as builder
 from video_llama.inference.load import load_pretrained_model
-from video_llama.model import builder, fitting
 from video_llama.model.configuration import VideoLlamaConfig
 
 GIB = 2**30

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from video_llama.clipworld.corpus import CorpusSettings, make_corpus
-from video_llama.data.encoding import SampleEncoder, TextSettings
-from video_llama.processor.media import MediaProcessor
 
+from examples.tiny_world.world.corpus import CorpusSettings, make_corpus
 from video_llama.data.examples import Example, MediaSource
+from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.processor.audio_features import LogMelSettings
+from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
 
@@ -23,7 +23,7 @@ TOKENIZER = Path(__file__).parents[1] / "data" / "reference" / "tokenizer"
 NUM_CLIPS = 10  # in the training split
 
 WriteText = Callable[..., Path]
-MakeEncoder = Callable[..., SampleEncoder]
+MakeEncoder = Callable[..., SampleProcessor]
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +52,9 @@ def processor() -> VideoLlamaProcessor:
 
 @pytest.fixture
 def make_encoder(processor: VideoLlamaProcessor) -> MakeEncoder:
-    """An encoder; settings of the text are `TextSettings`', the others `SampleEncoder`'s."""
+    """An encoder; settings of the text are `TextSettings`', the others `SampleProcessor`'s."""
 
-    def make(**settings: Any) -> SampleEncoder:
+    def make(**settings: Any) -> SampleProcessor:
         of_text = {"max_txt_len": 64, "end_sym": "###", "template": "vicuna"}
         of_text |= {key: settings.pop(key) for key in list(settings) if key in TextSettings.__dataclass_fields__}
         text = TextSettings(
@@ -65,7 +65,7 @@ def make_encoder(processor: VideoLlamaProcessor) -> MakeEncoder:
                 **of_text,
             },
         )
-        return SampleEncoder(text, settings.pop("media", processor.media_processor), **settings)
+        return SampleProcessor(text, settings.pop("media", processor.media_processor), **settings)
 
     return make
 

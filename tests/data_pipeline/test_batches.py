@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from video_llama.data.encoding import EncodedSample, MediaInput
 
-from tests.conftest import MakeSound, MakeVideo
+from tests.conftest import MakeAudio, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned, write_picture
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.batches import MAX_REPLACEMENTS, Batch, BatchReader, Failure, collate, gather_media, load_batches
 from video_llama.data.examples import Example
 from video_llama.data.mixture import BatchPlan
+from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError, MediaError
 
 PAD_ID = 0
@@ -32,12 +32,12 @@ class FakeEncoder:
     unreadable: Sequence[int] = ()
     error: Exception = dataclasses.field(default_factory=lambda: MediaError("file.mp4", "damaged"))
 
-    def __call__(self, example: Example) -> EncodedSample:
+    def __call__(self, example: Example) -> ProcessedSample:
         number = int(example.id)
         if number in self.unreadable:
             raise self.error
         drawn = int(torch.randint(1000, ()))
-        return EncodedSample(example.id, [drawn] * (number + 1), [IGNORE_INDEX] * number + [drawn], [])
+        return ProcessedSample(example.id, [drawn] * (number + 1), [IGNORE_INDEX] * number + [drawn], [])
 
 
 def make_reader(encoder: Any = None, size: int = 20, examples: Any = None, **settings: Any) -> BatchReader:
@@ -67,7 +67,7 @@ def pictures(tmp_path: Path) -> list[Example]:
 
 
 def test_padding_is_on_the_right_hidden_and_without_loss() -> None:
-    samples = [EncodedSample("a", [5, 6, 7], [-100, 6, 7], []), EncodedSample("b", [8], [8], [])]
+    samples = [ProcessedSample("a", [5, 6, 7], [-100, 6, 7], []), ProcessedSample("b", [8], [8], [])]
     batch = collate(7, samples, pad_id=9, failures=[Failure("c", "broken")])
     assert (batch.number, batch.ids, batch.failures) == (7, ["a", "b"], [Failure("c", "broken")])
     assert {name: tensor.tolist() for name, tensor in batch.text.items()} == {
@@ -120,7 +120,7 @@ def test_pictures_for_the_ear_have_a_mask_of_segments() -> None:
 def test_all_tensors_of_a_batch_are_pinned_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[Tensor] = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
-    batch = collate(3, [EncodedSample("a", [1, 2], [-100, 2], [item("pixel_values", 2, 3, 4, 4)])], PAD_ID)
+    batch = collate(3, [ProcessedSample("a", [1, 2], [-100, 2], [item("pixel_values", 2, 3, 4, 4)])], PAD_ID)
     result = batch.pin_memory()
     assert {id(tensor) for tensor in pinned} == {id(t) for t in (*batch.text.values(), batch.media[0].values)}
     assert (result.number, result.ids, result.media[0].name) == (3, ["a"], "pixel_values")
@@ -129,7 +129,7 @@ def test_all_tensors_of_a_batch_are_pinned_and_nothing_else_changes(monkeypatch:
 
 
 def test_tokens_are_counted_with_and_without_padding() -> None:
-    batch = collate(0, [EncodedSample("a", [1, 2, 3], [-100, 2, 3], []), EncodedSample("b", [1], [1], [])], PAD_ID)
+    batch = collate(0, [ProcessedSample("a", [1, 2, 3], [-100, 2, 3], []), ProcessedSample("b", [1], [1], [])], PAD_ID)
     assert (batch.num_text_tokens, batch.num_positions) == (4, 6)
 
 
@@ -221,10 +221,10 @@ def test_starting_in_the_middle_gives_the_same_batches(pictures: list[Example], 
 
 
 def test_videos_pictures_and_sounds_make_one_batch_of_the_right_tensors(
-    make_video: MakeVideo, make_sound: MakeSound, picture: Path, make_encoder: MakeEncoder
+    make_video: MakeVideo, make_audio: MakeAudio, picture: Path, make_encoder: MakeEncoder
 ) -> None:
     encoder = make_encoder(max_txt_len=200)
-    examples = [captioned(make_video(), kind="video"), captioned(picture), captioned(make_sound(), kind="audio")]
+    examples = [captioned(make_video(), kind="video"), captioned(picture), captioned(make_audio(), kind="audio")]
     batch = collate(0, [encoder(example) for example in examples], PAD_ID)
     inputs: dict[str, Tensor] = batch.model_inputs("cpu")
     assert inputs["pixel_values"].shape == (2, 2, 3, 28, 28)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from video_llama.data.encoding import SampleEncoder
 
 from tests.data_pipeline.conftest import NUM_CLIPS, WriteText
 from video_llama.config import Config, load_config
 from video_llama.data.build import build_batch_reader, build_datasets, index_shards, load_prompts
 from video_llama.data.features import FeatureStore
 from video_llama.data.mixture import BatchPlan
+from video_llama.data.sample_processor import SampleProcessor
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -45,7 +45,7 @@ def make_config(corpus: Path, write: WriteText) -> Any:
     return lambda *options: load_config(path, options)
 
 
-def encoders(config: Config, processor: VideoLlamaProcessor, **settings: Any) -> dict[str, SampleEncoder]:
+def encoders(config: Config, processor: VideoLlamaProcessor, **settings: Any) -> dict[str, SampleProcessor]:
     settings = {"training": True, **settings}
     return {dataset.name: dataset.encoder for dataset in build_datasets(config, processor, **settings)}
 
@@ -145,9 +145,9 @@ def test_pictures_stand_in_for_sound_but_sounds_and_messages_do_not(
     make_config: Any, processor: VideoLlamaProcessor, corpus: Path
 ) -> None:
     config = make_config(f"datasets.messages:mine.build_info.anno_dir={corpus}/train/messages")
-    as_sound = {name: e.images_as_sound for name, e in encoders(config, processor, images_as_sound=True).items()}
+    as_sound = {name: e.images_as_audio for name, e in encoders(config, processor, images_as_audio=True).items()}
     assert as_sound == {"webvid": True, "laion": True, "audio_caption": False, "messages:mine": False}
-    assert not any(encoder.images_as_sound for encoder in encoders(make_config(), processor).values())
+    assert not any(encoder.images_as_audio for encoder in encoders(make_config(), processor).values())
 
 
 @pytest.mark.parametrize(("name", "right", "wrong"), [("webvid", 5, 3), ("audio_caption", 3, 5)])

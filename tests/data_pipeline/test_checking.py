@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from video_llama.data.encoding import EncodedSample
 
 from tests.data_pipeline.conftest import MakeEncoder, WriteText, captioned, write_picture
 from video_llama.config import Config, DatasetConfig, ModelConfig, load_config
@@ -26,8 +25,9 @@ from video_llama.data.checking import (
     share_of_bad_samples,
 )
 from video_llama.data.examples import Example
+from video_llama.data.sample_processor import ProcessedSample
 from video_llama.errors import CheckpointError, ConfigError
-from video_llama.model.builder import build_model, build_model_processor
+from video_llama.inference.load import build_model, build_model_processor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ def test_the_text_shows_media_and_marks_what_is_learnt(processor: VideoLlamaProc
     ids = [1, *[processor.image_token_id] * 5, *[processor.audio_token_id] * 3, *question, *answer, *more]
     start = 9 + len(question)
     labels = [token if start <= place < start + len(answer) else IGNORE_INDEX for place, token in enumerate(ids)]
-    text = describe_tokens(EncodedSample("1", ids, labels, []), tokenizer, media)
+    text = describe_tokens(ProcessedSample("1", ids, labels, []), tokenizer, media)
     assert text.startswith("<s><frames x 5><sound x 3>")
     assert text.endswith("What is it?⟦ A dog. 狗⟧ And then?")
 

@@ -13,7 +13,7 @@ import pytest
 from video_llama.config import load_config
 from video_llama.data.build import build_datasets
 from video_llama.data.datasets import build_examples
-from video_llama.model.builder import build_model_processor
+from video_llama.inference.load import build_model_processor
 from video_llama.registry import DATASETS
 
 ROOT = Path(__file__).parents[2]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from video_llama.data.encoding import EncodedSample
-from video_llama.processor.media import MediaProcessor
 
-from tests.conftest import MakeSound, MakeVideo
+from tests.conftest import MakeAudio, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned, write_picture
 from video_llama.data.examples import Example, MediaSource
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
+from video_llama.data.sample_processor import ProcessedSample
 from video_llama.errors import ConfigError, MediaError
+from video_llama.processor.media_processor import MediaProcessor
 
 FINGERPRINTS = {"pixel_values": "eyes", "audio_values": "ears", "audio_pixel_values": "inner eye"}
 MEDIA = MediaProcessor()
@@ -262,13 +262,13 @@ def test_two_processes_may_fill_one_cache(tmp_path: Path) -> None:
 
 
 def test_an_encoder_takes_what_the_cache_holds_and_decodes_the_rest(
-    make_video: MakeVideo, make_sound: MakeSound, make_encoder: MakeEncoder, tmp_path: Path
+    make_video: MakeVideo, make_audio: MakeAudio, make_encoder: MakeEncoder, tmp_path: Path
 ) -> None:
     store = make_store(tmp_path / "cache")
     encoder = make_encoder(features=store)
     qa = {"QA": [{"q": "What?", "a": "A dog."}]}
     video = Example("1", "video", MediaSource(str(make_video())), qa)
-    missed: EncodedSample = encoder(video)
+    missed: ProcessedSample = encoder(video)
     [item] = missed.media
     assert item.key is not None
     assert not item.is_encoded
@@ -277,7 +277,7 @@ def test_an_encoder_takes_what_the_cache_holds_and_decodes_the_rest(
     assert found.media[0].is_encoded
     assert torch.equal(found.media[0].values, VALUES)
     assert found.input_ids == missed.input_ids  # the sentence on the frames comes from the cache, too
-    sound = encoder(captioned(make_sound(), kind="audio")).media[0]
+    sound = encoder(captioned(make_audio(), kind="audio")).media[0]
     assert (sound.name, sound.is_encoded) == ("audio_values", False)
 
 
@@ -292,6 +292,6 @@ def test_a_file_in_a_shard_that_is_cached_is_not_copied_out(
     [item] = encoder(example).media
     assert item.key is not None
     store.save(item.key, Features(VALUES, ""))
-    monkeypatch.setattr("video_llama.data.encoding.open_media", lambda source: pytest.fail("copied out"))
+    monkeypatch.setattr("video_llama.data.sample_processor.open_media", lambda source: pytest.fail("copied out"))
     assert encoder(example).media[0].is_encoded
     assert len(list((store.folder / "digests").rglob("*/*"))) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from video_llama.data.mixture import BatchPlan, Slot, mixture_shares
+from video_llama.data.mixture import BatchPlan, Slot, mixture_weights
 from video_llama.errors import ConfigError
 
 
@@ -33,12 +33,12 @@ def rounds(plan: BatchPlan, size: int) -> list[list[int]]:
 
 
 def test_shares_are_the_ratios_over_their_sum() -> None:
-    assert mixture_shares([5, 900], [3, 1], ["a", "b"]) == [0.75, 0.25]
-    assert mixture_shares([5, 900], [0, 2.5], ["a", "b"]) == [0.0, 1.0]
+    assert mixture_weights([5, 900], [3, 1], ["a", "b"]) == [0.75, 0.25]
+    assert mixture_weights([5, 900], [0, 2.5], ["a", "b"]) == [0.0, 1.0]
 
 
 def test_shares_are_by_size_if_no_dataset_has_a_ratio() -> None:
-    assert mixture_shares([30, 10], [None, None], ["a", "b"]) == [0.75, 0.25]
+    assert mixture_weights([30, 10], [None, None], ["a", "b"]) == [0.75, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_shares_are_by_size_if_no_dataset_has_a_ratio() -> None:
 )
 def test_ratios_without_a_meaning_are_config_errors(ratios: list[float | None], cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
-        mixture_shares([10, 10], ratios, ["a", "b"])
+        mixture_weights([10, 10], ratios, ["a", "b"])
 
 
 def test_a_batch_depends_on_the_seed_and_its_number_alone() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from video_llama.data.encoding import EncodedSample
 
-from tests.conftest import MakeSound, MakeVideo
+from tests.conftest import MakeAudio, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, captioned
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.checking import check_sample
 from video_llama.data.examples import Example, MediaSource
+from video_llama.data.sample_processor import ProcessedSample
 from video_llama.errors import DatasetError, MediaError, VideoLlamaError
 from video_llama.processor.captions import BlipCaptionProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -34,7 +34,7 @@ def text_of(processor: VideoLlamaProcessor) -> Any:
     """A sample's text, with V for what is seen and S for what is heard; or only what is learnt."""
     marks = {processor.image_token_id: "V", processor.audio_token_id: "S"}
 
-    def decode(sample: EncodedSample, learnt: bool = False) -> str:
+    def decode(sample: ProcessedSample, learnt: bool = False) -> str:
         ids = [token for token in sample.labels if token != IGNORE_INDEX] if learnt else sample.input_ids
         text, run = "", []
         for token in [*ids, None]:
@@ -64,8 +64,8 @@ def test_a_video_has_as_many_frames_as_are_asked_for(make_video: MakeVideo, make
     assert (item.name, item.values.shape) == ("pixel_values", (2, 3, 28, 28))
 
 
-def test_a_sound_takes_the_place_of_sounds(make_sound: MakeSound, make_encoder: MakeEncoder, text_of: Any) -> None:
-    sample = make_encoder()(captioned(make_sound(seconds=5.0), "a tone", kind="audio"))
+def test_a_sound_takes_the_place_of_sounds(make_audio: MakeAudio, make_encoder: MakeEncoder, text_of: Any) -> None:
+    sample = make_encoder()(captioned(make_audio(seconds=5.0), "a tone", kind="audio"))
     assert text_of(sample) == "<s>SSSa tone###"
     [item] = sample.media
     assert item.name == "audio_values"
@@ -84,7 +84,7 @@ def test_pictures_can_stand_in_for_sound(
     kind: str, picture: Path, make_video: MakeVideo, make_encoder: MakeEncoder, text_of: Any
 ) -> None:
     path = picture if kind == "image" else make_video()
-    sample = make_encoder(images_as_sound=True)(captioned(path, kind=kind))
+    sample = make_encoder(images_as_audio=True)(captioned(path, kind=kind))
     assert text_of(sample) == "<s>SSSa dog###"
     assert sample.media[0].name == "audio_pixel_values"
 
@@ -119,9 +119,9 @@ def test_questions_on_a_video_say_which_frames_were_sampled(
 
 
 def test_questions_on_a_sound_are_asked_as_a_chat_asks_them(
-    make_sound: MakeSound, make_encoder: MakeEncoder, processor: VideoLlamaProcessor
+    make_audio: MakeAudio, make_encoder: MakeEncoder, processor: VideoLlamaProcessor
 ) -> None:
-    path = str(make_sound())
+    path = str(make_audio())
     encoder = make_encoder(max_txt_len=200, template=processor.conv_template)
     sample = encoder(Example("set/1", "audio", MediaSource(path), QA))
     content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is it?"}]
@@ -141,12 +141,12 @@ def test_llava_dialogues_put_the_picture_where_their_mark_is(
 
 
 def test_messages_may_hold_media_of_every_kind(
-    picture: Path, make_video: MakeVideo, make_sound: MakeSound, make_encoder: MakeEncoder, text_of: Any
+    picture: Path, make_video: MakeVideo, make_audio: MakeAudio, make_encoder: MakeEncoder, text_of: Any
 ) -> None:
-    items = [("image", picture), ("video", make_video(audio=True)), ("audio", make_sound())]
+    items = [("image", picture), ("video", make_video(audio=True)), ("audio", make_audio())]
     text = talk(*({"type": kind, "path": str(path)} for kind, path in items))
     # Even where pictures stand in for sound elsewhere: messages name their sounds.
-    sample = make_encoder(max_txt_len=200, images_as_sound=True)(Example("set/1", "video", None, text))
+    sample = make_encoder(max_txt_len=200, images_as_audio=True)(Example("set/1", "video", None, text))
     whole = text_of(sample)
     assert "<Image>VVVVV</Image>" in whole
     assert "<Video>VVVVV</Video> The video contains 2 frames" in whole
@@ -196,11 +196,11 @@ def test_media_of_messages_may_lie_in_a_shard(picture: Path, make_encoder: MakeE
 
 
 def test_a_model_without_audio_branch_cannot_hear(
-    make_sound: MakeSound, make_encoder: MakeEncoder, processor: VideoLlamaProcessor
+    make_audio: MakeAudio, make_encoder: MakeEncoder, processor: VideoLlamaProcessor
 ) -> None:
     encoder = make_encoder(placeholder_ids={"image": processor.image_token_id})
     with pytest.raises(DatasetError, match="equip_audio_branch"):
-        encoder(Example("1", "audio", None, talk({"type": "audio", "path": str(make_sound())})))
+        encoder(Example("1", "audio", None, talk({"type": "audio", "path": str(make_audio())})))
 
 
 @pytest.mark.parametrize("length", [3, 8, 20])

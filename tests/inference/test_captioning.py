@@ -14,13 +14,14 @@ from PIL import Image
 
 from tests.helpers.checkpoints import load_checkpoint
 from video_llama.errors import MediaError, OutOfMemoryError, VideoLlamaError
+from video_llama.inference import captioning
+from video_llama.inference import engine as inference
 from video_llama.inference.batch import complete_batch, encode_batch
 from video_llama.inference.captioning import BatchCaptioner, caption_clips
 from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.shared_prefix import SharedPrefix
 from video_llama.media import decode as decoding
-from video_llama.model import captioning, inference
 from video_llama.processor.clips import ClipReader
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.transforms import normalize_pixels

@@ -20,7 +20,7 @@ from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
 
-TOKENIZER = Path(__file__).parent / "data" / "reference" / "tokenizer"
+TOKENIZER = Path(__file__).parents[1] / "data" / "reference" / "tokenizer"
 OPTIONS = GenerationOptions(max_new_tokens=12)
 
 

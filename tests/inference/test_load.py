@@ -204,8 +204,8 @@ def test_for_training_branches_may_start_untrained(checkpoints: dict[str, Path],
 def test_a_quiet_load_says_nothing_and_leaves_the_settings_as_they_were(
     checkpoints: dict[str, Path], layout: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    package_logger, bars = logging.getLogger("video_llama.model"), transformers_logging.is_progress_bar_enabled()
-    with caplog.at_level(logging.INFO, "video_llama.model"):
+    package_logger, bars = logging.getLogger("video_llama.checkpoints"), transformers_logging.is_progress_bar_enabled()
+    with caplog.at_level(logging.INFO, "video_llama.checkpoints"):
         load_checkpoint(checkpoints[layout], verbose=False)
         assert caplog.records == []
         assert "".join(capfd.readouterr()) == ""
@@ -216,7 +216,7 @@ def test_a_quiet_load_says_nothing_and_leaves_the_settings_as_they_were(
 
 
 def test_the_settings_are_restored_after_an_error() -> None:
-    level = logging.getLogger("video_llama.model").level
+    level = logging.getLogger("video_llama.checkpoints").level
     with pytest.raises(CheckpointError):
         load_checkpoint("/absent/checkpoint", verbose=False)
-    assert logging.getLogger("video_llama.model").level == level
+    assert logging.getLogger("video_llama.checkpoints").level == level

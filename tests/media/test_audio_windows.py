@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from video_llama.errors import NoAudioTrackError
-from video_llama.processor import audio_windows, segments
+from video_llama.media import audio_windows, segments
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.resample import decode_audio, decode_audio_window
 

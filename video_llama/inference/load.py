@@ -73,7 +73,7 @@ def load_pretrained_model(
             model's), the one that belongs to the weights.
         device: where to; by default a GPU if there is one.
         half: half precision where the device is good at it (see `resolve_dtype`); never float16 on a CPU.
-        verbose: show progress bars and log what was loaded, part by part (logger `video_llama.model`, level INFO).
+        verbose: show progress bars and log what was loaded, by part (logger `video_llama.checkpoints`, level INFO).
         audio: whether to build the audio branch; by default if the checkpoint has one.
         dtype: a precision by name, stronger than `half`.
         load_in_8bit, load_in_4bit: quantise the language model with bitsandbytes; branches stay as they are.
@@ -266,7 +266,7 @@ def _check_fits(config: VideoLlamaConfig, dtype: torch.dtype, options: dict[str,
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Only errors, no progress bars."""
-    package_logger = logging.getLogger("video_llama.model")
+    package_logger = logging.getLogger("video_llama.checkpoints")
     level, had_bars = package_logger.level, transformers_logging.is_progress_bar_enabled()
     package_logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
