@@ -39,7 +39,7 @@ _LAST_ANSWER_SECONDS = 2.0
 # Of a request beside the file in it.
 _FORM_BYTES = 1_000_000
 # Addresses of Gradio that have no switch: they fetch from other servers, write files, or wait for ever.
-_CLOSED = ("file=http:", "file=https:", "deep_link", "dev/", "process_recording")
+_CLOSED = ("file=http:", "file=https:", "component_server", "deep_link", "dev/", "process_recording")
 
 
 @dataclass(frozen=True)
