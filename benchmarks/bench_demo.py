@@ -39,7 +39,7 @@ _PATIENCE_SECONDS = 120.0  # until the model is loaded, and until what clients l
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of one large shape with a sound, and the right answers about it."""
+    """A clip of one large shape with a sound, and the correct answers about it."""
 
     path: Path
     colour: str
@@ -48,7 +48,7 @@ class Clip:
 
 @dataclass
 class Talk:
-    """What one client was told, and how long its calls took; `error` if one failed."""
+    """The answers that one client got, and how long its calls took; `error` if one failed."""
 
     clip: Clip
     answers: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Talk:
 
     @property
     def is_right(self) -> bool:
-        """Whether every answer names the value that is right, and no other."""
+        """Return whether every answer names the correct value, and no other."""
         from examples.tiny_world.evaluation.answers import parse_answer
 
         return not self.error and all(
@@ -66,7 +66,7 @@ class Talk:
 
 
 def make_clips(folder: Path, number: int) -> list[Clip]:
-    """Clips of which no two have the same colour and sound (up to 28)."""
+    """Generate clips of which no two have the same colour and sound (up to 28)."""
     import numpy as np
 
     from examples.tiny_world.world.drawing import draw_clip
@@ -89,38 +89,38 @@ def make_clips(folder: Path, number: int) -> list[Clip]:
 
 
 def talk(address: str, clip: Clip) -> Talk:
-    """Upload a clip and ask both questions, as a client of one's own."""
+    """Upload a clip and ask both questions, as a client of its own."""
     from gradio_client import Client, handle_file
 
-    told = Talk(clip)
+    result = Talk(clip)
 
     def timed(name: str, call: Callable[[], str]) -> str:
         start = time.perf_counter()
-        result = call()
-        told.seconds[name] = time.perf_counter() - start
-        return result
+        answer = call()
+        result.seconds[name] = time.perf_counter() - start
+        return answer
 
     client = Client(address, verbose=False, httpx_kwargs={"timeout": _PATIENCE_SECONDS})
     try:
         timed("upload", lambda: client.predict(file=handle_file(clip.path), api_name="/upload"))
         for name, question in QUESTIONS.items():
-            told.answers[name] = timed(name, lambda asked=question: client.predict(asked, api_name="/ask"))
+            result.answers[name] = timed(name, lambda asked=question: client.predict(asked, api_name="/ask"))
     except Exception as error:  # counted and shown, whatever it is
-        told.error = f"{type(error).__name__}: {error}"
+        result.error = f"{type(error).__name__}: {error}"
     finally:
         client.close()
-    return told
+    return result
 
 
 def talk_at_once(address: str, clips: Sequence[Clip]) -> list[Talk]:
-    """All clients at the same time, one for each clip."""
+    """Run all clients at the same time, one for each clip."""
     with ThreadPoolExecutor(len(clips)) as pool:
         return list(pool.map(lambda clip: talk(address, clip), clips))
 
 
 @contextmanager
 def run_server(model: str, folder: Path) -> Iterator[tuple[str, int]]:
-    """`demo_video.py` as a process with its files in a folder: its address, when the model is there, and its id."""
+    """Run `demo_video.py` with its files in a folder; yield its address, once the model is loaded, and process id."""
     command = [sys.executable, str(ROOT / "demo_video.py"), "--model", model]
     settings = {"TMPDIR": str(folder), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}) as process:
@@ -136,7 +136,7 @@ def run_server(model: str, folder: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def watched_memory(pid: int) -> Iterator[list[float]]:
-    """Resident megabytes of a process, ten times a second."""
+    """Record the resident megabytes of a process, ten times a second."""
     import psutil
 
     found, over, process = [], Event(), psutil.Process(pid)
@@ -155,7 +155,7 @@ def watched_memory(pid: int) -> Iterator[list[float]]:
 
 
 def wait_until_left(folder: Path) -> int:
-    """Wait until the server has removed the sessions' folders; how many are left in the end."""
+    """Wait until the server has removed the sessions' folders; return how many are left in the end."""
     patience = time.monotonic() + _PATIENCE_SECONDS
     while (left := len(list(folder.glob("*/sessions/*")))) and time.monotonic() < patience:
         time.sleep(0.2)
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(number: int, talks: Sequence[Talk], seconds: float, memory: Sequence[float], left: int) -> bool:
-    """Print what one round gave; whether all of it is as it should be."""
+    """Print the figures of one round; return whether all answers are correct and no session is left."""
     failed = [one for one in talks if one.error]
     wrong = [one for one in talks if not one.is_right and not one.error]
     waits = [one.seconds[name] for one in talks for name in QUESTIONS if name in one.seconds]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Take pictures of the demo's page in its main states; needs playwright and Chromium.
+"""Take screenshots of the demo's page in its main states; needs playwright and Chromium.
 
 python scripts/screenshot_demo.py --model CHECKPOINTS --output docs/images
 """
@@ -21,19 +21,19 @@ PATIENCE_MS = 120_000  # a model on a busy CPU takes a while
 
 
 def find_browser() -> str | None:
-    """The program file of Chromium or Chrome on this machine, if there is one."""
+    """Return the path of Chromium or Chrome, if it is installed."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def launch(playwright: Any) -> Browser:
-    """A headless browser with a pretended camera; without a sandbox, which containers forbid."""
+    """Start a headless browser with a fake camera; without a sandbox, which containers forbid."""
     devices = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     return playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", *devices])
 
 
 def open_page(visitor: BrowserContext, address: str) -> Page:
-    """The page, ready to be used."""
+    """Open the page and wait until it can be used."""
     page = visitor.new_page()
     page.set_default_timeout(PATIENCE_MS)
     page.goto(address)
@@ -43,7 +43,7 @@ def open_page(visitor: BrowserContext, address: str) -> Page:
 
 
 def add_file(page: Page, path: Path) -> None:
-    """Upload a file and wait until the model has seen and heard it."""
+    """Upload a file and wait until it is decoded and encoded."""
     before = page.locator(".vl-card").count()
     page.set_input_files("#vl-upload input[type=file]", str(path))
     page.wait_for_function(f"document.querySelectorAll('.vl-card').length > {before}")
@@ -60,19 +60,19 @@ def ask(page: Page, question: str) -> str:
 
 
 def save(page: Page, path: Path, full_page: bool = False) -> None:
-    """A picture of the page, once its videos are there, in few enough colours to be small."""
+    """Save a screenshot once the videos are loaded, in few enough colours to be small."""
     from PIL import Image
 
     page.wait_for_function("[...document.querySelectorAll('video.vl-player')].every((one) => one.readyState >= 2)")
     page.mouse.move(0, 0)
-    page.wait_for_timeout(400)  # until the players' signs have faded
+    page.wait_for_timeout(400)  # until the players' controls have faded
     page.screenshot(path=path, full_page=full_page)
-    with Image.open(path) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def take_screenshots(address: str, clip: Path, questions: Sequence[str], output: Path) -> None:
-    """Write the pictures: empty, answering, answered, an error, dark, and on a phone."""
+    """Save screenshots: empty, answering, answered, an error, dark, and on a phone."""
     from playwright.sync_api import sync_playwright
 
     output.mkdir(parents=True, exist_ok=True)
@@ -108,26 +108,27 @@ def take_screenshots(address: str, clip: Path, questions: Sequence[str], output:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve a model's page on this machine and take the pictures."""
+    """Serve a model's page on this machine and take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="checkpoint folder, hub id or packaged model")
     parser.add_argument("--clip", type=Path, default=None, help="what to show; by default a bundled clip")
     parser.add_argument("--question", nargs="+", default=["Which way does the motion go?", "And what do you hear?"])
-    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder of the pictures")
+    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder of the screenshots")
     arguments = parser.parse_args(argv)
     if find_browser() is None:
-        print("error: no Chromium here; on Debian: apt-get install chromium", file=sys.stderr)
+        print("error: Chromium is not installed; on Debian: apt-get install chromium", file=sys.stderr)
         return 1
 
     from video_llama.demo.page import EXAMPLES
     from video_llama.demo.server import DemoServer, ServerSettings
+    from video_llama.demo.sessions import Defaults
     from video_llama.inference.generation import GenerationOptions
     from video_llama.inference.load import load_pretrained_model
 
     server = DemoServer(
         lambda: load_pretrained_model(arguments.model, device="cpu"),
         ServerSettings(title=Path(arguments.model).name),
-        options=GenerationOptions(max_new_tokens=64),
+        defaults=Defaults(GenerationOptions(max_new_tokens=64)),
     )
     try:
         take_screenshots(server.start(), arguments.clip or EXAMPLES[0][0], arguments.question, arguments.output)

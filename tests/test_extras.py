@@ -37,7 +37,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(video_llama.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-ONLY_WITH_GRADIO = {f"video_llama.demo.{name}" for name in ("app", "endpoints", "events", "page")}
+ONLY_WITH_GRADIO = {f"video_llama.demo.{name}" for name in ("events", "page", "server")}
 
 
 def names_and_ranges(lines: list[str]) -> dict[str, Requirement]:

@@ -19,7 +19,7 @@ from video_llama.demo import terminal
 from video_llama.demo.limits import Limits
 from video_llama.demo.server import DemoServer
 from video_llama.demo.session import Session
-from video_llama.demo.sessions import Sessions
+from video_llama.demo.sessions import Defaults, Sessions
 from video_llama.demo.shared_model import SharedModel
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.chat import Chat
@@ -124,7 +124,7 @@ def world() -> Iterator[SimpleNamespace]:
     """The running page of the small model of the package, which knows the generated world."""
     model = HeldModel(load_pretrained_model("video-llama-tiny", device="cpu", half=False))
     running = DemoServer(
-        lambda: model, limits=Limits(upload_mb=2, seconds=60), options=GenerationOptions(max_new_tokens=40)
+        lambda: model, limits=Limits(upload_mb=2, seconds=60), defaults=Defaults(GenerationOptions(max_new_tokens=40))
     )
     address = running.start()
     running.model.result()
@@ -147,7 +147,7 @@ def server(shared_model: SharedModel) -> Iterator[SimpleNamespace]:
     running = DemoServer(
         lambda: shared_model,
         limits=Limits(upload_mb=2, seconds=60, pixels=640 * 480, answer_tokens=4000),
-        options=GenerationOptions(max_new_tokens=6),
+        defaults=Defaults(GenerationOptions(max_new_tokens=6)),
     )
     address = running.start()
     yield SimpleNamespace(address=address, sessions=running.sessions, folder=running.folder, demo=running)

@@ -80,5 +80,5 @@ def test_questions_are_trimmed_and_bounded() -> None:
     for wrong in (5, None, ["a"]):
         with pytest.raises(VideoLlamaError, match="the question must be text"):
             Limits().check_question(wrong)
-    with pytest.raises(VideoLlamaError, match="has 11 characters; at most 10"):
+    with pytest.raises(VideoLlamaError, match="has 11 characters; the limit is 10"):
         Limits(question_characters=10).check_question("a" * 11)

@@ -143,7 +143,7 @@ def test_the_page_says_when_a_file_is_decoded_and_when_the_model_looks_at_it(
         monkeypatch.setattr(Chat, name, lambda chat, item, step=step, event=event: event.wait(60) and step(chat, item))
     page = visit()
     page.set_input_files("#vl-upload input[type=file]", str(red_cross))
-    for name, told in (("decode_img", "Decoding"), ("add", "Looking at and listening to")):
+    for name, told in (("decode_img", "Decoding"), ("add", "Encoding the frames and the audio of")):
         page.locator("#vl-notice", has_text=f"{told} {red_cross.name}").wait_for()
         assert page.locator(".vl-card").count() == 0
         held[name].set()

@@ -19,9 +19,9 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from video_llama.demo.addresses import check_address
-from video_llama.demo.requests import answer_options
-from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_public_address
+from video_llama.demo.limits import Limits, answer_options
+from video_llama.demo.server import DemoServer, ServerSettings, check_address, read_auth, warn_public_address
+from video_llama.demo.sessions import Defaults
 from video_llama.demo.shared_model import SharedModel
 from video_llama.demo.terminal import main
 from video_llama.errors import VideoLlamaError
@@ -165,7 +165,7 @@ def test_the_settings_of_the_command_line_are_where_the_page_and_scripts_start(
     complete = SharedModel.stream
     monkeypatch.setattr(SharedModel, "stream", lambda *given: (used.append(given[2]), complete(*given))[1])
     options = GenerationOptions(max_new_tokens=2000, num_beams=9, repetition_penalty=1.5)
-    demo = DemoServer(lambda: shared_model, options=options, num_frames=40, listen=False)
+    demo = DemoServer(lambda: shared_model, defaults=Defaults(options, num_frames=40, listen=False))
     try:
         address = demo.start()
         found = {one["props"].get("label"): one["props"] for one in httpx.get(f"{address}config").json()["components"]}
@@ -180,6 +180,19 @@ def test_the_settings_of_the_command_line_are_where_the_page_and_scripts_start(
         client.predict("What is it?", None, None, 1, 3, api_name="/ask")
         assert used == [GenerationOptions(max_new_tokens=3, num_beams=1, repetition_penalty=1.5)]
         assert answer_options((None,) * 4, demo.limits, options)["max_new_tokens"] == 2000
+    finally:
+        demo.close()
+
+
+def test_gradio_remembers_no_more_pages_than_twice_the_conversations(shared_model: Any) -> None:
+    demo = DemoServer(lambda: shared_model, limits=Limits(sessions=2))
+    try:
+        address = demo.start()
+        for _ in range(7):
+            client = Client(address, verbose=False)
+            assert client.predict(api_name="/clear") is True
+            client.close()
+        assert len(demo._blocks.app.state_holder.session_data) == 4
     finally:
         demo.close()
 
@@ -212,8 +225,8 @@ def test_passwords_are_read_from_a_file(tmp_path: Path) -> None:
     ("settings", "warnings"),
     [
         (ServerSettings(), []),
-        (ServerSettings(share=True), ["--share puts the page on the internet", "without --auth-file"]),
-        (ServerSettings(host="0.0.0.0", auth=(("a", "b"),)), ["whoever can reach 0.0.0.0"]),
+        (ServerSettings(share=True), ["--share makes the page public", "without --auth-file no password"]),
+        (ServerSettings(host="0.0.0.0", auth=(("a", "b"),)), ["everyone who can reach 0.0.0.0"]),
     ],
 )
 def test_opening_the_page_to_strangers_warns(
@@ -244,7 +257,7 @@ def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytes
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["--port", str(port), "--model", "absent"]) == 1
-    message = f"error: --port {port}: something else is served there; choose another, or leave it out\n"
+    message = f"error: --port {port}: already in use; choose another, or omit --port to use the next free one\n"
     assert capsys.readouterr().err == message
     check_address("localhost", free_port())
 
@@ -252,9 +265,9 @@ def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytes
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: Path, image: Path) -> None:
     code = (
-        "import signal, sys, threading; from video_llama.demo import opening, terminal;"
+        "import signal, sys, threading; from video_llama.demo import server, terminal;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
-        "opening.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
+        "server.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
         "sys.exit(terminal.main(['--port', sys.argv[1]]))"
     )
     port = free_port()

@@ -16,8 +16,8 @@ import torch
 
 from tests.demo.conftest import Run
 from video_llama.conversation import conv_templates
-from video_llama.demo import opening, terminal
-from video_llama.demo.arguments import build_parser
+from video_llama.demo import terminal
+from video_llama.demo.arguments import build_parser, model_settings
 from video_llama.inference.chat import Chat
 from video_llama.inference.engine import VideoLlama
 
@@ -253,11 +253,11 @@ def test_a_setting_that_makes_no_sense_is_one_line(arguments: list[str], message
         (["--model", "a", "--question", "What?", "--options", "model.ckpt=b"], "give --cfg-path too"),
         (["--model", "a", "--question", "What?", "--num-frames", "0"], "--num-frames: must be at least 1, not 0"),
         (["--model", "a", "--input", "a.mp4", "--question", "Why?", " "], "--question: it is empty; type a question"),
-        (["--port", "70000"], "--port: must lie from 1 to 65535, which 70000 does not"),
-        (["--port", "0"], "--port: must lie from 1 to 65535"),
+        (["--port", "70000"], "--port: must be from 1 to 65535, not 70000"),
+        (["--port", "0"], "--port: must be from 1 to 65535"),
         (["--port", "abc"], "--port: not a whole number: abc"),
         (["--temperature", "warm"], "--temperature: not a number: warm"),
-        (["--gpu-id", "-1"], "--gpu-id: must not be negative"),
+        (["--gpu-id", "-1"], "--gpu-id: must be at least 0, not -1"),
         (["--gpu-id", "7", "--device", "cpu"], "--gpu-id 7 and --device cpu contradict each other; give one"),
     ],
 )
@@ -273,7 +273,7 @@ def test_wrong_usage_exits_with_2_and_says_what_to_give(
 
 def test_quantisation_asked_for_on_the_command_line_goes_before_the_configuration() -> None:
     arguments = argparse.Namespace(dtype="auto", load_in_8bit=False, load_in_4bit=True)
-    assert opening.model_settings(arguments) == ["model.load_in_4bit=True"]
+    assert model_settings(arguments) == ["model.load_in_4bit=True"]
 
 
 def test_many_frame_times_are_shortened() -> None:

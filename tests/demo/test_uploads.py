@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from video_llama.demo.uploads import Uploads, stored_bytes
+from video_llama.demo.sessions import Uploads, stored_bytes
 from video_llama.errors import VideoLlamaError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -33,7 +34,7 @@ def test_names_and_questions_are_escaped_everywhere(asked: Session) -> None:
     assert "<img src=x" not in shown
     assert "<b>" not in shown
     assert "Is 1 &lt; 2 &amp; &lt;b&gt;" in shown
-    assert views.typed_text(views.shown_text("1 < 2 &amp; 3")) == "1 < 2 &amp; 3"
+    assert html.unescape(views.shown_text("1 < 2 &amp; 3")) == "1 < 2 &amp; 3"
 
 
 def test_the_strip_shows_every_frame_in_order_with_time_and_share(asked: Session) -> None:
@@ -57,12 +58,10 @@ def test_the_highest_bar_is_full_and_the_others_are_in_proportion(asked: Session
 def test_a_spectrum_is_dark_where_silent_bright_where_loud_and_has_deep_notes_below() -> None:
     segment = np.zeros((8, 5), dtype=np.float32)
     segment[0] = 1  # the deepest band
-    picture = views.spectrum_picture(segment, 0.0, 1.0)
+    picture = views.spectrum_image(segment, 0.0, 1.0)
     assert picture.shape == (8, 5, 3)
     assert picture[-1].mean() > 200 > 60 > picture[0].mean()
-    assert (
-        views.spectrum_picture(np.zeros((2, 2), np.float32), 0.0, 0.0).dtype == np.uint8
-    )  # silence divides by nothing
+    assert views.spectrum_image(np.zeros((2, 2), np.float32), 0.0, 0.0).dtype == np.uint8  # silence divides by nothing
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_messages_are_files_questions_and_answers_in_order(asked: Session) -> No
     assert file["content"] == "4 frames seen, 1.2 s of sound heard, in 8 segments"
     assert file["metadata"]["title"].startswith("Video: &lt;img")
     assert (question["role"], answer["role"]) == ("user", "assistant")
-    assert [views.turn_of_message(asked, index) for index in range(-1, 4)] == [-1, -1, 0, -1, -1]
+    assert [views.is_last_question(asked, index) for index in range(-1, 4)] == [False, False, True, False, False]
 
 
 def test_an_image_and_a_sound_have_players_of_their_kind(

@@ -1,13 +1,23 @@
-"""The command line of `demo_video.py`; light to import, so that `--help` is immediate."""
+"""The options of `demo_video.py`, and the model and answer options they name; light to import, for a quick `--help`."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-__all__ = ["DEFAULT_MODEL", "build_parser"]
+from video_llama.errors import ConfigError
 
-DESCRIPTION = "Ask Video-LLaMA about a video, an image or a sound."
+if TYPE_CHECKING:
+    from video_llama.conversation import Conversation
+    from video_llama.inference.engine import VideoLlama
+    from video_llama.inference.generation import GenerationOptions
+
+__all__ = ["DEFAULT_MODEL", "build_parser", "choose_options", "choose_template", "load_model"]
+
+DESCRIPTION = "Ask Video-LLaMA about a video, an image or an audio file."
 DEFAULT_MODEL = "video-llama-tiny"
 EPILOG = """\
 examples:
@@ -21,10 +31,11 @@ CHECKPOINTS is a folder with the published files, a folder written by save_pretr
 scripts/convert_checkpoint.py, a hub id such as DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned, or video-llama-tiny, the small
 model of the package (trained on generated clips, knows nothing of the world).
 """
+TEMPLATES = {"vicuna": "v1", "llama_v2": "llama_2"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All options of the demo, in the groups that `--help` shows."""
+    """Return the parser of all options, in the groups that `--help` shows."""
     parser = argparse.ArgumentParser(
         prog="demo_video.py",
         description=DESCRIPTION,
@@ -32,111 +43,151 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_model_options(parser.add_argument_group("the model"))
-    _add_input_options(parser.add_argument_group("what to look at and ask"))
+    _add_input_options(parser.add_argument_group("files and questions"))
     _add_answer_options(parser.add_argument_group("how to answer"))
     _add_page_options(parser.add_argument_group("the page (without --input, --question and --terminal)"))
     return parser
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not a number: {text}") from error
+def _number(kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """Return a reader of numbers from `least` to `most`, but not infinite, for `add_argument(type=)`."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            name = {int: "a whole number", float: "a number"}[kind]
+            raise argparse.ArgumentTypeError(f"not {name}: {text}") from error
+        if least <= value <= most and abs(value) != math.inf:
+            return value
+        if most < math.inf:
+            raise argparse.ArgumentTypeError(f"must be from {least} to {most}, not {text}")
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+
+    return read
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not a whole number: {text}") from error
-
-
-def _positive(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = _whole(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, as {value} is")
-    return value
-
-
-def _size(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a size from 0 on, not {text}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = _whole(text)
-    if not 1 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"must lie from 1 to 65535, which {value} does not")
-    return value
+_positive = _number(int, 1)
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
-    source = group.add_mutually_exclusive_group()
-    source.add_argument(
-        "--model",
-        metavar="PATH",
-        help=f"checkpoint folder, file, hub id or packaged model ({DEFAULT_MODEL}, unless --cfg-path is given)",
-    )
+    source, add = group.add_mutually_exclusive_group(), group.add_argument
+    model = f"checkpoint folder, file, hub id or packaged model (default: {DEFAULT_MODEL}, without --cfg-path)"
+    source.add_argument("--model", metavar="PATH", help=model)
     source.add_argument("--cfg-path", metavar="YAML", help="configuration with a model section (eval_configs/)")
-    group.add_argument(
-        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of --cfg-path: model.ckpt=…"
-    )
-    group.add_argument(
-        "--model-type",
-        choices=["vicuna", "llama_v2"],
-        help="conversation template; by default the one that belongs to the weights",
-    )
-    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default a GPU if there is one")
-    group.add_argument("--gpu-id", type=_not_negative, metavar="N", help="the same as --device cuda:N")
-    group.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)"
-    )
-    group.add_argument("--load-in-8bit", action="store_true", help="language model in 8 bit (needs bitsandbytes)")
-    group.add_argument("--load-in-4bit", action="store_true", help="language model in 4 bit (needs bitsandbytes)")
+    overrides = "override settings of --cfg-path: model.ckpt=…"
+    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help=overrides)
+    add("--model-type", choices=TEMPLATES, help="conversation template (default: the one of the weights)")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add("--gpu-id", type=_number(int, 0), metavar="N", help="the same as --device cuda:N")
+    precisions = ["auto", "float32", "bfloat16", "float16"]
+    add("--dtype", choices=precisions, default="auto", help="precision (default: auto)")
+    add("--load-in-8bit", action="store_true", help="language model in 8 bit (needs bitsandbytes)")
+    add("--load-in-4bit", action="store_true", help="language model in 4 bit (needs bitsandbytes)")
 
 
 def _add_input_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--input", nargs="+", default=[], metavar="FILE", help="videos, images or sound files")
-    group.add_argument("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
-    group.add_argument("--terminal", action="store_true", help="a conversation on the terminal, as with --input alone")
-    group.add_argument("--num-frames", type=_positive, metavar="N", help="frames to look at in a video (8)")
-    group.add_argument("--video-reader", metavar="NAME", help="what decodes frames: pyav or decord (pyav)")
-    group.add_argument("--no-audio", action="store_true", help="do not listen to videos")
+    add = group.add_argument
+    add("--input", nargs="+", default=[], metavar="FILE", help="videos, images or audio files")
+    add("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
+    add("--terminal", action="store_true", help="a conversation on the terminal, as with --input alone")
+    add("--num-frames", type=_positive, metavar="N", help="frames to sample from a video (default: 8)")
+    add("--video-reader", choices=["pyav", "decord"], help="decoder of frames (default: pyav)")
+    add("--no-audio", action="store_true", help="ignore the audio tracks of videos")
 
 
 def _add_answer_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-new-tokens", type=_whole, default=300, metavar="N", help="longest answer (300)")
-    group.add_argument("--temperature", type=_number, default=0.0, metavar="T", help="0 is greedy (0)")
-    group.add_argument("--top-p", type=_number, default=0.9, metavar="P", help="with a temperature: nucleus size (0.9)")
-    group.add_argument("--num-beams", type=_whole, default=1, metavar="N", help="beam search width (1)")
-    group.add_argument(
-        "--repetition-penalty", type=_number, default=1.0, metavar="R", help="above 1 repeats less (1.0)"
-    )
+    add, number = group.add_argument, _number(float)
+    add("--max-new-tokens", type=_number(int), default=300, metavar="N", help="longest answer (default: 300)")
+    add("--temperature", type=number, default=0.0, metavar="T", help="sampling temperature; 0 is greedy (default: 0)")
+    add("--top-p", type=number, default=0.9, metavar="P", help="nucleus size, with a temperature (default: 0.9)")
+    add("--num-beams", type=_number(int), default=1, metavar="N", help="beam search width (default: 1)")
+    penalty = "above 1, the answer repeats itself less (default: 1.0)"
+    add("--repetition-penalty", type=number, default=1.0, metavar="R", help=penalty)
 
 
 def _add_page_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="who may connect: this machine (127.0.0.1)"
+    add = group.add_argument
+    host = "address to listen on (default: 127.0.0.1, this machine only)"
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help=host)
+    add("--port", type=_number(int, 1, 65535), metavar="N", help="default: the first free one from 7860 on")
+    add("--share", action="store_true", help="make the page public through a Gradio tunnel")
+    add("--auth-file", metavar="FILE", help="ask for a password: lines of user:password")
+    add("--max-upload-mb", type=_positive, default=200, metavar="N", help="largest upload (default: 200)")
+    add("--max-minutes", type=_positive, default=60, metavar="N", help="longest video or audio file (default: 60)")
+    cache = "memory for the keys and values of all conversations (default: half of what is free)"
+    add("--kv-cache-gib", type=_number(float, 0), metavar="G", help=cache)
+    add("--concurrency", type=_positive, default=1, metavar="N", help="requests processed at once (default: 1)")
+
+
+def choose_options(arguments: argparse.Namespace) -> GenerationOptions:
+    """Return how answers are drawn.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    from video_llama.inference.generation import GenerationOptions
+
+    names = ("max_new_tokens", "temperature", "top_p", "num_beams", "repetition_penalty")
+    try:
+        return GenerationOptions(**{name: getattr(arguments, name) for name in names})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def choose_template(arguments: argparse.Namespace) -> Conversation | None:
+    """Return the template of `--model-type`; None for the one that belongs to the weights."""
+    from video_llama.conversation import conv_templates
+
+    if arguments.model_type is None:
+        return None
+    return conv_templates[TEMPLATES[arguments.model_type]].copy()
+
+
+def load_model(arguments: argparse.Namespace) -> VideoLlama:
+    """Load the model of `--cfg-path` or `--model`, with files read as the options and the configuration say.
+
+    Raises:
+        VideoLlamaError: it cannot be loaded, or there is no such video reader.
+    """
+    from video_llama.config import load_config
+    from video_llama.inference.load import build_model, load_pretrained_model
+    from video_llama.media.decode import check_video_reader
+    from video_llama.schema import ProcessorConfig
+
+    config, reading = None, ProcessorConfig()
+    if arguments.cfg_path:
+        config = load_config(arguments.cfg_path, [*model_settings(arguments), *arguments.options])
+        reading = next((section.vis_processor.train for section in config.datasets.values()), reading)
+    video_reader = arguments.video_reader or reading.video_reader
+    if video_reader is not None:
+        check_video_reader(video_reader)
+    device = arguments.device
+    if arguments.gpu_id is not None:
+        device = f"cuda:{arguments.gpu_id}"
+    if config is not None:
+        model = build_model(config.model, device=device)
+    else:
+        model = load_pretrained_model(
+            arguments.model,
+            device=device,
+            dtype=arguments.dtype,
+            load_in_8bit=arguments.load_in_8bit,
+            load_in_4bit=arguments.load_in_4bit,
+        )
+    media = model.processor.media_processor
+    model.processor.media_processor = replace(
+        media, num_frames=reading.n_frms or media.num_frames, video_reader=video_reader or media.video_reader
     )
-    group.add_argument("--port", type=_port, metavar="N", help="the first free one from 7860 on")
-    group.add_argument("--share", action="store_true", help="a public address through Gradio's servers, for anybody")
-    group.add_argument("--auth-file", metavar="FILE", help="ask for a password: lines of user:password")
-    group.add_argument("--max-upload-mb", type=_positive, default=200, metavar="N", help="largest upload (200)")
-    group.add_argument("--max-minutes", type=_positive, default=60, metavar="N", help="longest video or sound (60)")
-    group.add_argument(
-        "--kv-cache-gib",
-        type=_size,
-        metavar="G",
-        help="memory for what conversations have computed (half of what is free; the oldest is forgotten)",
-    )
-    group.add_argument("--concurrency", type=_positive, default=1, metavar="N", help="requests worked on at once (1)")
+    return model
+
+
+def model_settings(arguments: argparse.Namespace) -> list[str]:
+    """Return what the command line says about the model as settings of a configuration."""
+    settings = []
+    if arguments.dtype != "auto":
+        settings.append(f"model.dtype={arguments.dtype}")
+    for name in ("load_in_8bit", "load_in_4bit"):
+        if getattr(arguments, name):
+            settings.append(f"model.{name}=True")
+    return settings

@@ -1,178 +1,164 @@
-"""What happens when something on the page is used. Handlers yield the components that change."""
+"""What happens when something on the page is used, and the named endpoints for scripts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import contextmanager
 from functools import partial
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from video_llama.demo import views
+from video_llama.demo.limits import answer_options, check_num_frames
 from video_llama.demo.page import Page
-from video_llama.demo.requests import answer_options, num_frames
-from video_llama.demo.session import MediaItem, Session
+from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
-from video_llama.demo.views import (
-    conversation_json,
-    media_panel,
-    messages,
-    notice,
-    shown_text,
-    summary,
-    turn_of_message,
-    typed_text,
-)
 from video_llama.errors import VideoLlamaError
-from video_llama.inference.generation import GenerationOptions
 
-__all__ = ["Events"]
+__all__ = ["Endpoints", "Events", "build_blocks"]
 
 Changes = dict[Any, Any]
-DOING = {"decoding": "Decoding {} …", "encoding": "Looking at and listening to {} …"}
+# Requests that may wait; more are refused.
+QUEUE_SIZE = 64
+DOING = {"decoding": "Decoding {} …", "encoding": "Encoding the frames and the audio of {} …"}
+
+
+def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> gr.Blocks:
+    """Return the page with its handlers and the endpoints, ready to be launched.
+
+    Args:
+        sessions: the conversations.
+        title: the name of the model.
+        concurrency: how many requests are processed at once; the model computes one at a time.
+    """
+    work = {"concurrency_id": "model", "concurrency_limit": concurrency}
+    with gr.Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
+        Endpoints(sessions).connect(work)  # first, so that they get the names that handlers of the page have as well
+        page = Page(title, sessions.limits, sessions.defaults)
+        events = Events(page, sessions)
+        events.connect(work)
+        shown = [page.notice, page.listen, page.num_frames]
+        blocks.load(events.load, None, shown, concurrency_limit=None, show_progress="hidden", api_visibility="private")
+        blocks.unload(events.leave)
+    return blocks.queue(max_size=QUEUE_SIZE)
 
 
 class Events:
-    """The handlers of one page.
+    """The handlers of the page. They yield or return the components that change.
 
-    Args:
-        page: its components.
-        sessions: the conversations.
-        options: how answers are drawn where the page says nothing.
-        concurrency: how many requests may be worked on at once; the model computes one at a time.
+    `settings` are the values of `Page.answer_settings`.
     """
 
-    def __init__(self, page: Page, sessions: Sessions, options: GenerationOptions, concurrency: int = 1) -> None:
-        self.page, self.sessions, self.options, self.concurrency = page, sessions, options, concurrency
+    def __init__(self, page: Page, sessions: Sessions) -> None:
+        self.page, self.sessions = page, sessions
 
-    def connect(self) -> None:
-        """Connect the handlers with the components; call it while the page is being built."""
+    def connect(self, work: dict[str, Any]) -> None:
+        """Connect the handlers with the components; `work` limits those that compute."""
         page = self.page
-        settings = [page.temperature, page.top_p, page.num_beams, page.max_new_tokens]
-        work = partial(self._on, concurrency_id="model", concurrency_limit=self.concurrency)
-        quick = partial(self._on, queue=False)
-        look = [page.num_frames, page.listen]
-        work(page.upload.upload, self.add_file, [page.upload, *look])
-        work(page.webcam.stop_recording, self.add_file, [page.webcam, *look])
-        work(page.microphone.stop_recording, self.add_file, [page.microphone, *look])
+        slow: Callable[..., Any] = partial(self._on, **work)
+        reading, answering = [page.num_frames, page.listen], page.answer_settings
+        slow(page.upload.upload, self.add_file, [page.upload, *reading])
+        slow(page.webcam.stop_recording, self.add_file, [page.webcam, *reading])
+        slow(page.microphone.stop_recording, self.add_file, [page.microphone, *reading])
         for button, path, question in page.examples:
-            work(button.click, self.sample_handler(path, question), [*look, *settings])
-        work(page.question.submit, self.ask, [page.question, *settings])
-        work(page.send.click, self.ask, [page.question, *settings])
-        work(page.retry.click, self.retry, settings)
-        work(page.chatbot.edit, self.edit, settings)
-        quick(page.undo.click, self.undo, [])
+            slow(button.click, self.sample_handler(path, question), [*reading, *answering])
+        slow(page.question.submit, self.ask, [page.question, *answering])
+        slow(page.send.click, self.ask, [page.question, *answering])
+        slow(page.retry.click, self.retry, answering)
+        slow(page.chatbot.edit, self.edit, answering)
+        quick = partial(self._on, queue=False)
+        quick(page.undo.click, self.undo)
+        quick(page.stop.click, self.stop)
         for clear in (page.clear.click, page.chatbot.clear):
-            cleared = quick(clear, self.clear, [])
-            # What an answer said just before it was stopped may reach the page after the reply to this.
-            quick(cleared.then, self.show_again, [])
-        quick(page.stop.click, self.stop, [])
-        saving = page.save.click(
-            self.save, None, page.exported, queue=False, show_progress="hidden", api_visibility="private"
-        )
+            cleared = quick(clear, self.clear)
+            # The last words of a stopped answer may reach the page after the reply to this.
+            quick(cleared.then, self.show_again)
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        saving = page.save.click(self.save, None, page.exported, queue=False, **hidden)
         saving.then(None, page.exported, None, js="(text) => saveConversation(text)", api_visibility="private")
 
-    def _on(self, event: Any, handler: Any, inputs: list[Any], **settings: Any) -> Any:
-        changing = self.page.changing
+    def _on(self, event: Any, handler: Any, inputs: list[Any] | None = None, **settings: Any) -> Any:
         settings |= {"preprocess": False, "show_progress": "minimal", "show_progress_on": self.page.notice}
-        return event(handler, inputs, changing, api_visibility="private", trigger_mode="once", **settings)
+        return event(handler, inputs, self.page.changing, api_visibility="private", trigger_mode="once", **settings)
 
     def load(self) -> Iterator[Changes]:
-        """Say how long the model has been loading, until it is there; then show what it can do."""
+        """Show how long the model has been loading, until it is there; then what it can do."""
         page, started = self.page, time.monotonic()
         while not wait([self.sessions.model], timeout=1.0).done:
-            text = f"Loading the model … {time.monotonic() - started:.0f} s"
-            yield {page.notice: notice(text, "busy")}
+            yield {page.notice: views.notice(f"Loading the model … {time.monotonic() - started:.0f} s", "busy")}
         try:
             model = self.sessions.model.result()
         except VideoLlamaError:
-            yield {page.notice: notice("The model could not be loaded; the terminal says why.", "error")}
+            yield {page.notice: views.notice("The model could not be loaded; the terminal says why.", "error")}
             return
-        listen = gr.Checkbox(interactive=model.has_audio, value=model.has_audio and self.sessions.listen)
-        frames = gr.Slider(value=model.processor.media_processor.num_frames)
-        yield {page.notice: "", page.listen: listen, page.num_frames: frames}
+        defaults, model_frames = self.sessions.defaults, model.processor.media_processor.num_frames
+        listen = gr.Checkbox(interactive=model.has_audio, value=model.has_audio and defaults.listen)
+        yield {page.notice: "", page.listen: listen, page.num_frames: defaults.num_frames or model_frames}
 
     def leave(self, request: gr.Request) -> None:
         """Free the session of a page that was closed."""
         self.sessions.end(request.session_hash)
 
-    def add_file(self, data: Any, frames: Any, listen: Any, request: gr.Request) -> Iterator[Changes]:
-        """Take in an upload or a recording."""
+    def add_file(self, request: gr.Request, data: Any, frames: Any, listen: Any) -> Iterator[Changes]:
+        """Add an upload or a recording to the conversation."""
         try:
             path, name = self.sessions.uploads.find(data)
+            yield from self._add(path, name, frames, listen, request)
         except VideoLlamaError as error:
-            yield self._failure(error)
-            return
-        yield from self._add(path, name, frames, listen, request)
+            yield self._failure(error) | self._emptied()
 
     def sample_handler(self, path: Path, question: str) -> Callable[..., Iterator[Changes]]:
-        """The handler that takes in one file of the examples, unless it is there already, and asks its question."""
+        """Return the handler that adds one file of the examples, unless it is there already, and asks its question."""
 
-        def ask_about_sample(
-            frames: Any,
-            listen: Any,
-            temperature: Any,
-            top_p: Any,
-            num_beams: Any,
-            max_new_tokens: Any,
-            request: gr.Request,
-        ) -> Iterator[Changes]:
-            session = self.sessions.find(request.session_hash)
-            is_there = session is not None and path in [item.source for item in session.media]
-            if is_there or (yield from self._add(path, path.name, frames, listen, request)):
-                yield from self._answer(question, "ask", (temperature, top_p, num_beams, max_new_tokens), request)
+        def ask_about_sample(request: gr.Request, frames: Any, listen: Any, *settings: Any) -> Iterator[Changes]:
+            session = self._find(request)
+            try:
+                if session is None or path not in [file.source for file in session.media]:
+                    yield from self._add(path, path.name, frames, listen, request)
+            except VideoLlamaError as error:
+                yield self._failure(error)
+                return
+            yield from self._answer(request, settings, question)
 
         return ask_about_sample
 
-    def ask(
-        self, question: Any, temperature: Any, top_p: Any, num_beams: Any, max_new_tokens: Any, request: gr.Request
-    ) -> Iterator[Changes]:
+    def ask(self, request: gr.Request, question: Any, *settings: Any) -> Iterator[Changes]:
         """Ask the question in the text field."""
-        settings = (temperature, top_p, num_beams, max_new_tokens)
-        yield from self._answer(str(question or ""), "ask", settings, request)
+        yield from self._answer(request, settings, str(question or ""))
 
-    def retry(
-        self, temperature: Any, top_p: Any, num_beams: Any, max_new_tokens: Any, request: gr.Request
-    ) -> Iterator[Changes]:
+    def retry(self, request: gr.Request, *settings: Any) -> Iterator[Changes]:
         """Answer the last question again."""
-        yield from self._answer(None, "retry", (temperature, top_p, num_beams, max_new_tokens), request)
+        yield from self._answer(request, settings, None, is_retry=True)
 
-    def edit(
-        self,
-        temperature: Any,
-        top_p: Any,
-        num_beams: Any,
-        max_new_tokens: Any,
-        edited: gr.EditData,
-        request: gr.Request,
-    ) -> Iterator[Changes]:
+    def edit(self, request: gr.Request, edited: gr.EditData, *settings: Any) -> Iterator[Changes]:
         """Put the last question in other words."""
-        session, index = self.sessions.find(request.session_hash), edited.index
-        turn = turn_of_message(session, index) if session is not None and isinstance(index, int) else -1
-        if session is None or turn < 0 or turn != len(session.turns) - 1:
-            reason = "Only the last question can be changed; undo later ones, and later files, first."
-            yield self._refresh(session) | {self.page.notice: notice(reason, "error")}
+        session = self._find(request)
+        if session is None or not views.is_last_question(session, edited.index):
+            reason = "Only your last question can be edited; undo newer ones first."
+            yield self._refresh(session) | {self.page.notice: views.notice(reason, "error")}
             return
-        yield from self._answer(
-            typed_text(str(edited.value)), "retry", (temperature, top_p, num_beams, max_new_tokens), request
-        )
+        yield from self._answer(request, settings, unescape(str(edited.value)), is_retry=True)
 
     def undo(self, request: gr.Request) -> Changes:
         """Take back the last question, which returns to the text field, or else the last file."""
-        session = self.sessions.find(request.session_hash)
-        if session is None:
-            return self._refresh(None)
+        session = self._find(request)
         try:
-            question = session.undo()
+            question = session.undo() if session is not None else ""
         except VideoLlamaError as error:
             return self._failure(error)
-        return self._refresh(session) | ({self.page.question: question} if question else {})
+        changes = self._refresh(session)
+        if question:
+            changes[self.page.question] = question
+        return changes
 
     def clear(self, request: gr.Request) -> Changes:
         """Forget the conversation and its files."""
-        session = self.sessions.find(request.session_hash)
+        session = self._find(request)
         try:
             if session is not None:
                 session.clear()
@@ -181,90 +167,170 @@ class Events:
         return self._refresh(session) | {self.page.question: ""}
 
     def show_again(self, request: gr.Request) -> Changes:
-        """The conversation as it is a moment later."""
+        """Show the conversation as it is a moment later."""
         time.sleep(0.5)
-        session = self.sessions.find(request.session_hash)
+        session = self._find(request)
         return {} if session is not None and session.busy else self._refresh(session)
 
     def stop(self, request: gr.Request) -> Changes:
-        """End the answer after its current word."""
-        session = self.sessions.find(request.session_hash)
+        """End the answer after its current token."""
+        session = self._find(request)
         if session is not None:
             session.stop()
         return {self.page.notice: ""}
 
     def save(self, request: gr.Request) -> str:
-        """The conversation as JSON."""
-        return conversation_json(self.sessions.find(request.session_hash))
+        """Return the conversation as JSON."""
+        return views.conversation_json(self._find(request))
 
-    def _add(
-        self, path: Path, name: str, frames: Any, listen: Any, request: gr.Request
-    ) -> Generator[Changes, None, bool]:
-        """Yields changes as every handler; returns whether the file was taken in."""
-        page = self.page
-        try:
-            frames = num_frames(frames, self.sessions.limits)
-            session = self.sessions.get(request.session_hash)
-            steps = session.adding(path, name, num_frames=frames, listen=bool(listen))
-            item = yield from self._told(steps, name)
-        except VideoLlamaError as error:
-            yield self._failure(error) | self._emptied()
-            return False
-        ready = notice(f"{name}: {summary(item.upload)}. Ask about it.")
-        yield self._refresh(session) | self._emptied() | {page.notice: ready}
-        return True
+    def _find(self, request: gr.Request) -> Session | None:
+        return self.sessions.find(request.session_hash)
 
-    def _told(self, steps: Generator[str, None, MediaItem], name: str) -> Generator[Changes, None, MediaItem]:
-        """Say at every step of taking in a file what is going on."""
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as done:
-                item: MediaItem = done.value
-                return item
-            yield {self.page.notice: notice(DOING[step].format(name), "busy")}
+    def _add(self, path: Path, name: str, frames: Any, listen: Any, request: gr.Request) -> Iterator[Changes]:
+        num_frames = check_num_frames(frames, self.sessions.limits) or self.sessions.defaults.num_frames
+        session = self.sessions.get(request.session_hash)
+        for step in session.adding(path, name, num_frames=num_frames, listen=bool(listen)):
+            if isinstance(step, str):
+                yield {self.page.notice: views.notice(DOING[step].format(name), "busy")}
+            else:
+                ready = views.notice(f"{name}: {views.summary(step.upload)}. Ask about it.")
+                yield self._refresh(session) | self._emptied() | {self.page.notice: ready}
 
     def _answer(
-        self, question: str | None, how: str, settings: tuple[Any, ...], request: gr.Request
+        self, request: gr.Request, settings: tuple[Any, ...], question: str | None, is_retry: bool = False
     ) -> Iterator[Changes]:
         page, session = self.page, None
         idle = self._answering(False)
         try:
-            options = answer_options(settings, self.sessions.limits, self.options)
+            options = answer_options(settings, self.sessions.limits, self.sessions.defaults.options)
             session = self.sessions.get(request.session_hash)
             times_cleared = session.times_cleared
-            pieces = session.ask(question or "", **options) if how == "ask" else session.retry(question, **options)
-            yield {page.notice: notice("Reading the question …", "busy")} | self._answering(True)
-            for number, said in enumerate(pieces):
-                if session.times_cleared != times_cleared:
-                    continue  # the page shows an empty conversation by now
-                shown = [*messages(session), {"role": "assistant", "content": shown_text(said) or "…"}]
-                first = {page.notice: ""} | ({page.question: ""} if how == "ask" else {}) if number == 0 else {}
-                yield {page.chatbot: shown} | first
+            texts = session.retry(question, **options) if is_retry else session.ask(question or "", **options)
+            yield {page.notice: views.notice("Reading the question …", "busy")} | self._answering(True)
+            first = {page.notice: ""} if is_retry else {page.notice: "", page.question: ""}
+            for text in texts:
+                # Once it was cleared, the page shows an empty conversation.
+                if session.times_cleared == times_cleared:
+                    answer = {"role": "assistant", "content": views.shown_text(text) or "…"}
+                    yield {page.chatbot: [*views.messages(session), answer]} | first
+                    first = {}
         except VideoLlamaError as error:
             yield self._failure(error, session) | idle
             return
         yield idle if session.times_cleared != times_cleared else self._refresh(session) | idle
 
     def _answering(self, is_so: bool) -> Changes:
-        """While an answer is given it can be stopped; another one asked for would only wait unseen, and then begin."""
+        """While an answer is given it can be stopped; another request would only wait unseen, and then begin."""
         page = self.page
-        others = [page.retry, *page.example_buttons]
-        return {page.send: gr.Button(visible=not is_so), page.stop: gr.Button(visible=is_so)} | {
-            button: gr.Button(interactive=not is_so) for button in others
-        }
+        changes: Changes = {button: gr.Button(interactive=not is_so) for button in [page.retry, *page.example_buttons]}
+        return changes | {page.send: gr.Button(visible=not is_so), page.stop: gr.Button(visible=is_so)}
 
     def _refresh(self, session: Session | None) -> Changes:
         page = self.page
-        return {page.chatbot: messages(session), page.panel: media_panel(session), page.notice: ""}
+        return {page.chatbot: views.messages(session), page.panel: views.media_panel(session), page.notice: ""}
 
     def _failure(self, error: VideoLlamaError, session: Session | None = None) -> Changes:
-        shown = {self.page.chatbot: messages(session)} if session is not None and not session.busy else {}
-        return {self.page.notice: notice(_sentence(str(error)), "error")} | shown
+        text = str(error)
+        if ":" not in text.split(" ")[0]:  # not a file name
+            text = text[:1].upper() + text[1:]
+        changes: Changes = {self.page.notice: views.notice(text, "error")}
+        if session is not None and not session.busy:
+            changes[self.page.chatbot] = views.messages(session)
+        return changes
 
     def _emptied(self) -> Changes:
         return {self.page.upload: None, self.page.webcam: None, self.page.microphone: None}
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] if ":" not in text.split(" ")[0] else text
+class Endpoints:
+    """What scripts can call; each client has a conversation of its own. docs/demo.md shows it with gradio_client."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+
+    def connect(self, work: dict[str, Any]) -> None:
+        """Add the endpoints to the page that is being built; `work` limits those that compute."""
+        for handler in (self.upload, self.ask, self.retry):
+            gr.api(handler, **work)
+        for quick in (self.undo, self.clear, self.stop, self.export):
+            gr.api(quick, queue=False)
+
+    def upload(
+        self, file: dict[str, Any], request: gr.Request, frames: int | None = None, listen: bool | None = None
+    ) -> dict[str, Any]:
+        """Add a video, an image or an audio file; returns what the model gets of it."""
+        defaults = self.sessions.defaults
+        with _refusals():
+            path, name = self.sessions.uploads.find(file)
+            session = self.sessions.get(request.session_hash)
+            num_frames = check_num_frames(frames, self.sessions.limits) or defaults.num_frames
+            if listen is None:
+                listen = defaults.listen
+            if not isinstance(listen, bool):
+                raise VideoLlamaError("listen must be true or false")
+            return views.describe_file(session.add(path, name, num_frames=num_frames, listen=listen))
+
+    def ask(
+        self,
+        question: str,
+        request: gr.Request,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[str]:
+        """Ask about the uploaded files; streams the answer so far, the last item is the whole."""
+        with _refusals():
+            options = self._options(temperature, top_p, num_beams, max_new_tokens)
+            yield from self.sessions.get(request.session_hash).ask(question, **options)
+
+    def retry(
+        self,
+        request: gr.Request,
+        question: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[str]:
+        """Answer the last question again, or another one in its place."""
+        with _refusals():
+            options = self._options(temperature, top_p, num_beams, max_new_tokens)
+            yield from self.sessions.get(request.session_hash).retry(question, **options)
+
+    def undo(self, request: gr.Request) -> str:
+        """Take back the last question and return it; without one, the last file."""
+        session = self.sessions.find(request.session_hash)
+        with _refusals():
+            return session.undo() if session is not None else ""
+
+    def clear(self, request: gr.Request) -> bool:
+        """Forget the conversation and its files."""
+        session = self.sessions.find(request.session_hash)
+        with _refusals():
+            if session is not None:
+                session.clear()
+        return True
+
+    def stop(self, request: gr.Request) -> bool:
+        """End the answer that is being given; returns whether there is a conversation."""
+        session = self.sessions.find(request.session_hash)
+        if session is not None:
+            session.stop()
+        return session is not None
+
+    def export(self, request: gr.Request) -> str:
+        """Return the conversation as JSON text."""
+        return views.conversation_json(self.sessions.find(request.session_hash))
+
+    def _options(self, *settings: Any) -> dict[str, Any]:
+        return answer_options(settings, self.sessions.limits, self.sessions.defaults.options)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Let bad input reach the caller of an endpoint as an error of Gradio's, its text escaped."""
+    try:
+        yield
+    except VideoLlamaError as error:
+        raise gr.Error(escape(str(error), quote=False), print_exception=False) from error

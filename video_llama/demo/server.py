@@ -1,64 +1,61 @@
-"""Serve the page: safe settings, the model loaded meanwhile, everything freed at the end."""
+"""Serve the page: refuse what is too large, load the model meanwhile, and free everything at the end."""
 
 from __future__ import annotations
 
 import argparse
-import copy
-import logging
+import errno
 import os
-import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from html import escape
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from video_llama.conversation import Conversation
-from video_llama.demo.addresses import check_address
-from video_llama.demo.closed_pages import ClosedPages, return_memory
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+from video_llama.demo.arguments import choose_options, choose_template, load_model
+from video_llama.demo.events import build_blocks
 from video_llama.demo.limits import Limits
-from video_llama.demo.requests import RequestGuard
-from video_llama.demo.sessions import Sessions
+from video_llama.demo.page import launch_look
+from video_llama.demo.sessions import Defaults, Sessions, stored_bytes
 from video_llama.demo.shared_model import SharedModel
-from video_llama.demo.uploads import stored_bytes
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.engine import VideoLlama
-from video_llama.inference.generation import GenerationOptions
 
-__all__ = ["DemoServer", "serve"]
+__all__ = ["DemoServer", "RequestGuard", "ServerSettings", "check_address", "serve"]
 
-logger = logging.getLogger(__name__)
-
-LOCAL_HOST = "127.0.0.1"
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 _SWEEP_SECONDS = 30.0
-_LAST_WORDS_SECONDS = 2.0  # for visitors to be told what happened
-_ENVIRONMENT = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
-_HERE = Path(__file__).parent
+# For visitors to be shown that the device failed.
+_LAST_ANSWER_SECONDS = 2.0
+# Of a request beside the file in it.
+_FORM_BYTES = 1_000_000
+# Addresses of Gradio that have no switch: they fetch from other servers, write files, or wait for ever.
+_CLOSED = ("file=http:", "file=https:", "component_server", "deep_link", "dev/", "process_recording")
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where and for whom the page is served.
+    """Where and for whom the page is served."""
 
-    Attributes:
-        host, port: the address; port None takes the first free one from 7860 on.
-        share: a public address through Gradio's tunnel.
-        auth: user and password pairs; empty lets everybody in who reaches the address.
-        concurrency: how many requests may be worked on at once.
-        title: which model answers.
-    """
-
-    host: str = LOCAL_HOST
+    host: str = LOCAL_HOSTS[0]
+    # None for the first free one from 7860 on.
     port: int | None = None
+    # A public address through Gradio's tunnel.
     share: bool = False
+    # User and password pairs; without any, everybody is let in who reaches the address.
     auth: tuple[tuple[str, str], ...] = ()
+    # How many requests are processed at once.
     concurrency: int = 1
+    # The name of the model.
     title: str = ""
 
 
@@ -66,138 +63,153 @@ class DemoServer:
     """The running page.
 
     Args:
-        load: makes the model, in a thread of its own while the page is already there.
+        load: returns the model; called in a thread of its own while the page is already served.
         settings: where and for whom.
-        limits: what visitors may do.
-        options: how answers are drawn unless visitors choose otherwise.
-        template: of the conversations; by default the one that belongs to the weights.
-        num_frames: frames to look at in a video unless visitors choose otherwise; by default as many as the model was
-            trained with.
-        listen: whether videos are listened to unless visitors choose otherwise.
+        limits: what visitors may do; raised where the defaults are beyond them.
+        defaults: what visitors need not choose.
     """
 
     def __init__(
         self,
         load: Callable[[], VideoLlama],
         settings: ServerSettings | None = None,
-        *,
         limits: Limits | None = None,
-        options: GenerationOptions | None = None,
-        template: Conversation | None = None,
-        num_frames: int | None = None,
-        listen: bool = True,
+        defaults: Defaults | None = None,
     ) -> None:
-        self.settings, self.options = settings or ServerSettings(), options or GenerationOptions()
-        self.limits = (limits or Limits()).raised(self.options, num_frames)
-        self.folder = Path(tempfile.mkdtemp(prefix="video-llama-demo-"))
+        self.settings, defaults = settings or ServerSettings(), defaults or Defaults()
+        self.limits = (limits or Limits()).raised(defaults.options, defaults.num_frames)
+        self._cleanup = ExitStack()
+        folder = tempfile.TemporaryDirectory(prefix="video-llama-demo-", ignore_cleanup_errors=True)
+        self.folder = Path(self._cleanup.enter_context(folder))
         self.model: Future[SharedModel] = Future()
-        self.sessions = Sessions(
-            self.model,
-            self.folder,
-            limits=self.limits,
-            template=template,
-            options=self.options,
-            num_frames=num_frames,
-            listen=listen,
-        )
+        self.sessions = Sessions(self.model, self.folder, self.limits, defaults)
         self._load = load
-        self._app: Any = None
-        self._environment = {name: os.environ.get(name) for name in _ENVIRONMENT}
+        self._blocks: Any = None
         self._closing = threading.Event()
-        self._swept = 0
 
     def start(self) -> str:
         """Serve and return the address; the model goes on loading.
 
         Raises:
-            VideoLlamaError: the address cannot be had.
+            VideoLlamaError: the address is not available.
         """
-        check_address(self.settings.host, self.settings.port)
+        settings, uploads = self.settings, self.sessions.uploads.folder
+        guard = Middleware(RequestGuard, upload_bytes=self.limits.upload_bytes, room=self._room)
+        check_address(settings.host, settings.port)
         self.sessions.folder.mkdir()
-        # The second also keeps it from asking after newer versions.
-        _set_environment(dict(zip(_ENVIRONMENT, (str(self.sessions.uploads.folder), "False"), strict=True)))
-        from video_llama.demo.app import build_app
-
-        self._app = build_app(self.sessions, self.options, escape(self.settings.title), self.settings.concurrency)
-        script = (_HERE / "page.js").read_text(encoding="utf-8")
-        middleware = _middleware(self.limits.upload_bytes, self._room)
-        _, address, shared = self._launch(
-            server_name=self.settings.host,
-            server_port=self.settings.port,
-            share=self.settings.share,
-            auth=list(self.settings.auth) or None,
-            max_file_size=self.limits.upload_bytes,
-            allowed_paths=[str(self.sessions.folder)],
-            css_paths=[_HERE / "page.css"],
-            head=f"<script>window.uploadBytes = {self.limits.upload_bytes};\n{script}</script>",
-            theme=_theme(),
-            app_kwargs={"middleware": middleware},
-            footer_links=[],
-            ssr_mode=False,
-            enable_monitoring=False,
-            show_error=False,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-        self._closed_pages = ClosedPages(self._app.app.state_holder)
+        # Gradio reads at every request where uploads are, and asks for newer versions of itself unless told not to.
+        variables = _environment(GRADIO_TEMP_DIR=str(uploads), GRADIO_ANALYTICS_ENABLED="False")
+        self._cleanup.enter_context(variables)
+        self._blocks = build_blocks(self.sessions, settings.title, settings.concurrency)
+        try:
+            _, address, public_address = self._blocks.launch(
+                server_name=settings.host,
+                server_port=settings.port,
+                share=settings.share,
+                auth=list(settings.auth) or None,
+                max_file_size=self.limits.upload_bytes,
+                allowed_paths=[str(self.sessions.folder)],
+                # How many pages Gradio remembers; by default 10 000, each with all that it shows.
+                state_session_capacity=2 * self.limits.sessions,
+                app_kwargs={"middleware": [guard]},
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                ssr_mode=False,
+                show_error=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                **launch_look(self.limits),
+            )
+        except OSError as error:
+            where = f"{settings.host}, port {settings.port or 'from 7860 on'}"
+            raise VideoLlamaError(f"{where}: no port is free; choose one with --port") from error
         threading.Thread(target=self._load_model, name="video-llama-load", daemon=True).start()
         threading.Thread(target=self._sweep_on, name="video-llama-sweep", daemon=True).start()
-        return shared or address
-
-    def _launch(self, **settings: Any) -> tuple[Any, str, str | None]:
-        try:
-            launched: tuple[Any, str, str | None] = self._app.launch(**settings)
-        except OSError as error:
-            where = f"{self.settings.host}, port {self.settings.port or 'from 7860 on'}"
-            raise VideoLlamaError(f"{where}: no port is free; choose one with --port") from error
-        return launched
+        return str(public_address or address)
 
     def close(self) -> None:
         """Stop serving, free the model's sessions and remove all files."""
         self._closing.set()
-        self.sessions.end_all()  # answers that are being given stop, so that the server need not wait for them
-        if self._app is not None:
-            self._app.close(verbose=False)
+        self.sessions.end_all()  # stops running answers, for which the server would wait
+        if self._blocks is not None:
+            self._blocks.close(verbose=False)
         self.sessions.end_all()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        _set_environment(self._environment)
-
-    def _room(self) -> int:
-        return self.limits.stored_bytes - stored_bytes(self.folder)
-
-    def _load_model(self) -> None:
-        try:
-            model = SharedModel(self._load(), self.limits.kv_cache_bytes)
-            if self.sessions.num_frames is not None:
-                model.processor = copy.copy(model.processor)  # whose model it was keeps its own setting
-                media_processor = model.processor.media_processor
-                model.processor.media_processor = replace(media_processor, num_frames=self.sessions.num_frames)
-            self.model.set_result(model)
-        except BaseException as error:  # carried to whoever waits for the model
-            self.model.set_exception(error)
+        self._cleanup.close()
 
     def sweep(self) -> None:
         """Free what is no longer needed; the server does so by itself, twice a minute."""
         self.sessions.end_idle()
         self.sessions.uploads.sweep()
-        if self._closed_pages.forget() or self.sessions.num_ended > self._swept:
-            self._swept = self.sessions.num_ended
-            return_memory()
 
     def _sweep_on(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
             self.sweep()
+
+    def _load_model(self) -> None:
+        kept_bytes = None
+        if self.limits.kv_cache_gib is not None:
+            kept_bytes = int(self.limits.kv_cache_gib * 2**30)
+        try:
+            self.model.set_result(SharedModel(self._load(), kept_bytes))
+        except BaseException as error:  # raised again by whoever waits for the model
+            self.model.set_exception(error)
+
+    def _room(self) -> int:
+        return self.limits.stored_bytes - stored_bytes(self.folder)
+
+
+@dataclass(frozen=True)
+class RequestGuard:
+    """Refuse requests that are too large, before they are read, and addresses that the page does not need.
+
+    A request must give its length: the web server then reads no more than that.
+
+    Args:
+        app: the web application (ASGI) behind it.
+        upload_bytes: largest upload.
+        room: how many bytes may be stored at the moment.
+    """
+
+    app: Callable[..., Awaitable[None]]
+    upload_bytes: int
+    room: Callable[[], int]
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        refusal = None
+        if scope["type"] == "http":
+            refusal = self._check(scope["path"], dict(scope["headers"]))
+        if refusal is None:
+            await self.app(scope, receive, send)
+            return
+        # Without closing, the server would read the body all the same, to keep the connection.
+        answer = PlainTextResponse(refusal[1], refusal[0], {"connection": "close"})
+        await answer(scope, receive, send)
+
+    def _check(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        """Return the status and the text of a refusal; None for a request that is fine."""
+        path = path.strip("/").removeprefix("gradio_api/").lstrip("/").lower()
+        is_upload = path == "upload"
+        most = _FORM_BYTES + self.upload_bytes * is_upload
+        length = headers.get(b"content-length", b"0")
+        if path.startswith(_CLOSED):
+            return 403, "Only uploaded files are served."
+        if b"transfer-encoding" in headers:
+            return 411, "Send the length of the request (Content-Length)."
+        if not length.isdigit() or int(length) > most:
+            return 413, "The request is too large."
+        if is_upload and int(length) > self.room():
+            return 507, "There is no room at the moment; try again in a few minutes."
+        return None
 
 
 def serve(arguments: argparse.Namespace) -> None:
     """Run the page until Ctrl-C or another signal ends the process.
 
     Raises:
-        VideoLlamaError: the model cannot be loaded, or the address not be had.
-        DeviceError: the device failed for good: the page would have nothing else to say to anybody.
+        VideoLlamaError: the address is not available, or the model cannot be loaded.
+        DeviceError: the device failed for good, and no question can be answered any more.
     """
-    from video_llama.demo.opening import choose_options, choose_template, load_model
-
     settings = ServerSettings(
         host=arguments.host,
         port=arguments.port,
@@ -206,59 +218,77 @@ def serve(arguments: argparse.Namespace) -> None:
         concurrency=arguments.concurrency,
         title=Path(arguments.model or arguments.cfg_path).name,
     )
-    check_address(settings.host, settings.port)  # before the model, which takes a while to load
-    warn_public_address(settings)
-    _install_signal_handlers()
-    server = DemoServer(
-        lambda: load_model(arguments),
-        settings,
-        limits=Limits(
-            upload_mb=arguments.max_upload_mb,
-            seconds=60 * arguments.max_minutes,
-            kv_cache_gib=arguments.kv_cache_gib,
-        ),
-        options=choose_options(arguments),
-        template=choose_template(arguments),
-        num_frames=arguments.num_frames,
-        listen=not arguments.no_audio,
+    limits = Limits(
+        upload_mb=arguments.max_upload_mb, seconds=60 * arguments.max_minutes, kv_cache_gib=arguments.kv_cache_gib
     )
+    defaults = Defaults(
+        choose_options(arguments), choose_template(arguments), arguments.num_frames, not arguments.no_audio
+    )
+    # Signals that would end the process at once, and leave the visitors' files behind, end it like `sys.exit`.
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP, and nohup ignores it
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _exit)
+    server = DemoServer(lambda: load_model(arguments), settings, limits, defaults)
     try:
         address = server.start()
+        warn_public_address(settings)
         print(f"The page is at {address} (Ctrl-C ends it); loading the model …", flush=True)
         model = server.model.result()
         print("The model is ready.", flush=True)
-        model.failure.exception()  # waits for as long as there is none
-        time.sleep(_LAST_WORDS_SECONDS)
+        model.failure.exception()  # waits until there is one
+        time.sleep(_LAST_ANSWER_SECONDS)
         model.failure.result()
     finally:
         server.close()
 
 
-def _install_signal_handlers() -> None:
-    """Signals that would end the process at once, and leave the visitors' files behind, end it like `sys.exit`."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
-            signal.signal(number, _end)
-
-
-def _end(number: int, frame: object) -> None:
+def _exit(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough
     raise SystemExit(128 + number)
 
 
+def check_address(host: str, port: int | None) -> None:
+    """Check that the page can be served at an address; port None stands for any that is free.
+
+    Raises:
+        VideoLlamaError: no such host, not one of this machine, or the port is in use or reserved.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise VideoLlamaError(f"--host {host}: no such host") from error
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # elsewhere this would share a port that is in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: f"--port {port}: already in use; choose another, or omit --port to use the next free one",
+            errno.EACCES: f"--port {port}: needs administrator rights; choose one above 1023",
+            errno.EADDRNOTAVAIL: f"--host {host}: not an address of this machine",
+        }
+        other = f"--host {host}: the page cannot be served there: {error.strerror}"
+        raise VideoLlamaError(reasons.get(error.errno or 0, other)) from error
+
+
 def warn_public_address(settings: ServerSettings) -> None:
-    """Say so on stderr if people beyond this machine can reach the page."""
+    """Print warnings if people beyond this machine can reach the page."""
     if settings.share:
-        print("warning: --share puts the page on the internet, through a server of Gradio's", file=sys.stderr)
-    elif settings.host not in (LOCAL_HOST, "localhost", "::1"):
-        print(f"warning: whoever can reach {settings.host} can use the page", file=sys.stderr)
-    if (settings.share or settings.host not in (LOCAL_HOST, "localhost", "::1")) and not settings.auth:
-        print("warning: without --auth-file nobody is asked for a password", file=sys.stderr)
+        print("warning: --share makes the page public through a Gradio tunnel", file=sys.stderr)
+    elif settings.host not in LOCAL_HOSTS:
+        print(f"warning: everyone who can reach {settings.host} can use the page", file=sys.stderr)
+    else:
+        return
+    if not settings.auth:
+        print("warning: without --auth-file no password is needed", file=sys.stderr)
 
 
 def read_auth(path: str | None) -> tuple[tuple[str, str], ...]:
-    """User and password of every line `user:password` of a file; a command line would show them to everybody.
+    """Return user and password of every line `user:password` of a file; on the command line others could see them.
 
     Raises:
         VideoLlamaError: no such file, or a line of another form.
@@ -269,32 +299,21 @@ def read_auth(path: str | None) -> tuple[tuple[str, str], ...]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VideoLlamaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    pairs = [tuple(line.split(":", 1)) for line in lines if line.strip()]
-    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+    pairs = [line.partition(":") for line in lines if line.strip()]
+    if not pairs or not all(user and password for user, _, password in pairs):
         raise VideoLlamaError(f"{path}: every line must be user:password")
-    return tuple((user, password) for user, password in pairs)
+    return tuple((user, password) for user, _, password in pairs)
 
 
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables within a block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-def _middleware(upload_bytes: int, room: Callable[[], int]) -> list[object]:
-    from starlette.middleware import Middleware
-
-    return [Middleware(RequestGuard, upload_bytes=upload_bytes, room=room)]
-
-
-def _theme() -> Any:
-    import gradio as gr
-
-    # Fonts that every system has: the others would be fetched from elsewhere.
-    return gr.themes.Soft(
-        primary_hue="indigo",
-        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
-        font_mono=["ui-monospace", "Consolas", "monospace"],
-    ).set(block_border_width="1px", input_border_width="1px")
+            if value is not None:
+                os.environ[name] = value

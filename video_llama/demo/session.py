@@ -9,7 +9,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,92 +21,90 @@ from video_llama.errors import MediaError, OutOfMemoryError, VideoLlamaError
 from video_llama.inference.chat import Chat, Decoded, Turn, Upload
 from video_llama.media.containers import limit_frames
 
-__all__ = ["SESSION_ENDED", "MediaItem", "Session"]
+__all__ = ["SESSION_ENDED", "Session", "SessionFile"]
 
 logger = logging.getLogger(__name__)
 
 SESSION_ENDED = "this conversation has ended, and its files are removed; load the page again"
 BUSY = "the last request of this conversation is not finished yet; wait for it or stop it"
-_STOP_SECONDS = 30.0  # a token of a large model on a CPU takes a while
+TOO_LITTLE_MEMORY = (
+    "the server has too little memory for it; try again with fewer frames, a shorter conversation, fewer beams or a "
+    "shorter answer"
+)
+# How long to wait for the current token of a stopped answer: a large model on a CPU takes a while.
+_STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, eq=False)
-class MediaItem:
-    """A file of a conversation.
+class SessionFile:
+    """A file of a conversation."""
 
-    Attributes:
-        name: what its owner calls it.
-        kind: "video", "image" or "audio".
-        source: where it was taken from.
-        path: the session's own copy.
-        upload: what the model saw and heard.
-        frame_shares, segment_shares: of the Q-Formers' attention; empty where there was nothing to see or hear.
-    """
-
+    # The visitor's name for it.
     name: str
     kind: str
+    # Where it was copied from, and the session's own copy.
     source: Path
     path: Path
     upload: Upload
+    # Of the Q-Formers' attention; empty without frames or without audio.
     frame_shares: list[float]
     segment_shares: list[float]
 
 
 class Session:
-    """What one visitor uploaded, asked and was told.
+    """The files, questions and answers of one visitor.
 
     Every method that changes it fails with one clear error while another one runs.
     """
 
     def __init__(self, chat: Chat, folder: Path, limits: Limits) -> None:
-        self.chat = chat
-        self.folder = folder
-        self.limits = limits
+        self.chat, self.folder, self.limits = chat, folder, limits
         self.last_used = time.monotonic()
         self.closed = False
+        # Lets those who show an answer see that it was cleared meanwhile.
         self.times_cleared = 0
-        """Whoever shows an answer looks whether it has been forgotten meanwhile."""
-        self._items: dict[Upload, MediaItem] = {}
+        self._files: dict[Upload, SessionFile] = {}
         self._busy = threading.Lock()
         self._stop = threading.Event()
 
     @property
     def turns(self) -> list[Turn]:
-        """The conversation so far."""
+        """Return the conversation so far."""
         return self.chat.turns
 
     @property
-    def media(self) -> list[MediaItem]:
-        """The files of the conversation, in order."""
-        return [self._items[upload] for turn in self.turns for upload in turn.uploads]
+    def media(self) -> list[SessionFile]:
+        """Return the files of the conversation, in order."""
+        return [self._files[upload] for turn in self.turns for upload in turn.uploads]
 
-    def item(self, upload: Upload) -> MediaItem:
-        """What is known about an upload of a turn."""
-        return self._items[upload]
+    @property
+    def busy(self) -> bool:
+        """Return whether a file is being read or an answer given."""
+        return self._busy.locked()
 
-    def add(self, path: str | os.PathLike[str], name: str, *, num_frames: int | None, listen: bool) -> MediaItem:
+    def file(self, upload: Upload) -> SessionFile:
+        """Return what is known about an upload of a turn."""
+        return self._files[upload]
+
+    def add(self, path: str | os.PathLike[str], name: str, *, num_frames: int | None, listen: bool) -> SessionFile:
         """Copy a file into the session, decode and encode it.
 
         Raises:
-            VideoLlamaError: the file cannot be used; its message names the file as its owner does.
+            VideoLlamaError: the file cannot be used; the message names the file as its owner does.
         """
-        steps = self.adding(path, name, num_frames=num_frames, listen=listen)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                item: MediaItem = done.value
-                return item
+        *_, file = self.adding(path, name, num_frames=num_frames, listen=listen)
+        assert isinstance(file, SessionFile)
+        return file
 
     def adding(
         self, path: str | os.PathLike[str], name: str, *, num_frames: int | None, listen: bool
-    ) -> Generator[str, None, MediaItem]:
-        """`add` in steps: yields what is done next, "decoding" and "encoding", and returns the file's entry."""
-        with self._working(), _called(name):
+    ) -> Iterator[str | SessionFile]:
+        """Do as `add` in steps: yield what comes next, "decoding" and "encoding", and at last the file."""
+        with self._working():
             if len(self.media) >= self.limits.media:
                 raise VideoLlamaError(f"a conversation holds {self.limits.media} files; clear it first")
             copy = self.folder / secrets.token_hex(16)
-            is_kept = False
+            upload: Upload | None = None
             try:
                 yield "decoding"
                 # Not around a yield: the steps of a generator may run in different threads and contexts.
@@ -117,17 +115,19 @@ class Session:
                     decoded = self._decode(copy, kind, num_frames, listen)
                 yield "encoding"
                 upload = self.chat.add(decoded)
-                is_kept = True
-            except (MediaError, FileNotFoundError):
-                raise  # told in the owner's words
+            except MediaError as error:
+                raise MediaError(name, error.reason, error.hint) from error
+            except FileNotFoundError as error:
+                raise MediaError(name, "the upload was lost", "upload it again") from error
             except Exception as error:
-                raise _explained(error, f"{name} could not be taken in") from error
+                raise _explained(error, f"{name} could not be loaded") from error
             finally:
-                if not is_kept:
+                if upload is None:
                     copy.unlink(missing_ok=True)
-            item = MediaItem(name, kind, Path(path), copy, upload, *self._shares(upload))
-            self._items[upload] = item
-            return item
+            shares = self._attention_shares(upload)
+            file = SessionFile(name, kind, Path(path), copy, upload, shares["image"], shares["audio"])
+            self._files[upload] = file
+        yield file
 
     def ask(self, question: str, **options: Any) -> Iterator[str]:
         """Ask and yield the answer as it grows; `stop` or closing the iterator ends it early."""
@@ -138,26 +138,30 @@ class Session:
 
     def retry(self, question: str | None = None, **options: Any) -> Iterator[str]:
         """Answer the last question again, or another one in its place."""
-        checked = None if question is None else self.limits.check_question(question)
+        if question is not None:
+            question = self.limits.check_question(question)
         with self._working():
             turn = self._last_question()
-            turn.question = checked or turn.question
+            turn.question = question or turn.question
             turn.answer = None
             yield from self._answer(options)
 
     def undo(self) -> str:
         """Take back the last question and return it; without one, the last file."""
         with self._working():
-            turn = self.turns[-1] if self.turns else Turn()
-            question, turn.question, turn.answer = turn.question or "", None, None
+            if not self.turns:
+                return ""
+            turn = self.turns[-1]
+            question = turn.question or ""
+            turn.question = turn.answer = None
             if not question and turn.uploads:
-                self._forget(turn.uploads.pop())
-            if not turn.uploads and self.turns:
+                self._remove(turn.uploads.pop())
+            if not turn.uploads:
                 self.chat.undo()
             return question
 
     def clear(self) -> None:
-        """Forget everything and free its memory and files; an answer that is being given is stopped."""
+        """Remove everything and free its memory and files; a running answer is stopped."""
         self.times_cleared += 1
         self.stop()
         if not self._busy.acquire(timeout=_STOP_SECONDS):
@@ -168,23 +172,19 @@ class Session:
             self._busy.release()
 
     def stop(self) -> None:
-        """End the answer that is being given after its current token."""
+        """End the running answer after its current token."""
         self._stop.set()
 
     def close(self) -> None:
         """Free everything for good."""
         self.closed = True
         self.stop()
-        if self._busy.acquire(blocking=False):  # otherwise whoever is at work frees it
+        # While a request runs, the end of it frees everything.
+        if self._busy.acquire(blocking=False):
             try:
                 self._free()
             finally:
                 self._busy.release()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a file is being read or an answer given."""
-        return self._busy.locked()
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -202,51 +202,51 @@ class Session:
             self._busy.release()
 
     def _answer(self, options: dict[str, Any]) -> Iterator[str]:
-        turn, said = self._last_question(), ""
+        turn, text = self._last_question(), ""
         pieces = self.chat.stream_answer(stop=self._stop, **options)
         try:
             for piece in pieces:
-                said += piece
-                yield said
+                text += piece
+                yield text
                 if self._stop.is_set():
                     break
         except Exception as error:
-            turn.question = None  # a question that cannot be answered must not stand in the way of the next
+            # A question that cannot be answered must not stay in front of the next.
+            turn.question = None
             raise _explained(error, "the question could not be answered") from error
         finally:
             pieces.close()  # ends the generation if it still runs
-        if not said:
+        if not text:
             yield ""
 
     def _last_question(self) -> Turn:
-        if any(turn.question for turn in self.turns) and self.turns[-1].question is None:
+        if self.turns and self.turns[-1].question is not None:
+            return self.turns[-1]
+        if any(turn.question for turn in self.turns):
             raise VideoLlamaError("a file was added after the last question; ask about it, or undo it first")
-        if not self.turns or self.turns[-1].question is None:
-            raise VideoLlamaError("there is no question to answer again")
-        return self.turns[-1]
+        raise VideoLlamaError("there is no question to answer again; ask one first")
 
     def _decode(self, path: Path, kind: str, num_frames: int | None, listen: bool) -> Decoded:
         if kind == "image":
             return self.chat.decode_img(path)
         if kind == "audio":
             return self.chat.decode_audio(path)
-        frames = None if num_frames is None else max(1, min(num_frames, self.limits.frames))
-        return self.chat.decode_video(path, num_frames=frames, listen=listen)
+        return self.chat.decode_video(path, num_frames=num_frames, listen=listen)
 
-    def _shares(self, upload: Upload) -> tuple[list[float], list[float]]:
-        found: dict[str, list[float]] = {"image": [], "audio": []}
+    def _attention_shares(self, upload: Upload) -> dict[str, list[float]]:
         assert isinstance(self.chat.model, SharedModel)
+        shares: dict[str, list[float]] = {"image": [], "audio": []}
         for encoded in upload.encoded:
-            found[encoded.kind] = self.chat.model.shares(encoded)
-        return found["image"], found["audio"]
+            shares[encoded.kind] = self.chat.model.shares(encoded)
+        return shares
 
-    def _forget(self, upload: Upload) -> None:
-        self._items.pop(upload).path.unlink(missing_ok=True)
+    def _remove(self, upload: Upload) -> None:
+        self._files.pop(upload).path.unlink(missing_ok=True)
 
     def _free(self) -> None:
         self.chat.reset()
-        for upload in list(self._items):
-            self._forget(upload)
+        for upload in list(self._files):
+            self._remove(upload)
         if self.closed:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -259,35 +259,23 @@ def _link_or_copy(source: str | os.PathLike[str], copy: Path) -> None:
 
 
 def _served_suffix(name: str, kind: str) -> str:
-    """The suffix under which a browser gets a file: one that makes it play it, never one that makes it run it."""
+    """Return a suffix with which a browser plays the file, never one with which it would run it."""
     suffix = Path(name).suffix.lower()
     media_type = mimetypes.guess_type(f"file{suffix}")[0] or ""
-    return suffix if media_type.startswith(f"{kind}/") and "xml" not in media_type else ""
+    if media_type.startswith(f"{kind}/") and "xml" not in media_type:
+        return suffix
+    return ""
 
 
 def _explained(error: Exception, what: str) -> VideoLlamaError:
-    """For the visitor: errors that are meant for people as they are; others shortly, with all of it in the log."""
+    """Return an error for the visitor: expected ones in full, others shortly, with the traceback in the log."""
     if isinstance(error, OutOfMemoryError):
         logger.warning("%s: %s", what, error)
-        return VideoLlamaError(
-            f"{what}: the server has too little memory for it; try again with fewer frames, a shorter conversation, "
-            "fewer beams or a shorter answer"
-        )
+        return VideoLlamaError(f"{what}: {TOO_LITTLE_MEMORY}")
     if isinstance(error, VideoLlamaError):
         return VideoLlamaError(str(error))
     logger.error("%s", what, exc_info=error)
-    if isinstance(error, ValueError):  # of an option, most likely; a bug otherwise, which the log shows
+    if isinstance(error, ValueError):  # most likely of an option
         return VideoLlamaError(str(error))
-    reason = str(error).strip().splitlines() or [""]
-    return VideoLlamaError(f"{what}: {type(error).__name__}: {reason[0][:200]} (the server's log has more)")
-
-
-@contextmanager
-def _called(name: str) -> Iterator[None]:
-    """Let errors about a file name it as its owner does, not by its place on the server."""
-    try:
-        yield
-    except MediaError as error:
-        raise MediaError(name, error.reason, error.hint) from error
-    except FileNotFoundError as error:
-        raise MediaError(name, "the upload was lost", "upload it again") from error
+    reason = str(error).strip().partition("\n")[0]
+    return VideoLlamaError(f"{what}: {type(error).__name__}: {reason[:200]} (the server's log has more)")

@@ -1,72 +1,78 @@
-"""The conversations of all visitors: one for each, never shared, ended when nobody uses it any more."""
+"""The conversations of all visitors, one for each and never shared, and the uploads they are made from."""
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from video_llama.conversation import Conversation
 from video_llama.demo.limits import Limits
 from video_llama.demo.session import SESSION_ENDED, Session
 from video_llama.demo.shared_model import SharedModel
-from video_llama.demo.uploads import Uploads
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.chat import Chat
 from video_llama.inference.generation import GenerationOptions
 
-__all__ = ["Sessions"]
+__all__ = ["Defaults", "Sessions", "Uploads", "stored_bytes"]
 
 logger = logging.getLogger(__name__)
 
-_KEYS_REMEMBERED = 10_000
+_MAX_ENDED_KEYS = 10_000
+# How long an upload may wait for its turn, and how long it stays once a conversation has taken it.
+_WAITING_SECONDS = 1800.0
+_TAKEN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How files are read and answers drawn unless a visitor chooses otherwise."""
+
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    # None for the template of the weights, and for as many frames as the model was trained with.
+    template: Conversation | None = None
+    num_frames: int | None = None
+    # Whether the audio tracks of videos are used.
+    listen: bool = True
 
 
 class Sessions:
-    """The conversations of all visitors, by the key that the page makes up for each.
+    """The conversations of all visitors, by the key that Gradio makes up for each page or client.
 
     Args:
         model: the model, or the promise of it while it is loading.
-        folder: where files are kept: `uploads` as they come, and in `sessions` those of each session, in a folder that
-            nobody can guess.
+        folder: where files are kept: `uploads` as they come, and in `sessions` those of each conversation, in a folder
+            whose name nobody can guess.
         limits: what visitors may do.
-        template: of the conversations; by default the one that belongs to the weights.
-        options: how answers are drawn, as far as a visitor does not choose otherwise.
-        num_frames: frames to look at in a video unless a visitor chooses otherwise; None for the model's own number.
-        listen: whether videos are listened to unless a visitor chooses otherwise.
+        defaults: what visitors need not choose.
     """
 
     def __init__(
         self,
         model: Future[SharedModel],
         folder: Path,
-        *,
         limits: Limits | None = None,
-        template: Conversation | None = None,
-        options: GenerationOptions | None = None,
-        num_frames: int | None = None,
-        listen: bool = True,
+        defaults: Defaults | None = None,
     ) -> None:
         self.model = model
-        self.uploads = Uploads(folder / "uploads")
-        self.folder = folder / "sessions"
-        self.limits = limits or Limits()
-        self.num_frames, self.listen = num_frames, listen
-        self._template, self._options = template, options
-        self.num_ended = 0
+        self.uploads, self.folder = Uploads(folder / "uploads"), folder / "sessions"
+        self.limits, self.defaults = limits or Limits(), defaults or Defaults()
         self._sessions: dict[str, Session] = {}
-        self._ended: OrderedDict[str, None] = OrderedDict()  # a request that waited too long must not revive one
+        # A request that waited too long must not revive a conversation that has ended.
+        self._ended: dict[str, None] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def get(self, key: str | None) -> Session:
-        """The session of a visitor; a new one at the first call.
+        """Return the session of a visitor, and open it at the first call.
 
         Raises:
             VideoLlamaError: there are too many visitors, the session has ended, or the request names none.
@@ -82,24 +88,24 @@ class Sessions:
                 self._make_room()
                 folder = self.folder / secrets.token_hex(16)
                 folder.mkdir(mode=0o700, parents=True)
-                chat = Chat(model, self._template, options=self._options)
+                chat = Chat(model, self.defaults.template, options=self.defaults.options)
                 self._sessions[key] = Session(chat, folder, self.limits)
             session = self._sessions[key]
             session.last_used = time.monotonic()
             return session
 
     def find(self, key: str | None) -> Session | None:
-        """The session of a visitor, if there is one."""
+        """Return the session of a visitor, if there is one."""
         return self._sessions.get(key or "")
 
     def end(self, key: str | None) -> None:
         """Free a visitor's conversation and files; the key is not accepted again."""
+        key = key or ""
         with self._lock:
-            session = self._sessions.pop(key or "", None)
-            self.num_ended += session is not None
-            self._ended[key or ""] = None
-            while len(self._ended) > _KEYS_REMEMBERED:
-                self._ended.popitem(last=False)
+            session = self._sessions.pop(key, None)
+            self._ended[key] = None
+            if len(self._ended) > _MAX_ENDED_KEYS:
+                del self._ended[next(iter(self._ended))]
         if session is not None:
             session.close()
 
@@ -117,9 +123,70 @@ class Sessions:
                 self.end(key)
 
     def _make_room(self) -> None:
+        """Close an empty session where there are too many."""
         if len(self._sessions) < self.limits.sessions:
             return
         empty = [key for key, session in self._sessions.items() if not session.turns and not session.busy]
         if not empty:
-            raise VideoLlamaError("too many people are here at the moment; try again in a few minutes")
+            raise VideoLlamaError("the demo is full at the moment; try again in a few minutes")
         self._sessions.pop(empty[0]).close()
+
+
+class Uploads:
+    """The folder in which Gradio puts uploads; no file outside of it is ever read for a visitor."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, data: Any) -> tuple[Path, str]:
+        """Return the path of an uploaded file and its owner's name for it.
+
+        Args:
+            data: what the browser or the client says about the file.
+
+        Raises:
+            VideoLlamaError: there is no file, or it is not one that was uploaded.
+        """
+        if isinstance(data, (list, tuple)) and len(data) == 1:
+            data = data[0]
+        if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+            raise VideoLlamaError("no file was uploaded")
+        try:
+            path = Path(data["path"]).resolve()
+            is_upload, is_file = path.is_relative_to(self.folder.resolve()), path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, a circle of links
+            raise VideoLlamaError("only files that were uploaded can be read") from error
+        if not is_upload:
+            raise VideoLlamaError("only files that were uploaded can be read")
+        if not is_file:
+            raise VideoLlamaError("the upload was lost; upload it again")
+        # Let `sweep` remove it soon. Gradio replaces a file that is sent again by a new one, which waits its own time.
+        old_enough = time.time() - _WAITING_SECONDS + _TAKEN_SECONDS
+        os.utime(path, (old_enough, old_enough))
+        name = Path(str(data.get("orig_name") or path.name)).name
+        return path, name[:200] or path.name
+
+    def sweep(self, now: float | None = None) -> None:
+        """Remove what was taken a minute ago or has been there for half an hour, and empty folders."""
+        now = now or time.time()
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            try:
+                if path.is_dir():
+                    path.rmdir()  # fails, as it should, where a file is left
+                elif now - path.stat().st_mtime > _WAITING_SECONDS:
+                    path.unlink()
+            except OSError:
+                continue
+
+
+def stored_bytes(folder: Path) -> int:
+    """Return the size of the files below a folder; a file under two names counts once."""
+    sizes: dict[int, int] = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(parent, name))
+            except OSError:  # removed meanwhile
+                continue
+            sizes[status.st_ino] = status.st_size
+    return sum(sizes.values())

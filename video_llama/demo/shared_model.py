@@ -1,4 +1,4 @@
-"""One model for several conversations: one computation at a time, and where its Q-Formers looked."""
+"""One model for several conversations: one computation at a time, and the attention of its Q-Formers."""
 
 from __future__ import annotations
 
@@ -30,32 +30,31 @@ logger = logging.getLogger(__name__)
 class SharedModel(VideoLlama):
     """A `VideoLlama` that threads may use at the same time; they wait for each other.
 
-    What it encodes, it also measures: `shares(encoded)` says which part of the attention of the branch's last
-    Q-Former went to each frame or segment.
-
     Keys and values that conversations keep for their next questions share a budget: those of the conversations that
-    were answered longest ago are forgotten first, and computed anew when they are asked for. Where memory runs out,
-    all are forgotten.
+    were answered longest ago are dropped first, and computed again when they are needed. Where memory runs out, all
+    are dropped.
 
     Args:
         model: the loaded model.
         kept_bytes: the budget; by default half of what the device has free now, the other half being for the work.
 
     Attributes:
-        failure: has the error of a device that failed for good, once there is one; no computation succeeds then.
+        failure: gets the error of a device that failed for good; no computation succeeds then.
     """
 
     def __init__(self, model: VideoLlama, kept_bytes: int | None = None) -> None:
         super().__init__(model.model, model.processor)
         self.failure: Future[NoReturn] = Future()
-        memory = None if kept_bytes is not None else read_device_memory(self.device)
-        self.kept_bytes = memory.free // 2 if memory is not None else kept_bytes
-        self._caches: weakref.WeakKeyDictionary[PrefixCache, None] = weakref.WeakKeyDictionary()  # the last used last
+        if kept_bytes is None and (memory := read_device_memory(self.device)) is not None:
+            kept_bytes = memory.free // 2
+        self.kept_bytes = kept_bytes
         self._lock = threading.Lock()
+        # In the order of their last use.
+        self._caches: weakref.WeakKeyDictionary[PrefixCache, None] = weakref.WeakKeyDictionary()
         self._shares: weakref.WeakKeyDictionary[EncodedMedia, list[float]] = weakref.WeakKeyDictionary()
 
     def encode(self, media: VideoFrames | AudioSegments | Tensor) -> EncodedMedia:
-        """As `VideoLlama.encode`, with the attention recorded unless `media` is a bare tensor."""
+        """Encode as `VideoLlama.encode` does, and record the attention unless `media` is a bare tensor."""
         if isinstance(media, AudioSegments) and self.model.audio_branch is not None:
             qformer, parts = self.model.audio_branch.audio_qformer, len(self.prepare_values(media))
         elif isinstance(media, VideoFrames):
@@ -69,11 +68,11 @@ class SharedModel(VideoLlama):
         return encoded
 
     def shares(self, encoded: EncodedMedia) -> list[float]:
-        """For every frame or segment its share of the attention; the shares add up to 1."""
+        """Return each frame's or segment's share of the attention of the branch's last Q-Former; they add up to 1."""
         return self._shares[encoded]
 
     def prepare(self, conversation: Conversation, media: Sequence[EncodedMedia]) -> Prompt:
-        """As `VideoLlama.prepare`."""
+        """Prepare a prompt as `VideoLlama.prepare` does."""
         with self._watched():
             return super().prepare(conversation, media)
 
@@ -83,11 +82,11 @@ class SharedModel(VideoLlama):
             if cache is not None:
                 self._caches.pop(cache, None)
                 self._caches[cache] = None
-                self._forget_beyond(self.kept_bytes)
+                self._drop_caches_beyond(self.kept_bytes)
             return ids
 
-    def _forget_beyond(self, kept_bytes: int | None) -> None:
-        """Forget the caches that were used longest ago, until the others take no more than that."""
+    def _drop_caches_beyond(self, kept_bytes: int | None) -> None:
+        """Clear the caches that were used longest ago, until the others take no more than `kept_bytes`."""
         caches = list(self._caches)
         total = sum(cache.num_bytes for cache in caches)
         for cache in caches:
@@ -98,13 +97,13 @@ class SharedModel(VideoLlama):
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Draw the consequences of what went wrong on the device."""
+        """Free the caches where memory runs out, and record a device that failed."""
         try:
             yield
         except OutOfMemoryError:
-            logger.warning("out of memory: what conversations had computed is forgotten, to be computed anew")
+            logger.warning("out of memory: the keys and values of all conversations are dropped, to be computed again")
             with self._lock:
-                self._forget_beyond(0)
+                self._drop_caches_beyond(0)
             release_memory()
             raise
         except DeviceError as error:
@@ -114,7 +113,7 @@ class SharedModel(VideoLlama):
 
 
 def attention_shares(attention: list[Tensor], parts: int) -> list[float]:
-    """The mean over layers, heads and queries of what each part of the input got.
+    """Return the mean attention over layers, heads and queries of each part of the input.
 
     Args:
         attention: one (1, heads, queries, tokens) per layer, rows that add up to 1.
@@ -126,20 +125,17 @@ def attention_shares(attention: list[Tensor], parts: int) -> list[float]:
 
 @contextmanager
 def _recorded_attention(qformer: nn.Module) -> Iterator[list[Tensor]]:
-    """The attention of every cross-attention layer, computed from its queries and keys when the layer runs."""
+    """Record the attention of every cross-attention layer, computed again from its queries and keys."""
     recorded: list[Tensor] = []
-    handles = []
 
     def record(layer: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-        queries, states = given["hidden_states"], given["encoder_hidden_states"]
         heads = layer.num_attention_heads
-        query = layer.query(queries).unflatten(-1, (heads, -1)).transpose(1, 2)
-        key = layer.key(states).unflatten(-1, (heads, -1)).transpose(1, 2)
+        query = layer.query(given["hidden_states"]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        key = layer.key(given["encoder_hidden_states"]).unflatten(-1, (heads, -1)).transpose(1, 2)
         recorded.append((query @ key.transpose(-1, -2) * layer.scaling).float().softmax(dim=-1))
 
-    for name, module in qformer.named_modules():
-        if name.endswith("crossattention.attention"):
-            handles.append(module.register_forward_hook(record, with_kwargs=True))
+    layers = [module for name, module in qformer.named_modules() if name.endswith("crossattention.attention")]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
         yield recorded
     finally:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from video_llama.demo.arguments import DEFAULT_MODEL, build_parser
+from video_llama.demo.arguments import DEFAULT_MODEL, build_parser, choose_options, choose_template, load_model
 from video_llama.errors import VideoLlamaError
 from video_llama.utils.extras import require_extra
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 INPUT_ERROR, INTERRUPTED = 1, 130
+_MAX_TIMES_SHOWN = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,15 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.model and not arguments.cfg_path:
         arguments.model = DEFAULT_MODEL
     on_terminal = arguments.terminal or arguments.input or arguments.question is not None
-    if on_terminal and arguments.question is None and not sys.stdin.isatty():
-        parser.error("give --question TEXT, or run on a terminal to have a conversation")
-    if arguments.options and not arguments.cfg_path:
-        parser.error("--options overrides settings of a YAML file; give --cfg-path too")
-    if any(not question.strip() for question in arguments.question or ()):
-        parser.error("argument --question: it is empty; type a question")
-    if arguments.gpu_id is not None and arguments.device not in (None, "cuda", f"cuda:{arguments.gpu_id}"):
-        parser.error(f"--gpu-id {arguments.gpu_id} and --device {arguments.device} contradict each other; give one")
-    warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")  # as intended
+    _check_arguments(parser, arguments, on_terminal)
+    # A penalty on the answer alone, without the prompt, is what is wanted.
+    warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         if arguments.video_reader is not None:
@@ -59,26 +55,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, on_terminal: bool) -> None:
+    """Exit with a usage error where options contradict each other or the input."""
+    if on_terminal and arguments.question is None and not sys.stdin.isatty():
+        parser.error("give --question TEXT, or run on a terminal to have a conversation")
+    if arguments.options and not arguments.cfg_path:
+        parser.error("--options overrides settings of a YAML file; give --cfg-path too")
+    if any(not question.strip() for question in arguments.question or ()):
+        parser.error("argument --question: it is empty; type a question")
+    if arguments.gpu_id is not None and arguments.device not in (None, "cuda", f"cuda:{arguments.gpu_id}"):
+        parser.error(f"--gpu-id {arguments.gpu_id} and --device {arguments.device} contradict each other; give one")
+
+
 def _talk(arguments: argparse.Namespace) -> None:
+    from video_llama.inference.chat import Chat
     from video_llama.media.containers import media_kind
 
-    kinds = [media_kind(path) for path in arguments.input]  # before the model, which takes a while to load
-    chat = _open_chat(arguments)
+    # Bad files and options are reported before the model is loaded, which takes a while.
+    kinds = [media_kind(path) for path in arguments.input]
+    options = choose_options(arguments)
+    chat = Chat(load_model(arguments), choose_template(arguments), options=options)
     for path, kind in zip(arguments.input, kinds, strict=True):
         print(describe_upload(_upload(chat, path, kind, arguments)), flush=True)
-    for question in arguments.question if arguments.question is not None else _typed_questions():
+    for question in arguments.question or _typed_questions():
         chat.ask(question)
-        if arguments.question is not None:
+        if arguments.question:
             print(f"> {question}")
-        _print_answer(chat, sys.stdout)
-
-
-def _open_chat(arguments: argparse.Namespace) -> Chat:
-    from video_llama.demo.opening import choose_options, choose_template, load_model
-    from video_llama.inference.chat import Chat
-
-    options = choose_options(arguments)
-    return Chat(load_model(arguments), choose_template(arguments), options=options)
+        for piece in chat.stream_answer():
+            print(piece, end="", flush=True)
+        print()
 
 
 def _upload(chat: Chat, path: str, kind: str, arguments: argparse.Namespace) -> Upload:
@@ -86,41 +91,34 @@ def _upload(chat: Chat, path: str, kind: str, arguments: argparse.Namespace) -> 
         return chat.upload_img(path)
     if kind == "audio":
         return chat.upload_audio(path)
-    upload = chat.upload_video_without_audio if arguments.no_audio else chat.upload_video
-    return upload(path, num_frames=arguments.num_frames)
+    if arguments.no_audio:
+        return chat.upload_video_without_audio(path, num_frames=arguments.num_frames)
+    return chat.upload_video(path, num_frames=arguments.num_frames)
 
 
 def describe_upload(upload: Upload) -> str:
-    """One line on what the model saw and heard of a file."""
-    seen = heard = ""
-    if upload.frames is not None and upload.frames.kind == "image":
-        return f"{upload.source}: an image"
-    if upload.frames is not None:
-        times = [f"{seconds:.1f}" for seconds in upload.frames.times_seconds]
-        seen = f"{len(times)} frame{'s' * (len(times) > 1)} at {_shortened(times)} seconds; sound: "
+    """Return one line on the frames and the audio that the model gets of a file."""
+    audio = upload.sound
     if upload.audio is not None:
-        heard = f"heard {len(upload.audio.start_seconds)} segments of its {upload.audio.duration_seconds:.1f} seconds"
-    return f"{upload.source}: {seen}{heard or upload.sound}"
+        segments, seconds = len(upload.audio.start_seconds), upload.audio.duration_seconds
+        audio = f"heard {segments} segments of its {seconds:.1f} seconds"
+    if upload.frames is None:
+        return f"{upload.source}: {audio}"
+    if upload.frames.kind == "image":
+        return f"{upload.source}: an image"
+    times = [f"{seconds:.1f}" for seconds in upload.frames.times_seconds]
+    frames = "1 frame" if len(times) == 1 else f"{len(times)} frames"
+    return f"{upload.source}: {frames} at {_shortened(times)} seconds; sound: {audio}"
 
 
-def _shortened(texts: list[str], longest: int = 16) -> str:
-    return ", ".join(texts if len(texts) <= longest else [*texts[: longest - 2], "…", texts[-1]])
+def _shortened(texts: list[str], longest: int = _MAX_TIMES_SHOWN) -> str:
+    if len(texts) > longest:
+        texts = [*texts[: longest - 2], "…", texts[-1]]
+    return ", ".join(texts)
 
 
-def _typed_questions() -> Iterable[str]:
+def _typed_questions() -> Iterator[str]:
     print("Type a question; an empty line ends the conversation.")
-    while question := _read_line():
-        yield question
-
-
-def _read_line() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
-
-
-def _print_answer(chat: Chat, output: TextIO) -> None:
-    for piece in chat.stream_answer():
-        print(piece, end="", flush=True, file=output)
-    print(file=output)
+    with contextlib.suppress(EOFError):
+        while question := input("> ").strip():
+            yield question

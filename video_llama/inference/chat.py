@@ -131,13 +131,17 @@ class Chat:
         Raises:
             MediaError: the video cannot be read.
         """
-        frames, _ = self.media_processor.process_video(path, num_frames=num_frames, audio=False)
+        processor = self.media_processor
+        clip = processor.decoder(listen and self.model.has_audio, num_frames).video(path)
+        frames = processor.finish_frames(clip)
         if not listen:
             return Decoded(str(path), frames, None, "not listened to")
-        if not self.model.has_audio:
+        if clip.audio is None:
             return Decoded(str(path), frames, None, "the model has no audio branch")
         try:
-            return Decoded(str(path), frames, self.media_processor.process_audio(path), "heard")
+            if isinstance(clip.audio, MediaError):
+                raise clip.audio
+            return Decoded(str(path), frames, processor.finish_segments(clip.audio), "heard")
         except MediaError as error:
             if not isinstance(error, NoAudioTrackError):
                 logger.warning("the audio track is left out: %s", error)
