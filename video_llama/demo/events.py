@@ -38,7 +38,8 @@ def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> g
     """
     work = {"concurrency_id": "model", "concurrency_limit": concurrency}
     with gr.Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
-        Endpoints(sessions).connect(work)  # first, so that they get the names that handlers of the page have as well
+        # First, so that they get the names that handlers of the page have as well.
+        Endpoints(sessions).connect(work)
         page = Page(title, sessions.limits, sessions.defaults)
         events = Events(page, sessions)
         events.connect(work)
@@ -231,7 +232,8 @@ class Events:
 
     def _failure(self, error: VideoLlamaError, session: Session | None = None) -> Changes:
         text = str(error)
-        if ":" not in text.split(" ")[0]:  # not a file name
+        # Not a file name.
+        if ":" not in text.split(" ")[0]:
             text = text[:1].upper() + text[1:]
         changes: Changes = {self.page.notice: views.notice(text, "error")}
         if session is not None and not session.busy:

@@ -90,7 +90,8 @@ class Limits:
         try:
             self._check_packets(path, "audio")
         except NoAudioTrackError:
-            return kind  # the decoder reports it where audio is needed
+            # The decoder reports it where audio is needed.
+            return kind
         return kind
 
     def check_question(self, text: Any) -> str:
@@ -110,7 +111,8 @@ class Limits:
 
     def _check_image(self, path: str | os.PathLike[str]) -> None:
         try:
-            with Image.open(os.fspath(path)) as image:  # reads the header only
+            # Reads the header only.
+            with Image.open(os.fspath(path)) as image:
                 width, height = image.size
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise MediaError(path, "the image cannot be read", "save it again as PNG or JPEG") from error

@@ -131,7 +131,8 @@ class DemoServer:
     def close(self) -> None:
         """Stop serving, free the model's sessions and remove all files."""
         self._closing.set()
-        self.sessions.end_all()  # stops running answers, for which the server would wait
+        # Stops running answers, for which the server would wait.
+        self.sessions.end_all()
         if self._blocks is not None:
             self._blocks.close(verbose=False)
         self.sessions.end_all()
@@ -225,7 +226,8 @@ def serve(arguments: argparse.Namespace) -> None:
         choose_options(arguments), choose_template(arguments), arguments.num_frames, not arguments.no_audio
     )
     # Signals that would end the process at once, and leave the visitors' files behind, end it like `sys.exit`.
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP, and nohup ignores it
+    # Windows has no SIGHUP, and nohup ignores it.
+    for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _exit)
@@ -236,7 +238,8 @@ def serve(arguments: argparse.Namespace) -> None:
         print(f"The page is at {address} (Ctrl-C ends it); loading the model …", flush=True)
         model = server.model.result()
         print("The model is ready.", flush=True)
-        model.failure.exception()  # waits until there is one
+        # Waits until there is one.
+        model.failure.exception()
         time.sleep(_LAST_ANSWER_SECONDS)
         model.failure.result()
     finally:
@@ -244,7 +247,8 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def _exit(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough
+    # Once is enough.
+    signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -262,7 +266,8 @@ def check_address(host: str, port: int | None) -> None:
         raise VideoLlamaError(f"--host {host}: no such host") from error
     try:
         with socket.socket(family, kind, protocol) as probe:
-            if os.name == "posix":  # elsewhere this would share a port that is in use
+            # Elsewhere this would share a port that is in use.
+            if os.name == "posix":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:

@@ -215,7 +215,8 @@ class Session:
             turn.question = None
             raise _explained(error, "the question could not be answered") from error
         finally:
-            pieces.close()  # ends the generation if it still runs
+            # Ends the generation if it still runs.
+            pieces.close()
         if not text:
             yield ""
 
@@ -275,7 +276,8 @@ def _explained(error: Exception, what: str) -> VideoLlamaError:
     if isinstance(error, VideoLlamaError):
         return VideoLlamaError(str(error))
     logger.error("%s", what, exc_info=error)
-    if isinstance(error, ValueError):  # most likely of an option
+    # Most likely of an option.
+    if isinstance(error, ValueError):
         return VideoLlamaError(str(error))
     reason = str(error).strip().partition("\n")[0]
     return VideoLlamaError(f"{what}: {type(error).__name__}: {reason[:200]} (the server's log has more)")

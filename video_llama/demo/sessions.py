@@ -172,7 +172,8 @@ class Uploads:
         for path in sorted(self.folder.rglob("*"), reverse=True):
             try:
                 if path.is_dir():
-                    path.rmdir()  # fails, as it should, where a file is left
+                    # Fails, as it should, where a file is left.
+                    path.rmdir()
                 elif now - path.stat().st_mtime > _WAITING_SECONDS:
                     path.unlink()
             except OSError:

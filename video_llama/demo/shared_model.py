@@ -107,7 +107,8 @@ class SharedModel(VideoLlama):
             release_memory()
             raise
         except DeviceError as error:
-            with contextlib.suppress(InvalidStateError):  # another thread was first
+            # Another thread was first.
+            with contextlib.suppress(InvalidStateError):
                 self.failure.set_exception(error)
             raise
 

@@ -23,7 +23,8 @@ from video_llama.registry import VIDEO_READERS
 __all__ = ["DecodeProcess", "ProcessDied", "home_of_reader", "serve"]
 
 _START = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # its owner ends it
+    # Its owner ends it.
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "import sys; sys.path[:] = sys.argv[1:]; "
     "from video_llama.inference.decode_process import serve; serve()"
 )
@@ -105,7 +106,8 @@ def home_of_reader(decoder: ClipDecoder) -> str:
 def serve() -> None:
     """The process's end: answer until there are no more questions."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a decoder prints must not get among the answers
+    # What a decoder prints must not get among the answers.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     questions = sys.stdin.buffer
     try:
         decoder, home = pickle.load(questions)
@@ -114,7 +116,8 @@ def serve() -> None:
             packed_source, first = pickle.load(questions)
             _send(answers, _answer(decoder, packed_source, first))
     except (EOFError, BrokenPipeError):
-        os._exit(0)  # the owner is gone; flushing what it no longer reads would fail
+        # The owner is gone; flushing what it no longer reads would fail.
+        os._exit(0)
 
 
 def _answer(decoder: ClipDecoder, packed_source: bytes, first: int) -> Decoded | str | None:

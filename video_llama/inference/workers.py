@@ -17,7 +17,8 @@ from video_llama.processor.clips import ClipReader, ClipSource, Window, is_file
 
 __all__ = ["WindowRead", "read_ahead"]
 
-_ATTEMPTS = 2  # a process may have been killed for no fault of the clip
+# A process may have been killed for no fault of the clip.
+_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,12 @@ class _Pool:
         for process in self._processes:
             self._idle.put(process)
         self._running: dict[Future[_Result], _Task] = {}
-        self._only_here = home_of_reader(reader.decoder) == "__main__"  # which no other process can import
+        # Which no other process can import.
+        self._only_here = home_of_reader(reader.decoder) == "__main__"
 
     def read(self, clips: Iterable[tuple[int, ClipSource]]) -> Iterator[tuple[_Task, _Result]]:
-        waiting: deque[_Task] = deque()  # the rest of what was begun
+        # The rest of what was begun.
+        waiting: deque[_Task] = deque()
         fresh = (_Task(key, source) for key, source in clips)
         try:
             while True:

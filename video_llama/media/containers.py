@@ -53,8 +53,10 @@ _SIGNATURES = {
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
 _BOXES = {*_FIRST_BOXES, b"moof", b"mfra", b"sidx", b"styp", b"meta", b"udta", b"uuid", b"pdin", b"emsg"}
 
-_UNKNOWN_CHUNK_SIZE = 0x7FFFF000  # programs that write to a pipe put this or more where the size belongs
-_CHUNK_SLACK_BYTES = 16  # some programs count the chunk's own header, or a padding byte that is not there
+# Programs that write to a pipe put this or more where the size belongs.
+_UNKNOWN_CHUNK_SIZE = 0x7FFFF000
+# Some programs count the chunk's own header, or a padding byte that is not there.
+_CHUNK_SLACK_BYTES = 16
 
 # Packets are flagged as damaged wherever a broadcast recording starts or ends, and where a WAV file says to
 # be a few bytes longer than it is (one that is really cut short never gets here). Elsewhere the flag means
@@ -251,10 +253,12 @@ def _declared_end_of_boxes(file: BinaryIO, size: int) -> int:
         file.seek(start)
         header = file.read(16)
         length = int.from_bytes(header[:4], "big")
-        if length == 1:  # a 64-bit length follows the type
+        # A 64-bit length follows the type.
+        if length == 1:
             length = int.from_bytes(header[8:16], "big")
         if length < 8 or header[4:8] not in _BOXES:
-            return start  # "to the end of the file", or what some programs add after the last box
+            # "to the end of the file", or what some programs add after the last box.
+            return start
         start += length
     return start
 

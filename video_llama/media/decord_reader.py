@@ -23,8 +23,10 @@ from video_llama.utils.extras import import_extra
 
 __all__ = ["DecordReader", "open_decord"]
 
-_FORMATS_READ_WRONGLY = {"avi", "mpeg", "mpegts"}  # where decord gives other frames than it is asked for
-_HINT = "the video reader 'pyav' may be able to"  # among others at small widths as 48, where decord fails
+# Where decord gives other frames than it is asked for.
+_FORMATS_READ_WRONGLY = {"avi", "mpeg", "mpegts"}
+# Among others at small widths as 48, where decord fails.
+_HINT = "the video reader 'pyav' may be able to"
 
 
 @VIDEO_READERS.register("decord")
@@ -37,7 +39,8 @@ def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterat
             reads wrongly.
         ConfigError: decord is not installed.
     """
-    with open_container(path) as container:  # says what is wrong with a file; decord prints it to stderr at best
+    # Says what is wrong with a file; decord prints it to stderr at best.
+    with open_container(path) as container:
         select_stream(container, path, "video")
         if container.format.name in _FORMATS_READ_WRONGLY:
             reason = f"decord gives wrong frames of {container.format.name} files"

@@ -90,8 +90,10 @@ def index_frames(packets: Iterable[Packet], format_name: str) -> FrameIndex:
     """From all packets of a stream in a container of this format."""
     num_frames, rewind_time = 0, 0
     times: list[int] = []
-    keyframe_times: list[tuple[int, int]] = []  # when it is shown, and where to send the demuxer for it
-    for packet in packets:  # the packets hold the whole file: none may be kept
+    # When it is shown, and where to send the demuxer for it.
+    keyframe_times: list[tuple[int, int]] = []
+    # The packets hold the whole file: none may be kept.
+    for packet in packets:
         if not packet.size or packet.is_discard:
             continue
         num_frames += 1

@@ -16,7 +16,8 @@ __all__ = ["ImageInput", "load_image", "resize_image"]
 ImageInput = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
 """A file, a PIL image, or an array (height, width[, channels])."""
 
-_MAX_PIXELS = 100_000_000  # a small file can unpack to far more and fill the memory
+# A small file can unpack to far more and fill the memory.
+_MAX_PIXELS = 100_000_000
 
 
 def load_image(source: ImageInput) -> Image.Image:
@@ -63,7 +64,8 @@ def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, also where PIL holds them in 32
+    # 16 bits, also where PIL holds them in 32.
+    if image.mode.startswith("I"):
         return _gray(np.asarray(image, dtype=np.float64) / 257)
     if image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
@@ -80,7 +82,8 @@ def _array_to_image(array: NDArray[np.generic]) -> Image.Image:
     error = MediaError(
         "array", f"no image has shape {array.shape} and type {array.dtype}", "give (height, width, 3) of uint8"
     )
-    if array.ndim < 2 or not array.size:  # PIL takes one dimension for a column
+    # PIL takes one dimension for a column.
+    if array.ndim < 2 or not array.size:
         raise error
     try:
         return Image.fromarray(array)

@@ -192,7 +192,8 @@ class _Decoder:
             MediaError: one of them cannot be decoded.
         """
         frames = self._collect(start, wanted)
-        if len(frames) < len(wanted):  # the demuxer's own index led past the keyframe
+        # The demuxer's own index led past the keyframe.
+        if len(frames) < len(wanted):
             frames = self._collect(0, wanted)
         if len(frames) < len(wanted):
             missing = next(index for index in wanted if index not in frames)
@@ -234,7 +235,8 @@ class _Decoder:
         count = 0
         for number, packet in enumerate(demux_packets(self._container, self._stream, self._path)):
             if number == 0 and start and not packet.is_keyframe:
-                return  # the demuxer went past the keyframe
+                # The demuxer went past the keyframe.
+                return
             if can_skip:
                 context.skip_frame = "NONREF"
                 if not packet.size or packet.pts in wanted_times:

@@ -101,7 +101,8 @@ def sample_headtail_indices(num_source_frames: int, num_frames: int, rng: random
     if min(num_source_frames, num_frames) < 1:
         raise _bad_counts(num_source_frames, num_frames)
     middle = num_source_frames // 2
-    head_count = num_frames // 2 if middle else 0  # a one-frame video has no head
+    # A one-frame video has no head.
+    head_count = num_frames // 2 if middle else 0
     head = _draw(range(middle), head_count, rng)
     return head + _draw(range(middle, num_source_frames), num_frames - head_count, rng)
 

@@ -129,7 +129,8 @@ class Attention(nn.Module):
         self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if has_bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)  # each (inputs, tokens, width)
+        # Each (inputs, tokens, width)
+        query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
         # The extra key and value stand behind those of the tokens.
         if self.bias_k is not None and self.bias_v is not None:
             key = torch.cat([key, self.bias_k.expand(len(key), -1, -1)], dim=1)  # (inputs, tokens + 1, width)

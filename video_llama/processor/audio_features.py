@@ -156,7 +156,8 @@ def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_
     # As in the reference, a filter in single precision; more digits would move quiet mel bins by up to 0.05.
     resampler = Resample(source_rate_hz, target_rate_hz, dtype=torch.float32)
     pending: torch.Tensor | None = None
-    done = 0  # samples at the head of `pending` that serve as margin only
+    # Samples at the head of `pending` that serve as margin only.
+    done = 0
     for block in blocks:
         pending = block if pending is None else torch.cat([pending, block], dim=-1)
         ready = done + (pending.shape[-1] - done - margin) // period * period
@@ -185,7 +186,8 @@ def log_mel_segments(
     Returns:
         (segments, 1, mel_bins, mel_frames), float32.
     """
-    mels: dict[tuple[int, int], torch.Tensor] = {}  # in a sound shorter than a segment all are the same
+    # In a sound shorter than a segment all are the same.
+    mels: dict[tuple[int, int], torch.Tensor] = {}
     for start, stop in ranges:
         if (start, stop) not in mels:
             segment = samples[start:stop]

@@ -46,7 +46,8 @@ class Window:
 
 def is_file(source: ClipSource) -> bool:
     """Whether a clip is to be decoded; the others are in memory."""
-    if isinstance(source, Image.Image):  # has a method `open`, too
+    # Has a method `open`, too.
+    if isinstance(source, Image.Image):
         return False
     return isinstance(source, (str, os.PathLike, OpensAsFile))
 

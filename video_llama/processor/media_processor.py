@@ -388,7 +388,8 @@ def _decoded_for(settings: SegmentSettings, origin: AudioOrigin) -> RawSegments:
         (each.num_segments, each.spacing, each.log_mel.segment_seconds, each.log_mel.sample_rate_hz)
         for each in (settings, origin.settings)
     ]
-    if raw.num_samples is None or cuts[0] == cuts[1]:  # the whole sound, or the very parts
+    # The whole sound, or the very parts.
+    if raw.num_samples is None or cuts[0] == cuts[1]:
         return raw
     try:
         return read_segments(raw.source, settings)

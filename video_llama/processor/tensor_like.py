@@ -102,7 +102,8 @@ class TensorLike(ABC):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.generic]:
         values = self.tensor.detach().cpu()
-        array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # numpy has no bfloat16
+        # Numpy has no bfloat16.
+        array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         return np.array(array, dtype=dtype) if copy else np.asarray(array, dtype=dtype)
 
     # How torch.as_tensor and torch.tensor read foreign arrays.

@@ -81,7 +81,8 @@ def validate(
     is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     runner = model if is_sharded else inner
     reader = SampleReader(dataset.examples, dataset.encoder)
-    sums = torch.zeros(5, dtype=torch.float64)  # loss, tokens, right tokens, samples, bad samples
+    # Loss, tokens, right tokens, samples, bad samples.
+    sums = torch.zeros(5, dtype=torch.float64)
     answers: list[dict[str, str]] = []
     for indices in _shares(accelerator, len(dataset.examples), batch_size, max_batches):
         items = [reader[index] for index in indices]
