@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from av.container import InputContainer
@@ -140,14 +140,14 @@ def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stre
     keyframes = {}
     for time in np.sort(shown[is_key]).tolist():
         keyframes[bisect.bisect_left(times, time)] = time
-    return FrameIndex(len(times), times, keyframes, min(int(shown.min()), int(decoding[0]), 0))
+    return FrameIndex(len(times), times, keyframes, min(int(times[0]), int(decoding[0]), 0))
 
 
 def _shifts_by_ffmpeg(
     container: InputContainer, stream: VideoStream, decoding: NDArray[np.int64], shown: NDArray[np.int64]
 ) -> tuple[int, int] | None:
     """Return what FFmpeg adds to decoding and presentation times; None if that varies, or if frames are cut away."""
-    entries = stream.index_entries
+    entries: Any = getattr(stream, "index_entries", ())
     if not len(decoding) or len(entries) != len(decoding):
         return None
     compared = min(_NUM_COMPARED, len(decoding))

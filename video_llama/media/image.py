@@ -69,7 +69,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _gray(np.asarray(image, dtype=np.float64) / 257)
     if image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        return _gray(values * 255 if values.max(initial=0) <= 1 else values)
+        return _gray(values * 255 if np.max(values, initial=0) <= 1 else values)
     return image.convert("RGB")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from av import VideoFrame
@@ -242,7 +242,7 @@ class _Decoder:
                 if not packet.size or packet.pts in wanted_times:
                     context.skip_frame = "DEFAULT"
             with translate_errors(self._path, f"the video is damaged near frame {start + count}"):
-                frames = packet.decode()
+                frames: Sequence[Any] = packet.decode()
             for frame in frames:
                 # The frame on the screen at this time; without times, frames are counted.
                 position = start + count

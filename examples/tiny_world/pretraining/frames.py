@@ -194,4 +194,4 @@ def _row(frame: NDArray[np.uint8], scene: Scene, time: float) -> _Row:
     labels = np.array([ATTRIBUTES[name].index(values[name]) for name in FRAME_ATTRIBUTES])
     places = np.full((MAX_OBJECTS, 2), -1, dtype=np.float32)
     places[: len(scene.offsets)] = scene.places_at(time)
-    return frame, labels, places, np.float32(scene.radius), np.array(still.centre, dtype=np.float32)
+    return frame, labels, places, np.array(scene.radius, dtype=np.float32), np.array(still.centre, dtype=np.float32)
