@@ -65,6 +65,7 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
         'float32'
     """
     config = OmegaConf.structured(Config)
+    # Options come second, so that they override the file.
     leaves = {**_read_yaml(Path(path)), **_parse_options(options)}
     # Set the keys one by one, to name every mistake and not only the first.
     mistakes = []
@@ -112,7 +113,7 @@ def find_out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a file by dotted key, with references to environment variables and other keys resolved."""
+    """Return the values of a file by dotted key, with references to environment variables and other keys resolved."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError as error:
@@ -135,7 +136,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """The values of options by dotted key."""
+    """Return the values of options by dotted key."""
     leaves: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
@@ -145,6 +146,7 @@ def _parse_options(options: Sequence[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"option {option!r}: the value is not valid YAML") from error
+        # A mapping sets several keys at once. An empty one has no keys to yield, so it is kept for `_set` to check.
         if isinstance(value, Mapping) and value:
             leaves.update(_leaves(value, key))
         else:
@@ -153,7 +155,7 @@ def _parse_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings."""
+    """Yield (dotted key, value) of everything in nested mappings."""
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping):
@@ -174,6 +176,7 @@ def _set(config: Any, key: str, value: Any) -> None:
     name = rest.partition(".")[0]
     if section == "datasets" and name and name not in config.datasets:
         config.datasets[name] = DatasetConfig()
+    # A section without keys is null in YAML and keeps its defaults. Any other single value is a mistake.
     if dataclasses.is_dataclass(expected) or get_origin(expected) is dict:
         if value is not None:
             raise ConfigError(f"{key} must be a section with keys of its own, but is {value!r}")
@@ -188,7 +191,7 @@ def _set(config: Any, key: str, value: Any) -> None:
 
 
 def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
-    """The type that the schema gives a dotted key, and the metadata of its field.
+    """Return the type that the schema gives a dotted key, and the metadata of its field.
 
     Raises:
         ConfigError: the schema has no such key.
@@ -196,6 +199,7 @@ def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
     expected: Any = Config
     rules: Mapping[str, Any] = {}
     parts = key.split(".")
+    # Follow the key through the schema. `depth` says how much of it was right, for the error message.
     for depth, part in enumerate(parts):
         # Any name is a key of `datasets`.
         if get_origin(expected) is dict:

@@ -72,6 +72,7 @@ class Conversation:
 
     def ask(self, text: str) -> None:
         """Add a question; after media in an open user message it joins that message with a space."""
+        # Media that were added before any question are a user message. The question completes it, so both are one turn.
         if self.messages and self.messages[-1][0] == self.roles[0] and _has_placeholder(self.messages[-1][1]):
             self.messages[-1][1] = [*self.messages[-1][1], " ", text]
         else:
@@ -88,6 +89,7 @@ class Conversation:
             if message[0] == self.roles[0]:
                 message[1] = [*introduction, *_items(message[1])]
                 return
+        # There is no question yet. Drop the space after the media, since `ask` adds one.
         content = list(introduction)
         if content and content[-1] == " ":
             content.pop()
@@ -158,18 +160,18 @@ class Conversation:
 
     @property
     def _form(self) -> tuple[Any, ...]:
-        """All of a template but its system text; the LLaMA-2 style and a tokenizer's own write no roles."""
+        """Return all of a template but its system text; the LLaMA-2 style and a tokenizer's own write no roles."""
         form = (self.sep_style, self.sep, self.sep2)
         if self.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.LINES):
             return (*form, *self.roles)
         return form
 
     def _has_named_system(self) -> bool:
-        """Whether the system text is that of a named template of this form."""
+        """Return whether the system text is that of a named template of this form."""
         return any(self._form == named._form and self.system == named.system for named in conv_templates.values())
 
     def _role_index(self, role: str) -> int:
-        """0 for the user, 1 for the assistant."""
+        """Return 0 for the user and 1 for the assistant."""
         user, assistant = self.roles
         if role not in (user, assistant):
             raise ValueError(
@@ -180,7 +182,7 @@ class Conversation:
 
     @property
     def stop_strings(self) -> list[str]:
-        """Texts that end an answer, besides the tokenizer's end-of-sequence token."""
+        """Return the texts that end an answer, besides the tokenizer's end-of-sequence token."""
         if self.sep_style is SeparatorStyle.CHAT_TEMPLATE:
             return []
         if self.sep_style is SeparatorStyle.LLAMA_2 and self.sep2:
@@ -223,13 +225,13 @@ def _has_placeholder(content: Content) -> bool:
 
 
 def _body(content: Content, answer: bool) -> list[PromptPart]:
-    """The content as parts; nothing for an answer to come, and nothing for empty text."""
+    """Return the content as prompt parts; nothing for an answer to come, and nothing for empty text."""
     items = [item for item in _items(content) if item]
     return [item if isinstance(item, Placeholder) else Text(item, answer=answer) for item in items]
 
 
 def _write_separated(conv: Conversation) -> list[PromptPart]:
-    """`role: text` with a separator behind each message; in the style LINES on a line of its own."""
+    """Write `role: text` with a separator behind each message; in the style LINES on a line of its own."""
     lines = conv.sep_style is SeparatorStyle.LINES
     start = end = conv.sep
     if lines:
@@ -239,18 +241,21 @@ def _write_separated(conv: Conversation) -> list[PromptPart]:
         answer = role == conv.roles[1]
         body = _body(content, answer)
         parts.append(Text(f"{role}:", trusted=True))
+        # An answer to come ends the prompt after its role. The separator behind an answer belongs to the answer, so
+        # that the model learns to write it.
         if body or (lines and content is not None):
             parts += [Text(" ", True, answer), *body, Text(end, True, answer)]
     return parts
 
 
 def _write_llama_2(conv: Conversation) -> list[PromptPart]:
-    """Questions at even places and answers at odd ones, as in the original; empty later messages vanish."""
+    """Write questions at even places and answers at odd ones, as in the original; empty later messages vanish."""
     parts: list[PromptPart] = []
     for index, (role, content) in enumerate(conv.messages):
         answer = role == conv.roles[1]
         body = _body(content, answer)
         if index == 0:
+            # The system text is inside the first question, so the first message is written even if it is empty.
             system = [Text("[INST] <<SYS>>\n", True), Text(conv.system), Text("\n<</SYS>>\n\n", True)]
             parts += [*system, *body, Text(" [/INST]", True)]
         elif body and index % 2 == 0:
@@ -261,7 +266,7 @@ def _write_llama_2(conv: Conversation) -> list[PromptPart]:
 
 
 def _write_chat_template(conv: Conversation, tokenizer: Any) -> list[PromptPart]:
-    """The tokenizer's template around the contents; what follows an answer up to a special token ends it."""
+    """Write the tokenizer's template around the contents; what follows an answer up to a special token ends it."""
     messages = list(conv.messages)
     if conv.system:
         messages.insert(0, ["system", conv.system])
@@ -285,7 +290,7 @@ def _write_chat_template(conv: Conversation, tokenizer: Any) -> list[PromptPart]
 
 
 def _template_text(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool) -> list[str]:
-    """What the tokenizer's chat template writes before, between and after the contents of messages."""
+    """Return what the tokenizer's chat template writes before, between and after the contents of messages."""
     if tokenizer is None or not tokenizer.chat_template:
         problem = "no tokenizer was given" if tokenizer is None else "the tokenizer has no chat template"
         raise ConfigError(
@@ -295,6 +300,7 @@ def _template_text(tokenizer: Any, roles: Sequence[str], add_generation_prompt: 
     # Characters of the private-use area stand in for the contents: no template uses them.
     turns = [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    # The pieces alternate: template text, message number, template text. Each number must be there once and in order.
     split = re.split("\ue000(\\d+)\ue001", text)
     if [int(index) for index in split[1::2]] != list(range(len(roles))):
         raise ConfigError(

@@ -37,6 +37,7 @@ class Registry(Generic[T]):
 
         def decorate(entry: T) -> T:
             known = self._entries.get(name)
+            # A reloaded module registers its names again, with new objects. Only a different definition is an error.
             if known is not None and (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
                 raise ValueError(f"{self.kind} {name!r} is registered twice: {known} and {entry}")
             self._entries[name] = entry
@@ -71,6 +72,7 @@ class Registry(Generic[T]):
             return
         for module in self._modules:
             importlib.import_module(module)
+        # Set at the end, so that the next look-up tries again after an import that failed.
         self._imported = True
 
 

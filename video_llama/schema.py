@@ -1,4 +1,4 @@
-"""The schema of YAML configurations: of each key its type, default, choices and range.
+"""Define the schema of YAML configurations: of each key its type, default, choices and range.
 
 Sections and keys are those of the original's files; new ones are marked. `video_llama.config` reads and writes files
 of this form.
@@ -137,7 +137,7 @@ class ProcessorConfig:
 
 @dataclass
 class ProcessorSplits:
-    """The processors of training and of evaluation."""
+    """Name the processors of training and of evaluation."""
 
     train: ProcessorConfig = field(default_factory=ProcessorConfig)
     eval: ProcessorConfig = field(default_factory=ProcessorConfig)

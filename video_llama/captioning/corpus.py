@@ -1,4 +1,4 @@
-"""One pass over a corpus: read, caption and write what is not captioned yet."""
+"""Read, caption and write what is not captioned yet, in one pass over a corpus."""
 
 from __future__ import annotations
 
@@ -89,6 +89,8 @@ def caption_corpus(
     ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
     sources = ((key, clip.source) for key, clip in enumerate(readable))
     reads = read_ahead(sources, reader, settings.num_workers, ahead)
+    # A clip may be captioned in part, so drop the windows that the file has. This stays lazy: nothing is decoded
+    # before it is needed.
     missing = (read for read in reads if not file.has(readable[read.key].id, read.number))
     begun: set[int] = set()
     for caption in captioner.run(missing):
@@ -113,8 +115,10 @@ def default_workers(device: torch.device, num_processes: int = 1) -> int:
     if device.type != "cuda":
         return 2
     cores = os.cpu_count() or 1
+    # A container or a job may use fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
+    # Two cores of each share stay free for the process that captions.
     return max(1, min(cores // num_processes - 2, 12))
 
 

@@ -1,4 +1,4 @@
-"""From a user's inputs (files, folders, patterns, lists, shards) to clips with ids."""
+"""Turn the inputs of a user (files, folders, patterns, lists, shards) into clips with ids."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def _expand(name: str) -> Iterator[Clip]:
         for file in found:
             yield from _expand(str(file))
     elif path.suffix == ".tar":
+        # A name that is no file may be a pattern with braces, which `find_shards` expands.
         for shard in [path] if path.is_file() else find_shards(name):
             yield from _members(shard)
     elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
@@ -118,6 +119,7 @@ def _members(shard: Path) -> Iterator[Clip]:
         with tarfile.open(shard, "r:") as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 source = MediaSource(str(shard), member.name, member.offset_data, member.size)
+                # Suffixes such as .mp4 are in the table for video and for audio, so a member may be noted under both.
                 for kind, suffixes in SUFFIXES.items():
                     if member.name.lower().endswith(suffixes):
                         clips[kind].append(Clip(f"{shard}#{member.name}", ShardMember(source)))
@@ -148,6 +150,7 @@ def _listed(path: Path) -> Iterator[Clip]:
         beside = path.parent / name
         if not name.startswith(("/", "~")) and beside.exists():
             name = str(beside)
+        # A line of a list is one file. Only shards are expanded, so a list never contains itself.
         yield from _expand(name) if name.endswith(".tar") else [Clip(name, name)]
 
 

@@ -24,7 +24,7 @@ def file_of_shard(output: Path, num_shards: int, shard_id: int) -> Path:
 
 
 class CaptionFile:
-    """The results of a run, written as they come, and those of earlier runs.
+    """Keep the results of a run, written as they come, and those of earlier runs.
 
     Args:
         output: the name for the whole run.
@@ -112,6 +112,7 @@ class CaptionFile:
     def _note(self, record: Mapping[str, Any]) -> None:
         clip_id = record["id"]
         self._done.setdefault(clip_id, set()).add(record.get("segment", 0))
+        # A record without a segment number is that of a whole clip, which counts as one window with the number 0.
         self._num_windows[clip_id] = max(self._num_windows.get(clip_id, 1), record.get("num_segments", 1))
         if "error" in record:
             self._failed.add(clip_id)
@@ -140,6 +141,7 @@ def _check_settings(output: Path, settings: Mapping[str, Any], resume: bool) -> 
         begun = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); remove it if you know the settings of the run") from error
+    # Compare both in the form that JSON gives them, since it turns tuples into lists.
     now = json.loads(text)
     for key in sorted({*begun, *now}):
         if begun.get(key) != now.get(key):

@@ -65,6 +65,7 @@ def open_original(files: OriginalFiles, config: VideoLlamaConfig) -> Weights:
     Raises:
         CheckpointError: a file is missing or damaged, or its weights do not fit the model.
     """
+    # Delta weights have the right names and shapes, so matching them would not notice: check the values first.
     check_language_model(open_weights(files.language_model), config.text_config)
     return GatheredWeights(files.language_model.parent, match_checkpoint(files, config).found)
 
@@ -121,6 +122,7 @@ def write_transformers_folder(
         (folder / LANGUAGE_MODEL_FOLDER).mkdir(exist_ok=True)
         _copy_small_files(language_model_files, folder / LANGUAGE_MODEL_FOLDER)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
+    # Change a copy, since the caller goes on with its own configuration.
     config = copy.deepcopy(config)
     config.architectures = [VideoLlamaForConditionalGeneration.__name__]
     config.dtype = dtype or config.text_config.dtype
@@ -167,11 +169,14 @@ def write_shards(
         dtype: convert all floating-point numbers, except what keeps more digits (`kept_dtype`); None converts nothing.
         advance: called with the number of bytes of every tensor written.
     """
+    # Plan the shards from headers alone, without reading a tensor. The headers get the dtype that will be written, so
+    # that the planned sizes are those of the files.
     headers = {name: weights.header(stored) for name, stored in names.items()}
     headers = {name: header.to(converted_dtype(names[name], header, dtype)) for name, header in headers.items()}
     plan = split_torch_state_dict_into_shards(
         headers, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
+    # Read, write and free one shard before the next one is read.
     for file_name, members in plan.filename_to_tensors.items():
         tensors = dict(_read_all(weights, {name: names[name] for name in members}, dtype, advance))
         write_whole(folder / file_name, partial(save_file, tensors, metadata={"format": "pt"}))
@@ -211,6 +216,7 @@ def write_original_folder(
         part, original = part_of(ours), to_original_name(ours)
         if part is not None and original is not None:
             names[part][original.removeprefix(part.file_prefix)] = ours
+    # As in the original, the video branch and its projection share a file, and so do both encoders of ImageBind.
     files = {
         VISION_FILE: names[VISION_ENCODER],
         IMAGEBIND_FILE: names[AUDIO_ENCODER] | names[IMAGEBIND_VISION],

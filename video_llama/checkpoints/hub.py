@@ -53,11 +53,13 @@ def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequen
     text = os.fspath(source)
     if urlparse(text).scheme in ("http", "https"):
         return _download_file(text, wanted)
+    # Local paths go first, so that an existing folder is never taken for a hub id of the same form.
     path = Path(text).expanduser()
     if path.exists():
         return path
     if len(path.parts) == 1 and (PACKAGED_MODELS / text / "config.json").exists():
         return PACKAGED_MODELS / text
+    # A relative path looks like a hub id. If it ends like a file of weights, a file was meant, so report it as missing.
     is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) and path.suffix not in _WEIGHT_SUFFIXES
     if not is_hub_id:
         raise CheckpointError(f"{path}: no such file or folder; it should be {wanted}")
@@ -68,6 +70,7 @@ def _download_repository(hub_id: str, wanted: str, patterns: Sequence[str]) -> P
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except GatedRepoError as error:
+        # This error is one of the HTTP errors below, so it must be caught before them to get its own advice.
         raise CheckpointError(
             f"{hub_id}: its owners ask you to accept their terms first; do so on its page at the hub, "
             f"then log in here with `hf auth login`"
@@ -92,7 +95,8 @@ def _download_file(address: str, wanted: str) -> Path:
     logger.info("downloading %s to %s", address, path)
     try:
         torch.hub.download_url_to_file(address, str(path))
-    except OSError as error:  # urllib's errors are OSErrors
+    except OSError as error:
+        # The errors of urllib are OSErrors, too.
         raise CheckpointError(
             f"{address}: cannot be downloaded ({_first_line(error)}). Download {name} on a machine with a network and "
             f"put it beside the other files, or into {folder}, or give its path; it should be {wanted}"

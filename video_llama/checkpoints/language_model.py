@@ -61,6 +61,7 @@ def check_language_model(weights: Weights, config: PreTrainedConfig) -> None:
     """
     if config.model_type != "llama":
         return
+    # Delta weights load without an error, because their names and shapes are right. Only the values show what they are.
     if FINAL_NORM in weights:
         size = weights[FINAL_NORM].float().abs().mean().item()
         if size < SMALLEST_FINAL_NORM:
@@ -84,6 +85,7 @@ def _check_added_tokens(folder: Path, rows: int) -> None:
         added = {token: int(number) for token, number in json.loads(file.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a table of tokens ({error}); download it again") from error
+    # Ids count from 0, so an id that equals the number of rows is already without an embedding.
     beyond = [token for token, number in added.items() if number >= rows]
     if beyond:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""From files to a model: one way for every layout and every option of transformers' `from_pretrained`.
+"""Load a model from files: one way for every layout and every option of transformers' `from_pretrained`.
 
 The files are matched against the model by name and shape first (`report.py`). Then transformers builds the model
 without memory and asks for the tensors one by one; each is copied from its file straight to where it stays.
@@ -60,6 +60,7 @@ def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
     Raises:
         CheckpointError: a configuration file is missing or damaged.
     """
+    # Later entries override earlier ones: published sizes, the file beside the weights, what is loaded, then `changes`.
     fields: dict[str, Any] = {}
     if files.config is not None:
         fields, _ = VideoLlamaConfig.get_config_dict(files.config)
@@ -213,6 +214,7 @@ class _StoredTensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         tensor = self.place.read(self.dtype)
+        # Interpolate before slicing: transformers expects the shape of the model, not that of the file.
         if self.num_patches is not None:
             tensor = interpolate_position_table(tensor, self.num_patches)
         return tensor[index]
@@ -220,6 +222,7 @@ class _StoredTensor:
 
 def _stored_tensors(found: Mapping[str, TensorRef], dtype: torch.dtype, config: VideoLlamaConfig) -> dict[str, Any]:
     """Return a `state_dict` of weights that are still on disk."""
+    # The image size may differ from that of the file. The model needs one position for each patch of its own images.
     num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     stored = {name: _StoredTensor(place, converted_dtype(name, place.header, dtype)) for name, place in found.items()}
     if POSITION_TABLE in stored:
@@ -240,6 +243,7 @@ def _reported_by_us() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        # transformers raises a plain ValueError here, so only its message tells this case from others.
         if "offload_folder" not in str(error):
             raise
         raise ConfigError(
@@ -270,5 +274,7 @@ def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadRep
     """Give the parts that train their own dtype, with values read anew so that none was rounded."""
     for name, parameter in model.named_parameters():
         if part_of(name) in TRAINABLE_PARTS:
+            # The loaded value was rounded to the dtype of the frozen parts, so read the stored one again. A part
+            # without a file keeps its initial values.
             value = report.found[name].read() if name in report.found else parameter.data
             parameter.data = value.to(device=parameter.device, dtype=dtype)

@@ -74,12 +74,12 @@ class MemoryEstimate:
 
     @property
     def weights(self) -> int:
-        """All weights together."""
+        """Return the bytes of all weights together."""
         return self.language_model + self.vision + self.audio
 
     @property
     def total(self) -> int:
-        """What a device should have free; the allocator's own overhead comes on top."""
+        """Return the bytes that a device should have free; the allocator's own overhead comes on top."""
         return self.weights + self.kv_cache + self.activations
 
 
@@ -172,6 +172,7 @@ def check_model_fits(
         return estimate_memory(config, skeleton=skeleton, **settings)
 
     need = needed()
+    # On a CPU other programs can give memory back, so only what exceeds all memory is certain to fail.
     limit, which = memory.free, "free"
     if memory.is_soft:
         limit, which = memory.total, "in all"
@@ -180,6 +181,7 @@ def check_model_fits(
             f"the model cannot fit {device}: its weights take {_gib(need.weights)} ({_parts(need)}), and there is "
             f"{_gib(limit)} {which}. {_advice(needed, dtype, bits, limit)}; {SWITCH}=0 tries it all the same"
         )
+    # From here on the numbers are estimates, so too little memory is only worth a warning.
     overhead, words = 0, ""
     if device.type == "cuda":
         overhead, words = _OVERHEAD, " (and what CUDA itself sets aside)"
@@ -206,6 +208,7 @@ def batch_that_fits(
     memory = read_device_memory(device) if device.type == "cuda" else None
     if memory is None:
         return 8
+    # The weights are in memory already, so only the cache and the activations have to fit into what is free.
     room = _BATCH_SHARE * (memory.free - _OVERHEAD)
     for batch_size in range(128, 0, -8):
         estimate = estimate_memory(
@@ -222,6 +225,7 @@ def batch_that_fits(
 
 def single_device(device_map: Any) -> torch.device | None:
     """Return the one device that all of the model goes to; None if accelerate chooses, or if there are several."""
+    # A device map may name a device for each layer. There is one device to compare with only if all names are the same.
     places = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
     place = places.pop() if len(places) == 1 else None
     if place is None:
@@ -230,7 +234,8 @@ def single_device(device_map: Any) -> torch.device | None:
         place = f"cuda:{place}"
     try:
         return torch.device(place)
-    except RuntimeError:  # "auto", "balanced", "disk"
+    except RuntimeError:
+        # Words such as "auto", "balanced" or "disk" name no device of torch.
         return None
 
 
@@ -238,6 +243,7 @@ def read_device_memory(device: torch.device) -> DeviceMemory | None:
     """Return what a device has; None for a kind that cannot be asked."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
+        # The driver counts what torch has reserved as used, but torch can reuse the part that holds no tensors.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return DeviceMemory(free + cached, total)
     if device.type == "mps":
@@ -252,11 +258,13 @@ def _cpu_memory() -> DeviceMemory:
     """Return what the machine has with its swap space, or the container."""
     machine, swap = psutil.virtual_memory(), psutil.swap_memory()
     free, total = machine.available + swap.free, machine.total + swap.total
+    # A container may have less memory than the machine. Each limit that can be read lowers both numbers.
     for limit_file, usage_file, stat_file in _CGROUPS:
         try:
             limit, usage = int(Path(limit_file).read_text()), int(Path(usage_file).read_text())
             statistics = dict(line.split() for line in Path(stat_file).read_text().splitlines())
-        except (OSError, ValueError):  # no container, or "max"
+        except (OSError, ValueError):
+            # There are no such files outside of a container, and "max" stands for no limit.
             continue
         # The system drops cached files when memory runs short.
         reclaimable = int(statistics.get("inactive_file", 0))
@@ -271,10 +279,11 @@ def _num_values(module: nn.Module | None) -> int:
 
 
 def _language_model_bytes(model: Any, bytes_per_value: int, bits: int | None) -> int:
-    """Quantization reaches the linear layers only; embeddings, norms and the output layer stay as they are."""
+    """Count the bytes of the weights; only the linear layers are quantized, without the output layer."""
     total = _num_values(model)
     if bits is None:
         return total * bytes_per_value
+    # The output layer is a linear layer as well, but it is left out of quantization.
     output = model.get_output_embeddings()
     linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not output)
     quantized = sum(module.weight.numel() for module in linear)
@@ -284,8 +293,10 @@ def _language_model_bytes(model: Any, bytes_per_value: int, bits: int | None) ->
 def _kv_cache_values(config: VideoLlamaConfig) -> int:
     """Return how many values the cache holds for one token."""
     text = config.get_text_config()
+    # With grouped-query attention, several heads of queries share one head of keys and values, which are cached.
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    # The factor 2 stands for keys and values.
     return 2 * text.num_hidden_layers * heads * head_width
 
 
@@ -297,7 +308,9 @@ def _activation_values(config: VideoLlamaConfig, num_frames: int, num_tokens: in
     activation function); fused attention keeps no score matrix.
     """
     vision, text = config.vision_config, config.get_text_config()
+    # A frame has one token for each patch and one class token.
     tokens = min(num_frames, 2 * CHUNK_SIZE) * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    # Pixels (three channels) and query tokens are kept for all frames, while the encoder works on some of them.
     kept = num_frames * (3 * vision.image_size**2 + config.num_query_tokens * config.qformer_config.hidden_size)
     encoder = kept + tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
     intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -319,6 +332,7 @@ def _advice(needed: Callable[..., MemoryEstimate], dtype: torch.dtype, bits: int
     ways = []
     if dtype.itemsize > 2:
         ways.append(("half precision (dtype='bfloat16')", bits))
+    # Suggest only fewer bits than the user has chosen already.
     ways += [(f"load_in_{fewer}bit", fewer) for fewer in (8, 4) if bits is None or fewer < bits]
     sentences = []
     for name, fewer in ways:

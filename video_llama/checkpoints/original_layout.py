@@ -80,7 +80,7 @@ class OriginalFiles:
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Whether this folder was written by `save_pretrained` (or `scripts/convert_checkpoint.py`)."""
+    """Return whether this folder was written by `save_pretrained` (or `scripts/convert_checkpoint.py`)."""
     return _is_our_config(folder / "config.json") and _has_weights(folder)
 
 
@@ -124,8 +124,10 @@ def find_original_files(
     path = resolve_checkpoint(source, audio)
     if path.is_file() and path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         raise CheckpointError(f"{path}: not a checkpoint; give a folder, or a file VL_*.pth in it")
+    # The path may name the file of one branch. The file of the other one is then looked for in the same folder.
     video_branch = _chosen_or_only(path, "VL", required=True)
     audio_branch = None if audio is False else _chosen_or_only(path, "AL", required=bool(audio))
+    # Use the keys of a configuration, so that the same rules find the remaining files.
     named = {
         "ckpt": video_branch,
         "ckpt_2": audio_branch,
@@ -153,6 +155,7 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
         video_branch = _branch_file(config.ckpt, "VL", "model.ckpt", use_audio)
     if config.ckpt_2 is not None and use_audio:
         audio_branch = _branch_file(config.ckpt_2, "AL", "model.ckpt_2", use_audio)
+    # Look for the other files beside the first checkpoint that is given, else in the working folder.
     folder = next((file.parent for file in (video_branch, audio_branch) if file is not None), Path.cwd())
     language_model = resolve_language_model(config.llama_model or _find_language_model(folder))
     vision_encoder = _resolve_file(config.vit_ckpt, folder, VISION_FILE, VISION_ENCODER.file, EVA_VIT_G_URL)
@@ -237,6 +240,7 @@ def _branch_file(source: Source, prefix: str, key: str, audio: bool) -> Path:
     path = resolve_checkpoint(source, audio, wanted=key)
     if path.is_file():
         return path
+    # Try a training run first: its folder has a log, and its checkpoints have other names than the published ones.
     found = newest_checkpoint(path) or _chosen_or_only(path, prefix, required=True)
     assert found is not None
     return found
@@ -263,6 +267,7 @@ def _chosen_or_only(path: Path, prefix: str, required: bool) -> Path | None:
 
 def _resolve_file(source: Source | None, folder: Path, name: str, wanted: str, address: str | None = None) -> Path:
     """Return the file given (or in the folder given), else the one of this name in the folder, else its address."""
+    # The public address is the default of the configuration, so it counts as not set: a local copy saves the download.
     if source is None or source == address:
         source = folder / name
         if address is not None and not source.exists():

@@ -1,4 +1,4 @@
-"""The language model in 8 or 4 bit (bitsandbytes); projections, Q-Formers and encoders are never quantized."""
+"""Load the language model in 8 or 4 bit (bitsandbytes); projections, Q-Formers and encoders are never quantized."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def quantization_config(load_in_8bit: bool, load_in_4bit: bool, device: torch.de
 
 
 def prepare_quantized_layers(model: nn.Module, *, for_training: bool = False) -> None:
-    """Have 4-bit layers on a CPU take their final form now, one by one.
+    """Bring 4-bit layers on a CPU into their final form now, one by one.
 
-    bitsandbytes rearranges the weights of a layer when it is first used. Old and new copies of all layers then lie
-    about in the heap, so that freed ones cannot be given back: 2.3 GiB for 7B.
+    bitsandbytes rearranges the weights of a layer when it is first used. Without this, old and new copies of all layers
+    are mixed in the heap, so that freed memory cannot be given back: 2.3 GiB for 7B.
 
     Args:
         model: with layers of bitsandbytes or without.
@@ -57,6 +57,7 @@ def prepare_quantized_layers(model: nn.Module, *, for_training: bool = False) ->
         if for_training:
             layer.support_avx512bf16_for_cpu = False
         elif layer.weight.device.type == "cpu":
+            # One forward pass in evaluation mode makes bitsandbytes rearrange the weights of this layer.
             with torch.inference_mode():
                 layer.eval()(torch.zeros(1, layer.in_features, dtype=layer.compute_dtype))
             _return_freed_memory()
@@ -65,6 +66,7 @@ def prepare_quantized_layers(model: nn.Module, *, for_training: bool = False) ->
 def _return_freed_memory() -> None:
     """Give back to the system what glibc keeps for later; other C libraries do so by themselves."""
     if sys.platform == "linux":
+        # `CDLL(None)` looks in the running process. Other C libraries on Linux do not have this function.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

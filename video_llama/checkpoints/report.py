@@ -54,7 +54,7 @@ class Source:
 
 @dataclass
 class PartReport:
-    """The weights of one part, under the names that the files have for them.
+    """List the weights of one part, under the names that the files have for them.
 
     Args:
         loaded, missing: names that are there and fit, and names that no file has.
@@ -70,7 +70,7 @@ class PartReport:
 
 @dataclass
 class LoadReport:
-    """The outcome of matching.
+    """Hold the result of matching.
 
     Args:
         found: our name to where the weight is stored; only what fits.
@@ -143,6 +143,7 @@ def match_checkpoint(
     else:
         files = _files_and_parts(source)
         sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
+        # The language model comes last. Leave it out where transformers renames its weights: names would not match.
         language_model = sources[-1]
         if is_renamed:
             sources.pop()
@@ -190,10 +191,13 @@ def match_weights(
     """
     present = {_part_of(name) for name in expected}
     report = LoadReport(parts={part: PartReport() for part in MODEL_PARTS if part in present}, folder=folder)
+    # First find the file of each weight, then compare shapes. A later file may replace a weight of an earlier one, and
+    # only the shape of the last one matters.
     for source in sources:
         _match_file(report, expected, source)
     for name, tensor in expected.items():
         _match_shape(report, name, tuple(tensor.shape))
+    # A part that is not required may be absent, and then starts untrained. A part that is there must be whole.
     for part, outcome in report.parts.items():
         touched = outcome.loaded or outcome.wrong_shape or outcome.unexpected
         if part not in required and not touched:
@@ -237,6 +241,7 @@ def _match_shape(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:
     part = _part_of(name)
     outcome, found = report.parts[part], report.found.get(name)
     if found is None:
+        # Report the name that the weight should have in the file, since users look for it there.
         in_file = (to_original_name(name) or name).removeprefix(part.file_prefix)
         outcome.missing.append(name if report.folder else in_file)
         return
@@ -245,6 +250,7 @@ def _match_shape(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:
     if stored == shape or (name == POSITION_TABLE and stored[-1] == shape[-1]):
         outcome.loaded.append(found.name)
     else:
+        # Take it out of `found`, which holds only weights that can be loaded.
         outcome.wrong_shape.append((report.found.pop(name), shape))
 
 

@@ -40,6 +40,7 @@ def find_trained_run(path: str | os.PathLike[str]) -> ModelConfig | None:
             return None
         checkpoint, folder = newest, path
     config = load_config(folder / CONFIG_FILE).model
+    # A checkpoint of a run holds only what was trained. A frozen branch keeps the file that the configuration names.
     if not config.frozen_audio_Qformer:
         config.ckpt_2 = str(checkpoint)
     if not (config.frozen_video_Qformer and config.frozen_llama_proj):
@@ -55,6 +56,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """
     if not ((folder / CONFIG_FILE).is_file() and (folder / "log.jsonl").is_file()):
         return None
+    # Compare epochs as numbers: as text, checkpoint_10 would come before checkpoint_9.
     found = [(int(match[1]), file) for file in folder.iterdir() if (match := _CHECKPOINT.fullmatch(file.name))]
     if not found:
         raise CheckpointError(f"{folder}: this training run has not finished an epoch; there is no checkpoint_0.pth")

@@ -95,12 +95,12 @@ class TensorRef:
 
     @property
     def header(self) -> Tensor:
-        """Its shape and dtype, on the meta device."""
+        """Return its shape and dtype, on the meta device."""
         return self.weights.header(self.name)
 
     @property
     def file(self) -> Path:
-        """The file, also where the weights are several."""
+        """Return the file that holds it, also where the weights are in several files."""
         return self.weights.file_of(self.name)
 
     def read(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -134,6 +134,7 @@ class _File(Weights):
         _check_is_weights(path)
         self._mapped: dict[str, Tensor] | None = _map(path)
         super().__init__(path, {name: tensor.to("meta") for name, tensor in self._mapped.items()})
+        # Pickles of old torch versions are no archives. They are in memory as a whole, so there is no mapping to drop.
         self._can_release = path.suffix == ".safetensors" or zipfile.is_zipfile(path)
         self._release_after = max(RELEASE_AFTER_BYTES, path.stat().st_size // RELEASES_OF_A_FILE)
         self._bytes_read = 0
@@ -148,6 +149,7 @@ class _File(Weights):
             self._bytes_read += view.nbytes
             if self._can_release and self._bytes_read > self._release_after:
                 self._mapped, self._bytes_read = None, 0
+        # The slow part is outside the lock, so that several threads can read and convert at a time.
         return view.to(dtype=dtype, copy=True)
 
 
@@ -194,6 +196,7 @@ def _open_shards(index: Path) -> Weights:
             f"{', '.join(absent)}; complete the download"
         )
     files = {name: _File(folder / name) for name in shards}
+    # Check all names now, not when the tensor is read in the middle of loading.
     for name, shard in file_names.items():
         if name not in files[shard]:
             raise CheckpointError(f"{folder / shard}: {name} is not in it, though the index says so; download it again")
@@ -217,6 +220,7 @@ def _check_is_weights(path: Path) -> None:
         raise CheckpointError(
             f"{path}: a web page, not weights; the server answered with an error or a log-in page. Download it again"
         )
+    # The directory of a zip archive is at its end. A file that begins as an archive and has none was cut off.
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise _cut_off(path, "no end of the archive")
 
@@ -254,11 +258,13 @@ def _unpickle(path: Path) -> Any:
     refused = sorted(unsafe - _HARMLESS_GLOBALS.keys())
     if refused:
         raise _runs_code(path, ", ".join(refused))
+    # Allow the known data classes for this one call only. torch refuses all other names.
     harmless: list[Any] = [(_HARMLESS_GLOBALS[name], name) for name in unsafe]
     try:
         with torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
+        # Old files could not be checked before loading. The error message tells a refused name from damaged bytes.
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
             raise _runs_code(path, wanted[1]) from error
@@ -273,12 +279,13 @@ def _unpickle(path: Path) -> Any:
 
 
 def _calls(path: Path) -> bool:
-    """Whether a file is a pickle that calls anything; it is scanned, never loaded."""
+    """Return whether a file is a pickle that calls anything; it is scanned, never loaded."""
     calling = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE"}
     try:
         with path.open("rb") as file:
             return any(operation.name in calling for operation, _, _ in pickletools.genops(file))
-    except ValueError:  # no pickle
+    except ValueError:
+        # The bytes are no pickle.
         return False
 
 

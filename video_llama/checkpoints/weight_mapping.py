@@ -36,7 +36,7 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The weights that belong in one file.
+    """Describe the weights that belong in one file.
 
     Args:
         name: of the part, in error messages.
@@ -52,6 +52,7 @@ class Part:
 
 
 def _qformer_rows(original: str, ours: str) -> tuple[Row, ...]:
+    # The first row that fits counts, so the general row for a layer must be the last.
     layer, our_layer = f"{original}.bert.encoder.layer.#", f"{ours}.encoder.layer.#"
     return (
         (f"{original}.bert.embeddings.LayerNorm.*", f"{ours}.layernorm.*"),
@@ -75,6 +76,7 @@ def _imagebind_rows(modality: str, patch_projection: str) -> tuple[Row, ...]:
         (f"{trunk}.pre_transformer_layer.0.*", f"{ours}.pre_norm.*"),
         (f"{trunk}.blocks.#.norm_1.*", f"{ours}.blocks.#.norm1.*"),
         (f"{trunk}.blocks.#.norm_2.*", f"{ours}.blocks.#.norm2.*"),
+        # `in_proj_weight` has no dot before its last word. These two rows must come before the general row `attn.*`.
         (f"{trunk}.blocks.#.attn.in_proj_*", f"{ours}.blocks.#.attention.qkv.*"),
         (f"{trunk}.blocks.#.attn.out_proj.*", f"{ours}.blocks.#.attention.output.*"),
         (f"{trunk}.blocks.#.attn.*", f"{ours}.blocks.#.attention.*"),
@@ -203,7 +205,7 @@ def part_of(our_name: str) -> Part | None:
 
 
 def is_stray(original: str) -> bool:
-    """Whether the original's files hold this name without need: other modalities, buffers, unused layers."""
+    """Return whether the original's files hold this name without need: other modalities, buffers, unused layers."""
     return _any_of(STRAY_PATTERNS).fullmatch(original) is not None
 
 
@@ -213,6 +215,7 @@ def _resolve(name: str, column: int) -> tuple[Part, str] | None:
     for pattern, part, other_name in _compiled(column):
         match = pattern.fullmatch(name)
         if match is not None:
+            # Put the layer number and the rest of the name into the other column, in the same order.
             return part, other_name.format(*match.groups())
     return None
 
@@ -221,6 +224,7 @@ def _resolve(name: str, column: int) -> tuple[Part, str] | None:
 def _compiled(column: int) -> list[tuple[re.Pattern[str], Part, str]]:
     """Return the rows of all parts in order: what matches a name of this column, and the format of the other."""
     rows = [(row, part) for part in MODEL_PARTS for row in part.rows]
+    # `#` and `*` become groups in the pattern of one column and `{}` in the text of the other.
     return [(re.compile(_expression(row[column])), part, re.sub(r"[#*]", "{}", row[1 - column])) for row, part in rows]
 
 
@@ -230,4 +234,5 @@ def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def _expression(pattern: str) -> str:
+    # `re.escape` puts a backslash before `#` and `*` as well, so replace the escaped forms.
     return re.escape(pattern).replace(r"\#", r"(\d+)").replace(r"\*", r"(.+)")

@@ -73,6 +73,7 @@ def _read_rows(path: Path, file: Iterator[str], columns: Sequence[str]) -> Itera
         has = ", ".join(header) or "nothing; the file is empty"
         raise DatasetError(f"{path}: no column {', '.join(missing)} (its header has {has})")
     is_empty, before, end = True, 0, reader.line_num
+    # A row can span several lines: `end` is the last line of the current row, `before` that of the previous row.
     for row in reader:
         if row[header[0]] == _END:
             break
@@ -142,6 +143,7 @@ def required_text(entry: Any, key: str, where: str) -> str:
     if key not in entry:
         raise DatasetError(f"{where}: {key!r} is missing")
     value = entry[key]
+    # `bool` is a subclass of `int`, but true and false are no ids.
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise DatasetError(f"{where}: {key!r} is {value!r}, not text")
     return str(value)
@@ -191,6 +193,7 @@ def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str) -> dict[
         return {"type": kind, "text": required_text(item, "text", where)}
     if kind not in get_args(Modality):
         raise DatasetError(f"{where}: the type of a content item must be text, image, video or audio, not {kind!r}")
+    # Chat formats differ in the key that holds the file, so accept the usual ones.
     for key in (kind, "path", "url"):
         if isinstance(item.get(key), str):
             return {"type": kind, "path": resolve(item[key])}

@@ -1,4 +1,4 @@
-"""Batches for training: read and encode samples, replace and report bad ones, pad the rest."""
+"""Make batches for training: read and encode samples, replace and report bad ones, pad the rest."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class DataCollator:
 
 
 class BatchReader(Dataset[Batch]):
-    """The batches of a run by number; any process can read any of them.
+    """Read the batches of a run by number; any process can read any of them.
 
     Args:
         tables: the examples of each dataset.
@@ -192,12 +192,13 @@ class BatchReader(Dataset[Batch]):
             if isinstance(sample, ProcessedSample):
                 return sample
             failures.append(sample)
+            # The replacement keeps the place in the batch and its seed. Only the example is another one.
             index = self._sampler.replacement(ref, attempt)
         return None
 
 
 class SampleReader(Dataset[ProcessedSample | BadSample]):
-    """The samples of one dataset by index; a bad one is reported, not replaced."""
+    """Read the samples of one dataset by index; a bad one is reported, not replaced."""
 
     def __init__(self, table: Sequence[Example], processor: SampleProcessor) -> None:
         self._table, self._processor = table, processor
@@ -246,6 +247,7 @@ def read_ahead(
         prefetched: items that each worker reads ahead.
         pin_memory: call the items' own `pin_memory`, in a thread of this process if there are workers.
     """
+    # With `batch_size` None the loader yields the items as they are and does not collate them.
     options: dict[str, Any] = {"batch_size": None, "sampler": indices, "pin_memory": pin_memory}
     if not num_workers:
         return iter(DataLoader(dataset, **options))
@@ -270,6 +272,8 @@ def _obey_the_parent_only(worker: int) -> None:
 
 
 def _wait_for_the_parent(parent: int) -> None:
+    # SIGTERM is blocked in this process, so it stays pending until this thread takes it and sees who sent it.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
+    # `sys.exit` would only end this thread.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""From the datasets section of a configuration to a reader of batches."""
+"""Build a reader of batches from the datasets section of a configuration."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ def build_datasets(
     built = []
     for name, section in config.datasets.items():
         info = section.build_info if training else section.valid_build_info
+        # A dataset without a validation split is left out of the validation.
         if not training and info == BuildInfo():
             continue
         examples = build_examples(name, section, info)
@@ -105,6 +106,7 @@ def index_shards(config: Config, rank: int, world_size: int) -> None:
         if _is_sharded(name):
             for info in (section.build_info, section.valid_build_info):
                 with contextlib.suppress(DatasetError):
+                    # Each process indexes every `world_size`-th shard. The index is on disk, so all processes read it.
                     for path in _find_shards(info)[rank::world_size]:
                         index_shard(path, MODALITIES[section.data_type])
 
@@ -205,6 +207,7 @@ def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augmen
     }
     if section.data_type == "video":
         settings["n_frms"] = sized.n_frms or model_media.num_frames
+    # The scales are limits of the random crop, which only the training processors of frames and images have.
     if augment and section.data_type != "audio":
         scales = {"min_scale": split.min_scale, "max_scale": split.max_scale}
         settings |= {key: value for key, value in scales.items() if value is not None}
@@ -214,6 +217,7 @@ def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augmen
             f"vis_processor image_size is {media.image_size}, but the model's is {model_media.image_size} "
             f"(model.image_size)"
         )
+    # A section has no keys for audio, so segments and spectrograms are always those of the model.
     return dataclasses.replace(
         media,
         log_mel=model_media.log_mel,

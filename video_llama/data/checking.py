@@ -40,7 +40,7 @@ _UNLIMITED = 1 << 40
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """The result for one sample.
+    """Hold the result for one sample.
 
     Args:
         id: of the example.
@@ -59,7 +59,7 @@ class SampleCheck:
 
 @dataclass
 class DatasetCheck:
-    """The result for one dataset.
+    """Hold the result for one dataset.
 
     Args:
         name: in the configuration.
@@ -86,6 +86,8 @@ class DatasetCheck:
     @property
     def share_of_bad(self) -> float:
         """Return the share of all examples, estimated from the processed ones where not all were."""
+        # Absent files are known for all examples, other faults only for those that were decoded. So the share among the
+        # decoded ones stands for all examples whose files are there.
         absent = self.count("absent")
         among_decoded = (len(self.bad) - absent) / max(self.num_decoded, 1)
         return (absent + (self.num_examples - absent) * among_decoded) / self.num_examples
@@ -109,7 +111,7 @@ class _OnceReader(SampleProcessor):
 
 @dataclass(frozen=True)
 class _Checks(Dataset[SampleCheck]):
-    """The checks of a dataset's examples by index, for worker processes."""
+    """Check a dataset's examples by index, for worker processes."""
 
     dataset: EncodedDataset
 
@@ -121,6 +123,7 @@ def check_sample(encoder: SampleProcessor, example: Example) -> SampleCheck:
     """Process one example as training does, and without a limit to its text."""
     # With one prompt, nothing is random but crops, so both texts are of the same sample.
     text = dataclasses.replace(encoder.text, prompts=encoder.text.prompts[:1])
+    # `replace` hands the table of read files on, so both processors share it and each file is decoded once.
     limited = _OnceReader(**{**vars(encoder), "text": text})
     unlimited = dataclasses.replace(limited, text=dataclasses.replace(text, max_txt_len=_UNLIMITED))
     try:

@@ -1,4 +1,4 @@
-"""The datasets that configurations name: from files on disk to a table of examples."""
+"""Read the datasets that configurations name, from files on disk to a table of examples."""
 
 from __future__ import annotations
 

@@ -118,6 +118,7 @@ class ExampleTable(Sequence[Example]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         position = index % len(self)
+        # Only the row that is asked for becomes Python objects.
         row = self._rows[self._ends[position] : self._ends[position + 1]].tobytes()
         id_, kind, fields, text = json.loads(row)
         return build_example(id_, kind, fields, text)
@@ -146,6 +147,7 @@ def open_media(source: MediaSource) -> Iterator[str]:
     if source.name is None:
         yield source.path
         return
+    # Decoders need a file of its own that they can seek in. Some choose the format by its suffix.
     handle, path = tempfile.mkstemp(suffix=Path(source.name).suffix)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -164,6 +166,7 @@ def read_media(source: MediaSource) -> Iterator[bytes]:
     """
     with open(check_media_file(source.path), "rb") as file:
         file.seek(source.offset)
+        # A member of a shard ends before the shard does, so its size comes from the index.
         left = source.size if source.name is not None else os.fstat(file.fileno()).st_size
         while left:
             chunk = file.read(min(left, _READ_BYTES))

@@ -1,4 +1,4 @@
-"""Outputs of the frozen encoders on disk: one small file for each media file, found by what it depends on.
+"""Keep outputs of the frozen encoders on disk: one small file for each media file, found by what it depends on.
 
 An entry's key is a digest of the file's content, of how the file is read, and of the encoder's weights, so an entry is
 never stale: what changes gets another key. Files are written whole and carry a checksum, so any number of processes
@@ -77,6 +77,7 @@ class FeatureStore:
         Raises:
             MediaError, DatasetError: the file is absent or cut off.
         """
+        # All that the features depend on goes into the key. Sorted keys give the same text in every process.
         settings = {"media": asdict(media), "kind": kind, "input": name, "encoder": self.fingerprints[name]}
         parts = [self._content_digest(source), json.dumps(settings, sort_keys=True), self.encoding]
         return _digest("\n".join(parts).encode())
@@ -88,6 +89,7 @@ class FeatureStore:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
+        # The format of an entry: the digest of the body, then the body, which is a safetensors file.
         checksum, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         try:
             if bytes.fromhex(_digest(body)) != checksum:
@@ -105,6 +107,7 @@ class FeatureStore:
             ConfigError: it cannot be written there.
         """
         tensors = encode_features(features.values, self.encoding)
+        # safetensors files hold tensors only, so the message is stored as a tensor of its bytes.
         tensors["message"] = torch.tensor(list(features.message.encode()), dtype=torch.uint8)
         body = save(tensors)
         try:
@@ -152,6 +155,7 @@ def encode_features(values: Tensor, encoding: Encoding) -> dict[str, Tensor]:
     """Return values as they are stored; in int8, each token (last dimension) has a scale of its own."""
     if encoding != "int8":
         return {"values": values.to(getattr(torch, encoding)).contiguous()}
+    # The largest value of a token becomes 127. The lower limit avoids a division by zero for tokens of zeros.
     scale = values.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
     return {"values": (values.float() / scale).round().to(torch.int8), "scale": scale}
 
@@ -168,6 +172,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     """Return a digest of the bytes of an encoder's weights, in order."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for tensor in tensors:
+        # The same bytes mean other numbers in another dtype or shape. View as bytes, since numpy has no bfloat16.
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

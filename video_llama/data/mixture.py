@@ -1,4 +1,4 @@
-"""Which examples make which batch: arithmetic on seeds and counts only.
+"""Choose the examples of each batch, by arithmetic on seeds and counts only.
 
 A batch is a pure function of the seed, its number and the rank. So a run resumes from the number alone, and data
 loader workers can take batches in any order.
@@ -92,6 +92,7 @@ class MixtureBatchSampler:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.block_sizes = list(block_sizes or [0] * len(self.sizes))
+        # Choose the dataset of every batch at once, so that any batch can be made without the ones before it.
         choices = np.random.default_rng([seed, _CHOICE]).choice(len(self.sizes), size=num_batches, p=shares)
         self._datasets = choices.astype(np.int32)
         # How many batches of the same dataset came before.

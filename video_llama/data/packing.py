@@ -36,7 +36,7 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """What was written.
+    """Describe the shards that were written.
 
     Args:
         shards: their paths, in order.
@@ -127,6 +127,7 @@ def _divide(sizes: dict[int, int], max_count: int, max_bytes: int) -> Iterator[l
     shard: list[int] = []
     filled = 0
     for index, size in sizes.items():
+        # Close the shard before the example that would exceed a limit. An empty shard takes an example of any size.
         if shard and (len(shard) == max_count or filled + size > max_bytes):
             yield shard
             shard, filled = [], 0
@@ -147,6 +148,7 @@ def _prepare(folder: Path, plan: dict[str, Any]) -> None:
     for left in folder.glob(f".*{INCOMPLETE}"):
         left.unlink()
     file, text = folder / _PLAN_FILE, json.dumps(plan)
+    # The same plan means that this packing was stopped before. Its complete shards stay.
     if file.exists() and file.read_text(encoding="utf-8") == text:
         return
     if any(folder.iterdir()):
@@ -173,6 +175,7 @@ def _write_ids(path: Path, ids: Sequence[str]) -> None:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    # Time and rights are fixed, so that the same examples always give the same bytes.
     header = tarfile.TarInfo(name)
     header.size, header.mtime, header.mode = len(content), _FIXED_TIME, 0o444
     tar.addfile(header, io.BytesIO(content))
@@ -209,6 +212,7 @@ def _suffixes(example: Example) -> dict[MediaSource, str]:
         DatasetError: a file that could not be found again in a shard.
     """
     suffixes = {}
+    # `fromkeys` drops repeated files and keeps the order, so each file is stored once.
     for number, source in enumerate(dict.fromkeys(media_sources(example))):
         suffix = Path(source.name or source.path).suffix.lower().removeprefix(".")
         if example.source is None:

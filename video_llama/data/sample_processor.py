@@ -1,4 +1,4 @@
-"""From an example to what the model learns from: media decoded, text tokenised, labels set."""
+"""Turn an example into what the model learns from: decode media, tokenise text, set labels."""
 
 from __future__ import annotations
 
@@ -115,6 +115,7 @@ class SampleProcessor:
             return self._process_messages(example)
         assert example.source is not None, "only messages name their own media"
         item = self.read(example.kind, example.source)
+        # The placeholder depends on the branch that gets the input, not on the file: frames may go to the audio branch.
         kind = "image" if item.name == "pixel_values" else "audio"
         placeholder = (self.text.placeholder_ids[kind], self.text.placeholder_lengths[kind])
         tokens = self._tokenise(example.text, placeholder, item)
@@ -149,6 +150,7 @@ class SampleProcessor:
             caption = settings.caption_processor(caption)
         prompt = None
         if settings.prompts:
+            # The batch reader seeds this generator for each sample, so a resumed run draws the same prompts.
             prompt = settings.prompts[int(torch.randint(len(settings.prompts), ()))]
         return build_caption_sample(
             caption,
@@ -200,7 +202,7 @@ class SampleProcessor:
 
 @dataclass(frozen=True)
 class _VideoWithAudio:
-    """The path of a video whose audio track is read, too."""
+    """Mark the path of a video whose audio track is read, too."""
 
     path: Any
 
@@ -216,6 +218,7 @@ def _join_video_and_audio(message: Mapping[str, Any]) -> Mapping[str, Any]:
     for item in content:
         if item["type"] == "audio" and before.get("type") == "video" and item["path"] == before["path"]:
             item = {"type": "video", "path": _VideoWithAudio(item["path"])}
+            # The joined item replaces the video that was appended before.
             items.pop()
         items.append(item)
         before = item

@@ -45,6 +45,7 @@ def find_shards(storage: str) -> list[Path]:
         DatasetError: there is none, one is absent, or the pattern is an address or a command.
         ConfigError: webdataset, which reads patterns, is not installed.
     """
+    # webdataset would open web addresses and run commands such as `pipe:`, so refuse everything with a scheme.
     if re.match(r"[a-z][a-z0-9+.-]*:", storage):
         raise DatasetError(f"{storage}: shards must be local files; copy them here or mount where they are")
     folder = Path(storage)
@@ -94,6 +95,7 @@ def index_shard(path: Path, kind: Modality) -> list[Any]:
     rows = _load_index(index, identity)
     if rows is None:
         try:
+            # "r:" accepts no compressed archives: members are read by their offset, which compression would hide.
             with tarfile.open(path, "r:") as shard:
                 examples = [_example(shard, path, key, members, kind) for key, members in _group(shard)]
         except (tarfile.TarError, EOFError) as error:
@@ -135,6 +137,7 @@ def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
         folder, _, file_name = member.name.rpartition("/")
         stem, _, suffix = file_name.partition(".")
         member_key = f"{folder}/{stem}" if folder else stem
+        # A new name begins the next sample, so the one before it is complete.
         if member_key != key and members:
             yield key, members
             members = {}
@@ -153,6 +156,7 @@ def _example(
         resolve = partial(_member_fields, path, members, where)
         messages = resolve_messages(text["messages"], resolve, f"{where}.json")
         return Example(f"{path.stem}/{key}", kind, None, {"messages": messages})
+    # Of several media files in one sample, the one whose suffix comes first in the table counts.
     for suffix in SUFFIXES[kind]:
         if suffix in members:
             source = MediaSource(**_member_fields(path, members, where, suffix[1:]))

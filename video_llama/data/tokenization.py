@@ -1,4 +1,4 @@
-"""Captions and instruction dialogues as token ids with labels.
+"""Turn captions and instruction dialogues into token ids with labels.
 
 Stage 1 learns captions, stage 2 dialogues (Zhang, Li and Bing 2023, section 2.3). Labels are on answers and on what
 ends them only. The original's mask drifts over the turns of a Vicuna dialogue, and finds no answer where a LLaMA-2
@@ -82,6 +82,7 @@ def build_caption_sample(
     # The original tokenises the caption apart from the prompt: its first token carries a space of its own.
     answer = [Text(caption, answer=True), Text(end_sym, trusted=True, answer=True)]
     encoded = _encode(answer, tokenizer, placeholder, add_bos=False)
+    # The limit applies to the answer only, so the prompt and its media are never cut.
     sample.extend(encoded.input_ids[:max_txt_len], encoded.is_answer[:max_txt_len])
     return _with_labels(sample)
 
@@ -206,6 +207,7 @@ def llava_instruct_turns(conversations: Sequence[Mapping[str, str]]) -> list[Tur
     if entries and entries[0][0] != "human":
         entries = entries[1:]
     speakers = [speaker for speaker, _ in entries]
+    # With an odd number of entries the lists differ in length, so an unanswered last question fails here, too.
     if speakers != ["human", "gpt"] * (len(entries) // 2):
         raise DatasetError(f"speakers must be human and gpt in turn, but are {speakers}")
     turns: list[Turn] = []
@@ -242,6 +244,7 @@ def collate_text(samples: Sequence[Mapping[str, Sequence[int]]], pad_id: int) ->
     for row, sample in enumerate(samples):
         for name, tensor in batch.items():
             tensor[row, : len(sample[name])] = torch.tensor(sample[name])
+    # Compare each position with the length of its row: 1 for tokens, 0 for padding.
     return {**batch, "attention_mask": (torch.arange(length) < lengths[:, None]).long()}
 
 

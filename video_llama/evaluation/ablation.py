@@ -81,6 +81,7 @@ def _with_shuffled_frames(item: Media, generator: torch.Generator) -> Media:
     frames, audio = item
     if frames is None:
         return item
+    # The input of the model and the frames to show must have the same order.
     order = torch.randperm(len(frames.pixel_values), generator=generator)
     return replace(frames, pixel_values=frames.pixel_values[order], frames=frames.frames[order.numpy()]), audio
 

@@ -74,9 +74,11 @@ class _Dialogue:
     def conversation(self, template: Conversation) -> Conversation:
         """Return the turns that are answered and the next question."""
         conversation, introduction = template.copy(), self.introduction
+        # None stands for the answer to come. `zip` stops there, so later questions are left out.
         for question, answer in zip(self.turns, [*self.answers, None], strict=False):
             conversation.append_message(conversation.roles[0], [*introduction, question.text])
             conversation.append_message(conversation.roles[1], answer)
+            # Media are introduced before the first question only.
             introduction = []
         return conversation
 

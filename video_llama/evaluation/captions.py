@@ -1,4 +1,4 @@
-"""Captions and answers on datasets in the layouts of research, compared with the annotated ones."""
+"""Compare captions and answers with the annotated ones, on datasets in the layouts of research."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class CaptionedFile:
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """The model's answer about a file; None if the file could not be read, and `error` says why."""
+    """Hold the model's answer about a file; None if the file could not be read, and `error` says why."""
 
     file: CaptionedFile
     answer: str | None
@@ -92,6 +92,7 @@ def load_captions(
         question, reference = _first_turn(example)
         key = (example.source, question)
         if key not in found:
+            # Go on after the limit: more captions of the files that were taken may follow.
             if limit is not None and len(found) == limit:
                 continue
             found[key] = CaptionedFile(example.id, example.source, example.kind, question)
@@ -137,6 +138,7 @@ def caption_files(
             try:
                 media[number] = _read(model, file)
             except (VideoLlamaError, OSError) as error:
+                # One broken file must not end the evaluation.
                 errors[number] = str(error)
                 continue
             question = Question(0, 1, "caption", file.references[0], file.question or prompt)
@@ -144,6 +146,7 @@ def caption_files(
             asked.append(AskedFile(path, file.modality, True, [[question]]))
         given = apply_to_media(ablation, list(media.values()))
         answered = answer_dialogues(model, asked, given, len(asked) or 1, max_new_tokens=max_new_tokens)
+        # `media`, `asked` and the answers leave out the same files, so they have the same order.
         answers = {number: item.answer for number, item in zip(media, answered, strict=True)}
         for number, file in enumerate(batch):
             results.append(CaptionResult(file, answers.get(number), errors.get(number, "")))

@@ -1,4 +1,4 @@
-"""Choose a device and its precision, compute there, and say in one line what went wrong there."""
+"""Choose a device and its precision, compute there, and report its errors in one line."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ _FATAL = re.compile(r"(CUDA|HIP)( driver)? error|device-side assert", re.I)
 def set_seed(seed: int) -> None:
     """Seed Python, numpy and torch (all devices)."""
     random.seed(seed)
+    # numpy accepts seeds of 32 bits only.
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
@@ -130,7 +131,7 @@ def resolve_dtype(
 
 
 def _cpu_computes_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products: AVX512-BF16 or AMX on x86, BF16 on Arm."""
+    """Return whether the CPU has instructions for bfloat16 products: AVX512-BF16 or AMX on x86, BF16 on Arm."""
     # The function is absent before torch 2.12.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -146,6 +147,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return the tensor on a device; to a GPU the copy is asynchronous."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
+    # Only copies from pinned memory are asynchronous.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -204,7 +206,7 @@ def release_memory() -> None:
 
 
 def _translate(error: RuntimeError, device: torch.device, less: str) -> VideoLlamaError | None:
-    """The error in the words of this package; None for one that does not come from the device."""
+    """Return the error as one of this package; None for one that does not come from the device."""
     first_line = str(error).strip().partition("\n")[0]
     if is_out_of_memory(error):
         return OutOfMemoryError(f"{_place(first_line, device)} is out of memory{_amounts(first_line)}: {less}")
@@ -217,13 +219,13 @@ def _translate(error: RuntimeError, device: torch.device, less: str) -> VideoLla
 
 
 def _place(message: str, device: torch.device) -> str:
-    """With several GPUs, the one that torch names."""
+    """Return the GPU that torch names in its message, else the device."""
     number = re.search(r"GPU (\d+)", message)
     return str(device) if number is None else f"cuda:{number[1]}"
 
 
 def _amounts(message: str) -> str:
-    """The amounts of memory that torch names."""
+    """Return the amounts of memory that torch names."""
     patterns = {
         "{} asked for": r"[Tt]ried to allocate ([\d.]+ \w+)",
         "{} free": r"of which ([\d.]+ \w+) is free",

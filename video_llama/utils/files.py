@@ -22,6 +22,8 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
         write: writes everything to the path it is given; if it raises, nothing is left behind.
         durable: wait until the content is on the disk, so that a power cut cannot leave an empty file.
     """
+    # The process id keeps several writers of one file apart. The file is in the same folder, so that the rename cannot
+    # leave half a file.
     in_progress = path.with_name(f".{path.name}.{os.getpid()}{INCOMPLETE}")
     try:
         write(in_progress)

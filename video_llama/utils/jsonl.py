@@ -34,6 +34,7 @@ def read_jsonl(path: Path, error: type[VideoLlamaError] | None, what: str = "JSO
             if record is not None:
                 yield record
             elif line.endswith(b"\n"):
+                # With its line break the line was written as a whole, so it was not cut off but is damaged.
                 message = f"{path}, line {number}: not a {what}"
                 if error is not None:
                     raise error(message)
@@ -53,6 +54,7 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     except UnicodeEncodeError:
         line = json.dumps(record).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
+        # An unbuffered write may take only a part of the line.
         while line:
             line = line[file.write(line) :]
 
