@@ -158,6 +158,7 @@ def load_model(arguments: argparse.Namespace) -> VideoLlama:
     config, reading = None, ProcessorConfig()
     if arguments.cfg_path:
         config = load_config(arguments.cfg_path, [*model_settings(arguments), *arguments.options])
+        # The first dataset section says how files are read; options of the command line go before it.
         reading = next((section.vis_processor.train for section in config.datasets.values()), reading)
     video_reader = arguments.video_reader or reading.video_reader
     if video_reader is not None:

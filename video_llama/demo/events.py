@@ -1,4 +1,4 @@
-"""What happens when something on the page is used, and the named endpoints for scripts."""
+"""Handle the events of the page, and offer the named endpoints for scripts."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ class Events:
     def load(self) -> Iterator[Changes]:
         """Show how long the model has been loading, until it is there; then what it can do."""
         page, started = self.page, time.monotonic()
+        # Each item that is yielded updates the page, so a visitor sees the seconds while the model loads.
         while not wait([self.sessions.model], timeout=1.0).done:
             yield {page.notice: views.notice(f"Loading the model … {time.monotonic() - started:.0f} s", "busy")}
         try:
@@ -205,9 +206,11 @@ class Events:
         try:
             options = answer_options(settings, self.sessions.limits, self.sessions.defaults.options)
             session = self.sessions.get(request.session_hash)
+            # A visitor may clear the conversation while this answer runs; what comes after that must not be shown.
             times_cleared = session.times_cleared
             texts = session.retry(question, **options) if is_retry else session.ask(question or "", **options)
             yield {page.notice: views.notice("Reading the question …", "busy")} | self._answering(True)
+            # The first piece of text also removes the notice and empties the text field.
             first = {page.notice: ""} if is_retry else {page.notice: "", page.question: ""}
             for text in texts:
                 # Once it was cleared, the page shows an empty conversation.
@@ -218,10 +221,11 @@ class Events:
         except VideoLlamaError as error:
             yield self._failure(error, session) | idle
             return
+        # After a clear the page is up to date, so only the buttons change back.
         yield idle if session.times_cleared != times_cleared else self._refresh(session) | idle
 
     def _answering(self, is_so: bool) -> Changes:
-        """While an answer is given it can be stopped; another request would only wait unseen, and then begin."""
+        """Return the state of the buttons: a running answer can be stopped, and no other request can be started."""
         page = self.page
         changes: Changes = {button: gr.Button(interactive=not is_so) for button in [page.retry, *page.example_buttons]}
         return changes | {page.send: gr.Button(visible=not is_so), page.stop: gr.Button(visible=is_so)}
@@ -245,7 +249,7 @@ class Events:
 
 
 class Endpoints:
-    """What scripts can call; each client has a conversation of its own. docs/demo.md shows it with gradio_client."""
+    """Endpoints for scripts; each client has its own conversation. docs/demo.md shows them with gradio_client."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions

@@ -1,4 +1,4 @@
-"""What a visitor may upload and ask: checked before anything is decoded or computed."""
+"""Check what a visitor uploads and asks, before anything is decoded or computed."""
 
 from __future__ import annotations
 
@@ -124,12 +124,15 @@ class Limits:
             stream = select_stream(container, path, kind)
             self._check_length(path, float(container.duration or 0) / 1_000_000)
             pixels = stream.width * stream.height if isinstance(stream, VideoStream) else 0
+            # Time stamps may start at any value, so the length counts from the earliest packet. The number of packets
+            # is a second measure, against files of very many small packets.
             first_end = math.inf
             since_keyframe = 0
             for number, packet in enumerate(demux_packets(container, stream, path)):
                 since_keyframe += 1
                 if packet.is_keyframe:
                     since_keyframe = 0
+                # To show one frame, all frames since the last key frame have to be decoded.
                 if since_keyframe * pixels > self.pixels_between_keyframes:
                     raise MediaError(path, "its key frames are too far apart", "convert it to H.264 in an .mp4 file")
                 if packet.pts is None or packet.time_base is None:

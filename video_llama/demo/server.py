@@ -44,7 +44,7 @@ _CLOSED = ("file=http:", "file=https:", "component_server", "deep_link", "dev/",
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where and for whom the page is served."""
+    """Address of the page, and who may use it."""
 
     host: str = LOCAL_HOSTS[0]
     # None for the first free one from 7860 on.
@@ -97,7 +97,7 @@ class DemoServer:
         guard = Middleware(RequestGuard, upload_bytes=self.limits.upload_bytes, room=self._room)
         check_address(settings.host, settings.port)
         self.sessions.folder.mkdir()
-        # Gradio reads at every request where uploads are, and asks for newer versions of itself unless told not to.
+        # Gradio reads at every request where uploads are, and asks for newer versions of itself unless that is off.
         variables = _environment(GRADIO_TEMP_DIR=str(uploads), GRADIO_ANALYTICS_ENABLED="False")
         self._cleanup.enter_context(variables)
         self._blocks = build_blocks(self.sessions, settings.title, settings.concurrency)
@@ -135,6 +135,7 @@ class DemoServer:
         self.sessions.end_all()
         if self._blocks is not None:
             self._blocks.close(verbose=False)
+        # A request that was still running may have opened a session in the meantime.
         self.sessions.end_all()
         self._cleanup.close()
 
@@ -153,7 +154,8 @@ class DemoServer:
             kept_bytes = int(self.limits.kv_cache_gib * 2**30)
         try:
             self.model.set_result(SharedModel(self._load(), kept_bytes))
-        except BaseException as error:  # raised again by whoever waits for the model
+        except BaseException as error:
+            # Raised again in every thread that waits for the model.
             self.model.set_exception(error)
 
     def _room(self) -> int:
@@ -189,12 +191,14 @@ class RequestGuard:
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """Return the status and the text of a refusal; None for a request that is fine."""
+        # An address may come with this prefix or without it, so both are checked as one.
         path = path.strip("/").removeprefix("gradio_api/").lstrip("/").lower()
         is_upload = path == "upload"
         most = _FORM_BYTES + self.upload_bytes * is_upload
         length = headers.get(b"content-length", b"0")
         if path.startswith(_CLOSED):
             return 403, "Only uploaded files are served."
+        # A request in chunks does not give its length, so it could be of any size.
         if b"transfer-encoding" in headers:
             return 411, "Send the length of the request (Content-Length)."
         if not length.isdigit() or int(length) > most:

@@ -116,12 +116,14 @@ class Session:
                 yield "encoding"
                 upload = self.chat.add(decoded)
             except MediaError as error:
+                # The copy has a random name, so the error names the file as its owner does.
                 raise MediaError(name, error.reason, error.hint) from error
             except FileNotFoundError as error:
                 raise MediaError(name, "the upload was lost", "upload it again") from error
             except Exception as error:
                 raise _explained(error, f"{name} could not be loaded") from error
             finally:
+                # After any failure, and when the visitor leaves between two steps, which closes this generator.
                 if upload is None:
                     copy.unlink(missing_ok=True)
             shares = self._attention_shares(upload)
@@ -153,6 +155,7 @@ class Session:
                 return ""
             turn = self.turns[-1]
             question = turn.question or ""
+            # A turn has files and a question. The question is taken back first, then the files one by one.
             turn.question = turn.answer = None
             if not question and turn.uploads:
                 self._remove(turn.uploads.pop())
@@ -162,6 +165,7 @@ class Session:
 
     def clear(self) -> None:
         """Remove everything and free its memory and files; a running answer is stopped."""
+        # Counted before the wait below, so that the running answer is not shown any longer.
         self.times_cleared += 1
         self.stop()
         if not self._busy.acquire(timeout=_STOP_SECONDS):
@@ -197,6 +201,7 @@ class Session:
             yield
         finally:
             self.last_used = time.monotonic()
+            # `close` was called while this request ran, and left the freeing to it.
             if self.closed:
                 self._free()
             self._busy.release()
@@ -255,7 +260,8 @@ class Session:
 def _link_or_copy(source: str | os.PathLike[str], copy: Path) -> None:
     try:
         os.link(source, copy)
-    except OSError:  # another file system
+    except OSError:
+        # A hard link needs one file system for both names.
         shutil.copyfile(source, copy)
 
 

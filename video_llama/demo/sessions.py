@@ -79,6 +79,7 @@ class Sessions:
         """
         if not key:
             raise VideoLlamaError("the request names no session; send a session_hash, as gradio_client does")
+        # Wait for the model outside of the lock, so that other visitors can leave meanwhile.
         model = self.model.result()
         self.end_idle()
         with self._lock:
@@ -104,6 +105,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.pop(key, None)
             self._ended[key] = None
+            # A dictionary keeps its order, so the first key is the oldest.
             if len(self._ended) > _MAX_ENDED_KEYS:
                 del self._ended[next(iter(self._ended))]
         if session is not None:
@@ -154,7 +156,8 @@ class Uploads:
         try:
             path = Path(data["path"]).resolve()
             is_upload, is_file = path.is_relative_to(self.folder.resolve()), path.is_file()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, a circle of links
+        except (OSError, ValueError, RuntimeError) as error:
+            # The path is too long, has a null character, or its links form a circle.
             raise VideoLlamaError("only files that were uploaded can be read") from error
         if not is_upload:
             raise VideoLlamaError("only files that were uploaded can be read")
@@ -169,6 +172,7 @@ class Uploads:
     def sweep(self, now: float | None = None) -> None:
         """Remove what was taken a minute ago or has been there for half an hour, and empty folders."""
         now = now or time.time()
+        # In reverse order the files of a folder come before the folder itself.
         for path in sorted(self.folder.rglob("*"), reverse=True):
             try:
                 if path.is_dir():
@@ -187,7 +191,8 @@ def stored_bytes(folder: Path) -> int:
         for name in names:
             try:
                 status = os.lstat(os.path.join(parent, name))
-            except OSError:  # removed meanwhile
+            except OSError:
+                # The file was removed in the meantime.
                 continue
             sizes[status.st_ino] = status.st_size
     return sum(sizes.values())

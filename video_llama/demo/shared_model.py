@@ -62,6 +62,7 @@ class SharedModel(VideoLlama):
         else:
             with self._watched():
                 return super().encode(media)
+        # The hooks record every item that passes the Q-Former, so one thread at a time encodes.
         with self._watched(), self._lock, _recorded_attention(qformer) as attention:
             encoded = super().encode(media)
         self._shares[encoded] = attention_shares(attention, parts)
@@ -80,6 +81,7 @@ class SharedModel(VideoLlama):
         with self._watched(), self._lock:
             ids = super()._run(prompt, options, cache, **extra)
             if cache is not None:
+                # Taken out and put in again: the cache used last becomes the last one in order.
                 self._caches.pop(cache, None)
                 self._caches[cache] = None
                 self._drop_caches_beyond(self.kept_bytes)
@@ -131,6 +133,7 @@ def _recorded_attention(qformer: nn.Module) -> Iterator[list[Tensor]]:
 
     def record(layer: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
         heads = layer.num_attention_heads
+        # The fused attention kernel does not return its weights, so they are computed here from the same inputs.
         query = layer.query(given["hidden_states"]).unflatten(-1, (heads, -1)).transpose(1, 2)
         key = layer.key(given["encoder_hidden_states"]).unflatten(-1, (heads, -1)).transpose(1, 2)
         recorded.append((query @ key.transpose(-1, -2) * layer.scaling).float().softmax(dim=-1))

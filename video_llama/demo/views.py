@@ -130,6 +130,7 @@ def _card(file: SessionFile) -> str:
         strips += _strip("Frame", "Frames the model saw", [*cells], not _is_gif(file))
     if audio is not None:
         values = audio.values[:, 0].float().numpy()
+        # One colour scale for all segments, so that they can be compared.
         low, high = float(values.min()), float(values.max())
         images = [_data_url(spectrum_image(segment, low, high), "PNG") for segment in values]
         cells = zip(images, audio.start_seconds, file.segment_shares, strict=True)
@@ -180,6 +181,7 @@ def _cell(image: str, seconds: float, share: float, highest: float, what: str, i
 
 def clock(seconds: float) -> str:
     """Return a time as players write it: 0:07.5, 1:02:03.0."""
+    # Round first, so that 59.96 seconds become 1:00.0 and not 0:60.0.
     minutes, rest = divmod(round(seconds, 1), 60)
     hours, minutes = divmod(int(minutes), 60)
     if hours:
@@ -189,6 +191,7 @@ def clock(seconds: float) -> str:
 
 def spectrum_image(segment: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
     """Return log-mel values (mel_bins, mel_frames) from `low` to `high` as colours, low frequencies at the bottom."""
+    # Map the values to places in the colour table, then blend the two nearest colours of each place.
     scaled = (segment[::-1] - low) / max(high - low, 1e-6) * (len(_SPECTRUM) - 1)
     steps = np.arange(len(_SPECTRUM))
     channels = [np.interp(scaled, steps, _SPECTRUM[:, channel]) for channel in range(3)]

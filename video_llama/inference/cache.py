@@ -1,4 +1,4 @@
-"""What is computed once and reused: features of media items, and keys and values of the beginnings of prompts."""
+"""Keep what is computed once and reused: features of media, and keys and values of the beginnings of prompts."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class MediaCache:
         # Without a branch encoding is an error, which `encode` raises.
         if not self.max_items or branch is None:
             return encode()
+        # The version of the weights is part of the key: features of old weights are never found, and drop out in time.
         key = f"{content_key(values)} {weights_version(branch)}"
         with self._lock:
             if key in self._features:
@@ -54,6 +55,7 @@ class MediaCache:
         features = encode()
         with self._lock:
             self._features[key] = features
+            # The items are in the order of their last use, so the first one is dropped.
             while len(self._features) > self.max_items:
                 self._features.popitem(last=False)
         return features
@@ -66,12 +68,14 @@ class MediaCache:
 
 def weights_version(branch: nn.Module) -> int:
     """Return a number that changes with each optimizer step and each loading of weights."""
+    # torch counts the in-place changes of a tensor, but not of one made in inference mode.
     return sum(parameter._version for parameter in branch.parameters() if not parameter.is_inference())
 
 
 def content_key(values: Tensor) -> str:
     """Return a digest of shape, dtype and values."""
     digest = hashlib.blake2b(f"{tuple(values.shape)} {values.dtype}".encode(), digest_size=16)
+    # The hash takes bytes, so it works for every dtype, also for bfloat16, which numpy does not have.
     digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -92,10 +96,12 @@ class PrefixCache:
         # Always short of the last key: `generate` needs a new position to compute.
         shared = _common_length(self.keys, keys[:-1])
         states, surplus = self.states, len(self.keys) - shared
+        # Generation extends the states in place. If it fails, half changed states must not stay here.
         self.clear()
         if states is None or shared == 0:
             return DynamicCache()
         if surplus:
+            # A negative length removes so many positions from the end: all after the first difference.
             states.crop(-surplus)
         return states
 
@@ -106,7 +112,7 @@ class PrefixCache:
 
     @property
     def num_bytes(self) -> int:
-        """Size of keys and values, on all devices together."""
+        """Return the size of keys and values in bytes, on all devices together."""
         if self.states is None:
             return 0
         kept = (getattr(layer, name, None) for layer in self.states.layers for name in ("keys", "values"))
@@ -142,12 +148,14 @@ class SharedPrefix:
         if length < _MIN_PREFIX:
             return 0, None
         first = list(rows[0][:length])
+        # The kept states also serve a shorter beginning: they are cut below. Only other text is computed anew.
         if self.keys[:length] != first:
             computed = DynamicCache()
             cache = {cache_argument(model.forward): computed}
             model(inputs_embeds=inputs_embeds[:, :length], use_cache=True, logits_to_keep=1, **cache)
             # Only now, so that an error leaves the old keys with the old states.
             self.keys, self._states = first, computed
+        # Generation extends the states in place, so each batch gets its own copy.
         states = copy.deepcopy(self._states)
         assert states is not None
         if surplus := len(self.keys) - length:

@@ -83,6 +83,7 @@ class BatchCaptioner:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         model, options = self.model, self.options
+        # Plan memory for the longest text of one clip: the prompt with its media, and the answer.
         length = min(_PROMPT_TOKENS + options.max_new_tokens, model.max_length)
         self.clips_at_once = self.batch_size or batch_that_fits(model.model, model.device, length, options.num_beams)
         self._max_frames = model.max_frames
@@ -103,6 +104,7 @@ class BatchCaptioner:
                 yield _begin(read, read.window)
                 continue
             unencoded.append(read)
+            # Encode as soon as there are enough clips for a batch of answers, or enough frames for one encoder pass.
             if len(unencoded) >= self.clips_at_once or _num_frames(unencoded) >= self._max_frames:
                 yield from self._encode(unencoded)
                 unencoded = []
@@ -118,6 +120,8 @@ class BatchCaptioner:
     def _questions(self, reads: Sequence[WindowRead]) -> list[_Question]:
         questions = []
         windows = [read.window for read in reads if isinstance(read.window, Window)]
+        # The items of all clips go through the encoders as one flat list. The loop below takes each clip's share back
+        # in the same order: audio first, then frames.
         items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
         encoded = iter(self.model.encode_batch([*chain.from_iterable(items)], self._max_frames))
         for read, window, of_one in zip(reads, windows, items, strict=True):
@@ -144,6 +148,7 @@ class BatchCaptioner:
                 batch = equal[:number]
                 del equal[:number]
                 yield from self._answer(batch)
+            # Prompts of rare lengths would wait and hold memory until the end. Past a limit all are answered, padded.
             if sum(map(len, waiting.values())) >= _WAITING_BATCHES * self.clips_at_once:
                 yield from self._answer_all(waiting)
         yield from self._answer_all(waiting)
@@ -186,6 +191,7 @@ class BatchCaptioner:
         if results is not None:
             yield items, results
             return
+        # A half that is still too large is halved again by the recursive call.
         middle = (len(items) + 1) // 2
         for half in (items[:middle], items[middle:]):
             yield from self._in_parts(work, half, what)
@@ -193,6 +199,7 @@ class BatchCaptioner:
     def _take_fewer(self, what: str, number: int, error: OutOfMemoryError) -> None:
         """Take half as many from now on."""
         logger.warning("%d clips are too many to be %s together; trying fewer: %s", number, what, error)
+        # Encoding is limited by frames and answering by clips: lower only the limit that was too high.
         if what == "encoded":
             self._max_frames = max(1, self._max_frames // 2)
         else:
@@ -209,6 +216,7 @@ class BatchCaptioner:
             prompts = _note_asked(questions, asked, failed)
             try:
                 for key, text in stream_texts(self.model, prompts, self.options, self.clips_at_once):
+                    # Errors found while prompts were taken come out between the answers, not only at the end.
                     yield from _take_all(failed)
                     yield replace(asked.pop(key).caption, text=text)
                 yield from failed
@@ -217,6 +225,7 @@ class BatchCaptioner:
                 if self.clips_at_once > 1:
                     self._take_fewer("answered", self.clips_at_once, error)
                     continue
+                # A batch of one cannot become smaller. Its clip gets the error, and the loop goes on with the next.
                 failed += [replace(caption, error=error) for caption, _ in asked.values()]
                 asked.clear()
 
@@ -225,6 +234,7 @@ def caption_clips(
     captioner: BatchCaptioner, clips: Iterable[ClipSource], reader: ClipReader, num_workers: int = 0
 ) -> Iterator[WindowCaption]:
     """Yield captions of all windows of all clips as they come; a clip's number in `clips` is its key."""
+    # While one batch is answered, the next one is decoded. Each worker has one clip in work and one ready.
     ahead = 2 * captioner.clips_at_once + 2 * num_workers
     yield from captioner.run(read_ahead(zip(count(), clips), reader, num_workers, ahead))
 

@@ -48,7 +48,7 @@ class Upload(Decoded):
 
     @property
     def introduction(self) -> list[Any]:
-        """The words and placeholders that introduce the file in a prompt."""
+        """Return the text and placeholders that introduce the file in a prompt."""
         return media_prefix([] if self.frames is None else [self.frames], self.audio)
 
 
@@ -138,6 +138,7 @@ class Chat:
             return Decoded(str(path), frames, None, "not listened to")
         if clip.audio is None:
             return Decoded(str(path), frames, None, "the model has no audio branch")
+        # A video without usable audio still has its frames. `sound` then says why there is no audio.
         try:
             if isinstance(clip.audio, MediaError):
                 raise clip.audio
@@ -202,6 +203,7 @@ class Chat:
                 text += piece
                 yield piece
         except GeneratorExit:
+            # The caller closed the iterator: the text that it has seen becomes the answer.
             self._open_turn().answer = text
             raise
         self._open_turn().answer = text
@@ -211,6 +213,7 @@ class Chat:
         if not self.turns:
             return None
         undone = self.turns.pop()
+        # The dropped turns are the oldest ones, so there cannot be more of them than turns.
         self.dropped_turns = min(self.dropped_turns, len(self.turns))
         return undone
 
@@ -227,6 +230,7 @@ class Chat:
         for number, turn in enumerate(self.turns):
             for upload in turn.uploads:
                 introduction += upload.introduction
+            # Media of turns that are left out are carried along until the first turn that stays.
             if number >= first_turn and turn.question is not None:
                 conversation.append_message(conversation.roles[0], [*introduction, turn.question])
                 conversation.append_message(conversation.roles[1], turn.answer)

@@ -52,6 +52,7 @@ def generate_ids(
         kwargs["past_key_values"] = states
     with computing_on(execution_device(model.get_input_embeddings())):
         rows = model.generate(**inputs, **kwargs, pad_token_id=tokenizer.pad_token_id).tolist()
+    # `generate` pads the rows that end early until the last row has ended.
     return [_up_to_end(ids, end_ids(model.generation_config)) for ids in rows]
 
 
@@ -73,6 +74,7 @@ def generate_text(
         OutOfMemoryError: the device has no room for prompts and answers.
     """
     if model.decoders.serves(options):
+        # Answers end in any order. The numbers of the prompts bring them back into order.
         answers = dict(stream_texts(model, enumerate(prompts), options, len(prompts)))
         return [answers[number] for number in range(len(prompts))]
     # Only what follows the common beginning is padded and computed.
@@ -110,6 +112,7 @@ def stream_texts(
             for request in decoder.run(requests, options):
                 key, stop_strings = request.key
                 yield key, answer_text(model, request.ids, stop_strings)
+        # The prompt that did not fit is first in the next round, so the next decoder has room for it.
         supply = itertools.chain(too_long, supply)
 
 
@@ -139,6 +142,7 @@ def generate_one(
         inputs = {"inputs_embeds": prompt.inputs_embeds}
         tokenizer, stop_strings = model.processor.tokenizer, prompt.stop_strings
         [ids] = generate_ids(model.model, tokenizer, inputs, options, stop_strings, states, **others)
+    # Only after success: after an error the cache stays empty, without half of an answer.
     if cache is not None and states is not None:
         cache.put([*prompt.keys, *ids], states)
     return ids
@@ -157,13 +161,14 @@ def _run_one_row(
     streamer: Any,
     stopping_criteria: Any,
 ) -> list[int]:
-    """As `generate_one`, by a `StaticDecoder`."""
+    """Answer as `generate_one` does, with a `StaticDecoder`."""
     has_stopped = stop_test(prompt.stop_strings, model.processor.tokenizer)
     if streamer is not None:
         # The streamers of transformers take what comes first for the prompt.
         streamer.put(torch.empty(1, 0, dtype=torch.long))
 
     def has_ended(ids: list[int]) -> bool:
+        # The decoder calls this after each token: pass it on, ask the caller, then look for stop strings.
         if streamer is not None:
             streamer.put(torch.tensor(ids[-1:]))
         if stopping_criteria is not None and stopping_criteria(torch.tensor([ids]), None).any():
@@ -199,6 +204,8 @@ def _pad_left(rows: Sequence[Tensor], shared: int) -> dict[str, Tensor]:
     longest = max(len(row) for row in rows)
     embeds = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
     mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
+    # A row is the shared beginning, then padding, then its own rest. So all rows end at the last position,
+    # where their answers begin.
     for number, row in enumerate(rows):
         own = longest - (len(row) - shared)
         embeds[number, :shared], embeds[number, own:] = row[:shared], row[shared:]

@@ -32,11 +32,11 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class ProcessDied(Exception):
-    """The process is no longer there: its decoder crashed, or somebody killed it."""
+    """The process is no longer there: its decoder crashed, or it was killed."""
 
 
 class DecodeProcess:
-    """The owner's end.
+    """Start, use and end one decoding process.
 
     Args:
         decoder: what the process does; its video reader's module is imported there.
@@ -49,7 +49,7 @@ class DecodeProcess:
         self._lock = threading.Lock()
 
     def decode(self, packed_source: bytes, first: int) -> Decoded | None:
-        """What the decoder gives for a pickled source; None if that cannot be unpickled there.
+        """Return what the decoder makes of a pickled source; None if the process cannot unpickle it.
 
         Raises:
             ProcessDied: before it answered; the next call starts another one.
@@ -59,7 +59,8 @@ class DecodeProcess:
             process = self._running()
             _send(cast(IO[bytes], process.stdin), (packed_source, first))
             answer = pickle.load(cast(IO[bytes], process.stdout))
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:  # its end was closed, maybe midway
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            # The process has closed its end of the pipe, perhaps in the middle of an answer.
             self._end()
             raise ProcessDied from error
         if isinstance(answer, str):
@@ -73,6 +74,7 @@ class DecodeProcess:
 
     def _running(self) -> subprocess.Popen[bytes]:
         with self._lock:
+            # `close` may come from another thread. After it, no new process may start.
             if self._is_closed:
                 raise ProcessDied
             if self._process is None:
@@ -88,6 +90,7 @@ class DecodeProcess:
 
     def _end(self) -> None:
         with self._lock:
+            # Two threads may come here: only one of them gets the process and ends it.
             process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -95,7 +98,7 @@ class DecodeProcess:
 
 
 def home_of_reader(decoder: ClipDecoder) -> str:
-    """The module that registers the decoder's video reader.
+    """Return the name of the module that registers the decoder's video reader.
 
     Raises:
         ConfigError: there is no such reader.
@@ -104,7 +107,7 @@ def home_of_reader(decoder: ClipDecoder) -> str:
 
 
 def serve() -> None:
-    """The process's end: answer until there are no more questions."""
+    """Answer questions until there are no more; this runs in the process."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # What a decoder prints must not get among the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -123,15 +126,18 @@ def serve() -> None:
 def _answer(decoder: ClipDecoder, packed_source: bytes, first: int) -> Decoded | str | None:
     try:
         source = pickle.loads(packed_source)
-    except (ImportError, AttributeError):  # a class of the owner's main script
+    except (ImportError, AttributeError):
+        # The source is of a class of the owner's main script, which is not imported here.
         return None
     try:
         return decoder(source, first)
-    except Exception:  # sent to the owner, who raises it
+    except Exception:
+        # Sent to the owner, which raises it.
         return traceback.format_exc()
 
 
 def _send(stream: IO[bytes], content: Any) -> None:
+    # Pickle into memory first: an error while pickling must not leave half a message in the pipe.
     buffer = io.BytesIO()
     pickle.dump(content, buffer, protocol=pickle.HIGHEST_PROTOCOL)
     stream.write(buffer.getbuffer())

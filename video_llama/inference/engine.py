@@ -159,6 +159,7 @@ class VideoLlama(LoadedModel):
             logger.warning("the conversation is too long: its first %d turn(s) are left out", num_dropped)
         if max_length is not None:
             max_length = min(max_length, self.max_length)
+            # Without `max_new_tokens` its default must not be the tighter bound; `within` takes the prompt off.
             if options.get("max_new_tokens") is None:
                 chosen = replace(chosen, max_new_tokens=max_length)
         chosen = chosen.within(len(prompt.keys), max_length, min_length)
@@ -239,6 +240,7 @@ def _check_frames(imgs: Any) -> list[VideoFrames | Tensor]:
                 f"imgs is {_describe(item)}, not what process_video or process_images return: read it first, "
                 "imgs, audio = process_video(path, model.processor.media_processor)"
             )
+    # A list of single frames could be one video or several images, so the caller has to say which.
     if len(items) > 1 and all(isinstance(item, Tensor) and item.ndim == 3 for item in items):
         raise TypeError(
             f"imgs is {len(items)} tensors of one frame each: torch.stack(imgs) is a video of them, "

@@ -170,6 +170,7 @@ def check_names(given: Iterable[str], known: Sequence[str]) -> None:
 
 def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
     """Return `text` up to the first stop string, without surrounding white space."""
+    # The earliest stop string ends the text; `find` gives -1 for those that are not in it.
     ends = [text.find(stop) for stop in stop_strings]
     return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
 
@@ -242,6 +243,7 @@ class TextStream(BaseStreamer):
         return text[: len(text) - max(starts, default=0)].rstrip()
 
     def _send(self, text: str) -> None:
+        # The certain part may become shorter for a moment, but what was sent is never taken back.
         if len(text) > self._num_sent:
             self.pieces.put(text[self._num_sent :])
             self._num_sent = len(text)
@@ -268,14 +270,17 @@ def stream_text(
             # Raised again in the thread that reads.
             failure.append(error)
         finally:
+            # The reader waits for this end mark, so it must come after an error, too.
             stream.pieces.put(None)
 
     thread = threading.Thread(target=work, name="video-llama-generate", daemon=True)
     thread.start()
     try:
+        # The queue brings text from the generating thread to this one; None marks the end.
         while (piece := stream.pieces.get()) is not None:
             yield piece
     finally:
+        # Also reached when the caller closes the iterator early: the thread must not use the model any longer.
         signal.requested.set()
         thread.join()
     if failure:

@@ -103,6 +103,7 @@ def load_pretrained_model(
         source, config, template = _locate(model_path, model_base, audio)
         if model_name in conv_templates:
             template = model_name
+        # ImageBind's vision trunk is for training on images only and would take memory here.
         config.imagebind_vision_config = None
         model = _load(source, config, template, (dtype, target, half), options)
     model.media_cache.max_items = MAX_ITEMS
@@ -139,6 +140,7 @@ def build_model(
         in_8bit = config.load_in_8bit or config.low_resource
         options |= _loading_options(in_8bit, config.load_in_4bit, config.device_map, config.attn_implementation, target)
         source, built, template = _locate_configured(config, for_training)
+        # The vision trunk is built on request only. The original layout does not give its sizes, so they are set here.
         if not audio_from_images:
             built.imagebind_vision_config = None
         elif built.imagebind_vision_config is None and isinstance(source, OriginalFiles):
@@ -174,6 +176,7 @@ def _locate(
     model_path: str | os.PathLike[str], model_base: str | os.PathLike[str] | None, audio: bool | None
 ) -> _Located:
     """Find what lies at a path, hub id or address."""
+    # The folder of a training run names its other files (language model, encoders) in its configuration.
     section = find_trained_run(model_path)
     if section is not None:
         if audio is not None:
@@ -236,6 +239,7 @@ def _load(
         processor = build_processor(config, source.language_model, template)
     width = max(config.vision_config.hidden_size, config.get_text_config().hidden_size)
     dtype = resolve_dtype(*precision, width=width)
+    # A model of shapes alone: it shows whether the weights will fit before any of them is read.
     skeleton = build_skeleton(config)
     check_model_fits(
         config,
@@ -249,7 +253,7 @@ def _load(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Only errors, no progress bars."""
+    """Log errors only and show no progress bars within a block."""
     package_logger = logging.getLogger("video_llama.checkpoints")
     level, had_bars = package_logger.level, transformers_logging.is_progress_bar_enabled()
     package_logger.setLevel(logging.ERROR)

@@ -72,17 +72,17 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embeddings."""
+        """Return the device of the token embeddings, where inputs go."""
         return execution_device(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's weights; if they are quantized, of its computations."""
+        """Return the dtype of the weights or, if they are quantized, of the computations."""
         return self.model.dtype
 
     @property
     def config(self) -> VideoLlamaConfig:
-        """The model's configuration."""
+        """Return the model's configuration."""
         return self.model.config
 
     @property
@@ -92,12 +92,12 @@ class LoadedModel:
 
     @property
     def max_length(self) -> int:
-        """Tokens of prompt and answer together that the language model was trained for."""
+        """Return how many tokens of prompt and answer together the language model was trained for."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
     def max_frames(self) -> int:
-        """Frames or segments that `encode_batch` encodes at once unless told otherwise."""
+        """Return how many frames or segments `encode_batch` encodes at once by default."""
         return _MAX_FRAMES.get(self.device.type, _USUAL_MAX_FRAMES)
 
     # What scripts call on a module; methods that change the model return this object.
@@ -122,6 +122,7 @@ class LoadedModel:
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert the model; arguments as for `torch.nn.Module.to`."""
         self.model.to(*args, **kwargs)
+        # Features and decoders belong to the old device and precision.
         self.media_cache.clear()
         self.decoders.kept.clear()
         return self
@@ -178,6 +179,7 @@ class LoadedModel:
         """
         values = [self.prepare_values(item) for item in media]
         encoded: dict[int, EncodedMedia] = {}
+        # Groups mix the order of the items; their numbers bring the results back into order.
         for group in _groups(values, max_frames or self.max_frames):
             kind = _kind(values[group[0]])
             _, encode = self._branch(kind)
@@ -207,6 +209,7 @@ class LoadedModel:
             if self.has_audio:
                 media = self.processor.media_processor.adapt_audio(media)
             media = media.values
+        # One channel means log-mel segments, any other number means frames.
         if media.ndim < 3 or media.shape[-3] != 1:
             return self._resize(as_frames(media))
         values = as_segments(media)
@@ -270,6 +273,7 @@ class LoadedModel:
             VideoLlamaError: the last question alone is too long.
         """
         num_dropped = 0
+        # The length is known only after tokenising, so this is done again after each dropped turn.
         while error := self.too_long(prompt := self.prepare(conversation, media), options):
             if not conversation.drop_oldest_turn():
                 raise error
@@ -300,6 +304,7 @@ def _groups(values: Sequence[Tensor], largest: int) -> Iterator[list[int]]:
         group: list[int] = []
         size = 0
         for number in (number for number, other in enumerate(sorts) if other == sort):
+            # One item that is larger than the limit still forms a group of its own.
             if group and size + len(values[number]) > largest:
                 yield group
                 group, size = [], 0

@@ -55,7 +55,7 @@ class Request:
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt."""
+        """Return the number of tokens of the prompt."""
         return self.inputs_embeds.shape[1]
 
 
@@ -81,6 +81,7 @@ class StaticDecoder:
 
     def fits(self, num_rows: int, max_length: int, compiled: bool) -> bool:
         """Whether this is what `StaticDecoder(model, num_rows, max_length, compiled)` would be, or not much larger."""
+        # Up to twice the length is accepted: building a decoder costs more than the unused memory.
         has_room = max_length <= self.max_length <= 2 * max(max_length, 1024)
         if not has_room or (self.num_rows, self._compiled) != (num_rows, compiled):
             return False
@@ -104,9 +105,12 @@ class StaticDecoder:
         new: list[Request] = []
         final_ids = set(end_ids(self._model.generation_config))
         draw = _Draw(options, self._model.generation_config, self._step.logits)
+        # States of the common beginning are wrong once the weights have changed.
         if self._version != (version := weights_version(self._model)):
             self._prefix, self._version = SharedPrefix(), version
         launched: tuple[dict[int, Request], _Drawn] | None = None
+        # Each round reads new prompts into free rows, launches one step for all rows, and then looks at the tokens of
+        # the step before.
         while True:
             free = [row for row in range(self.num_rows) if row not in active]
             # Prompts are read when an eighth of the rows is free: reading one at a time would stop all others.
@@ -116,10 +120,12 @@ class StaticDecoder:
                     first = self._prefill(rows, batch, draw)
                     active |= zip(rows, batch, strict=True)
                     yield from self._note(dict(zip(rows, batch, strict=True)), first, active, options, final_ids)
+            # All rows are free: every answer ended at its first token (go on), or there is nothing left (stop).
             if not active:
                 if not new:
                     return
                 continue
+            # One more, for the token that was launched in the last round and is not in `ids` yet.
             longest = max(request.length + len(request.ids) + 1 for request in active.values())
             # The tokens of the step before are looked at while the device computes the one just launched.
             before, launched = launched, (dict(active), self._draw_next(draw, longest))
@@ -137,7 +143,9 @@ class StaticDecoder:
                     f"a prompt of {request.length} tokens and an answer of up to {options.max_new_tokens} do not fit "
                     f"into {self.max_length} slots"
                 )
+            # The requests are sorted, so this one is the longest and all others are padded to its length.
             is_full = (len(batch) + 1) * request.length > PREFILL_TOKENS
+            # A request with states of its own is read alone: states of different lengths form no batch.
             if batch and (is_full or request.states is not None or batch[-1].states is not None):
                 yield list(itertools.islice(rows, len(batch))), batch
                 batch = []
@@ -155,6 +163,7 @@ class StaticDecoder:
         embeds = nn.utils.rnn.pad_sequence(new, batch_first=True)  # (prompts, longest, width)
         cache = {self._cache_name: states}
         output = self._model.model(inputs_embeds=embeds, use_cache=True, **cache)
+        # The first answer token is predicted at the last position of each prompt, not at its padding.
         last = torch.tensor([len(row) - 1 for row in new], device=embeds.device)
         hidden_states = output.last_hidden_state[torch.arange(len(new), device=embeds.device), last]
         logits = self._model.lm_head(hidden_states).float()  # (prompts, vocabulary)
@@ -247,6 +256,7 @@ class DecoderPool:
     def borrow(self, num_rows: int, longest_prompt: int, options: GenerationOptions) -> Iterator[StaticDecoder]:
         """Lend a decoder to one user, with room for prompts of this length and their answers."""
         length = longest_prompt + options.max_new_tokens
+        # Taken out while it is lent, so that another thread builds its own decoder instead of sharing this one.
         kept, self.kept = self.kept, []
         # One that does not fit goes first: the new one may need its memory.
         fitting = [decoder for decoder in kept if decoder.fits(num_rows, length, options.compile)]
@@ -272,6 +282,7 @@ class _Drawn:
     def __init__(self, tokens: Tensor) -> None:
         self._event = None
         self._tokens = tokens
+        # Copy without waiting; the event tells later when the copy is complete.
         if tokens.device.type == "cuda":
             self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
             self._tokens.copy_(tokens, non_blocking=True)
@@ -310,9 +321,11 @@ class _Draw:
             if is_first:
                 self._is_used[rows] = False
             penalty = self._options.repetition_penalty
+            # The penalty of transformers: logits of either sign move towards less likely.
             lower = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = torch.where(self._is_used[rows], lower, logits)
         if len(self._end_ids):
+            # Until the shortest allowed answer is reached, the tokens that end it get no probability.
             is_early = num_drawn < self._options.min_new_tokens
             logits[:, self._end_ids] = logits[:, self._end_ids].masked_fill(is_early[:, None], -torch.inf)
         if self._warpers:

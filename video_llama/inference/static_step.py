@@ -100,7 +100,7 @@ class StaticStep:
             self._pool = torch.cuda.graph_pool_handle()
 
     def free(self) -> None:
-        """Release all memory, whoever still holds this object; it cannot be used any more."""
+        """Release all memory, even while the object is referenced; it cannot be used any more."""
         self.__dict__.clear()
 
     def run(self, longest: int) -> None:
@@ -109,6 +109,7 @@ class StaticStep:
         if self.logits.device.type != "cuda":
             self._forward(window)
             return
+        # A graph has a fixed size, so there is one for each window, captured when it is first needed.
         if window not in self._graphs:
             self._graphs[window] = self._capture(window)
         self._graphs[window].replay()
@@ -124,6 +125,7 @@ class StaticStep:
         decoder = self._model.model
         hidden_states = decoder.embed_tokens(self.tokens)[:, None]  # (rows, 1, width)
         rotation = decoder.rotary_emb(hidden_states, position_ids=self.positions[:, None])
+        # Slots after a row's position hold zeros or the keys of padding, so they are masked.
         is_later = self._slot_numbers[:window] > self.positions[:, None]
         mask = torch.zeros(is_later.shape, dtype=hidden_states.dtype, device=is_later.device)
         mask = mask.masked_fill_(is_later, -torch.inf)[:, None, None]  # (rows, 1, 1, window)
@@ -135,6 +137,7 @@ class StaticStep:
     def _capture(self, window: int) -> torch.cuda.CUDAGraph:
         device = self.logits.device
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        # A capture needs a stream of its own. It starts after earlier work, and later work waits for it.
         stream.wait_stream(torch.cuda.current_stream(device))
         with CAPTURING, torch.cuda.stream(stream):
             # Whatever is compiled, tuned or allocated at a first call.
@@ -147,7 +150,7 @@ class StaticStep:
 
 
 class _Slots:
-    """What an attention layer takes for its cache: writes one new token a row, returns all slots to attend to."""
+    """Cache for an attention layer: write one new token a row, and return all slots to attend to."""
 
     def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor, window: int) -> None:
         self._keys, self._values, self._rows, self._positions, self._window = keys, values, rows, positions, window
@@ -184,6 +187,8 @@ def _run_layer(
     attention, mlp = layer.self_attn, layer.mlp
     by_head = (*hidden_states.shape[:2], -1, attention.head_dim)
     products = F.linear(layer.input_layernorm(hidden_states), joined[0]).view(by_head).transpose(1, 2)
+    # For each key head the joint product holds g query heads (the group size), one key head and one value head,
+    # so queries are g of g + 2 parts.
     num_queries = products.shape[1] * attention.num_key_value_groups // (attention.num_key_value_groups + 2)
     num_keys = num_queries // attention.num_key_value_groups
     query, key, value = products.split([num_queries, num_keys, num_keys], dim=1)  # (rows, heads, 1, head_dim)
@@ -224,12 +229,14 @@ def _join(parts: Sequence[nn.Linear]) -> Tensor:
     weights = [part.weight for part in parts]
     sizes = [len(weight) for weight in weights]
     storage = weights[0].untyped_storage()
+    # The weights are joined already if they lie one after another and fill their storage.
     starts = itertools.accumulate((weight.nbytes for weight in weights[:-1]), initial=storage.data_ptr())
     if storage.nbytes() == sum(weight.nbytes for weight in weights) and all(
         weight.data_ptr() == start for weight, start in zip(weights, starts, strict=True)
     ):
         # Joined before, by another decoder.
         return weights[0].as_strided((sum(sizes), weights[0].shape[1]), weights[0].stride())
+    # Make ordinary tensors: inference tensors could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         joined = torch.cat([weight.data for weight in weights])
         for weight, rows in zip(weights, joined.split(sizes), strict=True):

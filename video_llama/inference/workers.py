@@ -100,6 +100,8 @@ class _Pool:
         fresh = (_Task(key, source) for key, source in clips)
         try:
             while True:
+                # Keep a fixed number of tasks in work. The rest of a begun clip goes before a new clip, so that the
+                # windows of one clip come out close together.
                 while len(self._running) < self._num_ahead:
                     task = waiting.popleft() if waiting else next(fresh, None)
                     if task is None:
@@ -116,18 +118,20 @@ class _Pool:
             self._close()
 
     def _take(self) -> list[tuple[_Task, _Result]]:
-        """What is done by now, at least one; in the order of its beginning."""
+        """Return the results that are complete, at least one, in the order in which they were begun."""
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
         finished = [future for future in self._running if future in done]
         return [(self._running.pop(future), future.result()) for future in finished]
 
     def _read(self, task: _Task) -> _Result:
         packed = None if self._only_here else _pack(task.source)
+        # There are as many processes as threads, so one is always idle here.
         process = self._idle.get()
         try:
             decoded = None if packed is None else _decode(process, packed, task)
         finally:
             self._idle.put(process)
+        # The source cannot be sent to a process: this thread reads it.
         if decoded is None:
             return self._reader(task.source, task.first)
         num_windows, windows = decoded
@@ -135,6 +139,7 @@ class _Pool:
 
     def _close(self) -> None:
         """End everything; a process that is still decoding for nobody is killed."""
+        # Cancel what has not begun, then end the processes. Their threads stop waiting and can be joined.
         for future in self._running:
             future.cancel()
         for process in self._processes:
@@ -143,7 +148,7 @@ class _Pool:
 
 
 def _pack(source: ClipSource) -> bytes | None:
-    """What a decoding process is sent; None for what is in memory, or cannot be sent, and is read here."""
+    """Return what a decoding process is sent; None for a source that has to be read here."""
     if not is_file(source):
         return None
     try:
@@ -158,5 +163,6 @@ def _decode(process: DecodeProcess, packed: bytes, task: _Task) -> Decoded | Non
             return process.decode(packed, task.first)
         except ProcessDied:
             continue
+    # Say that this window is the last one, so that the rest of a file that crashes decoders is not tried.
     error = MediaError(describe_source(task.source), "the process that decodes it crashes")
     return task.first + 1, [error]

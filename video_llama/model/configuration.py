@@ -59,7 +59,7 @@ class ImageBindTrunkConfig(PreTrainedConfig):
 
     @classmethod
     def vision_huge(cls) -> ImageBindTrunkConfig:
-        """The vision trunk of ImageBind-Huge, needed only to train the audio branch on images."""
+        """Return the vision trunk of ImageBind-Huge, needed only to train the audio branch on images."""
         return cls(
             modality="vision",
             input_size=(224, 224),
@@ -73,7 +73,7 @@ class ImageBindTrunkConfig(PreTrainedConfig):
 
     @property
     def num_tokens(self) -> int:
-        """Number of patches of one input, plus the class token."""
+        """Return the number of patches of one input, plus the class token."""
         height, width = ((side - self.patch_size) // self.stride + 1 for side in self.input_size)
         return height * width + 1
 
@@ -160,14 +160,14 @@ class VideoLlamaConfig(PreTrainedConfig):
 def _sub_config(
     config_class: type[PreTrainedConfig], given: dict[str, Any] | PreTrainedConfig | None, **defaults: Any
 ) -> PreTrainedConfig:
-    """`given` as an instance of `config_class`; `defaults` stand in for keys that are not given."""
+    """Return `given` as an instance of `config_class`; `defaults` stand in for keys that are not given."""
     if isinstance(given, PreTrainedConfig):
         return given
     return config_class(**{**defaults, **(given or {})})
 
 
 def _text_config(given: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
-    """The language model's configuration; LLaMA-2-7B when none is given."""
+    """Return the language model's configuration; LLaMA-2-7B when none is given."""
     if isinstance(given, PreTrainedConfig):
         return given
     values = {"model_type": "llama", **(given or {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5})}

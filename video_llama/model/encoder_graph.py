@@ -82,6 +82,7 @@ class CUDARecorder:
     def in_turn(self) -> Iterator[None]:
         """Enter where recorded passes may run and their results be read, after those of other threads."""
         with torch.cuda.device(self._device):
+            # All graphs use the same memory, so a pass waits for the one before it, also across streams.
             torch.cuda.current_stream().wait_event(self._done)
             yield
             self._done.record()
@@ -99,6 +100,7 @@ def split(number: int) -> list[int]:
     """
     sizes = []
     for size, least in SIZES.items():
+        # The larger size comes first. It is used as long as it saves time, even with room left in it.
         while number >= least:
             sizes.append(size)
             number -= size
@@ -129,7 +131,7 @@ class EncoderGraphs:
         self._fit = True
 
     def __reduce__(self) -> tuple[type[EncoderGraphs], tuple[()]]:
-        """A copy of a model makes its own graphs."""
+        """Copy and pickle without graphs: a copy of a model makes its own."""
         return EncoderGraphs, ()
 
     def run(
@@ -155,6 +157,7 @@ class EncoderGraphs:
             prepare: brings a part to the dtype in which it is encoded.
         """
         if chunk_size == "auto" and 0 < len(items) <= MOST and _may_capture(items):
+            # The passes of an encoder share their input tensors, so one thread at a time fills and reads them.
             with self._lock:
                 result = self._run(encode, items, weights, prepare)
             if result is not None:
@@ -164,7 +167,7 @@ class EncoderGraphs:
     def _run(
         self, encode: _Encode, items: Tensor, weights: tuple[nn.Module | nn.Parameter, ...], prepare: _Encode
     ) -> Tensor | None:
-        """The result, or None where no graph can be used."""
+        """Return the result, or None where no graph can be used."""
         places = _find_places(weights)
         if places is None:
             return None
@@ -191,7 +194,7 @@ class EncoderGraphs:
         return torch.cat(results)
 
     def _find_pass(self, recorder: CUDARecorder, encode: _Encode, part: Tensor, size: int) -> _Pass | None:
-        """The pass for parts of a size, recorded if it is not there yet; None if there is no memory for it."""
+        """Return the pass for parts of a size, recorded if it is not there yet; None if there is no memory for it."""
         key = (size, part.shape[1:], part.dtype)
         if key in self._passes:
             return self._passes[key]
@@ -203,6 +206,7 @@ class EncoderGraphs:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            # Free the other graphs as well, and do not try again until the weights move.
             self._passes.clear()
             self._fit = False
             logger.warning(
@@ -223,7 +227,7 @@ def _may_capture(items: Tensor) -> bool:
 
 
 def _find_places(weights: tuple[nn.Module | nn.Parameter, ...]) -> list[int] | None:
-    """Where all weights and buffers lie; None if a module does more than compute with them.
+    """Return the addresses of all weights and buffers; None if a module does more than compute with them.
 
     One walk, because it is done before every pass.
     """

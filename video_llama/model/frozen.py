@@ -1,4 +1,4 @@
-"""What differs for parts that do not train: evaluation mode, no graph, no autocast."""
+"""Run parts that do not train: in evaluation mode, without a graph and without autocast."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _is_autocast(device_type: str) -> bool:
 
 
 def _frozen_half_precision(module: nn.Module) -> torch.dtype | None:
-    """The half precision of all weights of a frozen module; None if something trains or has another one."""
+    """Return the half precision of all weights of a frozen module; None if something trains or has another one."""
     first = next(module.parameters(), None)
     if first is None or first.dtype not in (torch.float16, torch.bfloat16):
         return None
@@ -113,6 +113,7 @@ def _survey(module: nn.Module, survey: _Survey) -> _Survey:
             if child not in survey:
                 _survey(child, survey)
             below = survey[child]
+            # None (no parameter yet) gives way to what the child says; otherwise one trained part is enough.
             is_trained = below if is_trained is None else is_trained or bool(below)
     survey[module] = is_trained
     return survey
@@ -123,6 +124,7 @@ def _set_modes(module: nn.Module, is_on: bool, survey: _Survey) -> None:
     is_trained = survey[module]
     if is_trained is not None:
         is_on = is_trained
+    # `mode` may be on for a frozen layer with checkpointing; its children get `is_on`, which is not changed by that.
     mode = is_on or (isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing)
     if module.training != mode:
         module.training = mode

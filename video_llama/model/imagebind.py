@@ -70,6 +70,7 @@ class ImageBindTrunk(nn.Module):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return the class token's last state, normalised, before it enters the joint space: (..., hidden_size)."""
+        # The blocks take one batch dimension: all leading ones are folded into it, and restored at the end.
         leading = inputs.shape[:-3]
         hidden_states = self._embed_patches(inputs.flatten(0, -4) if leading else inputs[None])
         for block in self.blocks:

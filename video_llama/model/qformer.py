@@ -1,4 +1,4 @@
-"""What the two branches share: run a Q-Former with learned queries, and look up position embeddings."""
+"""Run a Q-Former with learned queries and look up position embeddings, for both branches."""
 
 from __future__ import annotations
 
@@ -79,8 +79,10 @@ def _fit_rows(table: Tensor, length: int) -> Tensor:
 
 
 def _interpolate_in_order(table: Tensor, length: int) -> Tensor:
-    """The same up to rounding, with a backward pass that adds up in a fixed order on a GPU, which torch's does not."""
+    """Interpolate as torch does up to rounding, with a backward pass that adds up in a fixed order on a GPU."""
+    # Where each position lies in the table, as a fraction: the first at the first row, the last at the last row.
     places = torch.arange(length, device=table.device) * ((len(table) - 1) / (length - 1))
+    # The last position takes the last pair of rows, so that there is always a row after `before`.
     before = places.long().clamp(max=len(table) - 2)
     share = (places - before)[:, None]
     return torch.lerp(table[before].float(), table[before + 1].float(), share).to(table.dtype)

@@ -79,6 +79,7 @@ class VideoBranch(nn.Module):
         # tokens: (real frames, queries, width)
         if frame_mask is None:
             return tokens.unflatten(0, pixel_values.shape[:2])
+        # Put the tokens of the real frames back in their places; padding frames stay zero.
         frame_tokens = tokens.new_zeros(*frame_mask.shape, *tokens.shape[1:])
         frame_tokens[frame_mask.to(tokens.device)] = tokens
         return frame_tokens
@@ -89,7 +90,7 @@ class VideoBranch(nn.Module):
         return frames.to(self.vision_norm.weight.dtype)
 
     def _encode(self, frames: Tensor) -> Tensor:
-        """Frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
+        """Map frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
         return run_qformer(self.qformer, self.query_tokens, self.vision_norm(self.vision_encoder(frames)))
 
     def pool(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:

@@ -38,7 +38,7 @@ _FULL_SCALE = {torch.int16: 2**15, torch.int32: 2**31}
 
 @dataclass(frozen=True)
 class Waveform:
-    """Sound as samples.
+    """Audio as samples.
 
     Attributes:
         samples: (channels, samples), float32, full scale from -1 to 1.
@@ -109,6 +109,7 @@ def finish_audio(raw: RawAudio, sample_rate_hz: int) -> Waveform:
     samples = torch.cat(blocks, dim=-1)
     if not samples.isfinite().all():
         raise MediaError(raw.source, "the sound has samples that are not finite numbers")
+    # A window is decoded with some audio around it for the resampling filter, which is cut off here.
     samples = samples[:, raw.begin : raw.end]
     if not samples.numel():
         raise NoAudioTrackError(raw.source, reason)
@@ -130,6 +131,7 @@ def to_mono(samples: torch.Tensor | NDArray[np.generic], sample_rate_hz: int, ta
     if not values.is_floating_point() and values.dtype not in _FULL_SCALE:
         raise MediaError("sound", f"samples of type {values.dtype}", "give float32 from -1 to 1")
     channels = values.to(torch.float32).reshape(-1, values.shape[-1])  # (channels, samples)
+    # Integers are averaged as they are and only then scaled to the range from -1 to 1.
     mono = channels.mean(dim=0, keepdim=True) / _FULL_SCALE.get(values.dtype, 1)
     if not mono.isfinite().all():
         raise MediaError("sound", "samples that are not finite numbers")
@@ -139,7 +141,7 @@ def to_mono(samples: torch.Tensor | NDArray[np.generic], sample_rate_hz: int, ta
 
 
 def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_rate_hz: int) -> Iterator[torch.Tensor]:
-    """Resample a sound that comes in pieces, as if it were in one piece.
+    """Resample audio that comes in pieces, as if it were in one piece.
 
     The windowed-sinc filter looks a few samples around each position, so each piece is filtered together
     with a margin of its neighbours. Pieces are cut where both rates meet on a sample.
@@ -152,6 +154,7 @@ def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_
     """
     source_rate_hz = round_odd_rate(source_rate_hz, target_rate_hz)
     period, target_period = resampling_period(source_rate_hz, target_rate_hz)
+    # A period is the shortest time in which both rates have a whole number of samples.
     margin = ceil(_MARGIN_SECONDS * source_rate_hz / period) * period
     # As in the reference, a filter in single precision; more digits would move quiet mel bins by up to 0.05.
     resampler = Resample(source_rate_hz, target_rate_hz, dtype=torch.float32)
@@ -160,13 +163,17 @@ def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_
     done = 0
     for block in blocks:
         pending = block if pending is None else torch.cat([pending, block], dim=-1)
+        # `ready` is how far the audio can be completed now: whole periods that leave a margin behind them.
         ready = done + (pending.shape[-1] - done - margin) // period * period
         if ready <= done:
             continue
+        # Filter with the margins on both sides, then keep what lies between them.
         resampled = resampler(pending[:, : ready + margin])
         yield resampled[:, done // period * target_period : ready // period * target_period]
+        # The next piece needs a margin before it, too.
         kept_from = max(0, ready - margin)
         pending, done = pending[:, kept_from:], ready - kept_from
+    # Nothing follows the last piece, so all of the rest is completed.
     if pending is not None and pending.shape[-1]:
         yield resampler(pending)[:, done // period * target_period :]
 
@@ -174,7 +181,7 @@ def resample_blocks(blocks: Iterable[torch.Tensor], source_rate_hz: int, target_
 def log_mel_segments(
     samples: torch.Tensor, ranges: Sequence[tuple[int, int]], settings: LogMelSettings
 ) -> torch.Tensor:
-    """Normalised log-mel of some segments of a sound.
+    """Return the normalised log-mel of some segments of audio.
 
     The mean is taken from each segment on a copy. (The reference subtracts it in place, so that where
     segments overlap each changes the next.)
@@ -186,7 +193,7 @@ def log_mel_segments(
     Returns:
         (segments, 1, mel_bins, mel_frames), float32.
     """
-    # In a sound shorter than a segment all are the same.
+    # In audio that is shorter than a segment all segments are the same.
     mels: dict[tuple[int, int], torch.Tensor] = {}
     for start, stop in ranges:
         if (start, stop) not in mels:
@@ -197,7 +204,7 @@ def log_mel_segments(
 
 
 def log_mel(samples: torch.Tensor, settings: LogMelSettings) -> torch.Tensor:
-    """Kaldi's log-mel filter bank of one segment, not normalised.
+    """Return Kaldi's log-mel filter bank of one segment, not normalised.
 
     Args:
         samples: (samples,), float32, of mean 0. Less than one analysis window is padded with zeros.
@@ -205,6 +212,7 @@ def log_mel(samples: torch.Tensor, settings: LogMelSettings) -> torch.Tensor:
     Returns:
         (mel_bins, mel_frames), float32; frames that the sound does not reach are 0, as in training.
     """
+    # Kaldi gives no frame for audio that is shorter than one analysis window.
     window = round(settings.frame_length_ms * settings.sample_rate_hz / 1000)
     samples = torch.nn.functional.pad(samples, (0, max(0, window - len(samples))))
     frames = fbank(
@@ -218,5 +226,6 @@ def log_mel(samples: torch.Tensor, settings: LogMelSettings) -> torch.Tensor:
         frame_length=settings.frame_length_ms,
         frame_shift=settings.frame_shift_ms,
     )  # (frames, mel_bins)
+    # Every segment gets the same number of frames: a longer one is cut, a shorter one is padded.
     mel = frames.T[:, : settings.num_mel_frames]
     return torch.nn.functional.pad(mel, (0, settings.num_mel_frames - mel.shape[1]))

@@ -25,7 +25,7 @@ _WHITE_SPACE_RUN = re.compile(r"\s{2,}")
 
 @PROCESSORS.register("alpro_video_eval")
 def build_video_eval_processor(n_frms: int = DEFAULT_NUM_FRAMES, **settings: Any) -> MediaProcessor:
-    """Frames at equal steps, whole: for evaluation and for use."""
+    """Build a processor that takes whole frames at equal steps: for evaluation and for use."""
     return _build(num_frames=n_frms, **settings)
 
 
@@ -37,19 +37,19 @@ def build_video_train_processor(
     max_scale: float = 1.0,
     **settings: Any,
 ) -> MediaProcessor:
-    """Frames at random from both halves of the video, all cut to the same random part: for training."""
+    """Build a processor for training: random frames from both halves of a video, all cut to the same part."""
     return _build(num_frames=n_frms, sampling=sampling, crop_scale=(min_scale, max_scale), **settings)
 
 
 @PROCESSORS.register("blip2_image_eval")
 def build_image_eval_processor(**settings: Any) -> MediaProcessor:
-    """Images, whole: for evaluation and for use."""
+    """Build a processor that takes whole images: for evaluation and for use."""
     return _build(**settings)
 
 
 @PROCESSORS.register("blip2_image_train")
 def build_image_train_processor(min_scale: float = 0.5, max_scale: float = 1.0, **settings: Any) -> MediaProcessor:
-    """Images cut to a random part and mirrored at random: for training."""
+    """Build a processor for training: images cut to a random part and mirrored at random."""
     return _build(crop_scale=(min_scale, max_scale), **settings)
 
 
@@ -75,7 +75,7 @@ class BlipCaptionProcessor:
 
 
 def load_processor(name: str = "alpro_video_eval", **settings: Any) -> MediaProcessor:
-    """The media processor that a config's name and settings mean.
+    """Build the media processor that a config's name and settings describe.
 
     Args:
         name: one of the registry `PROCESSORS`.
@@ -96,7 +96,7 @@ def process_video(
     num_frames: int | None = None,
     audio: bool = True,
 ) -> tuple[VideoFrames, AudioSegments | None]:
-    """`MediaProcessor.process_video` with the results on a device.
+    """Run `MediaProcessor.process_video` and put the results on a device.
 
     Raises:
         MediaError: as `MediaProcessor.process_video`.
@@ -110,20 +110,21 @@ def process_video(
 def process_images(
     images: ImageInput | Sequence[ImageInput], processor: MediaProcessor, device: torch.device | str = "cpu"
 ) -> VideoFrames | list[VideoFrames]:
-    """`MediaProcessor.process_image` for one image, or for each of a list, with the results on a device.
+    """Run `MediaProcessor.process_image` on one image or on each of a list; put the results on a device.
 
     Raises:
         MediaError: as `MediaProcessor.process_image`.
         ConfigError: there is no such device.
     """
     device = resolve_device(device)
+    # A path and the bytes of a file are sequences in Python, too, but each is one image.
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray)):
         return [processor.process_image(image).to(device) for image in images]
     return processor.process_image(images).to(device)
 
 
 def process_audio(sound: AudioInput, processor: MediaProcessor, device: torch.device | str = "cpu") -> AudioSegments:
-    """`MediaProcessor.process_audio` with the result on a device.
+    """Run `MediaProcessor.process_audio` and put the result on a device.
 
     Raises:
         MediaError: as `MediaProcessor.process_audio`.

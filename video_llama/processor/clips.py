@@ -21,9 +21,9 @@ from video_llama.processor.tensor_like import as_frames
 __all__ = ["ClipReader", "ClipSource", "Window", "is_file"]
 
 ClipSource = Any
-"""A file (video, image or sound), what `OpensAsFile`, frames (frames, height, width, 3) of uint8, an image
-(height, width, 3) or of PIL, a tensor as the model takes it, `VideoFrames`, `AudioSegments`, or a pair of what is seen
-and what is heard."""
+"""A file (video, image or audio), an `OpensAsFile`, frames (frames, height, width, 3) of uint8, an image
+(height, width, 3) or of PIL, a tensor as the model takes it, `VideoFrames`, `AudioSegments`, or a pair of frames
+and audio."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class Window:
     """A clip, or one part of a long one, as the model takes it.
 
     Args:
-        frames: what is seen; None for a sound.
-        audio: what is heard, or None.
+        frames: frames of a video or an image; None for audio alone.
+        audio: segments of the audio, or None.
         sound: one phrase for people: "heard", "no sound track", "not listened to", or why it cannot be decoded.
         start_seconds, end_seconds: which part of the file this is; None for a whole one.
     """
@@ -54,11 +54,11 @@ def is_file(source: ClipSource) -> bool:
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads clips as one model wants them.
+    """Read clips as one model takes them.
 
     Args:
-        media: how files are read; frames are sampled at equal steps, and pictures are kept whole.
-        audio: listen to videos, and accept sounds.
+        media: how files are read; frames are sampled at equal steps, and images are kept whole.
+        audio: use the audio of videos, and accept audio files.
         num_frames: instead of the setting of `media`.
         window_seconds: cut videos into windows of this length; the frames' times begin at 0 in each, as if it had
             been cut out.
@@ -78,7 +78,7 @@ class ClipReader:
 
     @property
     def decoder(self) -> ClipDecoder:
-        """The part that works without torch, for a process that does nothing else."""
+        """Return the part that works without torch, for a process that only decodes."""
         # Captions take frames at equal steps and whole, however the processor reads them for training.
         media = replace(self.media, sampling="uniform", crop_scale=None)
         return media.decoder(self.audio, self.num_frames, self.window_seconds)
@@ -112,6 +112,7 @@ class ClipReader:
         """
         if isinstance(decoded, VideoLlamaError):
             return decoded
+        # Audio that fails costs a video only its audio. A clip that is audio alone fails with it.
         audio, phrase = None, "not listened to"
         if decoded.kind == "image":
             phrase = "an image has no sound"
@@ -137,6 +138,7 @@ class ClipReader:
 
     def _read_memory(self, source: ClipSource) -> Window:
         seen, heard = source if isinstance(source, tuple) else (source, None)
+        # Audio may be given alone, without a pair: a tensor with one channel is log-mel, with three it is frames.
         if isinstance(seen, AudioSegments) or (isinstance(seen, torch.Tensor) and seen.shape[-3:-2] == (1,)):
             seen, heard = None, seen
         if isinstance(seen, np.ndarray) and seen.ndim == 4:
@@ -147,6 +149,7 @@ class ClipReader:
             seen = self.media.process_image(seen)
         if isinstance(heard, tuple):
             heard = self.media.process_audio(heard)
+        # Without audio a pair still has its frames, but audio alone leaves nothing to caption.
         if heard is not None and not self.audio:
             heard = None
             if seen is None:
@@ -154,7 +157,7 @@ class ClipReader:
         return Window(seen, heard, "no sound" if heard is None else "heard")
 
     def _process_frames(self, frames: NDArray[np.uint8]) -> VideoFrames:
-        """Frames (frames, height, width, 3) in memory: sampled at equal steps, squashed; nobody knows their times."""
+        """Sample frames (frames, height, width, 3) in memory at equal steps and resize them, without times."""
         if frames.dtype != np.uint8 or frames.shape[-1] != 3 or not frames.size:
             reason = f"no video has shape {frames.shape} and type {frames.dtype}"
             raise MediaError("array", reason, "give (frames, height, width, 3) of uint8")

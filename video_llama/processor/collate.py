@@ -34,11 +34,13 @@ def pad_items(items: Sequence[Tensor], device: torch.device | str | None = None)
     lengths = [len(item) for item in items]
     is_padded = min(lengths) < max(lengths)
     shape = (len(items), max(lengths), *items[0].shape[1:])
+    # Zeros are needed only where something is padded; otherwise every value is overwritten.
     stacked = (torch.zeros if is_padded else torch.empty)(shape, dtype=items[0].dtype, device=device)
     for row, item in zip(stacked, items, strict=True):
         row[: len(item)].copy_(item, non_blocking=device.type == "cuda")
     if not is_padded:
         return stacked, None
+    # True at the positions below each item's length.
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return stacked, mask.to(device, non_blocking=device.type == "cuda")
 

@@ -50,7 +50,7 @@ AudioInput = str | os.PathLike[str] | tuple[torch.Tensor | NDArray[np.generic], 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VideoFrames(TensorLike):
-    """The frames of one video, or one still image; in scripts it can stand where `pixel_values` would.
+    """Frames of one video, or one still image; in scripts it can stand where `pixel_values` would.
 
     Attributes:
         pixel_values: (frames, 3, height, width), float32 unless moved to another type, normalised.
@@ -70,7 +70,7 @@ class VideoFrames(TensorLike):
 
     @property
     def message(self) -> str:
-        """The sentence that tells the model when the frames were taken; "" for an image."""
+        """Return the sentence that says when the frames were taken; "" for an image."""
         return frame_times_message(self.times_seconds)
 
     @property
@@ -81,7 +81,7 @@ class VideoFrames(TensorLike):
         return replace(self, pixel_values=tensor)
 
     def take(self, places: Sequence[int]) -> VideoFrames:
-        """Some of the frames, with their times."""
+        """Return some of the frames, with their times."""
         times = [self.times_seconds[place] for place in places] if self.times_seconds else []
         indices = [self.indices[place] for place in places] if self.indices else []
         return VideoFrames(self.pixel_values[places], self.kind, times, indices, self.source, self.frames[places])
@@ -94,7 +94,7 @@ class VideoFrames(TensorLike):
 
 @dataclass(frozen=True, eq=False)
 class AudioOrigin:
-    """What segments were made of, so that a model can have them made as it wants them.
+    """Origin of segments, kept so that a model can have them made as it wants them.
 
     Attributes:
         raw: the decoded sound.
@@ -109,7 +109,7 @@ class AudioOrigin:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AudioSegments(TensorLike):
-    """The sound of one file as segments of equal length; in scripts it can stand where `values` would.
+    """Audio of one file as segments of equal length; in scripts it can stand where `values` would.
 
     Attributes:
         values: (segments, 1, mel_bins, mel_frames), float32 unless moved to another type, normalised log-mel.
@@ -134,7 +134,7 @@ class AudioSegments(TensorLike):
         return replace(self, values=tensor)._made_of(self.origin)
 
     def take(self, places: Sequence[int]) -> AudioSegments:
-        """Some of the segments, with their times."""
+        """Return some of the segments, with their times."""
         origin = self.origin
         if origin is not None:
             kept = places if origin.places is None else [origin.places[place] for place in places]
@@ -154,16 +154,16 @@ class AudioSegments(TensorLike):
 
 @dataclass(frozen=True)
 class MediaProcessor:
-    """Reads videos, images and sounds as one model wants them.
+    """Read videos, images and audio as one model takes them.
 
     Attributes:
         image_size: height and width of frames and images.
         num_frames: frames to sample from a video.
         mean, std: per channel, for RGB values from 0 to 1.
         sampling: frames at equal steps, or at random from each half of the video (for training).
-        crop_scale: for training, the smallest and largest share of a picture to keep at random; images are
-            then also mirrored at random. None keeps pictures whole.
-        num_audio_segments: segments to take from a sound.
+        crop_scale: for training, the smallest and largest share of an image to keep at random; images are
+            then also mirrored at random. None keeps images whole.
+        num_audio_segments: segments to take from audio.
         segment_spacing: whether the segments reach to the end of the sound ("main") or stop short of it as
             with pytorchvideo 0.1.5 ("pv015").
         log_mel: what becomes of a segment.
@@ -213,7 +213,7 @@ class MediaProcessor:
     def process_video(
         self, path: str | os.PathLike[str], *, num_frames: int | None = None, audio: bool = True
     ) -> tuple[VideoFrames, AudioSegments | None]:
-        """Sample a video's frames and its sound.
+        """Sample a video's frames and its audio.
 
         Args:
             path: a video file.
@@ -308,11 +308,11 @@ class MediaProcessor:
 
     @cached_property
     def segment_settings(self) -> SegmentSettings:
-        """What the decoding of sound depends on."""
+        """Return the settings that the decoding of audio depends on."""
         return SegmentSettings(self.num_audio_segments, self.segment_spacing, self.log_mel)
 
     def finish_segments(self, raw: RawSegments) -> AudioSegments:
-        """Resample decoded sound, and make log-mel segments of it.
+        """Resample decoded audio, and make log-mel segments of it.
 
         Raises:
             NoAudioTrackError: there is not a single sample.
@@ -344,7 +344,7 @@ class MediaProcessor:
         return segments
 
     def adapt_audio(self, audio: AudioSegments) -> AudioSegments:
-        """A sound as this processor reads it, whichever processor has read it.
+        """Return audio as this processor reads it, whichever processor has read it.
 
         What it was made of is kept, so the log-mel is the very one that this processor would have given. The number of
         segments and their spacing become this processor's, too, unless the other's were set to something else than
@@ -371,7 +371,7 @@ class MediaProcessor:
 
 
 def _chosen_spread(origin: AudioOrigin) -> dict[str, Any]:
-    """Number and spacing of segments where somebody chose them: other than the defaults, or parts of one choice."""
+    """Return number and spacing of segments where they were chosen: not the defaults, or parts of one choice."""
     taken, default = origin.settings, MediaProcessor()
     chosen: dict[str, Any] = {}
     if origin.places is not None or taken.num_segments != default.num_audio_segments:
@@ -382,7 +382,7 @@ def _chosen_spread(origin: AudioOrigin) -> dict[str, Any]:
 
 
 def _decoded_for(settings: SegmentSettings, origin: AudioOrigin) -> RawSegments:
-    """What was decoded, if it serves for the settings as well; otherwise what the file has for them."""
+    """Return what was decoded, if it serves for the settings as well; otherwise what the file has for them."""
     raw = origin.raw
     cuts = [
         (each.num_segments, each.spacing, each.log_mel.segment_seconds, each.log_mel.sample_rate_hz)

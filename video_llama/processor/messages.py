@@ -25,7 +25,7 @@ _EXPECTED = "expected are one system message or none, then user and assistant in
 
 
 class MediaReader(Protocol):
-    """What reads the files: a `MediaProcessor`, or whatever returns items with a `kind` and a `message` as it does."""
+    """Reader of the files: a `MediaProcessor`, or an object that returns items with `kind` and `message` as it does."""
 
     def process_video(self, path: Any, /, *, audio: bool = True) -> tuple[Any, Any]: ...
     def process_image(self, image: Any, /) -> Any: ...
@@ -34,7 +34,7 @@ class MediaReader(Protocol):
 
 @dataclass
 class MessageReader:
-    """Turns messages into a conversation and gathers their media.
+    """Turn messages into a conversation and gather their media.
 
     Args:
         media_processor: reads the files; None leaves them unread, so that no text names the sampled frames.
@@ -73,7 +73,7 @@ class MessageReader:
                 conversation.append_message(user, content)
 
     def _content(self, content: Any) -> list[str | Placeholder]:
-        """Text and media with their prefixes, joined by single spaces."""
+        """Return text and media with their prefixes, joined by single spaces."""
         if isinstance(content, str):
             return [content]
         joined: list[str | Placeholder] = []
@@ -91,8 +91,10 @@ class MessageReader:
             return [str(item["text"])]
         if kind not in _PREFIXES:
             raise MessagesError(f"the type of a content item must be text, image, video or audio, not {kind!r}")
+        # Files stay unread: the item gets its place in the text, without the sentence about sampled frames.
         if self.media_processor is None:
             return _PREFIXES[kind]()
+        # transformers names the file of an item by any of these keys.
         for key in (kind, "path", "url"):
             if item.get(key) is not None:
                 return self._read(kind, item[key], self.media_processor)
@@ -126,6 +128,8 @@ def _check_order(messages: Messages, strict: bool) -> None:
         role = message.get("role")
         if role not in _ROLES:
             raise MessagesError(f"the role of a message must be system, user or assistant, not {role!r}")
+        # The system message comes first if at all, and an answer only after a question. Two questions in a row are an
+        # error in training data only.
         is_out_of_turn = {
             "system": before is not None,
             "user": strict and before == "user",

@@ -34,7 +34,7 @@ AudioItem = AudioInput | AudioSegments | Tensor
 
 
 class VideoLlamaProcessor(ProcessorMixin):
-    """Turns text and media files into the model's tensors.
+    """Turn text and media files into the model's tensors.
 
     Args:
         tokenizer: from `load_tokenizer`.
@@ -92,17 +92,17 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     @property
     def placeholder_ids(self) -> dict[str, int]:
-        """The id that marks media features, by kind of `Placeholder`."""
+        """Return the id that marks media features, by kind of `Placeholder`."""
         return {"image": self.image_token_id, "audio": self.audio_token_id}
 
     @property
     def placeholder_lengths(self) -> dict[str, int]:
-        """The number of ids that one media item takes, by kind of `Placeholder`."""
+        """Return the number of ids that one media item takes, by kind of `Placeholder`."""
         return {"image": self.num_video_query_tokens, "audio": self.num_audio_query_tokens}
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of the tensors the processor makes."""
+        """Return the names of the tensors that the processor makes."""
         return ["input_ids", "attention_mask", "pixel_values", "frame_mask", "audio_values", "segment_mask"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,6 +176,7 @@ class VideoLlamaProcessor(ProcessorMixin):
             MessagesError: a `ValueError`: as `MessageReader.fill`.
             MediaError: a file cannot be read.
         """
+        # One conversation is a list of messages (mappings); several are a list of such lists.
         is_single = not conversation or not isinstance(conversation[0], Sequence)
         conversations: Any = [conversation] if is_single else conversation
         reader = MessageReader(
@@ -198,7 +199,8 @@ class VideoLlamaProcessor(ProcessorMixin):
     def _order_visuals(
         self, prompts: Sequence[Sequence[PromptPart]], videos: list[Any], images: list[Any]
     ) -> list[Tensor]:
-        """Frames of all videos and images in the order of their positions in the prompts."""
+        """Return the frames of all videos and images in the order of their positions in the prompts."""
+        # One list alone is in the order of the positions already, so no tags are needed.
         if not videos or not images:
             return [self._read_frames(item, is_image=bool(images)) for item in videos or images]
         ordered = []

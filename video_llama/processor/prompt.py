@@ -49,6 +49,7 @@ class RenderedPrompt(str):
 
 def parse_prompts(text: Prompt | Sequence[Prompt]) -> list[list[PromptPart]]:
     """Return a prompt or a list of prompts as lists of parts; plain strings are trusted."""
+    # A list of parts is one prompt; a list of strings or of lists is several.
     is_single = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], (Text, Placeholder)))
     prompts: Any = [text] if is_single else text
     return [_parse(prompt) for prompt in prompts]
@@ -70,6 +71,7 @@ def find_visual_kinds(prompts: Sequence[Sequence[PromptPart]]) -> list[Literal["
     """
     kinds: list[Literal["image", "video"]] = []
     for prompt in prompts:
+        # Pair each part with the one before it; an empty text stands before the first.
         for before, part in zip([Text(""), *prompt], prompt, strict=False):
             if part != Placeholder("image"):
                 continue
@@ -144,6 +146,7 @@ def encode_parts(
     if add_bos:
         prompt.extend(_bos_ids(parts, tokenizer))
     run: list[Text] = []
+    # Collect text until a placeholder comes, tokenise it in one piece, then add the ids of the placeholder.
     for part in parts:
         if isinstance(part, Text):
             run.append(part)
@@ -156,7 +159,8 @@ def encode_parts(
 
 
 def _bos_ids(parts: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """BOS for tokenizers that put it in front of text, unless the template brings its own."""
+    """Return BOS for tokenizers that put it in front of text, unless the template brings its own."""
+    # The ids of an empty text show whether the tokenizer puts BOS in front.
     start: list[int] = tokenizer("").input_ids[:1]
     if not start or start[0] != tokenizer.bos_token_id:
         return []
@@ -167,7 +171,7 @@ def _bos_ids(parts: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """Ids of the text between two placeholders, and which of them belong to an answer."""
+    """Return the ids of the text between two placeholders, and which of them belong to an answer."""
     # One flag for each character: a token may begin in one part and end in the next.
     answer_chars = [text.answer for text in run for _ in text.text]
     ids: list[int] = []
@@ -190,12 +194,13 @@ def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tupl
         for start, end in encoding.offset_mapping:
             # Byte-level tokenizers may say that a space has no width and lies at its own end.
             first = max(0, min(start, end - 1))
+            # A token belongs to an answer if at least one of its characters does.
             is_answer.append(any(answer_chars[offset + first : offset + max(end, first + 1)]))
     return ids, is_answer
 
 
 def _split_special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, str | int]]:
-    """(offset, plain text or id of a special token) of the stretches of a run, in order."""
+    """Yield (offset, plain text or id of a special token) for each stretch of a run, in order."""
     whole = "".join(text.text for text in run)
     plain_start = 0
     for start, end, token_id in _special_tokens(run, tokenizer):
@@ -208,7 +213,7 @@ def _split_special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBas
 
 
 def _special_tokens(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int, int]]:
-    """(start, end, id) of the special tokens in trusted text."""
+    """Yield (start, end, id) of the special tokens in trusted text."""
     specials = {t.content: (id_, t) for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
     # The longest of several matches wins, so it comes first; some tokens also take in the white space around them.
     patterns = [

@@ -29,15 +29,15 @@ class TensorLike(ABC):
     @property
     @abstractmethod
     def tensor(self) -> Tensor:
-        """What the model takes: (frames, 3, height, width) or (segments, 1, mel_bins, mel_frames)."""
+        """Return what the model takes: (frames, 3, height, width) or (segments, 1, mel_bins, mel_frames)."""
 
     @abstractmethod
     def with_tensor(self: Item, tensor: Tensor) -> Item:
-        """The same item with another form of its tensor."""
+        """Return the same item with another form of its tensor."""
 
     @abstractmethod
     def take(self: Item, places: Sequence[int]) -> Item:
-        """An item of some of the frames or segments, in the given order."""
+        """Return an item of some of the frames or segments, in the given order."""
 
     def __len__(self) -> int:
         return len(self.tensor)
@@ -47,6 +47,7 @@ class TensorLike(ABC):
 
     def __getitem__(self: Item, index: Any) -> Item | Tensor:
         if isinstance(index, (slice, list, np.ndarray, Tensor)):
+            # Let numpy turn slices, masks and negative numbers into plain positions.
             places = np.arange(len(self))[index.cpu().numpy() if isinstance(index, Tensor) else index]
             if places.ndim == 1:
                 return self.take(places.tolist())
@@ -54,50 +55,50 @@ class TensorLike(ABC):
 
     @property
     def shape(self) -> torch.Size:
-        """Of the tensor."""
+        """Return the shape of the tensor."""
         return self.tensor.shape
 
     @property
     def ndim(self) -> int:
-        """Of the tensor: 4."""
+        """Return the number of dimensions of the tensor, 4."""
         return self.tensor.ndim
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tensor."""
+        """Return the type of the tensor."""
         return self.tensor.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the tensor is."""
+        """Return the device of the tensor."""
         return self.tensor.device
 
     def size(self, *dim: int) -> Any:
-        """As `torch.Tensor.size`."""
+        """Return what `torch.Tensor.size` does."""
         return self.tensor.size(*dim)
 
     def to(self: Item, *args: Any, **kwargs: Any) -> Item:
-        """The same item on another device, in another type, or both; arguments as of `torch.Tensor.to`."""
+        """Return the same item on another device, in another type, or both; arguments as of `torch.Tensor.to`."""
         return self.with_tensor(self.tensor.to(*args, **kwargs))
 
     def half(self: Item) -> Item:
-        """The same item in float16."""
+        """Return the same item in float16."""
         return self.to(torch.float16)
 
     def float(self: Item) -> Item:
-        """The same item in float32."""
+        """Return the same item in float32."""
         return self.to(torch.float32)
 
     def cpu(self: Item) -> Item:
-        """The same item in the CPU's memory."""
+        """Return the same item in the CPU's memory."""
         return self.to("cpu")
 
     def cuda(self: Item, device: torch.device | str | int | None = None) -> Item:
-        """The same item on a GPU, the current one unless another is named."""
+        """Return the same item on a GPU, the current one unless another is named."""
         return self.to("cuda" if device is None else device)
 
     def unsqueeze(self, dim: int) -> Tensor:
-        """The tensor with one more dimension; what is known besides, such as the frames' times, is lost."""
+        """Return the tensor with one more dimension; what is known besides, such as the frames' times, is lost."""
         return self.tensor.unsqueeze(dim)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.generic]:
@@ -117,7 +118,7 @@ class TensorLike(ABC):
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """torch's functions see the tensor: `torch.stack([frames, others])`, `torch.mean(frames)`."""
+        """Let torch's functions see the tensor: `torch.stack([frames, others])`, `torch.mean(frames)`."""
         named = {name: _unwrapped(value) for name, value in (kwargs or {}).items()}
         return function(*_unwrapped(tuple(args)), **named)
 
@@ -125,11 +126,12 @@ class TensorLike(ABC):
 def _unwrapped(value: Any) -> Any:
     if isinstance(value, TensorLike):
         return value.tensor
+    # Only plain tuples and lists are searched: subclasses such as named tuples are built in other ways.
     return type(value)(map(_unwrapped, value)) if type(value) in (tuple, list) else value
 
 
 def as_frames(values: Tensor) -> Tensor:
-    """Frames of one video as (frames, 3, height, width).
+    """Return the frames of one video as (frames, 3, height, width).
 
     Args:
         values: that, (1, frames, 3, height, width), or one frame (3, height, width); normalised floating point.
@@ -163,7 +165,7 @@ def _how_to_order(values: Tensor) -> str:
 
 
 def as_segments(values: Tensor) -> Tensor:
-    """The sound of one file as (segments, 1, mel_bins, mel_frames).
+    """Return the audio of one file as (segments, 1, mel_bins, mel_frames).
 
     Args:
         values: that, (1, segments, 1, mel_bins, mel_frames), or one segment (1, mel_bins, mel_frames); normalised

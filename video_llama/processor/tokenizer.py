@@ -55,9 +55,10 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBas
 
 
 def _local_folder(path_or_id: str | os.PathLike[str]) -> Path | None:
-    """The folder that holds the files, checked; None for a hub id."""
+    """Return the folder that holds the files, checked; None for a hub id."""
     path = Path(path_or_id).expanduser()
     if not path.exists():
+        # A hub id is a name or owner/name. Anything else that does not exist was meant as a path.
         if path.is_absolute() or str(path_or_id).startswith((".", "~")) or len(path.parts) > 2:
             raise CheckpointError(
                 f"{path}: no such file or folder; give the language model's folder, "
@@ -123,8 +124,9 @@ def _load_any(source: str, is_local: bool) -> PreTrainedTokenizerBase:
 
 
 def _with_sentencepiece_rule(tokenizer: LlamaTokenizer) -> PreTrainedTokenizerBase:
-    """The same vocabulary as a plain fast tokenizer that treats spaces as SentencePiece does."""
+    """Return the same vocabulary as a plain fast tokenizer that treats spaces as SentencePiece does."""
     backend = tokenizer.backend_tokenizer
+    # The vocabulary holds spaces as this sign, and words are not split before, so merges work as in SentencePiece.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
     return PreTrainedTokenizerFast(

@@ -1,6 +1,6 @@
 """Pixels to what the vision encoder takes, and the random crops of training.
 
-All randomness comes from torch's global generator: whoever saves and restores its state gets the same crops
+All randomness comes from torch's global generator: saving and restoring its state gives the same crops
 again.
 """
 
@@ -39,7 +39,7 @@ def normalize_frames(
 def normalize_pixels(
     pixels: torch.Tensor, mean: tuple[float, float, float] = IMAGE_MEAN, std: tuple[float, float, float] = IMAGE_STD
 ) -> torch.Tensor:
-    """The same for (frames, 3, height, width), uint8, on any device."""
+    """Normalise as `normalize_frames` does, but (frames, 3, height, width), uint8, on any device."""
     scaled = pixels.to(torch.float32) / 255
     means = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
     deviations = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
@@ -75,5 +75,5 @@ def random_crop_image(image: Image.Image, size: int, scale: tuple[float, float])
 
 
 def random_source() -> random.Random:
-    """Python's random numbers, seeded from torch's generator."""
+    """Return Python's random numbers, seeded from torch's generator."""
     return random.Random(int(torch.randint(2**62, ())))

@@ -57,7 +57,7 @@ _DAMAGED = (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError,
 
 @dataclass
 class TrainingState:
-    """Where a run stands; everything random follows from the seed and this.
+    """State of a run; everything random follows from it and the seed.
 
     Args:
         iteration: batches that each process has learned from.
@@ -108,6 +108,7 @@ def save_checkpoint(
     """
     final = folder / f"step_{state.iteration:08d}"
     in_progress = final.with_name(final.name + INCOMPLETE)
+    # Gathering needs every process, although only one of them writes.
     trainable = gather_trainable(model)
     optimizer_state = None
     if not _is_deepspeed(model):
@@ -141,6 +142,7 @@ def save_checkpoint(
 
 def _rename_folder(in_progress: Path, final: Path) -> None:
     """Give a folder its final name once all of its content is on the disk, so that a power cut leaves no half of it."""
+    # The order matters: first the contents, then the name, then the folder that holds the name.
     for path in in_progress.rglob("*"):
         sync(path)
     shutil.rmtree(final, ignore_errors=True)
@@ -185,6 +187,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     """
     known = list_checkpoints(folder)
     if resume is None:
+        # A folder with exported checkpoints alone holds a run, too, which must not be overwritten.
         there = known or sorted(folder.parent.glob(checkpoint_name("*")))
         if there:
             raise CheckpointError(
@@ -222,6 +225,7 @@ def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters
             later.append(path)
     for path in folder.glob(checkpoint_name("*")):
         epoch = path.stem.partition("_")[2]
+        # Epochs count from 0, so the file of an epoch is written after (epoch + 1) * iters_per_epoch iterations.
         if epoch.isdecimal() and (int(epoch) + 1) * iters_per_epoch > iteration:
             later.append(path)
     if not later:
@@ -252,12 +256,14 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             f"{path}: damaged or not a training checkpoint ({reason}). Remove it, and --resume takes the one before it"
         ) from error
     trainable = _trainable(model)
+    # Compare names before anything is changed: after an error the model is as it was.
     differing = sorted(trainable.keys() ^ values.keys())
     if differing:
         raise CheckpointError(
             f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
             f"the first is {differing[0]})"
         )
+    # DeepSpeed reads weights and optimizer itself, each process its own share.
     if optimizer_state is None:
         model.load_checkpoint(str(path), tag=_DEEPSPEED, load_module_strict=False)  # type: ignore[operator]
         return state

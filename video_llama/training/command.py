@@ -29,7 +29,7 @@ _OUT_OF_MEMORY = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of `train.py`."""
+    """Build the parser of the options of `train.py`."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train the small parts of Video-LLaMA: stage 1 on captions, stage 2 on dialogues.",

@@ -1,4 +1,4 @@
-"""What was trained, in the layout of the original's checkpoints."""
+"""Convert what was trained to the layout of the original's checkpoints."""
 
 from __future__ import annotations
 

@@ -47,12 +47,14 @@ def open_feature_store(
         encoders["audio_values"] = [audio.audio_encoder]
         if audio.vision_encoder is not None and images_as_audio:
             encoders["audio_pixel_values"] = [audio.vision_encoder]
+    # The cache is keyed by the weights too, so features of other encoder weights are never used.
     fingerprints = {}
     for name, modules in encoders.items():
         if trains(*modules):
             raise ValueError("features can only be cached of frozen encoders")
         weights = [parameter for module in modules for parameter in module.parameters()]
         if name == "pixel_values":
+            # The queries are a parameter of the branch itself and not of one of the modules.
             weights.append(video.query_tokens)
         fingerprints[name] = fingerprint(weights)
     folder = Path(config.dir).expanduser()
@@ -106,6 +108,7 @@ class FeatureFiller:
             for item, values in zip(items, features, strict=True):
                 assert item.key is not None
                 self.store.save(item.key, Features(values, item.message))
+                # Through the stored form and back, so that the first epoch sees the same rounding as later ones.
                 item.values = decode_features(encode_features(values, self.store.encoding))
                 item.is_encoded = True
         return len(missing)
@@ -116,6 +119,7 @@ class FeatureFiller:
         lengths = [len(part) for part in parts]
         fixed = FIXED_BATCH.get(self._device.type)
         if fixed is not None:
+            # Put the frames of all items in one row, pad it to a multiple of the fixed size, and cut it into passes.
             padding = parts[0].new_zeros(-sum(lengths) % fixed, *parts[0].shape[1:])
             parts = list(torch.cat([*parts, padding]).split(fixed))
         features = torch.cat([self._encode(name, to_device(part, self._device)) for part in parts])
@@ -147,7 +151,7 @@ def fill_cache(
     What is there stays, so a run that was stopped goes on.
 
     Args:
-        note_bad: is given this process's samples that cannot be used.
+        note_bad: called with this process's samples that cannot be used.
 
     Returns:
         (items encoded now, samples that cannot be used) of this process.
@@ -157,6 +161,7 @@ def fill_cache(
     waiting: dict[str, MediaInput] = {}
     for dataset in datasets:
         reader = SampleReader(dataset.examples, dataset.encoder)
+        # Of n processes each takes every n-th sample, so no sample is encoded twice.
         indices = range(accelerator.process_index, len(reader), accelerator.num_processes)
         samples = load_samples(reader, indices, num_workers)
         is_shown = accelerator.is_main_process

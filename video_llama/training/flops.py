@@ -55,6 +55,8 @@ def batch_flops(config: VideoLlamaConfig, batch: Batch) -> float:
     lengths = batch.text["attention_mask"].sum(dim=1).tolist()
     answers = (batch.text["labels"][:, 1:] >= 0).sum(dim=1).tolist()
     for length, num_answers in zip(lengths, answers, strict=True):
+        # Frozen weights count twice (forward, gradient of the inputs). Attention counts three times, since both factors
+        # of its products have gradients: three passes, less one without attention (0 keys).
         forward = language_model_flops(text, length, length, num_logits=num_answers)
         flops += 3 * forward - language_model_flops(text, length, 0, num_logits=num_answers)
     for item in batch.media:
@@ -112,8 +114,10 @@ def qformer_flops(qformer: Any, queries: int, states: int) -> float:
     """Return the operations for one input: layers of queries, some of which also attend to the states."""
     width = qformer.hidden_size
     own = _block_flops(queries, width, qformer.intermediate_size, queries)
+    # Query and output projections run once per query, key and value projections once per state.
     cross = 2.0 * queries * 2 * width**2 + 2.0 * states * 2 * width * qformer.encoder_hidden_size
     cross += 4.0 * queries * states * width
+    # Rounded up, because the first layer always attends to the states.
     num_cross = -(-qformer.num_hidden_layers // qformer.cross_attention_frequency)
     return qformer.num_hidden_layers * own + num_cross * cross
 
@@ -131,5 +135,5 @@ def language_model_flops(text: Any, num_tokens: int, num_keys: int, num_logits: 
 
 
 def _block_flops(tokens: int, width: int, intermediate: int, num_keys: int) -> float:
-    """Four projections, the MLP, scores and their weighted sum."""
+    """Return the operations of four projections, the MLP, scores and their weighted sum."""
     return 2.0 * tokens * (4 * width**2 + 2 * width * intermediate) + 4.0 * tokens * num_keys * width

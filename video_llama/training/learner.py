@@ -98,6 +98,7 @@ class Learner:
             beta2=run.beta2,
             is_scaled=accelerator.scaler is not None,
         )
+        # `prepare` may wrap the model. The plain one is kept for its configuration and its mode.
         self._inner = model
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
         # Trained parameters by the part of the model that holds them: video_branch, audio_branch. Not before `prepare`,
@@ -112,7 +113,7 @@ class Learner:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer as it was given, without accelerate's wrapper."""
+        """Return the optimizer as it was given, without accelerate's wrapper."""
         optimizer: torch.optim.Optimizer = self._optimizer.optimizer
         return optimizer
 
@@ -190,6 +191,7 @@ class Learner:
         """Clip the gradient to `run.max_grad_norm`, if that is set; return its norm before, ()."""
         limit = self._run.max_grad_norm
         if limit is None:
+            # Without a limit nothing is clipped, but the norm is still needed: it is logged and checked.
             limit = math.inf
         parameters = [parameter for held in self._trained.values() for parameter in held]
         norm = self._accelerator.clip_grad_norm_(parameters, limit)
@@ -216,4 +218,5 @@ class Learner:
     def _seed(self, iteration: int) -> None:
         """Seed dropout from the run's seed, the iteration and the process, which a resumed run knows, too."""
         entropy = np.random.SeedSequence([self._run.seed, iteration, self._accelerator.process_index])
+        # torch takes signed numbers, so the seed is shifted to stay below 2^63.
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)

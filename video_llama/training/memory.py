@@ -14,7 +14,7 @@ __all__ = ["TrainingMemory", "TrainingSample", "estimate_training_memory", "lang
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """What one sample holds: tokens of prompt, media and answer together, answer tokens, frames, audio segments."""
+    """Sizes of one sample: tokens of prompt, media and answer together, answer tokens, frames, audio segments."""
 
     num_tokens: int
     num_answer_tokens: int
@@ -40,7 +40,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """What a device should have free; the allocator's own overhead comes on top."""
+        """Return the bytes that a device should have free; the allocator's own overhead comes on top."""
         return self.frozen + self.trained + self.gradients + self.optimizer + self.activations
 
 
@@ -91,6 +91,7 @@ def estimate_training_memory(
     # Weights, gradients and both moments of what trains are float32.
     trained = num_trained * 4
     return TrainingMemory(
+        # All weights were counted at the frozen precision, so those that train are taken out here.
         frozen=inference.weights - num_trained * bytes_per_value,
         trained=trained,
         gradients=trained,
@@ -100,7 +101,7 @@ def estimate_training_memory(
 
 
 def language_model_saved_bytes(text: Any, num_tokens: int, bytes_per_value: int, checkpointing: bool = False) -> int:
-    """Return what the backward pass through a frozen LLaMA keeps of one sequence.
+    """Return the bytes that the backward pass through a frozen LLaMA keeps for one sequence.
 
     Gradients pass through the frozen layers to the media, but a linear layer then keeps nothing of its input. What is
     kept of a layer, for each token: the float32 states of its two norms; queries, keys, values and result of the
@@ -111,13 +112,14 @@ def language_model_saved_bytes(text: Any, num_tokens: int, bytes_per_value: int,
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     attention = 2 * (heads + key_heads) * head_width
     layer = 2 * 4 * text.hidden_size + bytes_per_value * (attention + 3 * text.intermediate_size)
+    # Each layer keeps only its input; one layer at a time is computed again in full.
     if checkpointing:
         return num_tokens * (text.num_hidden_layers * text.hidden_size * bytes_per_value + layer)
     return num_tokens * text.num_hidden_layers * layer
 
 
 def _qformer_saved_values(qformer: Any, num_states: int, num_queries: int) -> int:
-    """Of each layer: the attended states with their keys and values; about 14 widths and 2 intermediates a query."""
+    """Return the saved values: per layer the states with keys and values, per query 14 widths and 2 intermediates."""
     states = num_states * (qformer.encoder_hidden_size + 2 * qformer.hidden_size)
     queries = num_queries * (14 * qformer.hidden_size + 2 * qformer.intermediate_size)
     return qformer.num_hidden_layers * (states + queries)

@@ -1,4 +1,4 @@
-"""The files that a run writes for people to read, and accelerate's trackers."""
+"""Write the files of a run that people read, and send its numbers to accelerate's trackers."""
 
 from __future__ import annotations
 

@@ -75,6 +75,7 @@ class DataMonitor:
         self._num_examples = 0
         self._weights: dict[str, float] = {}
         for (name, size), share in zip(sizes.items(), shares, strict=True):
+            # A bad sample weighs more in a small dataset that is drawn often than in a large one.
             self._weights[name] = share / max(size, 1)
             if share:
                 self._num_examples += size
@@ -119,6 +120,7 @@ class DataMonitor:
 
     def _check_bad_share(self, bad_ids: Sequence[str]) -> None:
         counts = Counter(id_.partition("/")[0] for id_ in bad_ids)
+        # Ids begin with the name of the dataset. A dataset that the run no longer has counts with an average weight.
         weight_of_unknown = 1 / max(self._num_examples, 1)
         share = sum(count * self._weights.get(name, weight_of_unknown) for name, count in counts.items())
         if share <= self._max_bad_share + _ROUNDING:
@@ -148,6 +150,7 @@ class DataMonitor:
             names = {item.name for item in batch.media}
             present += [float("pixel_values" in names), float(bool(names - {"pixel_values"}))]
         counts = sum_over_processes(self._accelerator, present)
+        # Either no process has this kind of media or all have. In between, some would wait for the others.
         if any(count not in (0, self._accelerator.num_processes) for count in counts):
             raise DatasetError(
                 "with FSDP or DeepSpeed every batch needs media of the same kinds in every process; keep conversations "
@@ -209,7 +212,7 @@ class TrainWindow:
 
     @property
     def samples_per_second(self) -> float:
-        """Samples of all processes."""
+        """Return the samples per second of all processes."""
         return self.samples / max(time.perf_counter() - self.started, 1e-9)
 
     def summary(self, iterations_left: int, *, peak_flops: float | None, memory: int | None) -> dict[str, float | None]:

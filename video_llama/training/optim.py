@@ -1,4 +1,4 @@
-"""What trains, its optimizer, and the two learning-rate schedules of the published recipe."""
+"""Choose what trains, and build its optimizer and the two learning-rate schedules of the published recipe."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def freeze_for_training(model: VideoLlamaForConditionalGeneration, parts: Traine
     Raises:
         ConfigError: the audio branch should train, but the model has none.
     """
+    # Freeze everything first, so that only the parts named below train.
     model.requires_grad_(False)
     video, audio = model.video_branch, model.audio_branch
     if parts.video:
@@ -93,6 +94,7 @@ def split_by_weight_decay(
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
+        # Weight decay is meant for the weights of products, not for norms and biases.
         if parameter.ndim < 2 or "bias" in name:
             no_decay[name] = parameter
         else:

@@ -156,6 +156,7 @@ def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[fl
     """Sum values over all processes, element by element."""
     if accelerator.num_processes == 1:
         return values
+    # In float64, because float32 would round large counts of tokens.
     total = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device), "sum")
     assert isinstance(total, Tensor)
     summed: list[float] = total.tolist()

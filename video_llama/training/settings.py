@@ -62,7 +62,8 @@ def _of_run(config: Config) -> Iterator[str]:
     for tracker in run.trackers:
         if tracker not in LoggerType.list():
             yield f"run.trackers names {tracker!r}; known: {', '.join(LoggerType.list())}"
-        elif LoggerType(tracker) not in [LoggerType.ALL, *get_available_trackers()]:  # accelerate would leave it out
+        elif LoggerType(tracker) not in [LoggerType.ALL, *get_available_trackers()]:
+            # An error here, because accelerate would leave the tracker out silently.
             yield f"run.trackers names {tracker!r}, which is not installed: {how_to_install(tracker)}"
 
 

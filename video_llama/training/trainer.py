@@ -133,7 +133,7 @@ class Trainer:
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of the whole run."""
+        """Return the number of iterations of the whole run."""
         return self.config.run.max_epoch * self.config.run.iters_per_epoch
 
     @property

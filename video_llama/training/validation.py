@@ -126,6 +126,7 @@ def first_answer(sample: ProcessedSample) -> tuple[list[int], list[int]]:
     """Return the ids up to the first answer, and the ids of that answer."""
     is_answer = [label != IGNORE_INDEX for label in sample.labels]
     start = is_answer.index(True)
+    # The first answer ends where labels are ignored again, or at the end of the sample.
     end = next((i for i in range(start, len(is_answer)) if not is_answer[i]), len(is_answer))
     return sample.input_ids[:start], sample.labels[start:end]
 
@@ -134,6 +135,7 @@ def media_of_prompt(prompt: Sequence[int], sample: ProcessedSample, config: Vide
     """Return the media of a sample that its prompt has positions for; later ones belong to later questions."""
     visual = [item for item in sample.media if item.name == "pixel_values"]
     audio = [item for item in sample.media if item.name != "pixel_values"]
+    # Each item takes a fixed number of placeholder ids, so counting the ids counts the items.
     num_visual = prompt.count(config.image_token_id) // config.num_video_query_tokens
     num_audio = prompt.count(config.audio_token_id) // config.num_audio_query_tokens
     return [*visual[:num_visual], *audio[:num_audio]]
@@ -156,6 +158,7 @@ def rouge_l(answer: str, expected: str) -> float:
 def _shares(accelerator: Accelerator, total: int, batch_size: int, max_batches: int) -> Iterator[range]:
     """Yield the examples of this process's batches, in order; as many batches on every process."""
     step = batch_size * accelerator.num_processes
+    # The last round may be incomplete. Every process still takes part, some with an empty range.
     for number in range(min(max_batches, -(-total // step))):
         first = number * step + accelerator.process_index * batch_size
         yield range(first, min(first + batch_size, total))
@@ -178,6 +181,7 @@ def _answer(
     prompt, expected = first_answer(sample)
     media = media_of_prompt(prompt, sample, model.config)
     inputs = {"input_ids": torch.tensor([prompt], device=device), **gather_media(media, device)}
+    # Twice the length of the expected answer is enough to judge, and bounds the time of a bad one.
     options = GenerationOptions(max_new_tokens=min(2 * len(expected) + 8, MAX_ANSWER_TOKENS), min_new_tokens=0)
     [ids] = generate_ids(model, tokenizer, inputs, options, stop_strings)
     answer, wanted = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (ids, expected))
