@@ -102,6 +102,21 @@ def test_without_decoding_absent_files_are_still_found(folder: Path, processor: 
     assert found.share_of_bad == pytest.approx(0.1)
 
 
+def test_media_of_all_samples_are_counted(picture: Path, processor: VideoLlamaProcessor, write: WriteText) -> None:
+    sure = {"role": "assistant", "content": "Sure."}
+
+    def row(question: str, **columns: list[str]) -> str:
+        return json.dumps({"messages": [{"role": "user", "content": question}, sure], **columns})
+
+    rows = [row("<image><image>?", images=[str(picture)] * 2), row("<image>?", images=[str(picture)]), row("Hello?")]
+    path = write("rows.jsonl", "\n".join(rows))
+    config = write("train.yaml", f"datasets: {{messages: {{build_info: {{anno_dir: {path}}}}}}}")
+    [found] = check_datasets(load_config(config), processor, num_decoded=1)
+    assert found.media == {"image": 2, "none": 1}
+    report = runpy.run_path(str(ROOT / "scripts/check_dataset.py"))["report"]
+    assert "2 with image; 1 without any media\n" in report(found, processor, 100)
+
+
 def test_progress_is_told(folder: Path, processor: VideoLlamaProcessor) -> None:
     done: dict[str, list[int]] = {}
 

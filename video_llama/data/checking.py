@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from video_llama.config import Config
 from video_llama.constants import IGNORE_INDEX, Modality
 from video_llama.data.batches import PREFETCHED_BATCHES, BadSample, read_ahead
 from video_llama.data.build import EncodedDataset, build_datasets
-from video_llama.data.examples import Example, MediaSource, media_sources
+from video_llama.data.examples import Example, MediaSource, media_kinds, media_sources
 from video_llama.data.mixture import mixture_weights
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError
@@ -69,6 +70,7 @@ class DatasetCheck:
         num_cut: how many of those processed are longer than `max_txt_len`.
         longest: text tokens of the longest one.
         samples: some good ones to show.
+        media: how many examples have media of each modality, and how many have none.
     """
 
     name: str
@@ -78,6 +80,7 @@ class DatasetCheck:
     num_cut: int = 0
     longest: int = 0
     samples: list[ProcessedSample] = field(default_factory=list)
+    media: Counter[str] = field(default_factory=Counter)
 
     def count(self, outcome: Outcome) -> int:
         """Count the samples that are bad in this way."""
@@ -171,7 +174,7 @@ def check_datasets(
     for dataset in build_datasets(config, processor, training=training, images_as_audio=as_audio):
         examples = dataset.examples
         check = DatasetCheck(dataset.name, len(examples))
-        absent = _find_absent(examples, start(f"{dataset.name}: files", len(examples)))
+        absent = _find_absent(examples, check.media, start(f"{dataset.name}: files", len(examples)))
         check.bad = list(absent.values())
         order = np.random.default_rng(config.run.seed).permutation(len(examples)).tolist()
         # The same samples in every run of the check, and a prefix of them if fewer are asked for.
@@ -236,10 +239,11 @@ def describe_tokens(sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase,
     return "".join(described)
 
 
-def _find_absent(examples: Sequence[Example], advance: Advance) -> dict[int, SampleCheck]:
-    """Return the examples with an absent file, by index."""
+def _find_absent(examples: Sequence[Example], media: Counter[str], advance: Advance) -> dict[int, SampleCheck]:
+    """Return the examples with an absent file, by index, and count in `media` which media they all name."""
     absent = {}
     for index, example in enumerate(examples):
+        media.update(sorted(set(media_kinds(example))) or ["none"])
         for source in media_sources(example):
             if not Path(source.path).exists():
                 absent[index] = SampleCheck(example.id, "absent", source.path)
