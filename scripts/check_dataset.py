@@ -86,6 +86,12 @@ def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int
         f"  {check.num_cut:8d} cut at model.max_txt_len: {max_txt_len}; the longest text has {check.longest} tokens",
         f"  {check.share_of_bad:8.2%} bad",
     ]
+    if check.num_changed:
+        lines.insert(
+            -1,
+            f"  {check.num_changed:8d} of {check.num_words} words of captions changed by the text processor "
+            "(clean_captions: False takes them as they are)",
+        )
     lines += [f"    {bad.id}: {bad.reason}" for bad in check.bad[:NUM_NAMED]]
     if len(check.bad) > NUM_NAMED:
         lines.append(f"    and {len(check.bad) - NUM_NAMED} more (--bad FILE writes all)")

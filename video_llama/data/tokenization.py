@@ -36,6 +36,7 @@ __all__ = [
     "collate_text",
     "dialogue_template",
     "llava_instruct_turns",
+    "question_text",
     "video_instruct_turns",
 ]
 
@@ -190,15 +191,19 @@ def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str, is_audio
     for number, pair in enumerate(qa):
         if not isinstance(pair, Mapping) or not isinstance(pair.get("q"), str) or not isinstance(pair.get("a"), str):
             raise DatasetError(f"question {number} must be a text 'q' and a text 'a', but is {pair}")
-        instruction = pair.get("i") or ""
-        if not isinstance(instruction, str):
-            raise DatasetError(f"question {number}: the instruction 'i' is not text: {instruction!r}")
-        # VideoChat2's captions are asked for by the instruction alone: their questions are empty.
-        parts = [instruction.strip(), pair["q"]] if instruction.strip() else [pair["q"]]
-        turns.append((" ".join(part for part in parts if part), pair["a"]))
+        if not isinstance(pair.get("i") or "", str):
+            raise DatasetError(f"question {number}: the instruction 'i' is not text: {pair['i']!r}")
+        turns.append((question_text(pair), pair["a"]))
     media = [*audio_prefix(), " "] if is_audio else video_prefix(message)
     first, answer = turns[0]
     return [([*media, str(first)], answer), *turns[1:]]
+
+
+def question_text(pair: Mapping[str, str]) -> str:
+    """Return the question of a `{"q", "a"}` pair, with the instruction `i` of VideoChat2 in front."""
+    # VideoChat2's captions are asked for by the instruction alone: their questions are empty.
+    parts = [(pair.get("i") or "").strip(), pair["q"]]
+    return " ".join(part for part in parts if part)
 
 
 def llava_instruct_turns(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:
