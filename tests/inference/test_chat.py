@@ -15,6 +15,7 @@ from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.inference.chat import Chat
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.generation import GenerationOptions
+from video_llama.media import decode
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
