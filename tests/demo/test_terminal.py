@@ -233,7 +233,7 @@ def test_a_model_that_is_not_there_is_one_line(model: str, message: str, run: Ru
         (["--device", "toaster"], "error: unknown device 'toaster'"),
         (["--gpu-id", "99"], "error: no device cuda:99 here"),
         (["--max-new-tokens", "0"], "error: max_new_tokens and num_beams must be at least 1"),
-        (["--temperature", "-1"], "error: temperature must not be negative"),
+        (["--temperature", "-1"], "error: temperature must be finite and not negative"),
         (["--repetition-penalty", "0"], "error: repetition_penalty must be above 0"),
         (["--load-in-8bit", "--load-in-4bit"], "error: choose one of load_in_8bit"),
     ],
