@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
-from video_llama.media.containers import open_container, select_stream
-from video_llama.media.decode import num_decoder_threads
+from video_llama.media.containers import check_media_file, describe_content, open_container, select_stream
+from video_llama.media.decode import VideoReader, num_decoder_threads
+from video_llama.media.pyav_reader import open_pyav
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import import_extra
 
@@ -31,14 +32,18 @@ _HINT = "the video reader 'pyav' may be able to"
 
 @VIDEO_READERS.register("decord")
 @contextmanager
-def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterator[DecordReader]:
-    """Open a video with decord; an `OpenVideoReader`.
+def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterator[VideoReader]:
+    """Open a video with decord, or an animation with Pillow; an `OpenVideoReader`.
 
     Raises:
         MediaError: the file is no video, is damaged, or is an AVI file or MPEG stream, which decord
             reads wrongly.
         ConfigError: decord is not installed.
     """
+    if "animation" in describe_content(check_media_file(path)):
+        with open_pyav(path, height, width) as animation:
+            yield animation
+        return
     # Says what is wrong with a file; decord prints it to stderr at best.
     with open_container(path) as container:
         select_stream(container, path, "video")
