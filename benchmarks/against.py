@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -204,10 +203,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(arguments.serve)
         return 0
     print("| task | times as fast | lowest to highest |\n|---|---|---|")
+    sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         results = compare(arguments.other, arguments.rounds, arguments.tasks, Path(folder))
     if arguments.json is not None:
-        report = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "tasks": results}
+        from benchmarks.harness import cpu_name
+
+        report = {"cpu": cpu_name(), "cores": os.cpu_count(), "tasks": results}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 

@@ -30,20 +30,10 @@ from threading import Event, Thread
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-# Colours that the small model tells well; every sound it knows.
-COLOURS = ("red", "yellow", "pink", "cyan")
-QUESTIONS = {"colour": "What colour do you see?", "sound": "And what do you hear?"}
+from examples.tiny_world.known_clips import QUESTIONS, Clip, make_clips  # noqa: E402
+
 _SETTLING_SECONDS = 40.0
 _PATIENCE_SECONDS = 120.0  # until the model is loaded, and until what clients left is freed
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip of one large shape with a sound, and the correct answers about it."""
-
-    path: Path
-    colour: str
-    sound: str
 
 
 @dataclass
@@ -63,29 +53,6 @@ class Talk:
         return not self.error and all(
             parse_answer(attribute, self.answers[attribute]) == getattr(self.clip, attribute) for attribute in QUESTIONS
         )
-
-
-def make_clips(folder: Path, number: int) -> list[Clip]:
-    """Generate clips of which no two have the same colour and sound (up to 28)."""
-    import numpy as np
-
-    from examples.tiny_world.world.drawing import draw_clip
-    from examples.tiny_world.world.encoding import write_clip
-    from examples.tiny_world.world.scene import random_scene
-    from examples.tiny_world.world.sounds import draw_sound, random_sound
-    from examples.tiny_world.world.vocabulary import SOUNDS
-
-    clips = []
-    for index in range(number):
-        colour, sound = COLOURS[index % len(COLOURS)], SOUNDS[index // len(COLOURS) % len(SOUNDS)]
-        rng = np.random.default_rng([20_261, index])
-        scene = random_scene(rng, held_out=False)
-        while (scene.look.colour, scene.size, scene.count, scene.later) != (colour, "large", "one", None):
-            scene = random_scene(rng, held_out=False)
-        path = folder / f"clip_{index}.mp4"
-        write_clip(path, draw_clip(scene, 24, 128), 8, draw_sound(random_sound(rng, 3.0, sound)))
-        clips.append(Clip(path, colour, sound))
-    return clips
 
 
 def talk(address: str, clip: Clip) -> Talk:

@@ -33,7 +33,7 @@ ORIGINAL_SECONDS = {"small": {"stage 1": 14.1, "stage 2": 17.7}}
 
 def make_config(size: str, folder: Path) -> Any:
     """A configuration that trains the vision branch of a random model of that size on the CPU."""
-    from scripts.make_random_checkpoint import make_checkpoint
+    from examples.random_checkpoint import make_checkpoint
     from video_llama.config import Config
 
     checkpoint = folder / f"random_{size}"

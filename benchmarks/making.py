@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.initialization import no_init_weights
 
-from scripts.make_random_checkpoint import SIZES, STD, train_tokenizer
+from examples.random_checkpoint import SIZES, STD, train_tokenizer
 from video_llama.checkpoints.load import build_processor
 from video_llama.inference.engine import VideoLlama
 from video_llama.model.configuration import VideoLlamaConfig

@@ -177,7 +177,7 @@ def make_audio(tmp_path: Path) -> MakeAudio:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same random weights in both layouts, "original" and "hf"; only to be read."""
-    from scripts.make_random_checkpoint import make_checkpoint  # it imports the whole model
+    from examples.random_checkpoint import make_checkpoint  # it imports the whole model
 
     folder = tmp_path_factory.mktemp("checkpoints")
     for layout in ("original", "hf"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.benches.decode import make_clip
 from benchmarks.benches.timing import Row, alternate
-from scripts.make_random_checkpoint import make_checkpoint
+from examples.random_checkpoint import make_checkpoint
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.chat import Chat
 from video_llama.inference.engine import VideoLlama

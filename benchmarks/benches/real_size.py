@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.benches.timing import Row, output_of
-from scripts.make_random_checkpoint import make_checkpoint
+from examples.random_checkpoint import make_checkpoint
 from video_llama.checkpoints.memory import estimate_memory
 from video_llama.model.configuration import VideoLlamaConfig
 

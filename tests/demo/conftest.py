@@ -14,7 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from benchmarks.bench_demo import Clip, make_clips
+from examples.tiny_world.known_clips import Clip, make_clips
 from video_llama.demo import terminal
 from video_llama.demo.limits import Limits
 from video_llama.demo.server import DemoServer

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.bench_demo import Clip, talk_at_once
+from benchmarks.bench_demo import talk_at_once
+from examples.tiny_world.known_clips import Clip
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.bench_demo import QUESTIONS, Clip
 from examples.tiny_world.evaluation.answers import parse_answer
+from examples.tiny_world.known_clips import QUESTIONS, Clip
 from examples.tiny_world.world.encoding import write_sound
 from examples.tiny_world.world.sounds import draw_sound, random_sound
 from scripts.screenshot_demo import PHONE, add_file, ask, find_browser, launch, open_page

@@ -15,6 +15,7 @@ from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.inference.chat import Chat
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.generation import GenerationOptions
+from video_llama.media import decode
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -88,10 +89,10 @@ def test_no_sound_track_and_a_broken_one_are_told_apart(
     silent = chat.upload_video(make_video("silent.mp4"))
     assert (silent.audio, silent.sound) == (None, "no sound track")
 
-    def broken(self: MediaProcessor, path: object) -> None:
+    def broken(path: object, *arguments: object) -> None:
         raise MediaError(str(path), "the sound breaks off after 1.2 seconds")
 
-    monkeypatch.setattr(MediaProcessor, "process_audio", broken)
+    monkeypatch.setattr(decode, "read_segments", broken)
     damaged = chat.upload_video(make_video("damaged.mp4", audio=True))
     assert damaged.frames is not None
     assert damaged.sound == "sound track cannot be decoded: the sound breaks off after 1.2 seconds"

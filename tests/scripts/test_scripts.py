@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from examples import random_checkpoint
 from scripts import convert_checkpoint, estimate_memory, make_random_checkpoint
 from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, load_checkpoint, read_tensors
 from tests.helpers.tokenizers import build_chat_tokenizer
@@ -115,8 +116,8 @@ def test_random_weights_are_of_the_usual_size(checkpoints: dict[str, Path]) -> N
 
 @pytest.mark.parametrize(("size", "layers", "width"), [("small", 8, 1024), ("7b", 32, 4096)])
 def test_larger_sizes_have_the_published_widths(tmp_path: Path, size: str, layers: int, width: int) -> None:
-    config = make_random_checkpoint.write_language_model_files(tmp_path, size, None)
-    weights = make_random_checkpoint.RandomWeights(config, torch.bfloat16, seed=0)
+    config = random_checkpoint.write_language_model_files(tmp_path, size, None)
+    weights = random_checkpoint.RandomWeights(config, torch.bfloat16, seed=0)
     assert config.text_config.num_hidden_layers == layers
     assert weights.header("language_model.lm_head.weight").shape == (32000, width)
     assert weights.header("video_branch.projection.weight").shape == (width, 768)

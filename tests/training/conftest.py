@@ -59,7 +59,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of all parts in the original layout, with what trains the audio branch on images."""
-    from scripts.make_random_checkpoint import make_checkpoint  # it imports the whole model
+    from examples.random_checkpoint import make_checkpoint  # it imports the whole model
 
     folder = tmp_path_factory.mktemp("base") / "original"
     make_checkpoint("tiny", "original", folder, imagebind_vision=True)
