@@ -347,7 +347,19 @@ def make_clip(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-def test_a_turned_video_as_before_a_mirrored_one(make_video: MakeVideo) -> None:
+def test_the_reader_that_cannot_mirror_says_so(make_clip: Callable[..., Path]) -> None:
+    pytest.importorskip("decord")
+    for number, matrix in enumerate(MATRICES):
+        path = make_clip(f"{number}.mp4")
+        set_matrix(path, *matrix)
+        if np.linalg.det(np.reshape(matrix, (2, 2))) > 0:
+            assert len(decode_video(path, 2, 64, 64, reader="decord").frames) == 2
+        else:
+            with pytest.raises(MediaError, match="decord does not mirror its frames"):
+                decode_video(path, 2, 64, 64, reader="decord")
+
+
+def test_a_mirrored_video_has_the_pixels_of_the_plain_one(make_video: MakeVideo) -> None:
     path = make_video("clip.mp4", num_frames=4)
     plain = decode_video(path, 2, 32, 32).frames
     set_matrix(path, -1, 0, 0, 1)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
+import av
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import check_media_file, describe_content, open_container, select_stream
 from video_llama.media.decode import VideoReader, num_decoder_threads
-from video_llama.media.pyav_reader import open_pyav
+from video_llama.media.pyav_reader import is_mirrored, open_pyav
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import import_extra
 
@@ -46,10 +48,15 @@ def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterat
         return
     # Says what is wrong with a file; decord prints it to stderr at best.
     with open_container(path) as container:
-        select_stream(container, path, "video")
+        stream = cast(VideoStream, select_stream(container, path, "video"))
         if container.format.name in _FORMATS_READ_WRONGLY:
             reason = f"decord gives wrong frames of {container.format.name} files"
             raise MediaError(path, reason, "use the video reader 'pyav'")
+        # Of a first frame that cannot be decoded, decord itself says what is wrong.
+        with suppress(av.FFmpegError):
+            frame = next(container.decode(stream), None)
+            if frame is not None and is_mirrored(frame):
+                raise MediaError(path, "decord does not mirror its frames", "use the video reader 'pyav'")
     yield DecordReader(path, height, width)
 
 

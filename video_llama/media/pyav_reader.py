@@ -42,7 +42,7 @@ from video_llama.media.frame_index import FrameIndex, read_index
 from video_llama.media.image import open_image, to_rgb, translate_image_errors
 from video_llama.registry import VIDEO_READERS
 
-__all__ = ["AnimationReader", "PyAVReader", "open_pyav"]
+__all__ = ["AnimationReader", "PyAVReader", "is_mirrored", "open_pyav"]
 
 # Codecs whose "non-reference" pictures nothing else is decoded from, so that unwanted ones need not be
 # decoded. (HEVC's may still be referred to by higher temporal layers.)
@@ -343,6 +343,15 @@ def _upright_filters(matrix: bytes) -> list[tuple[str, str]]:
     if d < 0:
         filters.append(("vflip", ""))
     return filters
+
+
+def is_mirrored(frame: VideoFrame) -> bool:
+    """Return whether a frame is to be shown mirrored, turned or not: its display matrix has a negative determinant."""
+    matrix = cast(Any, frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return False
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    return bool(a * d - b * c < 0)
 
 
 def _build_graph(frame: VideoFrame, height: int, width: int) -> Graph:
