@@ -17,11 +17,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
 
 from video_llama.config import load_config
+from video_llama.constants import Modality
 from video_llama.data.checking import OUTCOMES, DatasetCheck, check_datasets, describe_tokens, share_of_bad_samples
 from video_llama.errors import ConfigError, VideoLlamaError
 from video_llama.inference.load import build_model_processor
@@ -78,11 +79,19 @@ class Bars:
 def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int) -> str:
     """Return the result for a dataset as text."""
     lines = [f"datasets.{check.name}: {check.num_examples} examples, {check.num_decoded} of them read"]
+    kinds = ", ".join(f"{check.media[kind]} with {kind}" for kind in get_args(Modality) if check.media[kind])
+    lines.append(f"         {kinds or '0 with media'}; {check.media['none']} without any media")
     lines += [f"  {check.count(outcome):8d} bad: {what}" for outcome, what in OUTCOMES.items()]
     lines += [
         f"  {check.num_cut:8d} cut at model.max_txt_len: {max_txt_len}; the longest text has {check.longest} tokens",
         f"  {check.share_of_bad:8.2%} bad",
     ]
+    if check.num_changed:
+        lines.insert(
+            -1,
+            f"  {check.num_changed:8d} of {check.num_words} words of captions changed by the text processor "
+            "(clean_captions: False takes them as they are)",
+        )
     lines += [f"    {bad.id}: {bad.reason}" for bad in check.bad[:NUM_NAMED]]
     if len(check.bad) > NUM_NAMED:
         lines.append(f"    and {len(check.bad) - NUM_NAMED} more (--bad FILE writes all)")

@@ -169,6 +169,8 @@ class DatasetConfig:
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
         model_type: template of instruction data: "vicuna" or "llama_v2".
+        clean_captions: whether `text_processor` cleans captions (new); by default as the original does: not those of
+            `cc_sbu_align`.
     """
 
     data_type: str = setting("video", choices=("video", "images", "audio"))
@@ -180,6 +182,7 @@ class DatasetConfig:
     num_video_query_token: int | None = None
     tokenizer_name: str | None = setting(None, instead="all data takes the tokenizer of model.llama_model")
     model_type: str | None = None
+    clean_captions: bool | None = None
 
 
 @dataclass

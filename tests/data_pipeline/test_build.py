@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.data_pipeline.conftest import NUM_CLIPS, WriteText
+from tests.data_pipeline.conftest import NUM_CLIPS, WriteText, write_picture
 from video_llama.config import Config, load_config
 from video_llama.data.build import build_batch_reader, build_datasets, index_shards, load_prompts
 from video_llama.data.features import FeatureStore
@@ -18,6 +19,7 @@ from video_llama.data.sample_processor import SampleProcessor
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
+ROOT = Path(__file__).parents[2]
 YAML = """
 model: {{max_txt_len: 48, end_sym: "###", model_type: pretrain_vicuna}}
 datasets:
@@ -222,6 +224,63 @@ def test_ratios_must_make_sense(make_config: Any, processor: VideoLlamaProcessor
     datasets = build_datasets(config, processor, training=True)
     with pytest.raises(ConfigError, match=r"datasets\.laion\.sample_ratio must be 0 or more"):
         build_batch_reader(config, datasets, processor)
+
+
+def test_detailed_captions_are_taken_as_they_are_unless_a_key_asks_for_cleaning(
+    make_config: Any, processor: VideoLlamaProcessor, corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cleans(*options: str) -> dict[str, bool]:
+        storage = corpus / "train/cc_sbu_align"
+        aligned = f"datasets.cc_sbu_align={{data_type: images, build_info: {{storage: {storage}}}}}"
+        built = encoders(make_config(aligned, *options), processor)
+        return {name: built[name].text.caption_processor is not None for name in ("webvid", "cc_sbu_align")}
+
+    assert cleans() == {"webvid": True, "cc_sbu_align": False}
+    keys = ["datasets.webvid.clean_captions=False", "datasets.cc_sbu_align.clean_captions=True"]
+    assert cleans(*keys) == {"webvid": False, "cc_sbu_align": True}
+    assert "text_processor" not in caplog.text
+    # The original's files name a cleaner here, and the original does not use it.
+    assert not cleans("datasets.cc_sbu_align.text_processor.train.name=blip_caption")["cc_sbu_align"]
+    assert "datasets.cc_sbu_align.text_processor has no effect" in caplog.text
+
+
+def test_the_small_models_captions_stay_cleaned() -> None:
+    config = load_config(ROOT / "configs/train/tiny_visionbranch_stage1_pretrain.yaml")
+    assert config.datasets["cc_sbu_align"].clean_captions is True
+
+
+@pytest.mark.parametrize("branch", ["vision", "audio"])
+def test_the_shipped_stage_2_learns_captions_with_an_instruction(
+    branch: str, processor: VideoLlamaProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    write_picture(tmp_path / "image/1.jpg")
+    caption = 'A dog, "Rex" (age 3), runs. ' * 11
+    content = {"annotations": [{"image_id": "1", "caption": caption}]}
+    (tmp_path / "filter_cap.json").write_text(json.dumps(content), encoding="utf-8")
+    storage = f"datasets.cc_sbu_align.build_info.storage={tmp_path}"
+    config = load_config(ROOT / f"configs/train/{branch}branch_stage2_finetune.yaml", [storage])
+    for name in ("llava_instruct", "webvid_instruct"):
+        del config.datasets[name]
+    config.datasets["cc_sbu_align"].vis_processor.train.image_size = None
+    [dataset] = build_datasets(config, processor, training=True, images_as_audio=branch == "audio")
+    sample = dataset.encoder(dataset.examples[0])
+    media = [token for token in sample.input_ids if token >= len(processor.tokenizer)]
+    assert len(media) == {"vision": 5, "audio": 3}[branch]
+    start = sample.input_ids.index(media[0])
+    before, behind = sample.input_ids[:start], sample.input_ids[start + len(media) :]
+    assert str(processor.tokenizer.decode(before)).endswith("<Image>")
+    words = str(processor.tokenizer.decode(behind))
+    instructions = (ROOT / "prompts/alignment_image.txt").read_text(encoding="utf-8").splitlines()
+    asked, _, answer = words.partition(" [/INST] ")
+    assert f"<Image><ImageHere>{asked}" in instructions
+    # Neither in lower case nor cut at 50 words.
+    assert answer.strip().removesuffix("</s>").split() == caption.split()
+
+
+def test_a_template_without_prompts_is_a_config_error(make_config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.prompt_template is set and model\.prompt_path is not"):
+        load_prompts(make_config("model.prompt_template='{} '").model)
 
 
 def test_prompts_are_the_lines_with_a_place_for_media_in_their_template(make_config: Any, write: WriteText) -> None:

@@ -102,6 +102,35 @@ def test_without_decoding_absent_files_are_still_found(folder: Path, processor: 
     assert found.share_of_bad == pytest.approx(0.1)
 
 
+def test_media_of_all_samples_are_counted(picture: Path, processor: VideoLlamaProcessor, write: WriteText) -> None:
+    sure = {"role": "assistant", "content": "Sure."}
+
+    def row(question: str, **columns: list[str]) -> str:
+        return json.dumps({"messages": [{"role": "user", "content": question}, sure], **columns})
+
+    rows = [row("<image><image>?", images=[str(picture)] * 2), row("<image>?", images=[str(picture)]), row("Hello?")]
+    path = write("rows.jsonl", "\n".join(rows))
+    config = write("train.yaml", f"datasets: {{messages: {{build_info: {{anno_dir: {path}}}}}}}")
+    [found] = check_datasets(load_config(config), processor, num_decoded=1)
+    assert found.media == {"image": 2, "none": 1}
+    report = runpy.run_path(str(ROOT / "scripts/check_dataset.py"))["report"]
+    assert "2 with image; 1 without any media\n" in report(found, processor, 100)
+
+
+def test_words_that_a_cleaner_changes_are_counted(processor: VideoLlamaProcessor, write: WriteText) -> None:
+    write_picture(write("1", "").with_name("image") / "1.jpg")
+    caption = "A dog (3) runs. " + "and on " * 30
+    storage = write("filter_cap.json", {"annotations": [{"image_id": "1", "caption": caption}]}).parent
+    section = f"{{data_type: images, build_info: {{storage: {storage}}}}}"
+    config = write("train.yaml", f"model: {{max_txt_len: 200}}\ndatasets: {{cc_sbu_align: {section}}}")
+    report = runpy.run_path(str(ROOT / "scripts/check_dataset.py"))["report"]
+    # "A", "(3)" and "runs." change, and of 64 words the last 14 are cut off.
+    for key, changed in (("False", 0), ("True", 17)):
+        [found] = check_datasets(load_config(config, [f"datasets.cc_sbu_align.clean_captions={key}"]), processor)
+        assert (found.num_words, found.num_changed) == (64, changed)
+        assert ("17 of 64 words of captions changed" in report(found, processor, 200)) is bool(changed)
+
+
 def test_progress_is_told(folder: Path, processor: VideoLlamaProcessor) -> None:
     done: dict[str, list[int]] = {}
 

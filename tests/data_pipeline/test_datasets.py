@@ -167,7 +167,7 @@ def test_a_path_that_is_not_set_is_named(name: str, key: str) -> None:
         ("messages", "a.jsonl", "", "empty"),
         ("messages", "a.jsonl", {"messages": []}, "line 1: 'messages' must be a list"),
         ("messages", "a.jsonl", {"messages": ["hello"]}, "line 1: a message is a str"),
-        ("messages", "a.jsonl", {"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "names no file"),
+        ("messages", "a.jsonl", {"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "names 0 video"),
     ],
 )
 def test_annotations_of_another_form_are_dataset_errors_that_name_the_file(

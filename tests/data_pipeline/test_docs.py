@@ -43,7 +43,7 @@ def commands(text: str) -> list[str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like this repository, with the corpus and the ten samples of the walk-through."""
     folder = tmp_path_factory.mktemp("walk")
-    for name in ("scripts", "video_llama", "examples", "configs", "train.py"):
+    for name in ("scripts", "video_llama", "examples", "configs", "prompts", "train.py"):
         (folder / name).symlink_to(ROOT / name)
     for command in commands(OWN_DATA)[:3]:
         run(command, folder)

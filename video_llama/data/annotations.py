@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +15,9 @@ from video_llama.constants import Modality
 from video_llama.errors import DatasetError
 
 __all__ = [
+    "KeyCheck",
     "find_files",
+    "read_entries",
     "read_json",
     "read_json_lines",
     "read_table",
@@ -21,6 +25,8 @@ __all__ = [
     "required_text",
     "resolve_messages",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Captions can be long; the default limit of the csv module is 128 KiB.
 csv.field_size_limit(1 << 24)
@@ -132,6 +138,29 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise DatasetError(f"{path}: the file is empty")
 
 
+def read_entries(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield (place, number, object) of a JSONL file, or of a JSON file that holds one list.
+
+    Raises:
+        DatasetError: as `read_json_lines` and `read_json`; an entry of the list is not an object.
+    """
+    if path.suffix.lower() == ".json" and _holds_list(path):
+        for number, entry in enumerate(read_json(path)):
+            where = f"{path}, entry {number}"
+            if not isinstance(entry, Mapping):
+                raise DatasetError(f"{where}: a {type(entry).__name__}, not an object")
+            yield where, str(number), entry
+        return
+    for line, entry in read_json_lines(path):
+        yield f"{path}, line {line}", str(line), entry
+
+
+def _holds_list(path: Path) -> bool:
+    """Return whether a file begins as a JSON list: some tools write lines of JSON to files called `.json`, too."""
+    with path.open("rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
 def required_text(entry: Any, key: str, where: str) -> str:
     """Return a text (or a number, as some files have for ids) that an annotation must have.
 
@@ -161,40 +190,119 @@ def required_list(entry: Any, key: str, where: str) -> list[Any]:
     return value
 
 
-def resolve_messages(messages: Sequence[Any], resolve: Callable[[str], Any], where: str) -> list[dict[str, Any]]:
+_MEDIA_KEYS = {name + ending for name in get_args(Modality) for ending in ("", "s", "_path", "_url")}
+# What would change the samples if it were honoured, so it must not be dropped.
+_CUT = "a part of a file cannot be chosen; cut the clip (ffmpeg -ss START -to END) and name the new file"
+_WEIGHED = "only answers have a weight: 'loss' or 'weight' of an assistant message, 0 or 1"
+_REFUSED = {
+    **dict.fromkeys(("start", "end", "start_time", "end_time", "video_start", "video_end"), _CUT),
+    **dict.fromkeys(("loss", "weight", "loss_scale", "loss_mask"), _WEIGHED),
+}
+
+
+@dataclass
+class KeyCheck:
+    """Check that nothing in the entries of a dataset is left out without a word.
+
+    Args:
+        warned: unknown keys that were named; each is named once.
+    """
+
+    warned: set[tuple[str, str]] = field(default_factory=set)
+
+    def check(self, entry: Mapping[str, Any], known: Collection[str], what: str, where: str) -> None:
+        """Warn of unknown keys of an object; null counts as absent.
+
+        Args:
+            entry: the object.
+            known: keys that are read.
+            what: "an entry", "a message", …
+            where: the file and the sample.
+
+        Raises:
+            DatasetError: an unknown key names media, or would change what is learnt.
+        """
+        unknown = {key: value for key, value in entry.items() if key not in known and value is not None}
+        self.refuse(unknown, what, where)
+        for key, value in unknown.items():
+            if key in _MEDIA_KEYS and value != []:
+                raise DatasetError(f"{where}: {key!r} of {what} names media that would not be used: {value!r}")
+            if (what, key) not in self.warned:
+                self.warned.add((what, key))
+                logger.warning("%s: the key %r of %s is not used, here and in what follows", where, key, what)
+
+    def refuse(self, entry: Mapping[str, Any], what: str, where: str) -> None:
+        """Refuse keys that would change what is learnt; arguments as of `check`.
+
+        Raises:
+            DatasetError: there is one.
+        """
+        for key in _REFUSED:
+            if entry.get(key) is not None:
+                raise DatasetError(f"{where}: {key!r} of {what} is not supported: {_REFUSED[key]}")
+
+
+def resolve_messages(
+    messages: Sequence[Any], resolve: Callable[[str], Any], where: str, keys: KeyCheck | None = None
+) -> list[dict[str, Any]]:
     """Return messages whose media items name their file as `{"type": …, "path": …}`.
+
+    An answer that is not to be learnt (`"loss": false` or `"weight": 0`) keeps `"loss": False`.
 
     Args:
         messages: `{"role": …, "content": text or items}`.
         resolve: from the file name in an item to its place.
         where: the file and the sample, for error messages.
+        keys: warns of keys that are not used.
 
     Raises:
-        DatasetError: a message or an item is malformed, or a media item names no file.
+        DatasetError: a message or an item is malformed, or a media item names no file or several.
     """
+    keys = keys or KeyCheck()
     resolved = []
     for message in messages:
         if not isinstance(message, Mapping):
             raise DatasetError(f"{where}: a message is a {type(message).__name__}, not an object")
+        known = ("role", "content", "loss", "weight") if message.get("role") == "assistant" else ("role", "content")
+        # Questions are never learnt, so a weight of zero changes nothing there.
+        ignored = [key for key in ("loss", "weight") if message.get(key) in (False, 0)]
+        keys.check(message, (*known, *ignored), "a message", where)
         content = message.get("content")
         if isinstance(content, list):
-            content = [_resolve_item(item, resolve, where) for item in content]
+            content = [_resolve_item(item, resolve, where, keys) for item in content]
         elif not isinstance(content, str):
             raise DatasetError(f"{where}: the content of a message must be text or a list of items, but is {content!r}")
-        resolved.append({**message, "content": content})
+        clean: dict[str, Any] = {"role": message.get("role"), "content": content}
+        if not _is_learnt(message, where):
+            clean["loss"] = False
+        resolved.append(clean)
     return resolved
 
 
-def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str) -> dict[str, Any]:
+def _is_learnt(message: Mapping[str, Any], where: str) -> bool:
+    """Return whether an answer counts for the loss."""
+    weights = {key: message[key] for key in ("loss", "weight") if message.get(key) is not None}
+    for key, value in weights.items():
+        if value not in (0, 1):
+            raise DatasetError(f"{where}: {key!r} of a message is {value!r}; it can be true (1) or false (0)")
+    return message.get("role") != "assistant" or all(weights.values())
+
+
+def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str, keys: KeyCheck) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise DatasetError(f"{where}: a content item is a {type(item).__name__}, not an object")
     kind = item.get("type")
     if kind == "text":
+        keys.check(item, ("type", "text"), "a text item", where)
         return {"type": kind, "text": required_text(item, "text", where)}
     if kind not in get_args(Modality):
         raise DatasetError(f"{where}: the type of a content item must be text, image, video or audio, not {kind!r}")
     # Chat formats differ in the key that holds the file, so accept the usual ones.
-    for key in (kind, "path", "url"):
-        if isinstance(item.get(key), str):
-            return {"type": kind, "path": resolve(item[key])}
-    raise DatasetError(f"{where}: the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
+    names = (str(kind), "path", "url")
+    keys.check(item, ("type", *names), f"a {kind} item", where)
+    found = {item[key] for key in names if isinstance(item.get(key), str)}
+    if len(found) > 1:
+        raise DatasetError(f"{where}: the {kind} item {dict(item)} names several files; make an item of each")
+    if not found:
+        raise DatasetError(f"{where}: the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
+    return {"type": kind, "path": resolve(found.pop())}

@@ -28,6 +28,7 @@ __all__ = ["EncodedDataset", "build_batch_reader", "build_datasets", "holds_mess
 
 logger = logging.getLogger(__name__)
 
+_RAW_CAPTIONS = ("cc_sbu_align",)
 _SHARD_DATASETS = ("cc_sbu", "laion", "shards")
 # Neighbouring examples that stay near each other, so that few shards are read at a time.
 _SHARD_BLOCK = 1000
@@ -168,9 +169,15 @@ def load_prompts(config: ModelConfig) -> list[str]:
     """Return the prompts of stage 1: the lines of `prompt_path` that hold `<ImageHere>`, in `prompt_template`.
 
     Raises:
-        ConfigError: the file is absent, has no such line or one with several, or the template does not hold `{}`.
+        ConfigError: the file is absent, has no such line or one with several, or the template does not hold `{}` or
+            has no prompts.
     """
     if not config.prompt_path:
+        if config.prompt_template:
+            raise ConfigError(
+                "model.prompt_template is set and model.prompt_path is not, so captions would be learnt without any "
+                "instruction; name a file of prompts (prompts/alignment_image.txt) or set model.prompt_template to ''"
+            )
         return []
     path = Path(config.prompt_path).expanduser()
     try:
@@ -238,6 +245,16 @@ def _text_settings(
             f"has {length} query tokens"
         )
     caption = section.text_processor.train
+    # The original takes detailed captions as they are, whatever its configurations say of a text processor.
+    is_cleaned = section.clean_captions
+    if is_cleaned is None:
+        is_cleaned = name.partition(":")[0] not in _RAW_CAPTIONS
+        if not is_cleaned and caption != ProcessorConfig():
+            logger.warning(
+                "datasets.%s.text_processor has no effect: captions are taken as they are; clean_captions: True cleans "
+                "them, clean_captions: False ends this warning",
+                name,
+            )
     options = {"prompt": caption.prompt, "max_words": caption.max_words}
     cleaner = PROCESSORS.build(
         caption.name or "blip_caption", **{key: value for key, value in options.items() if value is not None}
@@ -255,5 +272,5 @@ def _text_settings(
         end_sym=model.end_sym,
         prompts=load_prompts(model),
         template=section.model_type or family,
-        caption_processor=cleaner,
+        caption_processor=cleaner if is_cleaned else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from video_llama.config import Config
 from video_llama.constants import IGNORE_INDEX, Modality
 from video_llama.data.batches import PREFETCHED_BATCHES, BadSample, read_ahead
 from video_llama.data.build import EncodedDataset, build_datasets
-from video_llama.data.examples import Example, MediaSource, media_sources
+from video_llama.data.examples import Example, MediaSource, media_kinds, media_sources
 from video_llama.data.mixture import mixture_weights
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError
@@ -48,6 +49,7 @@ class SampleCheck:
         reason: the text of the error.
         num_text_tokens: of the whole text, media not counted.
         is_cut: `max_txt_len` cuts its end off.
+        num_words, num_changed: words of its caption, and how many of them the cleaner changes or leaves out.
     """
 
     id: str
@@ -55,6 +57,8 @@ class SampleCheck:
     reason: str = ""
     num_text_tokens: int = 0
     is_cut: bool = False
+    num_words: int = 0
+    num_changed: int = 0
 
 
 @dataclass
@@ -69,6 +73,8 @@ class DatasetCheck:
         num_cut: how many of those processed are longer than `max_txt_len`.
         longest: text tokens of the longest one.
         samples: some good ones to show.
+        num_words, num_changed: words of captions of those processed, and how many of them the cleaner changes.
+        media: how many examples have media of each modality, and how many have none.
     """
 
     name: str
@@ -78,6 +84,9 @@ class DatasetCheck:
     num_cut: int = 0
     longest: int = 0
     samples: list[ProcessedSample] = field(default_factory=list)
+    num_words: int = 0
+    num_changed: int = 0
+    media: Counter[str] = field(default_factory=Counter)
 
     def count(self, outcome: Outcome) -> int:
         """Count the samples that are bad in this way."""
@@ -138,7 +147,18 @@ def check_sample(encoder: SampleProcessor, example: Example) -> SampleCheck:
         sample = limited(example)
     except DatasetError as error:
         return SampleCheck(example.id, "masked", str(error), length, is_cut=True)
-    return SampleCheck(example.id, "good", "", length, len(sample.input_ids) < len(whole.input_ids))
+    is_cut = len(sample.input_ids) < len(whole.input_ids)
+    return SampleCheck(example.id, "good", "", length, is_cut, *_count_words(encoder, example))
+
+
+def _count_words(encoder: SampleProcessor, example: Example) -> tuple[int, int]:
+    """Return the number of words of a caption, and of those that the cleaner changes or leaves out."""
+    clean = encoder.text.caption_processor
+    caption = example.text.get("caption", "")
+    if clean is None:
+        return len(caption.split()), 0
+    before = Counter(caption.split())
+    return before.total(), (before - Counter(clean(caption).split())).total()
 
 
 def check_datasets(
@@ -171,7 +191,7 @@ def check_datasets(
     for dataset in build_datasets(config, processor, training=training, images_as_audio=as_audio):
         examples = dataset.examples
         check = DatasetCheck(dataset.name, len(examples))
-        absent = _find_absent(examples, start(f"{dataset.name}: files", len(examples)))
+        absent = _find_absent(examples, check.media, start(f"{dataset.name}: files", len(examples)))
         check.bad = list(absent.values())
         order = np.random.default_rng(config.run.seed).permutation(len(examples)).tolist()
         # The same samples in every run of the check, and a prefix of them if fewer are asked for.
@@ -183,6 +203,8 @@ def check_datasets(
         for index, sample in zip(chosen, samples, strict=True):
             check.num_decoded += 1
             check.num_cut += sample.is_cut
+            check.num_words += sample.num_words
+            check.num_changed += sample.num_changed
             check.longest = max(check.longest, sample.num_text_tokens)
             if sample.outcome == "good":
                 good.append(index)
@@ -236,10 +258,11 @@ def describe_tokens(sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase,
     return "".join(described)
 
 
-def _find_absent(examples: Sequence[Example], advance: Advance) -> dict[int, SampleCheck]:
-    """Return the examples with an absent file, by index."""
+def _find_absent(examples: Sequence[Example], media: Counter[str], advance: Advance) -> dict[int, SampleCheck]:
+    """Return the examples with an absent file, by index, and count in `media` which media they all name."""
     absent = {}
     for index, example in enumerate(examples):
+        media.update({str(kind) for kind in media_kinds(example)} or {"none"})
         for source in media_sources(example):
             if not Path(source.path).exists():
                 absent[index] = SampleCheck(example.id, "absent", source.path)

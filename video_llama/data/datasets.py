@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,17 @@ from typing import Any
 from video_llama.config import BuildInfo, DatasetConfig
 from video_llama.constants import Modality
 from video_llama.data.annotations import (
+    KeyCheck,
     find_files,
+    read_entries,
     read_json,
-    read_json_lines,
     read_table,
     required_list,
     required_text,
     resolve_messages,
 )
 from video_llama.data.examples import Example, ExampleTable, MediaSource
+from video_llama.data.rows import read_row
 from video_llama.data.shards import find_shards, read_shard
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.registry import DATASETS
@@ -107,9 +109,11 @@ def read_cc_sbu_align(place: _Place) -> Iterator[Example]:
     file = folder / "filter_cap.json"
     content = read_json(file)
     entries = content.get("annotations") if isinstance(content, dict) else None
+    keys = KeyCheck()
     for number, entry in enumerate(_entries(entries, file, "'annotations'")):
         where = f"{file}, annotation {number}"
         image_id = required_text(entry, "image_id", where)
+        keys.check(entry, ("image_id", "caption"), "an annotation", where)
         yield _captioned(place, image_id, folder / "image" / f"{image_id}.jpg", required_text(entry, "caption", where))
 
 
@@ -126,9 +130,11 @@ def read_shards(place: _Place) -> Iterator[Example]:
 def read_llava_instruct(place: _Place) -> Iterator[Example]:
     """Read LLaVA-Instruct-150K: a list of `{"id", "image", "conversations"}`."""
     folder, file = place.folder("videos_dir"), place.folder("anno_dir")
+    keys = KeyCheck()
     for number, entry in enumerate(_entries(read_json(file), file)):
         where = f"{file}, entry {number}"
         image = required_text(entry, "image", where)
+        keys.check(entry, ("id", "image", "conversations"), "an entry", where)
         text = {"conversations": required_list(entry, "conversations", where)}
         yield Example(f"{place.name}/{entry.get('id', number)}", place.kind, MediaSource(str(folder / image)), text)
 
@@ -136,28 +142,34 @@ def read_llava_instruct(place: _Place) -> Iterator[Example]:
 @DATASETS.register("webvid_instruct")
 @DATASETS.register("webvid_instruct_zh")
 def read_webvid_instruct(place: _Place) -> Iterator[Example]:
-    """Read VideoChat's instructions: a list of `{"video", "QA": [{"q", "a"}, …]}`."""
+    """Read VideoChat's instructions: a list of `{"video", "QA": [{"q", "a"}, …]}`, of VideoChat2's with `i`."""
     folder, file = place.folder("videos_dir"), place.folder("anno_dir")
+    keys = KeyCheck()
     for number, entry in enumerate(_entries(read_json(file), file)):
         where = f"{file}, entry {number}"
         video = required_text(entry, "video", where)
+        keys.check(entry, ("video", "QA"), "an entry", where)
         text = {"QA": required_list(entry, "QA", where)}
+        for pair in text["QA"]:
+            if isinstance(pair, Mapping):
+                keys.check(pair, ("i", "q", "a"), "a question", where)
         yield Example(f"{place.name}/{number}:{video}", place.kind, MediaSource(str(folder / video)), text)
 
 
 @DATASETS.register("messages")
 def read_messages(place: _Place) -> Iterator[Example]:
-    """Read JSONL of `{"messages": […]}` with image, video and audio items (docs/own_data.md).
+    """Read conversations with image, video and audio: messages, or rows of fine-tuning tools (docs/own_data.md).
 
     Paths are relative to `videos_dir`, or to the file itself.
     """
+    keys = KeyCheck()
     for file in find_files(place.folder("anno_dir"), (".jsonl",)):
         folder = file.parent if place.info.videos_dir is None else place.folder("videos_dir")
-        for line, entry in read_json_lines(file):
-            where = f"{file}, line {line}"
-            messages = resolve_messages(required_list(entry, "messages", where), partial(os.path.join, folder), where)
-            id_ = entry.get("id", f"{file.stem}:{line}")
-            yield Example(f"{place.name}/{id_}", place.kind, None, {"messages": messages})
+        for where, number, entry in read_entries(file):
+            text = read_row(entry, where, keys)
+            text["messages"] = resolve_messages(text["messages"], partial(os.path.join, folder), where, keys)
+            id_ = entry.get("id", f"{file.stem}:{number}")
+            yield Example(f"{place.name}/{id_}", place.kind, None, text)
 
 
 def _captioned(place: _Place, id_: str, path: Path, caption: str) -> Example:

@@ -23,6 +23,7 @@ __all__ = [
     "ExampleTable",
     "MediaSource",
     "ShardMember",
+    "media_kinds",
     "media_sources",
     "open_media",
     "read_media",
@@ -91,6 +92,15 @@ def media_sources(example: Example) -> list[MediaSource]:
         if not isinstance(message["content"], str):
             sources += [source_of(item["path"]) for item in message["content"] if item["type"] != "text"]
     return sources
+
+
+def media_kinds(example: Example) -> list[Modality]:
+    """Return the modalities of an example's media files, in order of appearance."""
+    if example.source is not None:
+        return [example.kind]
+    contents = [message["content"] for message in example.text.get("messages", ())]
+    items = [item for content in contents if not isinstance(content, str) for item in content]
+    return [item["type"] for item in items if item["type"] != "text"]
 
 
 class ExampleTable(Sequence[Example]):

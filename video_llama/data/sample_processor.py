@@ -167,13 +167,16 @@ class SampleProcessor:
         # Messages name their media one by one, so no frames stand in for audio here.
         media = _MessageMedia(dataclasses.replace(self, images_as_audio=False))
         reader = MessageReader(media, read_audio=False, strict=True)
-        reader.fill(conversation, [_join_video_and_audio(message) for message in example.text["messages"]])
+        messages = example.text["messages"]
+        reader.fill(conversation, [_join_video_and_audio(message) for message in messages])
+        answers = [message for message in messages if message["role"] == "assistant"]
         tokens = build_conversation_sample(
             conversation,
             self.text.tokenizer,
             placeholder_ids=self.text.placeholder_ids,
             placeholder_lengths=self.text.placeholder_lengths,
             max_txt_len=self.text.max_txt_len,
+            unlearnt=[number for number, answer in enumerate(answers) if answer.get("loss") is False],
         )
         return ProcessedSample(example.id, **tokens, media=[*reader.visuals, *reader.audios])
 

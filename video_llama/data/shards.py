@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from video_llama.constants import Modality
-from video_llama.data.annotations import required_list, required_text, resolve_messages
+from video_llama.data.annotations import KeyCheck, required_list, required_text, resolve_messages
 from video_llama.data.examples import Example, MediaSource, build_example, fields_of
+from video_llama.data.rows import read_row
 from video_llama.errors import DatasetError
 from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Beside the shards.
 _INDEX_FOLDER = ".index"
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 
 # File names of the media in a shard.
 SUFFIXES: dict[Modality, tuple[str, ...]] = {
@@ -97,7 +98,8 @@ def index_shard(path: Path, kind: Modality) -> list[Any]:
         try:
             # "r:" accepts no compressed archives: members are read by their offset, which compression would hide.
             with tarfile.open(path, "r:") as shard:
-                examples = [_example(shard, path, key, members, kind) for key, members in _group(shard)]
+                keys = KeyCheck()
+                examples = [_example(shard, path, key, members, kind, keys) for key, members in _group(shard)]
         except (tarfile.TarError, EOFError) as error:
             raise DatasetError(f"{path}: not a whole tar file ({error}); copy it again") from error
         rows = [[example.id, fields_of(example.source), example.text] for example in examples]
@@ -148,14 +150,19 @@ def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
 
 
 def _example(
-    shard: tarfile.TarFile, path: Path, key: str, members: Mapping[str, tarfile.TarInfo], kind: Modality
+    shard: tarfile.TarFile,
+    path: Path,
+    key: str,
+    members: Mapping[str, tarfile.TarInfo],
+    kind: Modality,
+    keys: KeyCheck,
 ) -> Example:
     where = f"{path}: {key}"
-    text = _read_text(shard, members, where)
+    text = dict(_read_text(shard, members, where, keys))
     if "messages" in text:
         resolve = partial(_member_fields, path, members, where)
-        messages = resolve_messages(text["messages"], resolve, f"{where}.json")
-        return Example(f"{path.stem}/{key}", kind, None, {"messages": messages})
+        text["messages"] = resolve_messages(text["messages"], resolve, f"{where}.json", keys)
+        return Example(f"{path.stem}/{key}", kind, None, text)
     # Of several media files in one sample, the one whose suffix comes first in the table counts.
     for suffix in SUFFIXES[kind]:
         if suffix in members:
@@ -172,7 +179,9 @@ def _member_fields(path: Path, members: Mapping[str, tarfile.TarInfo], where: st
     return {"path": str(path), "name": member.name, "offset": member.offset_data, "size": member.size}
 
 
-def _read_text(shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], where: str) -> Mapping[str, Any]:
+def _read_text(
+    shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], where: str, keys: KeyCheck
+) -> Mapping[str, Any]:
     if ".json" in members:
         try:
             entry = json.loads(_read(shard, members[".json"]))
@@ -180,9 +189,15 @@ def _read_text(shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], w
             raise DatasetError(f"{where}.json: not JSON ({error})") from error
         forms: Sequence[str] = ("messages", "conversations", "QA", "caption")
         for form in forms:
-            if isinstance(entry, Mapping) and form in entry:
-                required = required_text if form == "caption" else required_list
-                return {form: required(entry, form, f"{where}.json")}
+            if not isinstance(entry, Mapping) or form not in entry:
+                continue
+            if form == "messages":
+                return read_row(entry, f"{where}.json", keys)
+            if form == "caption":
+                return {form: required_text(entry, form, f"{where}.json")}
+            # The tools that write shards add what they know of a file, its name and size, so unknown keys are usual.
+            keys.refuse(entry, "a sample", f"{where}.json")
+            return {form: required_list(entry, form, f"{where}.json")}
         raise DatasetError(f"{where}.json: has none of {', '.join(forms)}")
     if ".txt" in members:
         return {"caption": _read(shard, members[".txt"]).decode("utf-8", errors="replace").strip()}

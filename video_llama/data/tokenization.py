@@ -7,7 +7,8 @@ dialogue quotes its own template; here each token carries whether it belongs to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ __all__ = [
     "collate_text",
     "dialogue_template",
     "llava_instruct_turns",
+    "question_text",
     "video_instruct_turns",
 ]
 
@@ -125,6 +127,7 @@ def build_conversation_sample(
     placeholder_ids: Mapping[str, int],
     placeholder_lengths: Mapping[str, int],
     max_txt_len: int,
+    unlearnt: Collection[int] = (),
 ) -> dict[str, list[int]]:
     """Return a complete conversation, with media of any kind, as a sample of stage 2.
 
@@ -133,6 +136,7 @@ def build_conversation_sample(
         tokenizer: of the language model.
         placeholder_ids, placeholder_lengths: the id of media features, and how many, by kind.
         max_txt_len: most tokens of text, BOS and media not counted; a longer text is cut off.
+        unlearnt: numbers of answers, from 0, that are read but not learnt.
 
     Returns:
         input_ids and labels of equal length; labels are IGNORE_INDEX except on answers and what ends them.
@@ -146,7 +150,8 @@ def build_conversation_sample(
     media_ids = set(placeholder_ids.values())
     num_media_ids = sum(token_id in media_ids for token_id in sample.input_ids)
     length = max_txt_len + num_media_ids + int(has_bos)
-    cut = EncodedPrompt(sample.input_ids[:length], sample.is_answer[:length])
+    is_learnt = _without_answers(sample.is_answer, unlearnt)
+    cut = EncodedPrompt(sample.input_ids[:length], is_learnt[:length])
     if sum(token_id in media_ids for token_id in cut.input_ids) < num_media_ids:
         raise DatasetError(f"a media position lies beyond the first {max_txt_len} text tokens (max_txt_len)")
     return _with_labels(cut)
@@ -173,7 +178,7 @@ def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str, is_audio
     """Return the turns of a `{"QA": [{"q": …, "a": …}, …]}` annotation; the media precede the first question.
 
     Args:
-        qa: questions and answers.
+        qa: questions and answers; an instruction `i`, as VideoChat2's files have it, precedes its question.
         message: the sentence on the sampled frames, `VideoFrames.message`.
         is_audio: introduce an audio file, in the words that `Chat` uses, instead of a video.
 
@@ -186,10 +191,19 @@ def video_instruct_turns(qa: Sequence[Mapping[str, str]], message: str, is_audio
     for number, pair in enumerate(qa):
         if not isinstance(pair, Mapping) or not isinstance(pair.get("q"), str) or not isinstance(pair.get("a"), str):
             raise DatasetError(f"question {number} must be a text 'q' and a text 'a', but is {pair}")
-        turns.append((pair["q"], pair["a"]))
+        if not isinstance(pair.get("i") or "", str):
+            raise DatasetError(f"question {number}: the instruction 'i' is not text: {pair['i']!r}")
+        turns.append((question_text(pair), pair["a"]))
     media = [*audio_prefix(), " "] if is_audio else video_prefix(message)
     first, answer = turns[0]
     return [([*media, str(first)], answer), *turns[1:]]
+
+
+def question_text(pair: Mapping[str, str]) -> str:
+    """Return the question of a `{"q", "a"}` pair, with the instruction `i` of VideoChat2 in front."""
+    # VideoChat2's captions are asked for by the instruction alone: their questions are empty.
+    parts = [(pair.get("i") or "").strip(), pair["q"]]
+    return " ".join(part for part in parts if part)
 
 
 def llava_instruct_turns(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:
@@ -258,6 +272,17 @@ def _encode(
     token_id, length = placeholder
     ids, lengths = dict.fromkeys(_KINDS, token_id), dict.fromkeys(_KINDS, length)
     return encode_parts(parts, tokenizer, ids, lengths, add_bos)
+
+
+def _without_answers(is_answer: Sequence[bool], unlearnt: Collection[int]) -> list[bool]:
+    """Return the marks of answer tokens without those of some answers."""
+    # Between two answers there is always text of the template, so each run of marks is one answer.
+    kept: list[bool] = []
+    number = 0
+    for mark, run in itertools.groupby(is_answer):
+        kept += [mark and number not in unlearnt for _ in run]
+        number += mark
+    return kept
 
 
 def _with_labels(sample: EncodedPrompt) -> dict[str, list[int]]:

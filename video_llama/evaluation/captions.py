@@ -10,6 +10,7 @@ from pathlib import Path
 from video_llama.constants import Modality
 from video_llama.data.datasets import build_examples
 from video_llama.data.examples import Example, MediaSource, open_media
+from video_llama.data.tokenization import question_text
 from video_llama.errors import ConfigError, MediaError, VideoLlamaError
 from video_llama.evaluation.ablation import Media, apply_to_media
 from video_llama.evaluation.asking import AskedFile, Question, answer_dialogues, read_media
@@ -105,7 +106,7 @@ def _first_turn(example: Example) -> tuple[str | None, str]:
     if "caption" in text:
         return None, str(text["caption"])
     if "QA" in text:
-        return str(text["QA"][0]["q"]), str(text["QA"][0]["a"])
+        return question_text(text["QA"][0]), str(text["QA"][0]["a"])
     question, answer = text["conversations"][:2]
     return _IMAGE_TAG.sub("", str(question["value"])), str(answer["value"])
 
