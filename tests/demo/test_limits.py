@@ -68,7 +68,7 @@ def test_a_sound_track_longer_than_its_video_counts(make_video: Callable[..., Pa
 def test_an_image_with_more_pixels_than_it_has_bytes_is_refused_by_its_header(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)
-    with pytest.raises(MediaError, match=r"20000x20000 pixels are too many|cannot be read"):
+    with pytest.raises(MediaError, match=r"20000x20000 pixels are too many|too many pixels"):
         Limits().check_file(path)
     assert path.stat().st_size < 200_000
 

@@ -9,11 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from av import VideoStream
-from PIL import Image
 
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.inference.generation import GenerationOptions
-from video_llama.media.containers import demux_packets, media_kind, open_container, select_stream
+from video_llama.media.containers import (
+    demux_packets,
+    describe_content,
+    media_kind,
+    open_container,
+    select_stream,
+)
+from video_llama.media.image import open_image
 
 __all__ = ["Limits", "answer_options", "check_num_frames"]
 
@@ -79,7 +85,7 @@ class Limits:
             size = os.path.getsize(path) / 1e6
             raise MediaError(path, f"{size:.0f} MB is too large", f"at most {self.upload_mb:g} MB")
         kind = media_kind(path)
-        if kind == "image":
+        if kind == "image" or "animation" in describe_content(os.fspath(path)):
             self._check_image(path)
             return kind
         if kind == "video":
@@ -110,13 +116,11 @@ class Limits:
         return text
 
     def _check_image(self, path: str | os.PathLike[str]) -> None:
-        try:
-            # Reads the header only.
-            with Image.open(os.fspath(path)) as image:
-                width, height = image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise MediaError(path, "the image cannot be read", "save it again as PNG or JPEG") from error
-        self._check_size(path, width, height)
+        # Reads the header only.
+        with open_image(path) as image:
+            self._check_size(path, image.width, image.height)
+            # Of an animation, the frames are counted as the packets of a video are.
+            self._check_length(path, getattr(image, "n_frames", 1) / _MAX_PACKETS_PER_SECOND)
 
     def _check_packets(self, path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> None:
         """Check the length of a stream by its packets, which are cheap to read, and not only by its header."""

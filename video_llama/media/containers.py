@@ -20,6 +20,7 @@ from av.stream import Disposition, Stream
 
 from video_llama.constants import Modality
 from video_llama.errors import MediaError, NoAudioTrackError
+from video_llama.media.signatures import IMAGE_BRANDS, describe_image_boxes, describe_other
 
 __all__ = [
     "check_media_file",
@@ -36,19 +37,8 @@ __all__ = [
 
 _HEAD_BYTES = 1024
 
-_SIGNATURES = {
-    b"\x89PNG\r\n": "a still image (PNG)",
-    b"\xff\xd8\xff": "a still image (JPEG)",
-    b"BM": "a still image (BMP)",
-    b"II*\x00": "a still image (TIFF)",
-    b"MM\x00*": "a still image (TIFF)",
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"%PDF": "a PDF document",
-    # Playlists make a decoder open the other files and addresses they name, which an upload must never do.
-    b"#EXTM3U": "a playlist",
-    b"ffconcat": "a playlist",
-}
+# What video and audio files begin with: Pillow need not be asked. One of its formats (TGA) has no signature.
+_MEDIA_SIGNATURES = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"FLV\x01", b"0&\xb2u", b"RF64", b"FORM", b"\xff\xfb")
 
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
 _BOXES = {*_FIRST_BOXES, b"moof", b"mfra", b"sidx", b"styp", b"meta", b"udta", b"uuid", b"pdin", b"emsg"}
@@ -99,19 +89,24 @@ def check_media_file(path: str | os.PathLike[str]) -> str:
 
 
 def describe_content(path: str) -> str:
-    """What a file that is neither video nor sound seems to be, or "" if its first bytes do not tell."""
+    """Return what a file seems to be that no container is opened for: "a still image (PNG)", "a text file"; else "".
+
+    An animated WebP or PNG file is "an animation (WebP)" or "(PNG)": a video that Pillow reads.
+    """
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
-    if head[4:8] in _FIRST_BOXES:
+    if head[4:8] in _FIRST_BOXES and head[8:12] not in IMAGE_BRANDS:
         return ""
-    for signature, description in _SIGNATURES.items():
-        if head.startswith(signature):
-            return description
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "a still image (WebP)"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-LFS pointer, not the file itself"
-    return "a text file" if _is_text(head) else ""
+    if head[4:8] == b"ftyp":
+        return describe_image_boxes(path, head)
+    if head.startswith(_MEDIA_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] != b"WEBP"):
+        return ""
+    # Transport streams, of cameras too; start codes of MPEG (an ICO file begins with 00 00 01 00).
+    if head[0:377:188] == b"GGG" or head[4:389:192] == b"GGG":
+        return ""
+    if head[:3] == b"\x00\x00\x01" and head[3:4] != b"\x00":
+        return ""
+    return describe_other(path, head)
 
 
 def find_truncation(path: str) -> str:
@@ -133,13 +128,16 @@ def find_truncation(path: str) -> str:
 def media_kind(path: str | os.PathLike[str]) -> Modality:
     """Return what a file is, by its content and not by its name.
 
-    An audio file with a cover image is audio; an animated GIF is a video.
+    An audio file with a cover image is audio; an animated GIF, WebP or PNG file is a video.
 
     Raises:
         MediaError: no such file, or nothing that can be decoded; the message says what it seems to be.
     """
-    if "still image" in describe_content(check_media_file(path)):
+    content = describe_content(check_media_file(path))
+    if "still image" in content:
         return "image"
+    if "animation" in content:
+        return "video"
     with open_container(path) as container:
         is_video = any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video)
         return "video" if is_video or not container.streams.audio else "audio"
@@ -165,6 +163,9 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     """
     name = check_media_file(path)
     content = describe_content(name)
+    # Pillow reads it (`AnimationReader`); such files have no audio.
+    if "animation" in content:
+        raise NoAudioTrackError(path, "no sound track")
     if content:
         hint = "open it as an image" if "still image" in content else ""
         raise MediaError(path, f"neither video nor sound but {content}", hint)
@@ -207,6 +208,9 @@ def select_stream(container: InputContainer, path: str | os.PathLike[str], kind:
     if stream is not None and not stream.disposition & Disposition.attached_pic:
         if stream.codec_context is None:
             raise MediaError(path, f"its {kind} codec is unknown", "convert it to H.264 and AAC in an .mp4 file")
+        # Of an image in tiles, each tile is a stream.
+        if kind == "video" and stream.disposition & Disposition.dependent:
+            raise MediaError(path, "a still image in parts, not a video", "convert it to PNG or JPEG")
         return stream
     if kind == "audio":
         raise NoAudioTrackError(path, "no sound track")
@@ -233,17 +237,6 @@ def demux_packets(container: InputContainer, stream: Stream, path: str | os.Path
         if packet.is_corrupt and container.format.name not in _FORMATS_FLAGGED_WITHOUT_DAMAGE:
             raise MediaError(path, f"the {stream.type} stream is damaged or cut short")
         yield packet
-
-
-def _is_text(head: bytes) -> bool:
-    """Whether these first bytes are UTF-8 without control characters (a cut last character is forgiven)."""
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:
-            return False
-        text = head[: error.start].decode("utf-8")
-    return bool(text) and all(character >= " " or character in "\t\n\r\f" for character in text)
 
 
 def _declared_end_of_boxes(file: BinaryIO, size: int) -> int:

@@ -7,6 +7,7 @@ registry `VIDEO_READERS`.
 
 from __future__ import annotations
 
+import bisect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -60,7 +61,8 @@ SampleFrames = Callable[[int, int], list[int]]
 class VideoReader(Protocol):
     """An open video that gives frames by index, upright, in one fixed size.
 
-    A reader may have an attribute `container`, the file as PyAV opened it: then the audio is read from there.
+    A reader may have an attribute `container`, the file as PyAV opened it: then the audio is read from there; and
+    `times_seconds`, when each frame appears, where that is not index / fps.
 
     Attributes:
         num_frames: how many frames the video has.
@@ -99,7 +101,7 @@ class DecodedVideo:
     Attributes:
         frames: (frames, height, width, 3), uint8, RGB.
         indices: which frames of the file these are.
-        times_seconds: index divided by the average frame rate, from the start of the file.
+        times_seconds: from the start of the file: as an animation says, else index divided by the average frame rate.
         fps: average frames per second of the file.
         num_source_frames: how many frames the file has.
     """
@@ -287,15 +289,25 @@ def sample_window(
         MediaError: the video is damaged, or ends before `start_seconds`.
     """
     first, stop = 0, video.num_frames
+    shown_at: list[float] | None = getattr(video, "times_seconds", None)
     if start_seconds is not None or end_seconds is not None:
         try:
             first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
         except ValueError as error:
             raise MediaError(path, str(error)) from error
+        if shown_at is not None:
+            # From the frame on the screen at the start to the last one that appears before the end.
+            first = bisect.bisect_right(shown_at, start_seconds or 0.0) - 1
+            stop = video.num_frames
+            if end_seconds is not None:
+                stop = bisect.bisect_left(shown_at, end_seconds)
     indices, times = [], []
     for index in sample(stop - first, num_frames):
         indices.append(first + index)
-        times.append((first + index) / video.fps)
+        if shown_at is None:
+            times.append((first + index) / video.fps)
+        else:
+            times.append(shown_at[first + index])
     return DecodedVideo(video.read(indices), indices, times, video.fps, video.num_frames)
 
 

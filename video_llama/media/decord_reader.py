@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
+import av
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
-from video_llama.media.containers import open_container, select_stream
-from video_llama.media.decode import num_decoder_threads
+from video_llama.media.containers import check_media_file, describe_content, open_container, select_stream
+from video_llama.media.decode import VideoReader, num_decoder_threads
+from video_llama.media.pyav_reader import is_mirrored, open_pyav
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import import_extra
 
@@ -31,20 +34,29 @@ _HINT = "the video reader 'pyav' may be able to"
 
 @VIDEO_READERS.register("decord")
 @contextmanager
-def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterator[DecordReader]:
-    """Open a video with decord; an `OpenVideoReader`.
+def open_decord(path: str | os.PathLike[str], height: int, width: int) -> Iterator[VideoReader]:
+    """Open a video with decord, or an animation with Pillow; an `OpenVideoReader`.
 
     Raises:
         MediaError: the file is no video, is damaged, or is an AVI file or MPEG stream, which decord
             reads wrongly.
         ConfigError: decord is not installed.
     """
+    if "animation" in describe_content(check_media_file(path)):
+        with open_pyav(path, height, width) as animation:
+            yield animation
+        return
     # Says what is wrong with a file; decord prints it to stderr at best.
     with open_container(path) as container:
-        select_stream(container, path, "video")
+        stream = cast(VideoStream, select_stream(container, path, "video"))
         if container.format.name in _FORMATS_READ_WRONGLY:
             reason = f"decord gives wrong frames of {container.format.name} files"
             raise MediaError(path, reason, "use the video reader 'pyav'")
+        # Of a first frame that cannot be decoded, decord itself says what is wrong.
+        with suppress(av.FFmpegError):
+            frame = next(container.decode(stream), None)
+            if frame is not None and is_mirrored(frame):
+                raise MediaError(path, "decord does not mirror its frames", "use the video reader 'pyav'")
     yield DecordReader(path, height, width)
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from video_llama.errors import MediaError
-from video_llama.media.containers import check_media_file, describe_content
+from video_llama.media.containers import check_media_file, describe_content, find_truncation
+from video_llama.utils.extras import how_to_install, import_extra, is_installed
 
-__all__ = ["ImageInput", "load_image", "resize_image"]
+__all__ = ["ImageInput", "load_image", "open_image", "resize_image", "to_rgb", "translate_image_errors"]
+
+logger = logging.getLogger(__name__)
 
 ImageInput = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
 """A file, a PIL image, or an array (height, width[, channels])."""
@@ -19,38 +26,85 @@ ImageInput = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
 # A small file can unpack to far more and fill the memory.
 _MAX_PIXELS = 100_000_000
 
+_CONVERT = "convert it to PNG or JPEG"
+# Formats whose further images are of the same rank as the first. (Those of a PSD file are layers, and so on.)
+_PAGED_FORMATS = {"DCX", "GIF", "IM", "PNG", "TIFF", "WEBP"}
+
 
 def load_image(source: ImageInput) -> Image.Image:
     """An image as 8-bit RGB, upright.
 
     Transparency is dropped as in the reference, not painted over a background. 16-bit images are scaled to
-    8 bits, not clipped. The camera's orientation tag is obeyed. Of an animation the first picture is taken.
+    8 bits, not clipped. The camera's orientation tag is obeyed. Of several pages or frames the first is taken, with
+    a warning.
 
     Raises:
         MediaError: no such file, no image, truncated, too large to unpack, or an object of another kind.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(ImageOps.exif_transpose(source))
+        return to_rgb(ImageOps.exif_transpose(source))
     if isinstance(source, np.ndarray):
-        return _to_rgb(_array_to_image(source))
+        return to_rgb(_array_to_image(source))
     if not isinstance(source, (str, os.PathLike)):
         hint = "give a path, a PIL image or an array (height, width, 3); of bytes, PIL.Image.open(io.BytesIO(data))"
         raise MediaError(type(source).__name__, "no image can be read from that", hint)
-    name = check_media_file(source)
+    with open_image(source) as image, translate_image_errors(source):
+        num_pages = getattr(image, "n_frames", 1)
+        if num_pages > 1 and image.format in _PAGED_FORMATS:
+            logger.warning("%s: the first of its %d images is taken", source, num_pages)
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image file with Pillow: its header is read and checked, its pixels are not decoded yet.
+
+    Raises:
+        MediaError: no such file, no image, too large to unpack, or an image that a package is missing for.
+    """
+    name = check_media_file(path)
+    with translate_image_errors(path):
+        try:
+            opened = Image.open(name)
+        except UnidentifiedImageError as error:
+            content = describe_content(name)
+            if "(HEI" not in content or "HEIF" in Image.OPEN or not is_installed("pillow_heif"):
+                raise _unidentified(path, content) from error
+            import_extra("pillow_heif", "HEIC images").register_heif_opener()
+            opened = Image.open(name)
+    with opened:
+        if opened.width * opened.height > _MAX_PIXELS:
+            raise MediaError(path, f"{opened.width}x{opened.height} pixels are too many", "make it smaller")
+        yield opened
+
+
+@contextmanager
+def translate_image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what Pillow raises into `MediaError`."""
     try:
-        with Image.open(name) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise MediaError(source, f"{image.width}x{image.height} pixels are too many", "make it smaller")
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        content = describe_content(name)
-        raise MediaError(source, f"not an image but {content}" if content else "not an image") from error
+        yield
     except Image.DecompressionBombError as error:
-        raise MediaError(source, "it would unpack to too many pixels", "make it smaller") from error
-    # What PIL's decoders raise on damaged files: OSError for truncation, the others from the parsers of
-    # headers.
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
-        raise MediaError(source, f"the image is truncated or damaged: {error}") from error
+        raise MediaError(path, "it would unpack to too many pixels", "make it smaller") from error
+    # What Pillow's decoders raise on damaged files: OSError for truncation, the others from the parsers of headers.
+    except (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, TypeError, struct.error) as error:
+        raise MediaError(path, f"the image is truncated or damaged: {error}") from error
+
+
+def _unidentified(path: str | os.PathLike[str], content: str) -> MediaError:
+    """Say why Pillow does not open a file."""
+    if "(HEI" in content and not is_installed("pillow_heif"):
+        hint = f"{how_to_install('pillow_heif')}, or {_CONVERT}"
+        return MediaError(path, f"{content}, which needs pillow-heif", hint)
+    if "(AVIF" in content and "AVIF" not in Image.OPEN:
+        return MediaError(path, f"{content}, which needs Pillow 11.3 or later", f"upgrade it, or {_CONVERT}")
+    truncation = find_truncation(os.fspath(path))
+    if "still image" in content and truncation:
+        return MediaError(path, truncation, "copy or download it again")
+    if "still image" in content:
+        return MediaError(path, f"{content} that Pillow cannot read", _CONVERT)
+    if content:
+        return MediaError(path, f"not an image but {content}")
+    return MediaError(path, "not an image")
 
 
 def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -63,7 +117,8 @@ def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as 8-bit RGB."""
     # 16 bits, also where PIL holds them in 32.
     if image.mode.startswith("I"):
         return _gray(np.asarray(image, dtype=np.float64) / 257)

@@ -9,23 +9,29 @@ from __future__ import annotations
 import bisect
 import os
 import queue
+import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
+from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
 from av import VideoFrame
 from av.container import InputContainer
 from av.filter import Graph
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import (
+    check_media_file,
     demux_packets,
+    describe_content,
     max_frame_pixels,
     open_container,
     select_stream,
@@ -33,9 +39,10 @@ from video_llama.media.containers import (
 )
 from video_llama.media.decode import num_decoder_threads
 from video_llama.media.frame_index import FrameIndex, read_index
+from video_llama.media.image import open_image, to_rgb, translate_image_errors
 from video_llama.registry import VIDEO_READERS
 
-__all__ = ["PyAVReader", "open_pyav"]
+__all__ = ["AnimationReader", "PyAVReader", "is_mirrored", "open_pyav"]
 
 # Codecs whose "non-reference" pictures nothing else is decoded from, so that unwanted ones need not be
 # decoded. (HEVC's may still be referred to by higher temporal layers.)
@@ -47,25 +54,20 @@ _MIN_PARALLEL_PIXELS = 50_000_000
 # A rate that a header gives as a whole number, or frame times rounded to milliseconds, are off by less.
 _RATE_TOLERANCE = 0.05
 
-# The display matrix gives a turn in degrees, counter-clockwise.
-_ROTATION_FILTERS = {
-    0: [],
-    90: [("transpose", "cclock")],
-    180: [("hflip", ""), ("vflip", "")],
-    270: [("transpose", "clock")],
-}
-
 
 @VIDEO_READERS.register("pyav")
 @contextmanager
-def open_pyav(path: str | os.PathLike[str], height: int, width: int) -> Iterator[PyAVReader]:
-    """Open a video with PyAV; an `OpenVideoReader`.
+def open_pyav(path: str | os.PathLike[str], height: int, width: int) -> Iterator[PyAVReader | AnimationReader]:
+    """Open a video with PyAV, or an animation with Pillow; an `OpenVideoReader`.
 
     Raises:
         MediaError: the file is no video or is damaged.
     """
     with ExitStack() as files:
-        yield PyAVReader(path, files, height, width)
+        if "animation" in describe_content(check_media_file(path)):
+            yield AnimationReader(path, files.enter_context(open_image(path)), height, width)
+        else:
+            yield PyAVReader(path, files, height, width)
 
 
 class PyAVReader:
@@ -146,6 +148,57 @@ class PyAVReader:
                 return [part.result() for part in parts]
             finally:
                 threads.shutdown(wait=True, cancel_futures=True)
+
+
+class AnimationReader:
+    """A `VideoReader` of an animated WebP or PNG file: Pillow puts its frames together, FFmpeg reads no such WebP.
+
+    Args:
+        path: the file.
+        image: it, opened.
+        height, width: size the frames are scaled to.
+
+    Attributes:
+        times_seconds: when each frame appears.
+
+    Raises:
+        MediaError: a frame is damaged, or they are too large.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], image: Image.Image, height: int, width: int) -> None:
+        self._path = path
+        self._image = image
+        self._size = height, width
+        if image.width * image.height > max_frame_pixels.get():
+            raise MediaError(path, f"frames of {image.width}x{image.height} are too large")
+        self.times_seconds: list[float] = []
+        seconds = 0.0
+        with translate_image_errors(path):
+            # An animated PNG may begin with an image for old viewers, which is no frame.
+            self._first = int(getattr(image, "default_image", False))
+            for number in range(self._first, getattr(image, "n_frames", 1)):
+                image.seek(number)
+                image.load()
+                self.times_seconds.append(seconds)
+                # "As soon as possible": browsers wait as long.
+                seconds += (image.info.get("duration") or 100) / 1000
+        self.num_frames = len(self.times_seconds)
+        self.fps = self.num_frames / seconds
+
+    def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Frames by ascending index; see `VideoReader.read`."""
+        found: dict[int, NDArray[np.uint8]] = {}
+        graph: Graph | None = None
+        with translate_image_errors(self._path):
+            for index in sorted(set(indices)):
+                self._image.seek(self._first + index)
+                pixels = np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
+                frame = VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 1000)
+                graph = graph or _build_graph(frame, *self._size)
+                graph.push(frame)
+                found[index] = cast(NDArray[np.uint8], cast(VideoFrame, graph.pull()).to_ndarray())
+        return np.stack(list(map(found.__getitem__, indices)))
 
 
 class _Decoder:
@@ -253,10 +306,10 @@ class _Decoder:
 
     def _scale(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Turn a decoded frame upright and into RGB of the wanted size."""
-        rotation = round(frame.rotation / 90) * 90 % 360
-        key = (frame.width, frame.height, frame.format.name, rotation)
+        # The matrix itself is read for the first frame and after a turn: to look at it keeps a frame in memory.
+        key = (frame.width, frame.height, frame.format.name, frame.rotation)
         if self._graph is None or key != self._graph_is_for:
-            self._graph, self._graph_is_for = _build_graph(frame, rotation, *self._size), key
+            self._graph, self._graph_is_for = _build_graph(frame, *self._size), key
         self._graph.push(frame)
         return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
 
@@ -273,15 +326,47 @@ def _select_video(path: str | os.PathLike[str], container: InputContainer) -> Vi
     return stream
 
 
-def _build_graph(frame: VideoFrame, rotation: int, height: int, width: int) -> Graph:
+def _upright_filters(matrix: bytes) -> list[tuple[str, str]]:
+    """Return the filters that show a frame as its display matrix says: turned, mirrored, or both.
+
+    Args:
+        matrix: (a, b, u, c, d, v, x, y, w) of 32 bits each: a point (x, y) is shown at (a x + c y, b x + d y).
+    """
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        # Columns become rows; the signs say at which end each begins.
+        directions = {(False, False): "cclock_flip", (True, False): "clock", (False, True): "cclock"}
+        return [("transpose", directions.get((c < 0, b < 0), "clock_flip"))]
+    filters = []
+    if a < 0:
+        filters.append(("hflip", ""))
+    if d < 0:
+        filters.append(("vflip", ""))
+    return filters
+
+
+def is_mirrored(frame: VideoFrame) -> bool:
+    """Return whether a frame is to be shown mirrored, turned or not: its display matrix has a negative determinant."""
+    matrix = cast(Any, frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return False
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    return bool(a * d - b * c < 0)
+
+
+def _build_graph(frame: VideoFrame, height: int, width: int) -> Graph:
     """Build the filters for frames like this one."""
+    matrix = cast(Any, frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    upright = []
+    if matrix is not None:
+        upright = _upright_filters(bytes(matrix))
     graph = Graph()
     if hasattr(graph, "threads"):
         # PyAV 17 on: scaling one frame is over before other threads have woken up.
         graph.threads = 1
     filters = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)]
     for name, arguments in (
-        *_ROTATION_FILTERS[rotation],
+        *upright,
         ("scale", f"w={width}:h={height}:flags=bilinear"),
         ("format", "rgb24"),
         ("buffersink", ""),

@@ -8,13 +8,14 @@ from typing import Any
 
 from video_llama.errors import ConfigError
 
-__all__ = ["EXTRAS", "how_to_install", "import_extra", "require_extra"]
+__all__ = ["EXTRAS", "how_to_install", "import_extra", "is_installed", "require_extra"]
 
 EXTRAS = {
     "bitsandbytes": "quantization",
     "decord": "decord",
     "gradio": "demo",
     "matplotlib": "plots",
+    "pillow_heif": "heif",
     "pycocoevalcap": "metrics",
     "tensorboard": "trackers",
     "wandb": "trackers",
@@ -30,6 +31,11 @@ def how_to_install(package: str) -> str:
     return f"pip install {package}"
 
 
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
 def require_extra(package: str, purpose: str) -> None:
     """Check that a package is installed, without importing it.
 
@@ -40,7 +46,7 @@ def require_extra(package: str, purpose: str) -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    if importlib.util.find_spec(package) is None:
+    if not is_installed(package):
         raise ConfigError(f"{purpose}: {package} is not installed: {how_to_install(package)}")
 
 
