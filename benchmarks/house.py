@@ -32,7 +32,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # The goal for the whole is 16 000 lines; until it is reached, this limit keeps the package from growing.
 LIMITS = {
-    "lines of Python": 21_300,
+    "lines of Python": 22_000,
     "lines of the longest file": 400,
     "lines of the longest function": 70,
     "conditional expressions per 1000 lines": 12,

@@ -75,7 +75,10 @@ def test_processes_with_and_without_media_train_together(config_file: Path, corp
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     sharded = launch(2, config_file, *options, f"run.output_dir={tmp_path / 'sharded'}", **fsdp)
     assert sharded.returncode != 0
-    assert "keep conversations with images or videos, with audio and without media in datasets of their own" in sharded.stderr
+    assert (
+        "keep conversations with images or videos, with audio and without media in datasets of their own"
+        in sharded.stderr
+    )
 
 
 @pytest.mark.parametrize("environment", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}])

@@ -7,7 +7,7 @@ import random
 import re
 import threading
 import traceback
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -157,8 +157,7 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
-@contextlib.contextmanager
-def computing_on(device: torch.device, less: str = LESS_TO_ANSWER) -> Iterator[None]:
+class computing_on(contextlib.AbstractContextManager[None]):
     """Make a device the current one of this thread, where kernels and libraries look for it.
 
     Args:
@@ -169,21 +168,34 @@ def computing_on(device: torch.device, less: str = LESS_TO_ANSWER) -> Iterator[N
         OutOfMemoryError: the device has too little free memory. What the failed computation held is free again.
         DeviceError: a failure after which this process can compute nothing more there.
     """
-    try:
-        with _current(device):
-            yield
-    except RuntimeError as error:
-        translated = _translate(error, device, less)
+
+    # A class, not a generator: from Python 3.12 on, the frames of a generator and of `contextlib` and the error would
+    # hold each other, and the tensors of the failed computation, until the garbage collector runs.
+    def __init__(self, device: torch.device, less: str = LESS_TO_ANSWER) -> None:
+        self._device = device
+        self._less = less
+        self._current = _current(device)
+
+    def __enter__(self) -> None:
+        self._current.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._current.__exit__(kind, error, trace)
+        if not isinstance(error, RuntimeError):
+            return
+        translated = _translate(error, self._device, self._less)
         if translated is None:
-            raise
+            return
         # The frames of the failed computation hold its tensors.
-        traceback.clear_frames(error.__traceback__)
+        traceback.clear_frames(trace)
         if isinstance(translated, OutOfMemoryError):
             release_memory()
         try:
             raise translated from error
         finally:
-            # Otherwise this frame and the error hold each other, and what other frames hold, until gc runs.
+            # Otherwise this frame and the error hold each other until gc runs.
             del translated
 
 
