@@ -6,8 +6,8 @@
 
 Each client has a clip of its own, of the generated world that the small model knows, and asks two questions about it,
 whose right answers no other client's clip shares. The server is `demo_video.py` in a process of its own, with default
-settings; its resident memory is read before the first round and after each, 40 seconds after all clients have left
-(twice a minute it gives memory back). The exit status is 1 if an answer is wrong, a call fails, or files are left
+settings; its resident memory is read before the first round and after each, 40 seconds after all clients have left.
+The exit status is 1 if an answer is wrong, a call fails, or files are left
 behind.
 """
 
