@@ -263,3 +263,25 @@ def test_values_that_were_changed_are_not_made_anew_without_the_change(make_audi
     read = MediaProcessor().process_audio(make_audio())
     silenced = dataclasses.replace(read, values=torch.zeros_like(read.values))
     assert OTHER.adapt_audio(silenced) is silenced
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("clip.mp4", {"audio": True}),
+        ("clip.mov", {"audio": True}),
+        ("clip.mp4", {"audio": True, "container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("clip.mkv", {"audio": True}),
+        ("clip.webm", {"audio": "libopus", "codec": "libvpx"}),
+        ("clip.ts", {"audio": True}),
+    ],
+)
+def test_audio_read_after_the_frames_is_that_of_a_file_opened_for_it_alone(
+    make_video: MakeVideo, name: str, options: dict[str, object]
+) -> None:
+    path = make_video(name, num_frames=20, **options)
+    _, after_frames = PROCESSOR.process_video(path)
+    alone = PROCESSOR.process_audio(path)
+    assert after_frames is not None
+    assert after_frames.duration_seconds == alone.duration_seconds
+    assert torch.equal(after_frames.values, alone.values)
