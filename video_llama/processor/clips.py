@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,9 +80,12 @@ class ClipReader:
     @property
     def decoder(self) -> ClipDecoder:
         """Return the part that works without torch, for a process that only decodes."""
-        # Captions take frames at equal steps and whole, however the processor reads them for training.
-        media = replace(self.media, sampling="uniform", crop_scale=None)
-        return media.decoder(self.audio, self.num_frames, self.window_seconds)
+        return self._whole_media.decoder(self.audio, self.num_frames, self.window_seconds)
+
+    @cached_property
+    def _whole_media(self) -> MediaProcessor:
+        """Return the processor for captions: frames at equal steps and whole, however it reads them for training."""
+        return replace(self.media, sampling="uniform", crop_scale=None)
 
     def __call__(self, source: ClipSource, first: int = 0) -> tuple[int, list[Window | VideoLlamaError]]:
         """Read a clip; of a long one some windows.
@@ -130,11 +134,8 @@ class ClipReader:
             phrase = why_no_audio(failure)
         frames = None
         if decoded.frames is not None:
-            frames = self._finish(decoded)
+            frames = self._whole_media.finish_frames(decoded, as_bytes=True)
         return Window(frames, audio, phrase, decoded.start_seconds, decoded.end_seconds)
-
-    def _finish(self, clip: DecodedClip) -> VideoFrames:
-        return replace(self.media, crop_scale=None).finish_frames(clip, as_bytes=True)
 
     def _read_memory(self, source: ClipSource) -> Window:
         seen, heard = source if isinstance(source, tuple) else (source, None)
@@ -164,4 +165,5 @@ class ClipReader:
         num_frames = self.media.num_frames if self.num_frames is None else self.num_frames
         indices = sample_uniform_indices(len(frames), num_frames)
         resized = np.stack([resize_image(Image.fromarray(frames[index]), self.media.image_size) for index in indices])
-        return self._finish(DecodedClip("array", resized, "video", [], indices, None))
+        clip = DecodedClip("array", resized, "video", [], indices, None)
+        return self._whole_media.finish_frames(clip, as_bytes=True)
