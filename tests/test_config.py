@@ -239,3 +239,18 @@ def test_text_with_or_in_it_is_text(tmp_path: Path, caplog: pytest.LogCaptureFix
     model = load_config(path).model
     assert (model.ckpt, model.prompt_template) == ("this or that", "one or: two")
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {ckpt: a, end_sym: x, ckpt: a}\n",
+        "model:\n  ckpt: a\n    b\n  ckpt: a\n    b\n",
+    ],
+    ids=["one line", "several lines"],
+)
+def test_a_repeated_key_is_not_dropped_with_what_stands_beside_it(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="duplicate key ckpt"):
+        load_config(path)

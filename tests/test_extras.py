@@ -37,6 +37,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(video_llama.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ONLY_WITH_AN_ENGINE = ("video_llama.integrations.lmms_eval",)
 ONLY_WITH_GRADIO = {f"video_llama.demo.{name}" for name in ("events", "page", "server")}
 
 
@@ -96,6 +97,17 @@ def test_each_extra_installs_the_package_it_is_named_for() -> None:
 # Without the extras
 
 
+def test_the_engines_of_others_are_imported_by_nothing_else_in_the_package() -> None:
+    names = {f"video_llama.integrations.{path.stem}" for path in (PACKAGE / "integrations").glob("[!_]*.py")}
+    assert names == set(ONLY_WITH_AN_ENGINE)
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not {alias.name for alias in node.names} & names, path
+            elif isinstance(node, ast.ImportFrom):
+                assert not str(node.module).startswith("video_llama.integrations"), path
+
+
 @pytest.mark.slow
 def test_everything_but_the_page_is_imported_without_the_packages_of_the_extras() -> None:
     code = (
@@ -104,10 +116,10 @@ def test_everything_but_the_page_is_imported_without_the_packages_of_the_extras(
         "sys.modules.update(dict.fromkeys(packages))\n"
         "import video_llama\n"
         "for module in pkgutil.walk_packages(video_llama.__path__, 'video_llama.'):\n"
-        "    if module.name not in left_out and '._eva_block' not in module.name:\n"
+        "    if module.name not in left_out:\n"
         "        importlib.import_module(module.name)\n"
     )
-    argument = json.dumps([list(EXTRAS), list(ONLY_WITH_GRADIO)])
+    argument = json.dumps([list(EXTRAS), [*ONLY_WITH_GRADIO, *ONLY_WITH_AN_ENGINE]])
     ran = subprocess.run([sys.executable, "-c", code, argument], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.checkpoints import AL, VL
+from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, load_checkpoint
 from video_llama.checkpoints import hub
 from video_llama.checkpoints.original_layout import (
     OriginalFiles,
@@ -180,6 +180,26 @@ def test_branches_of_2023_are_told_apart_by_their_weights(
     for path in (video, original_folder):
         with pytest.raises(CheckpointError, match=r"several checkpoints \(finetune_.*, pretrain_.*\) of the audio"):
             find_original_files(path, audio=True)
+
+
+def test_a_folder_of_2023_loads_beside_a_language_model_elsewhere(
+    original_folder: Path, tmp_path: Path, make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from video_llama.demo.terminal import main
+
+    expected = load_checkpoint(original_folder).state_dict()
+    (original_folder / VL).rename(original_folder / "finetune-vicuna7b-v2.pth")
+    (original_folder / AL).rename(original_folder / "finetune_vicuna7b_audiobranch.pth")
+    base = (original_folder / "language_model").rename(tmp_path / "vicuna-7b")
+    with pytest.raises(CheckpointError, match="say where it is with model_base"):
+        load_checkpoint(original_folder)
+    loaded = load_checkpoint(original_folder, model_base=base)
+    assert loaded.has_audio
+    assert_equal_tensors(loaded.state_dict(), expected)
+    clip = str(make_video("clip.mp4", audio=True))
+    arguments = ["--model", str(original_folder), "--model-base", str(base), "--device", "cpu", "--input", clip]
+    assert main([*arguments, "--question", "What?", "--max-new-tokens", "4"]) == 0
+    assert "heard" in capsys.readouterr().out
 
 
 def test_the_file_that_is_named_counts_not_one_beside_it(original_folder: Path) -> None:

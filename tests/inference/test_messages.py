@@ -79,6 +79,10 @@ def test_what_cannot_be_answered_is_reported_and_the_rest_goes_on(model: VideoLl
     scores = score_answers(model, [good, absent], ["a", "a"], on_error=errors.__setitem__)
     assert scores[0][0] > float("-inf")
     assert scores[1] == (float("-inf"), False)
+    with pytest.raises(VideoLlamaError, match=r"question, media and answer take .* tokens, more than the model's"):
+        score_answers(model, [good], ["word " * 2000])
+    with pytest.raises(ValueError, match="an empty answer has no tokens"):
+        score_answers(model, [good], [" "])
 
 
 def test_the_models_own_answer_is_the_likeliest_and_scores_are_of_the_answers_tokens(model: VideoLlama) -> None:

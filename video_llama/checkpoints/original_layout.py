@@ -285,7 +285,7 @@ def _of_2023(folder: Path) -> list[Path]:
 
 
 def _holds(file: Path, prefix: str) -> bool:
-    """Return whether a file is the checkpoint of a branch: by its name, or by its weights if the name says nothing."""
+    """Return whether a file is the checkpoint of a branch: by the prefix of its name, else by its weights."""
     if file.name[:2] in ("VL", "AL"):
         return file.name[:2] == prefix
     token = {"VL": "video_query_tokens", "AL": "audio_query_tokens"}[prefix]

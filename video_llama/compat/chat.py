@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ __all__ = [
     "conv_templates",
     "default_conversation",
 ]
+
+logger = logging.getLogger(__name__)
 
 default_conversation = conv_templates["default"].copy()
 conv_llava_llama_2 = conv_templates["llama_2"].copy()
@@ -88,7 +91,7 @@ class Chat:
             the answer, and the ids of its tokens.
 
         Raises:
-            VideoLlamaError: the last question alone, with its media, is too long.
+            VideoLlamaError: the last question alone, with its media, is too long; or `max_length` leaves no room.
         """
         options = GenerationOptions(
             max_new_tokens=max_new_tokens,
@@ -100,7 +103,12 @@ class Chat:
             temperature=temperature,
         )
         question = self.model.in_own_template(conv).up_to_answer()
-        prompt, _ = self.model.prepare_fitting(question, img_list, options)
+        prompt, num_dropped = self.model.prepare_fitting(question, img_list, options)
+        while len(prompt.keys) + max_new_tokens > max_length and question.drop_oldest_turn():
+            num_dropped += 1
+            prompt = self.model.prepare(question, img_list)
+        if num_dropped:
+            logger.warning("the conversation is too long: its first %d turn(s) are left out", num_dropped)
         ids = generate_one(self.model, prompt, options.within(len(prompt.keys), max_length, None), None)
         text = answer_text(self.model, ids, prompt.stop_strings)
         conv.append_message(conv.roles[1], text)
@@ -112,5 +120,12 @@ class Chat:
         # `ask` puts the space between media and question.
         if introduction[-1] == " ":
             introduction.pop()
-        conv.append_message(conv.roles[0], introduction)
+        last = conv.messages[-1] if conv.messages else None
+        if last is None or last[0] != conv.roles[0]:
+            conv.append_message(conv.roles[0], introduction)
+        elif isinstance(last[1], str):
+            last[1] = [last[1], " ", *introduction]
+        else:
+            # A second upload before the question belongs to the same message: templates expect turns.
+            last[1] = [*last[1], " ", *introduction]
         return "Received."

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from video_llama.compat.runs import RunnerBase
+from video_llama.errors import ConfigError
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.registry import MODELS, PROCESSORS
 from video_llama.schema import ModelConfig, ProcessorConfig
 
 __all__ = ["registry"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,7 +59,9 @@ class _Registry:
         return _Processor(name)
 
     def get_runner_class(self, name: str) -> type[RunnerBase]:
-        """Return the class of the training loop, whatever its name: there is one."""
+        """Return the class of the training loop; `ConfigError` for any name but `runner_base`."""
+        if name != "runner_base":
+            raise ConfigError(f"unknown runner {name!r}; there is one, 'runner_base'")
         return RunnerBase
 
 
@@ -63,8 +69,11 @@ registry = _Registry()
 
 
 def _known(section: DictConfig, kind: type[T]) -> T:
-    """Return a section as the dataclass of our schema; keys that a script has added, such as `device_8bit`, go."""
+    """Return a section as the dataclass of our schema, without keys that a script has added; they are logged."""
     values = OmegaConf.to_container(section, resolve=True)
     assert isinstance(values, dict)
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    # The original's demos set `device_8bit`: `to` says here where the model goes.
+    if added := sorted(map(str, values.keys() - names - {"device_8bit"})):
+        logger.warning("no effect of keys that are none of a configuration: %s", ", ".join(added))
     return kind(**{str(key): value for key, value in values.items() if key in names})

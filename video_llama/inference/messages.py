@@ -106,7 +106,10 @@ def score_answers(
 
     Raises:
         MediaError, MessagesError, VideoLlamaError: as `answer_messages`.
+        ValueError: an answer is empty.
     """
+    if not all(answer.strip() for answer in answers):
+        raise ValueError("an empty answer has no tokens to score")
     scores = [(float("-inf"), False)] * len(dialogues)
     reader = _Reader(model, media_processor or model.processor.media_processor, audio and model.has_audio, on_error)
     for batch in _batches(list(enumerate(dialogues)), batch_size):
@@ -119,6 +122,10 @@ def score_answers(
             while parts and (isinstance(parts[-1], Placeholder) or parts[-1].trusted):
                 parts.pop()
             encoded, _, embedded = model.splice(parts, dialogue.media)
+            if (length := len(encoded.input_ids)) > model.max_length:
+                reason = f"question, media and answer take {length} tokens, more than the model's {model.max_length}"
+                reader.report(dialogue.number, VideoLlamaError(reason))
+                continue
             numbers.append(dialogue.number)
             embeds.append(embedded[0])
             ids.append(torch.tensor(encoded.input_ids, device=model.device))

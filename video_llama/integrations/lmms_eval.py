@@ -8,6 +8,7 @@ Answers come from the package's own batches, the same as of `Chat`. docs/evaluat
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -124,11 +125,13 @@ class _VideoLlama(lmms):
         """Refuse tasks that ask again after each answer."""
         raise NotImplementedError("video_llama does not run tasks of several rounds (generate_until_multi_round)")
 
+    @abstractmethod
     def _messages(self, request: Any) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """Return the messages of a request."""
 
+    @abstractmethod
     def _generation_settings(self, request: Any) -> Mapping[str, Any]:
-        raise NotImplementedError
+        """Return what a request's task says about generation."""
 
     def _options(self, settings: dict[str, Any]) -> tuple[GenerationOptions, list[str]]:
         """Return the generation options of a task's settings, and the texts that end an answer."""

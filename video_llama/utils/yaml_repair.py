@@ -83,14 +83,16 @@ def _drop_repeated_keys(lines: list[str]) -> Iterator[str]:
         section = sections.pop()
         if not isinstance(section, yaml.MappingNode):
             continue
-        earlier: dict[str, yaml.Node] = {}
+        earlier: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in section.value:
             sections.append(value)
             before = earlier.get(key.value)
-            earlier[key.value] = value
+            earlier[key.value] = (key, value)
             # Two different values contradict each other, which is an error and not for us to decide.
-            both_plain = isinstance(value, yaml.ScalarNode) and isinstance(before, yaml.ScalarNode)
-            if before is not None and both_plain and before.value == value.value:
-                number = before.start_mark.line
+            if before is None or not isinstance(before[1], yaml.ScalarNode) or before[1].value != value.value:
+                continue
+            number = before[0].start_mark.line
+            # Nothing else may be lost with the line: no other key, and no further line of the value.
+            if not section.flow_style and before[1].end_mark.line == number:
                 lines[number] = ""
                 yield f"line {number + 1}: the key {key.value!r} is there twice, with the same value"
