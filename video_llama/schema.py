@@ -177,6 +177,8 @@ class DatasetConfig:
         model_type: template of dialogues, as `model.model_type`; one of the two keys is enough.
         clean_captions: whether `text_processor` cleans captions (new); by default as the original does: not those of
             `cc_sbu_align`.
+        skip_silent: leave out samples whose audio is read from a file without audio track (new); by default they are
+            bad samples.
     """
 
     data_type: str = setting("video", choices=("video", "images", "audio"))
@@ -189,6 +191,7 @@ class DatasetConfig:
     tokenizer_name: str | None = setting(None, instead="all data takes the tokenizer of model.llama_model")
     model_type: str | None = None
     clean_captions: bool | None = None
+    skip_silent: bool = False
 
 
 @dataclass

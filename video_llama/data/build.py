@@ -106,7 +106,8 @@ def build_datasets(
         as_audio = images_as_audio and section.data_type != "audio" and not holds_messages(name, section)
         kind = "audio" if as_audio or section.data_type == "audio" else "image"
         text = _text_settings(name, section, config.model, processor, kind, template)
-        built.append(EncodedDataset(name, examples, SampleProcessor(text, media, as_audio, features)))
+        encoder = SampleProcessor(text, media, as_audio, features, section.skip_silent)
+        built.append(EncodedDataset(name, examples, encoder))
     return built
 
 

@@ -97,12 +97,14 @@ class SampleProcessor:
         media: how files are read.
         images_as_audio: frames go to the audio branch, as the original trains it.
         features: encoder outputs on disk; files found there are not decoded.
+        skip_silent: samples whose file has no audio track are left out, and do not count as bad.
     """
 
     text: TextSettings
     media: MediaProcessor
     images_as_audio: bool = False
     features: FeatureStore | None = None
+    skip_silent: bool = False
 
     def __call__(self, example: Example) -> ProcessedSample:
         """Read the media and tokenise the text.
