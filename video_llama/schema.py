@@ -157,11 +157,16 @@ class BuildInfo:
         anno_dir: annotation file, or folder of annotation files.
         videos_dir: folder that the annotations' media paths are relative to.
         storage: folder of an image dataset, or pattern of its shards.
+        media_column, text_column, question_column: columns of a table (new); usual names by default. With a question,
+            the text is its answer.
     """
 
     anno_dir: str | None = None
     videos_dir: str | None = None
     storage: str | None = None
+    media_column: str | None = None
+    text_column: str | None = None
+    question_column: str | None = None
 
 
 @dataclass

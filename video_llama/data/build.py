@@ -12,7 +12,7 @@ from typing import Any
 
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
-from video_llama.data.datasets import MODALITIES, build_examples
+from video_llama.data.datasets import MODALITIES, build_examples, first_example
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
 from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _RAW_CAPTIONS = ("cc_sbu_align",)
 _SHARD_DATASETS = ("cc_sbu", "laion", "shards")
+_ROW_DATASETS = ("table",)
 # Neighbouring examples that stay near each other, so that few shards are read at a time.
 _SHARD_BLOCK = 1000
 _PROCESSOR_NAMES = {
@@ -124,7 +125,9 @@ def index_shards(config: Config, rank: int, world_size: int) -> None:
 
 
 def holds_messages(name: str, section: DatasetConfig) -> bool:
-    """Return whether a dataset's samples are messages: `messages` itself, or shards of such samples."""
+    """Return whether a dataset's samples are messages: `messages` itself, or rows or shards of such samples."""
+    if name.partition(":")[0] in _ROW_DATASETS:
+        return first_example(name, section).source is None
     if not _is_sharded(name):
         return name.partition(":")[0] == "messages"
     rows: list[Any] = []
