@@ -43,7 +43,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         media_processor: how files are read; its settings, as a mapping, serve as well.
         num_video_query_tokens: ids that one video or image takes.
         num_audio_query_tokens: ids that one audio item takes.
-        use_audio: the model has an audio branch; without it `apply_chat_template` ignores the audio of videos.
+        use_audio: the model has an audio branch; without it audio items are errors.
         conv_template: name of the conversation template that the weights were trained with.
         chat_template: not used; transformers passes it.
 
@@ -156,20 +156,23 @@ class VideoLlamaProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
-        load_audio_from_video: bool = True,
+        load_audio_from_video: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Write messages with media items in the conversation template that belongs to the weights.
 
         Args:
             conversation: messages, or a list of conversations. Items are `{"type": "text", "text": …}` and
-                `{"type": "image" | "video" | "audio", "path": …}`; typed text stays text. User and assistant take
+                `{"type": "image" | "video" | "audio", "path": …}`, as in training (docs/own_data.md); typed text stays
+                text. User and assistant take
                 turns after an optional system message; consecutive user messages are joined by a space.
             add_generation_prompt: end with the beginning of an answer.
-            tokenize: True reads the files and returns model inputs. False returns strings, to be passed to
-                `__call__` with the media: nothing is read, so no text names the sampled frames.
+            tokenize: True returns model inputs. False returns strings, to be passed to `__call__` with the media. Both
+                read the files, since the text names the frames that were sampled; only with False an item may name no
+                file, and then has no such sentence.
             return_dict: with `tokenize`, False returns the input_ids alone.
-            load_audio_from_video: read the audio tracks of videos, if the model has an audio branch.
+            load_audio_from_video: read the audio tracks of all videos that have one, if the model has an audio branch.
+                By default a video is its frames, and an audio item of the same file right behind it adds its audio.
             kwargs: padding, padding_side and return_tensors of `__call__`.
 
         Raises:
@@ -180,7 +183,10 @@ class VideoLlamaProcessor(ProcessorMixin):
         is_single = not conversation or not isinstance(conversation[0], Sequence)
         conversations: Any = [conversation] if is_single else conversation
         reader = MessageReader(
-            self.media_processor if tokenize else None, read_audio=self.use_audio and load_audio_from_video
+            self.media_processor,
+            read_audio=self.use_audio and load_audio_from_video,
+            has_audio=self.use_audio,
+            allow_unnamed=not tokenize,
         )
         prompts = [self._parts(messages, add_generation_prompt, reader) for messages in conversations]
         if not tokenize:
