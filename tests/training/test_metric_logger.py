@@ -91,5 +91,5 @@ def test_a_validation_counts_until_the_run_goes_back_before_it(
 ) -> None:
     metrics = MetricLogger(accelerator, tmp_path)
     for event, iteration in [("start", 0), ("train", 2), ("save", 4), ("valid", 4), *later]:
-        metrics.log(event, iteration, **({"dataset": "clips"} if event == "valid" else {}))
-    assert metrics.validated_datasets(4) == datasets
+        metrics.log(event, iteration, **({"dataset": "clips", "num_tokens": 3} if event == "valid" else {}))
+    assert metrics.validations(4).keys() == datasets
