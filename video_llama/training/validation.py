@@ -17,9 +17,10 @@ from video_llama.constants import IGNORE_INDEX
 from video_llama.data.batches import BadSample, DataCollator, SampleReader, gather_media, load_samples
 from video_llama.data.build import EncodedDataset
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
+from video_llama.data.tokenization import answer_spans
 from video_llama.errors import DatasetError
 from video_llama.evaluation.text_metrics import rouge_l
-from video_llama.inference.completion import generate_ids
+from video_llama.inference.completion import generate_ids, pad_prompts
 from video_llama.inference.generation import GenerationOptions, cut_at_stop
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
@@ -140,11 +141,8 @@ def validate(
 
 def first_answer(sample: ProcessedSample) -> tuple[list[int], list[int]]:
     """Return the ids up to the first answer, and the ids of that answer."""
-    is_answer = [label != IGNORE_INDEX for label in sample.labels]
-    start = is_answer.index(True)
-    # The first answer ends where labels are ignored again, or at the end of the sample.
-    end = next((i for i in range(start, len(is_answer)) if not is_answer[i]), len(is_answer))
-    return sample.input_ids[:start], sample.labels[start:end]
+    span = answer_spans(sample.labels)[0]
+    return sample.input_ids[: span.start], sample.labels[span.start : span.stop]
 
 
 def media_of_prompt(prompt: Sequence[int], sample: ProcessedSample, config: VideoLlamaConfig) -> list[MediaInput]:
@@ -190,11 +188,7 @@ def _answer(
         for sample, (prompt, _) in zip(samples, pairs, strict=True)
         for item in media_of_prompt(prompt, sample, model.config)
     ]
-    # Padded on the left, so that every prompt ends where its answer begins.
-    longest = max(len(prompt) for prompt, _ in pairs)
-    ids = [[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt, _ in pairs]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in pairs]
-    text = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    text = pad_prompts([prompt for prompt, _ in pairs], tokenizer.pad_token_id, device)
     # Twice the length of the expected answer is enough to judge, and bounds the time of a bad one.
     limits = [min(2 * len(expected) + 8, MAX_ANSWER_TOKENS) for _, expected in pairs]
     options = GenerationOptions(max_new_tokens=max(limits), min_new_tokens=0)
