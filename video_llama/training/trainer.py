@@ -29,7 +29,7 @@ from video_llama.training.features import FeatureFiller, fill_cache, open_featur
 from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Learner, StepOutput
 from video_llama.training.metric_logger import MetricLogger
-from video_llama.training.model_selection import ModelSelection
+from video_llama.training.model_selection import ModelSelection, combine
 from video_llama.training.monitor import StepTotals, TrainWindow, build_monitor, device_peak_flops
 from video_llama.training.optim import (
     TrainedParts,
@@ -214,6 +214,9 @@ class Trainer:
             self.metric_logger.log("valid", iteration, dataset=dataset.name, **values)
             logger.info("validation on %s: %s", dataset.name, values)
             reports[dataset.name] = report
+        if datasets is None and len(reports) > 1:
+            overall = combine([dataclasses.asdict(report) for report in reports.values()])
+            self.metric_logger.log("validation", iteration, **dataclasses.asdict(overall))
         return reports
 
     def cache_features(self) -> tuple[int, int]:
