@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import BadSample, DataCollator, SampleReader, gather_media, load_samples
+from video_llama.data.batches import BadSample, Batch, DataCollator, SampleReader, gather_media, load_samples
 from video_llama.data.build import EncodedDataset
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.data.tokenization import answer_spans
@@ -93,15 +94,13 @@ def validate(
     runner = model if sharded else inner
     reader = SampleReader(dataset.examples, dataset.encoder, seed)
     rounds = _shares(accelerator, len(reader), batch_size, max_batches, seed)
-    items = load_samples(reader, [index for indices in rounds for index in indices], num_workers)
     # The answers are spread over the processes, too.
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     num_wanted = len(range(rank, num_generations, num_processes)) * (not sharded)
     # Loss, tokens, right tokens, samples, bad samples.
     sums = torch.zeros(5, dtype=torch.float64)
     answers: list[dict[str, str]] = []
-    for indices in rounds:
-        read = list(itertools.islice(items, len(indices)))
+    for read in _read(reader, rounds, num_workers):
         samples = [item for item in read if not isinstance(item, BadSample)]
         failures = [item for item in read if isinstance(item, BadSample)]
         note_bad(failures)
@@ -118,25 +117,34 @@ def validate(
         output = runner(**teaching_inputs(batch, inner.config, accelerator.device))
         if not samples:
             continue
-        # The logits are those of the answer tokens only.
-        labels = batch.text["labels"][:, 1:]
-        expected = labels[labels != IGNORE_INDEX].to(accelerator.device)
-        num_right = (output.logits.argmax(dim=-1) == expected).sum()
-        loss, right = torch.stack([output.loss.double(), num_right.double()]).tolist()
-        sums[:4] += torch.tensor([loss * len(expected), len(expected), right, len(samples)], dtype=torch.float64)
+        sums[:4] += torch.tensor([*_sums_of_tokens(output, batch), len(samples)], dtype=torch.float64)
         wanted = samples[: num_wanted - len(answers)]
         if wanted:
             answers += _answer(inner, wanted, tokenizer, accelerator.device, stop_strings)
     loss, tokens, right, num_samples, num_bad = sum_over_processes(accelerator, sums.tolist())
     if not tokens:
         raise DatasetError(f"datasets.{dataset.name}: no sample of its validation split can be used")
-    answers = gather_object(answers)
-    report = ValidationReport(loss / tokens, right / tokens, int(tokens), int(num_samples), int(num_bad), answers)
+    report = ValidationReport(loss / tokens, right / tokens, int(tokens), int(num_samples), int(num_bad))
+    _add_answers(report, gather_object(answers))
+    return report
+
+
+def _add_answers(report: ValidationReport, answers: list[dict[str, str]]) -> None:
+    report.answers = answers
     if answers:
         pairs = [(line["answer"], line["expected"]) for line in answers]
         report.exact_match = sum(answer == expected for answer, expected in pairs) / len(pairs)
         report.rouge_l = sum(rouge_l(answer, expected) for answer, expected in pairs) / len(pairs)
-    return report
+
+
+def _sums_of_tokens(output: Any, batch: Batch) -> tuple[float, int, float]:
+    """Return the sum of the losses of all answer tokens, their number, and how many of them are the most likely."""
+    # The logits are those of the answer tokens only.
+    labels = batch.text["labels"][:, 1:]
+    expected = labels[labels != IGNORE_INDEX].to(output.logits.device)
+    num_right = (output.logits.argmax(dim=-1) == expected).sum()
+    loss, right = torch.stack([output.loss.double(), num_right.double()]).tolist()
+    return loss * len(expected), len(expected), right
 
 
 def first_answer(sample: ProcessedSample) -> tuple[list[int], list[int]]:
@@ -166,6 +174,15 @@ def _shares(accelerator: Accelerator, total: int, batch_size: int, max_batches: 
     # The last round may be incomplete. Every process still takes part, some with fewer examples or none.
     rounds = (chosen[start : start + step] for start in range(0, len(chosen), step))
     return [indices[accelerator.process_index :: accelerator.num_processes] for indices in rounds]
+
+
+def _read(
+    reader: SampleReader, rounds: Sequence[Sequence[int]], num_workers: int
+) -> Iterator[list[ProcessedSample | BadSample]]:
+    """Yield the samples of each batch, which worker processes read ahead."""
+    items = load_samples(reader, [index for indices in rounds for index in indices], num_workers)
+    for indices in rounds:
+        yield list(itertools.islice(items, len(indices)))
 
 
 def _any_sample(reader: SampleReader) -> list[ProcessedSample]:
