@@ -165,11 +165,14 @@ def build_batch_reader(
     names = [dataset.name for dataset in datasets]
     sizes = [len(dataset.examples) for dataset in datasets]
     run = config.run
+    # Without a number of iterations every epoch is one pass over the data.
+    is_whole = run.iters_per_epoch is None
     sampler = MixtureBatchSampler(
         sizes,
         mixture_weights(sizes, [config.datasets[name].sample_ratio for name in names], names),
         batch_size=run.batch_size_train,
-        num_batches=run.max_epoch * run.iters_per_epoch,
+        num_batches=run.max_epoch * (run.iters_per_epoch or 0),
+        num_passes=run.max_epoch * is_whole,
         seed=run.seed,
         rank=rank,
         world_size=world_size,

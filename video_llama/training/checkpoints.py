@@ -9,11 +9,13 @@ OUTPUT_DIR/checkpoints/step_00001000/
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +42,7 @@ from video_llama.utils.files import INCOMPLETE, sync, write_whole
 __all__ = [
     "TrainingState",
     "archive_later_checkpoints",
+    "checkpoint_identity",
     "find_checkpoint",
     "gather_trainable",
     "list_checkpoints",
@@ -64,8 +67,11 @@ class TrainingState:
         samples_seen, samples_bad: of all processes, each time one was drawn; the unreadable ones included in both.
         bad_ids: which samples cannot be used, each once, sorted.
         seed, batch_size, world_size, accum_grad_iters: what the order of samples depends on.
-        validation_due: an epoch has ended here, and its validation was not done when this was written.
+        validation_due: here the run validates, and had not when this was written.
         scaler: of the loss, in float16: its scale and how long it has held; None in other precisions.
+        settings: all that the result depends on, from `resume.describe_run`; empty in checkpoints of older versions.
+        best_loss, best_iteration: the lowest validation loss, and where the run had it; None before a validation.
+        early_stopping_counter: validations since then that were not better by `run.early_stopping_threshold`.
     """
 
     iteration: int = 0
@@ -78,6 +84,10 @@ class TrainingState:
     accum_grad_iters: int = 1
     validation_due: bool = False
     scaler: dict[str, float] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    best_loss: float | None = None
+    best_iteration: int | None = None
+    early_stopping_counter: int = 0
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -206,7 +216,22 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     return newest[-1]
 
 
-def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters_per_epoch: int) -> Path | None:
+def checkpoint_identity(path: Path) -> str | None:
+    """Return a digest of what a checkpoint holds, the same for the same checkpoint; None if it is not there."""
+    digest = hashlib.sha256()
+    try:
+        for name in (_STATE, _TRAINABLE):
+            with (path / name).open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def archive_later_checkpoints(
+    folder: Path, resumed: Path, iteration: int, iters_per_epoch: int, others: Sequence[Path] = ()
+) -> Path | None:
     """Move what a run wrote after `iteration`, to which it goes back, so that nothing is written over.
 
     Args:
@@ -214,11 +239,12 @@ def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters
         resumed: the checkpoint that the run goes on from; it stays.
         iteration: of that checkpoint.
         iters_per_epoch: tells which `checkpoint_EPOCH.pth` are later.
+        others: more files that are later.
 
     Returns:
         the new folder in `folder` that holds it now; None if there is nothing.
     """
-    later = []
+    later = list(others)
     for path in list_checkpoints(folder / "checkpoints"):
         written_at = int(path.name.removeprefix("step_"))
         if written_at >= iteration and path.resolve() != resumed.resolve():

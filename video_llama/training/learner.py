@@ -44,12 +44,14 @@ class StepOutput:
         norm: of the gradient, before it was clipped.
         lr: the learning rate.
         is_skipped: loss or gradient were not finite, and the weights did not change.
+        shares: what each batch of the group contributes to the loss, which is their sum.
     """
 
     loss: float
     norm: float
     lr: float
     is_skipped: bool = False
+    shares: Sequence[float] = ()
 
 
 def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device) -> dict[str, Any]:
@@ -139,9 +141,10 @@ class Learner:
         with contextlib.ExitStack() as context:
             if self._compiled is not None:
                 context.enter_context(self._compiled.in_use())
-            loss_sum = self._backward(group, num_tokens)
+            loss_shares = self._backward(group, num_tokens)
         # `tolist` is the only place in a step that waits for a GPU.
-        loss, norm = torch.stack([loss_sum, self._clip().to(loss_sum)]).tolist()
+        norm_of_gradient = self._clip().to(loss_shares)
+        loss, norm, *shares = torch.cat([torch.stack([loss_shares.sum(), norm_of_gradient]), loss_shares]).tolist()
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         # After an overflow of float16 the scaler itself skips the step, and lowers its scale.
         overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
@@ -152,10 +155,13 @@ class Learner:
             self._skipped_in_a_row += 1
             self._report_skip(group, f"iteration {iteration}: loss {loss}, gradient norm {norm}")
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutput(loss, norm, lr, is_skipped=not is_finite)
+        return StepOutput(loss, norm, lr, not is_finite, shares)
 
     def _backward(self, group: Sequence[Batch], num_tokens: float) -> Tensor:
-        """Sum up the gradients; return the mean loss over all answer tokens of all processes, (), float64."""
+        """Sum up the gradients; return the share of each batch in the mean loss over all answer tokens, (batches,).
+
+        Tokens are those of all processes; float64.
+        """
         losses: list[Tensor] = []
         for number, batch in enumerate(group, start=1):
             with contextlib.ExitStack() as context:
@@ -166,12 +172,15 @@ class Learner:
                 # over all answer tokens of all processes, however they are spread.
                 share = batch.num_label_tokens / num_tokens
                 loss = self._loss(batch)
+                # A process that only computes along has no tokens, and so no mean.
+                if not share:
+                    loss = loss.nan_to_num()
                 self._accelerator.backward(loss * (share * self._accelerator.num_processes))
             losses.append(loss.detach().double() * share)
-        total = torch.stack(losses).sum()
+        shares = torch.stack(losses)
         if self._accelerator.num_processes > 1:
-            total = self._accelerator.reduce(total, "sum")
-        return total
+            shares = self._accelerator.reduce(shares, "sum")
+        return shares
 
     def _loss(self, batch: Batch) -> Tensor:
         if self._filler is not None:
