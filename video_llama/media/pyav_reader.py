@@ -51,9 +51,6 @@ _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 # Less than a tenth of a second's work: opening the file once more for it would gain nothing.
 _MIN_PARALLEL_PIXELS = 50_000_000
 
-# A rate that a header gives as a whole number, or frame times rounded to milliseconds, are off by less.
-_RATE_TOLERANCE = 0.05
-
 
 @VIDEO_READERS.register("pyav")
 @contextmanager
@@ -80,6 +77,7 @@ class PyAVReader:
 
     Attributes:
         container: the file, for reading its audio, too.
+        start_seconds: when the first frame is shown, on the container's clock.
 
     Raises:
         MediaError: no video stream, no frames, or a damaged one.
@@ -99,14 +97,11 @@ class PyAVReader:
         # For decoding at several places at once, with one thread each.
         self._decoders: list[_Decoder] = []
         self.num_frames = self._index.num_frames
-        # The rate that the file states, unless its header does not count the frames and is far off: browsers record
-        # WebM files with as many frames as they find time for, and a header that speaks of 30 a second.
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
-        times, time_base = self._index.times, self._stream.time_base
-        if not self._stream.frames and times is not None and times[0] != times[-1] and time_base is not None:
-            measured = (len(times) - 1) / float((times[-1] - times[0]) * time_base)
-            if abs(self.fps - measured) > _RATE_TOLERANCE * measured:
-                self.fps = measured
+        self.start_seconds, self.times_seconds, self.duration_seconds = self._index.seconds(self._stream, self.fps)
+        # A header may speak of 30 frames a second where browsers recorded as many as they found time for.
+        if self.times_seconds[-1] != (self.num_frames - 1) / self.fps:
+            self.fps = self.num_frames / self.duration_seconds
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames by ascending index; see `VideoReader.read`."""
@@ -158,9 +153,6 @@ class AnimationReader:
         image: it, opened.
         height, width: size the frames are scaled to.
 
-    Attributes:
-        times_seconds: when each frame appears.
-
     Raises:
         MediaError: a frame is damaged, or they are too large.
     """
@@ -183,6 +175,7 @@ class AnimationReader:
                 # "As soon as possible": browsers wait as long.
                 seconds += (image.info.get("duration") or 100) / 1000
         self.num_frames = len(self.times_seconds)
+        self.duration_seconds = seconds
         self.fps = self.num_frames / seconds
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
