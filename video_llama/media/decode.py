@@ -16,11 +16,10 @@ from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from av.container import InputContainer
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
-from video_llama.media.audio import RawSegments, read_segments, read_window
+from video_llama.media.audio import OpenedFile, RawSegments, read_segments, read_window
 from video_llama.media.containers import check_media_file, describe_content, media_kind
 from video_llama.media.image import load_image, resize_image
 from video_llama.media.sampling import SegmentSettings, frame_window, sample_uniform_indices
@@ -61,8 +60,8 @@ class VideoReader(Protocol):
     """An open video that gives frames by index, upright, in one fixed size.
 
     A reader may have more attributes: `times_seconds`, when each frame appears, counted from the first one, and
-    `duration_seconds`, when the last one goes, where these do not follow from `fps`; `container`, the file as PyAV
-    opened it, whose audio is then read from there, with `start_seconds`, when the first frame is shown on its clock.
+    `duration_seconds`, when the last one goes, where these do not follow from `fps`; and those of an `OpenedFile`: then
+    the audio is read from there.
 
     Attributes:
         num_frames: how many frames the video has.
@@ -233,12 +232,14 @@ class ClipDecoder:
             times = [max(0.0, time - start) for time in times]
         audio: RawSegments | MediaError | None = None
         if self.audio:
-            container: InputContainer | None = getattr(video, "container", None)
+            opened: OpenedFile | None = None
+            if isinstance(video, OpenedFile):
+                opened = video
             try:
                 if start is None:
-                    audio = read_segments(path, self.segments, container)
+                    audio = read_segments(path, self.segments, opened)
                 else:
-                    audio = read_window(path, start, end, self.segments, container)
+                    audio = read_window(path, start, end, self.segments, opened)
             except MediaError as error:
                 # A video whose audio is damaged can still be watched.
                 audio = error

@@ -18,13 +18,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from video_llama.media.containers import demux_packets
 from video_llama.media.sampling import frame_seconds
 
-__all__ = ["FrameIndex", "index_frames", "read_index", "read_mp4_index"]
+__all__ = ["FrameIndex", "first_frame_seconds", "index_frames", "read_mp4_index"]
 
 # AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
 # reliable.
@@ -101,16 +102,22 @@ class FrameIndex:
         return groups
 
 
-def read_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex:
-    """Index a stream from the tables of its file, so that a long one is not read, or else from all its packets.
+def first_frame_seconds(path: str | os.PathLike[str], container: InputContainer) -> float | None:
+    """Return when the first frame of a file's video is shown, on the container's clock; None without video.
+
+    FFmpeg's own `start_time` is the file's for a stream that begins late. The container is left behind some packets.
 
     Raises:
         MediaError: the file is damaged.
     """
-    index = read_mp4_index(path, container, stream)
-    if index is not None:
-        return index
-    return index_frames(demux_packets(container, stream, path), container.format.name)
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        return None
+    shown = (packet for packet in demux_packets(container, stream, path) if not packet.is_discard)
+    index = index_frames(islice(shown, _NUM_COMPARED), container.format.name)
+    if not index.shown_at:
+        return None
+    return index.seconds(stream, 1.0)[0]
 
 
 def index_frames(packets: Iterable[Packet], format_name: str) -> FrameIndex:

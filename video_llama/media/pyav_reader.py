@@ -38,7 +38,7 @@ from video_llama.media.containers import (
     translate_errors,
 )
 from video_llama.media.decode import num_decoder_threads
-from video_llama.media.frame_index import FrameIndex, read_index
+from video_llama.media.frame_index import FrameIndex, index_frames, read_mp4_index
 from video_llama.media.image import open_image, to_rgb, translate_image_errors
 from video_llama.registry import VIDEO_READERS
 
@@ -88,8 +88,12 @@ class PyAVReader:
         self._files = files
         self._size = height, width
         self.container = container = files.enter_context(open_container(path))
-        self._stream = _select_video(path, container)
-        self._index = read_index(path, container, self._stream)
+        self._stream = cast(VideoStream, select_stream(container, path, "video"))
+        # From the tables of the file, so that a long one is not read, or else from all its packets.
+        index = read_mp4_index(path, container, self._stream)
+        if index is None:
+            index = index_frames(demux_packets(container, self._stream, path), container.format.name)
+        self._index = index
         if not self._index.num_frames:
             raise MediaError(path, "the video has no frames")
         self._num_threads = num_decoder_threads()
@@ -98,6 +102,7 @@ class PyAVReader:
         self._decoders: list[_Decoder] = []
         self.num_frames = self._index.num_frames
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+        self.start_seconds: float | None
         self.start_seconds, self.times_seconds, self.duration_seconds = self._index.seconds(self._stream, self.fps)
         # A header may speak of 30 frames a second where browsers recorded as many as they found time for.
         if self.times_seconds[-1] != (self.num_frames - 1) / self.fps:
@@ -123,7 +128,7 @@ class PyAVReader:
         """What is behind each keyframe; a decoder that is done with one takes the next that nobody has."""
         while len(self._decoders) < num_decoders:
             container = self._files.enter_context(open_container(self._path))
-            stream = _select_video(self._path, container)
+            stream = cast(VideoStream, select_stream(container, self._path, "video"))
             self._decoders.append(_Decoder(self._path, container, stream, self._index, self._size, num_threads=1))
         idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
@@ -305,18 +310,6 @@ class _Decoder:
             self._graph, self._graph_is_for = _build_graph(frame, *self._size), key
         self._graph.push(frame)
         return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
-
-
-def _select_video(path: str | os.PathLike[str], container: InputContainer) -> VideoStream:
-    """The stream to be shown.
-
-    Raises:
-        MediaError: there is none, or its frames are too large.
-    """
-    stream = cast(VideoStream, select_stream(container, path, "video"))
-    if stream.width * stream.height > max_frame_pixels.get():
-        raise MediaError(path, f"frames of {stream.width}x{stream.height} are too large")
-    return stream
 
 
 def _upright_filters(matrix: bytes) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import gcd
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from video_llama.constants import AUDIO_SAMPLE_RATE_HZ
 
 __all__ = [
+    "CLOCK_TOLERANCE_SECONDS",
     "LogMelSettings",
     "SegmentSettings",
     "SegmentSpacing",
     "frame_seconds",
     "frame_times_message",
     "frame_window",
+    "place_on_clock",
     "resampling_period",
     "round_odd_rate",
     "sample_headtail_indices",
@@ -35,6 +37,13 @@ SegmentSpacing = Literal["main", "pv015"]
 
 # The resampling filter's table grows with the period squared.
 _MAX_RESAMPLING_PERIOD = 10_000
+
+CLOCK_TOLERANCE_SECONDS = 0.1
+"""Where the times of audio differ from the count of its samples by less, the count is kept, as by FFmpeg's own
+correction (the filter aresample): encoders begin with some samples of their own, and containers round times."""
+
+# A longer gap is a damaged time.
+_LONGEST_GAP_SECONDS = 6 * 3600.0
 
 # A multiple of a window's length is not exactly the time of the frame that begins there.
 _ROUNDING_SECONDS = 1e-6
@@ -210,6 +219,41 @@ def segment_ranges(
         first = int(start * rate_hz)
         ranges.append((first, first + length))
     return ranges
+
+
+def place_on_clock(
+    frames: Iterable[tuple[float | None, NDArray[np.float32]]], position: int, rate_hz: int, zero_seconds: float
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Number frames of audio by their first sample, counted from t = 0, with silence where there are none.
+
+    Args:
+        frames: when each one begins, in seconds of the file's clock or None if the file does not say; and its samples,
+            (channels, samples).
+        position: of the first one, unless its time says otherwise.
+        rate_hz: samples per second.
+        zero_seconds: what the file's clock shows at t = 0.
+
+    Yields:
+        the number of the first sample, below 0 for what precedes t = 0; and the samples.
+    """
+    tolerance, longest = round(CLOCK_TOLERANCE_SECONDS * rate_hz), round(_LONGEST_GAP_SECONDS * rate_hz)
+    is_first = True
+    for seconds, samples in frames:
+        gap = 0
+        if seconds is not None:
+            gap = round((seconds - zero_seconds) * rate_hz) - position
+        if tolerance <= gap <= longest:
+            for start in range(0, gap, rate_hz):
+                yield position + start, np.zeros((len(samples), min(rate_hz, gap - start)), dtype=np.float32)
+            position += gap
+        elif is_first and gap <= -tolerance:
+            position += gap
+        elif abs(gap) >= tolerance:
+            # The clock itself jumps, as in two recordings put together.
+            zero_seconds += gap / rate_hz
+        yield position, samples
+        position += samples.shape[-1]
+        is_first = False
 
 
 def resampling_period(source_rate_hz: int, target_rate_hz: int) -> tuple[int, int]:
