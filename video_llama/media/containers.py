@@ -17,6 +17,7 @@ import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 from video_llama.constants import Modality
 from video_llama.errors import MediaError, NoAudioTrackError
@@ -202,7 +203,8 @@ def select_stream(container: InputContainer, path: str | os.PathLike[str], kind:
 
     Raises:
         NoAudioTrackError: a sound was asked for and the file has none.
-        MediaError: a video was asked for and the file has none (a cover picture is not a video).
+        MediaError: a video was asked for and the file has none (a cover picture is not a video), or its frames are too
+            large.
     """
     stream = container.streams.best(kind)
     if stream is not None and not stream.disposition & Disposition.attached_pic:
@@ -211,6 +213,8 @@ def select_stream(container: InputContainer, path: str | os.PathLike[str], kind:
         # Of an image in tiles, each tile is a stream.
         if kind == "video" and stream.disposition & Disposition.dependent:
             raise MediaError(path, "a still image in parts, not a video", "convert it to PNG or JPEG")
+        if isinstance(stream, VideoStream) and stream.width * stream.height > max_frame_pixels.get():
+            raise MediaError(path, f"frames of {stream.width}x{stream.height} are too large")
         return stream
     if kind == "audio":
         raise NoAudioTrackError(path, "no sound track")

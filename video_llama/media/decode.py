@@ -7,7 +7,6 @@ registry `VIDEO_READERS`.
 
 from __future__ import annotations
 
-import bisect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,11 +16,10 @@ from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from av.container import InputContainer
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
-from video_llama.media.audio import RawSegments, read_segments, read_window
+from video_llama.media.audio import OpenedFile, RawSegments, read_segments, read_window
 from video_llama.media.containers import check_media_file, describe_content, media_kind
 from video_llama.media.image import load_image, resize_image
 from video_llama.media.sampling import SegmentSettings, frame_window, sample_uniform_indices
@@ -61,8 +59,9 @@ SampleFrames = Callable[[int, int], list[int]]
 class VideoReader(Protocol):
     """An open video that gives frames by index, upright, in one fixed size.
 
-    A reader may have an attribute `container`, the file as PyAV opened it: then the audio is read from there; and
-    `times_seconds`, when each frame appears, where that is not index / fps.
+    A reader may have more attributes: `times_seconds`, when each frame appears, counted from the first one, and
+    `duration_seconds`, when the last one goes, where these do not follow from `fps`; and those of an `OpenedFile`: then
+    the audio is read from there.
 
     Attributes:
         num_frames: how many frames the video has.
@@ -101,7 +100,7 @@ class DecodedVideo:
     Attributes:
         frames: (frames, height, width, 3), uint8, RGB.
         indices: which frames of the file these are.
-        times_seconds: from the start of the file: as an animation says, else index divided by the average frame rate.
+        times_seconds: from the first frame of the file on, as the file states them.
         fps: average frames per second of the file.
         num_source_frames: how many frames the file has.
     """
@@ -209,7 +208,7 @@ class ClipDecoder:
         open_reader = _find_reader(self.video_reader)
         clips: list[DecodedClip | VideoLlamaError] = []
         with open_reader(path, self.image_size, self.image_size) as video:
-            duration = video.num_frames / video.fps
+            duration = getattr(video, "duration_seconds", video.num_frames / video.fps)
             total = num_windows(duration, seconds)
             for number in range(first, min(first + WINDOWS_AT_ONCE, total)):
                 # The last window reaches to the end, whatever the header says of it.
@@ -233,12 +232,14 @@ class ClipDecoder:
             times = [max(0.0, time - start) for time in times]
         audio: RawSegments | MediaError | None = None
         if self.audio:
-            container: InputContainer | None = getattr(video, "container", None)
+            opened: OpenedFile | None = None
+            if isinstance(video, OpenedFile):
+                opened = video
             try:
                 if start is None:
-                    audio = read_segments(path, self.segments, container)
+                    audio = read_segments(path, self.segments, opened)
                 else:
-                    audio = read_window(path, start, end, self.segments, container)
+                    audio = read_window(path, start, end, self.segments, opened)
             except MediaError as error:
                 # A video whose audio is damaged can still be watched.
                 audio = error
@@ -288,26 +289,20 @@ def sample_window(
     Raises:
         MediaError: the video is damaged, or ends before `start_seconds`.
     """
-    first, stop = 0, video.num_frames
     shown_at: list[float] | None = getattr(video, "times_seconds", None)
+    if shown_at is None:
+        shown_at = [index / video.fps for index in range(video.num_frames)]
+    first, stop = 0, video.num_frames
     if start_seconds is not None or end_seconds is not None:
+        duration = getattr(video, "duration_seconds", video.num_frames / video.fps)
         try:
-            first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
+            first, stop = frame_window(shown_at, duration, start_seconds, end_seconds)
         except ValueError as error:
             raise MediaError(path, str(error)) from error
-        if shown_at is not None:
-            # From the frame on the screen at the start to the last one that appears before the end.
-            first = bisect.bisect_right(shown_at, start_seconds or 0.0) - 1
-            stop = video.num_frames
-            if end_seconds is not None:
-                stop = bisect.bisect_left(shown_at, end_seconds)
     indices, times = [], []
     for index in sample(stop - first, num_frames):
         indices.append(first + index)
-        if shown_at is None:
-            times.append((first + index) / video.fps)
-        else:
-            times.append(shown_at[first + index])
+        times.append(shown_at[first + index])
     return DecodedVideo(video.read(indices), indices, times, video.fps, video.num_frames)
 
 
