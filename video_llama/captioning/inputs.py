@@ -18,7 +18,7 @@ from video_llama.errors import ConfigError
 
 __all__ = ["Clip", "ShardMember", "find_clips", "take_shard"]
 
-VIDEO_SUFFIXES = {*SUFFIXES["video"], ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".ogv"}
+VIDEO_SUFFIXES = set(SUFFIXES["video"])
 """Of the files that a folder stands for; any other file can be named by itself."""
 
 LIST_SUFFIXES = (".txt", ".csv")
@@ -125,8 +125,12 @@ def _members(shard: Path) -> Iterator[Clip]:
                         clips[kind].append(Clip(f"{shard}#{member.name}", ShardMember(source)))
     except (tarfile.TarError, EOFError, OSError) as error:
         problem = f"not a whole tar file ({error}); copy it again"
+    # A GIF file is an image or an animation: among images it does not push the others aside.
+    videos = clips["video"]
+    if all(clip in clips["image"] for clip in videos):
+        videos = []
     # A shard of training data holds images or audio files beside its annotations.
-    found = clips["video"] or clips["image"] or clips["audio"]
+    found = videos or clips["image"] or clips["audio"]
     yield from found
     if problem or not found:
         yield Clip(str(shard), None, problem or "no videos in this shard")

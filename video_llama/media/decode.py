@@ -24,6 +24,7 @@ from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.media.audio import RawSegments, read_segments, read_window
 from video_llama.media.containers import check_media_file, describe_content, media_kind
 from video_llama.media.image import load_image, resize_image
+from video_llama.media.reasons import describe_error
 from video_llama.media.sampling import SegmentSettings, frame_window, sample_uniform_indices
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import EXTRAS, require_extra
@@ -175,7 +176,7 @@ class ClipDecoder:
         except VideoLlamaError as error:
             total, clips = 1, [error]
         except (OSError, MemoryError) as error:
-            reason = f"cannot be read: {str(error) or type(error).__name__}"
+            reason = f"cannot be read: {describe_error(error)}"
             total, clips = 1, [MediaError(describe_source(source), reason)]
         return total, [_named(clip, source) for clip in clips]
 

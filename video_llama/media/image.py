@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import check_media_file, describe_content, find_truncation
+from video_llama.media.reasons import describe_error
+from video_llama.media.signatures import PILLOW_ERRORS
 from video_llama.utils.extras import how_to_install, import_extra, is_installed
 
 __all__ = ["ImageInput", "load_image", "open_image", "resize_image", "to_rgb", "translate_image_errors"]
@@ -48,7 +49,7 @@ def load_image(source: ImageInput) -> Image.Image:
     if not isinstance(source, (str, os.PathLike)):
         hint = "give a path, a PIL image or an array (height, width, 3); of bytes, PIL.Image.open(io.BytesIO(data))"
         raise MediaError(type(source).__name__, "no image can be read from that", hint)
-    with open_image(source) as image, translate_image_errors(source):
+    with open_image(source) as image:
         num_pages = getattr(image, "n_frames", 1)
         if num_pages > 1 and image.format in _PAGED_FORMATS:
             logger.warning("%s: the first of its %d images is taken", source, num_pages)
@@ -72,7 +73,8 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
                 raise _unidentified(path, content) from error
             import_extra("pillow_heif", "HEIC images").register_heif_opener()
             opened = Image.open(name)
-    with opened:
+    # Pillow reads on while the image is used.
+    with translate_image_errors(path), opened:
         if opened.width * opened.height > _MAX_PIXELS:
             raise MediaError(path, f"{opened.width}x{opened.height} pixels are too many", "make it smaller")
         yield opened
@@ -85,9 +87,9 @@ def translate_image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except Image.DecompressionBombError as error:
         raise MediaError(path, "it would unpack to too many pixels", "make it smaller") from error
-    # What Pillow's decoders raise on damaged files: OSError for truncation, the others from the parsers of headers.
-    except (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, TypeError, struct.error) as error:
-        raise MediaError(path, f"the image is truncated or damaged: {error}") from error
+    except PILLOW_ERRORS as error:
+        reason = f"the image is truncated or damaged: {describe_error(error)}"
+        raise MediaError(path, reason, "copy or download it again") from error
 
 
 def _unidentified(path: str | os.PathLike[str], content: str) -> MediaError:
