@@ -15,6 +15,7 @@ from video_llama.constants import Modality
 from video_llama.data.examples import MediaSource, ShardMember
 from video_llama.data.shards import SUFFIXES, find_shards
 from video_llama.errors import ConfigError
+from video_llama.media.sources import is_address
 
 __all__ = ["Clip", "ShardMember", "find_clips", "take_shard"]
 
@@ -47,8 +48,8 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
     """Return the clips of the inputs, each once, in their order; files of folders, patterns and shards are sorted.
 
     Args:
-        inputs: files, folders (videos and shards in them, at any depth), patterns (`clips/**/*.mp4`), lists (.txt
-            with one path a line, .csv with a column of paths; relative to the list or to the working folder),
+        inputs: files, addresses, folders (videos and shards in them, at any depth), patterns (`clips/**/*.mp4`), lists
+            (.txt with one path a line, .csv with a column of paths; relative to the list or to the working folder),
             webdataset shards (`shards/{0000..0099}.tar`). A pattern leaves out folders without videos, and lists
             unless it ends like one.
 
@@ -60,7 +61,7 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
     clips: dict[str, Clip] = {}
     for name in inputs:
         for clip in _expand(name):
-            clips.setdefault(os.path.abspath(clip.id), clip)
+            clips.setdefault(clip.id if is_address(clip.id) else os.path.abspath(clip.id), clip)
     return list(clips.values())
 
 
@@ -77,7 +78,10 @@ def take_shard(items: Sequence[Item], num_shards: int, shard_id: int) -> list[It
 
 def _expand(name: str) -> Iterator[Clip]:
     path = Path(name)
-    if path.is_dir():
+    # What is in an address is no pattern.
+    if is_address(name):
+        yield Clip(name, name)
+    elif path.is_dir():
         found = _videos_in(path)
         if not found:
             raise ConfigError(f"{path}: no videos in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})")
