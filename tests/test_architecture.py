@@ -29,6 +29,7 @@ LAYERS = [
     {"inference"},
     {"captioning", "data"},
     {"training", "evaluation", "demo"},
+    {"compat"},
 ]
 
 

@@ -61,6 +61,8 @@ def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namesp
         parser.error("give --question TEXT, or run on a terminal to have a conversation")
     if arguments.options and not arguments.cfg_path:
         parser.error("--options overrides settings of a YAML file; give --cfg-path too")
+    if arguments.model_base and arguments.cfg_path:
+        parser.error("--model-base goes with --model; in a YAML file the language model is model.llama_model")
     if any(not question.strip() for question in arguments.question or ()):
         parser.error("argument --question: it is empty; type a question")
     if arguments.gpu_id is not None and arguments.device not in (None, "cuda", f"cuda:{arguments.gpu_id}"):
