@@ -17,6 +17,7 @@ from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import assert_same, read_log, trained
 from video_llama.config import save_config
 from video_llama.errors import CheckpointError
+from video_llama.model.weight_names import to_saved_name
 from video_llama.training import checkpoints
 from video_llama.training import trainer as trainer_module
 from video_llama.training.checkpoints import list_checkpoints
@@ -99,7 +100,7 @@ def test_a_run_of_the_audio_branch_with_cached_features_goes_on_from_within_an_e
     trainer = Trainer(make_config(*options))
     trainer.train()
     unbroken = trained(trainer.folder)
-    assert unbroken.keys() == {n for n, value in trainer.model.named_parameters() if value.requires_grad}
+    assert unbroken.keys() == {to_saved_name(n) for n, value in trainer.model.named_parameters() if value.requires_grad}
     shutil.rmtree(list_checkpoints(trainer.folder / "checkpoints")[-1])
     resumed = Trainer(make_config(*options, "run.resume_ckpt_path=auto"))
     assert resumed.state.iteration == 2
@@ -152,7 +153,7 @@ def test_a_run_over_a_quantised_language_model_saves_and_goes_on(bits: int, make
     assert {8: "Linear8bitLt", 4: "Linear4bit"}[bits] in {type(module).__name__ for module in first.model.modules()}
     first.train()
     saved = trained(first.folder)
-    assert saved.keys() == {name for name, value in first.model.named_parameters() if value.requires_grad}
+    assert saved.keys() == {to_saved_name(n) for n, value in first.model.named_parameters() if value.requires_grad}
     resumed = Trainer(make_config(*options, "run.max_epoch=2", "run.resume_ckpt_path=auto"))
     assert all(torch.equal(resumed.model.get_parameter(name), value) for name, value in saved.items())
     assert resumed.train().iteration == 8

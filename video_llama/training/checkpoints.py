@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from torch.distributed.tensor import DTensor
 
 from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.errors import CheckpointError
+from video_llama.model.weight_names import to_model_name, to_saved_name
 from video_llama.utils.files import INCOMPLETE, sync, write_whole
 
 __all__ = [
@@ -135,9 +136,10 @@ def save_checkpoint(
             torch.distributed.barrier()
         if not writes:
             return
-        save_file({name: value.contiguous() for name, value in trainable.items()}, in_progress / _TRAINABLE)
+        saved = {to_saved_name(name): value.contiguous() for name, value in trainable.items()}
+        save_file(saved, in_progress / _TRAINABLE)
         if optimizer_state is not None:
-            torch.save(optimizer_state, in_progress / _OPTIMIZER)
+            torch.save(_renamed(optimizer_state, to_saved_name), in_progress / _OPTIMIZER)
         (in_progress / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         _rename_folder(in_progress, final)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -273,9 +275,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     optimizer_state = None
     try:
         state = TrainingState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
-        values: dict[str, Any] = load_file(path / _TRAINABLE)
+        values: dict[str, Any] = {to_model_name(name): value for name, value in load_file(path / _TRAINABLE).items()}
         if not _is_deepspeed(model):
             optimizer_state = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
+            optimizer_state = _renamed(optimizer_state, to_model_name)
     except _DAMAGED as error:
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(
@@ -312,6 +315,13 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by their names without the wrapper of DDP or DeepSpeed."""
     named = model.named_parameters()
     return {name.removeprefix("module."): parameter for name, parameter in named if parameter.requires_grad}
+
+
+def _renamed(optimizer_state: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """Return the state of an optimizer with other names of the parameters."""
+    states = {rename(name): state for name, state in optimizer_state["state"].items()}
+    groups = [{**group, "params": list(map(rename, group["params"]))} for group in optimizer_state["param_groups"]]
+    return {**optimizer_state, "state": states, "param_groups": groups}
 
 
 def _gathered() -> StateDictOptions:

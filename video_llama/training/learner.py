@@ -19,6 +19,7 @@ from video_llama.data.batches import Batch
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
+from video_llama.model.weight_names import to_saved_name
 from video_llama.training.features import FeatureFiller
 from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import is_sharded
@@ -108,7 +109,7 @@ class Learner:
         self._trained: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                part = name.removeprefix("module.").partition(".")[0]
+                part = to_saved_name(name.removeprefix("module.")).partition(".")[0]
                 self._trained.setdefault(part, []).append(parameter)
         self.model.train()
         self._skipped_in_a_row = 0
