@@ -74,12 +74,7 @@ _REWINDABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2"}
 
 @runtime_checkable
 class OpenedFile(Protocol):
-    """A file that is open already.
-
-    Attributes:
-        container: it.
-        start_seconds: when the first frame of its video is shown, on the container's clock; None without video.
-    """
+    """An open file; its first frame, if it has any, is shown at `start_seconds` of the container's clock."""
 
     container: InputContainer
     start_seconds: float | None
