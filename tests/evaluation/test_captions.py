@@ -60,7 +60,7 @@ def test_captions_of_one_file_are_gathered_and_the_limit_counts_files(tmp_path: 
 
 
 def test_what_cannot_be_evaluated_is_said(split: Path) -> None:
-    with pytest.raises(ConfigError, match="Known: webvid"):
+    with pytest.raises(ConfigError, match="Known: audio_caption"):
         load_captions("messages", split / "messages", None)
     with pytest.raises(ConfigError, match="videos_dir"):
         load_captions("webvid", split / "webvid/annotations", None)
@@ -109,4 +109,4 @@ def test_the_script_writes_metrics_and_answers(split: Path, tmp_path: Path, caps
     assert report["metrics"]["ROUGE-L"] > 0.3
     assert "| CIDEr |" in capsys.readouterr().out
     assert script.main([*arguments[:3], "nonsense", *places]) == 1
-    assert "Known: webvid" in capsys.readouterr().err
+    assert "Known: audio_caption" in capsys.readouterr().err
