@@ -60,7 +60,7 @@ def test_captions_of_one_file_are_gathered_and_the_limit_counts_files(tmp_path: 
 
 
 def test_what_cannot_be_evaluated_is_said(split: Path) -> None:
-    with pytest.raises(ConfigError, match="Known: audio_caption"):
+    with pytest.raises(ConfigError, match="Known: webvid"):
         load_captions("messages", split / "messages", None)
     with pytest.raises(ConfigError, match="videos_dir"):
         load_captions("webvid", split / "webvid/annotations", None)
