@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import MakeVideo
+from video_llama.captioning import find_clips
 from video_llama.errors import MediaError
+from video_llama.inference.workers import read_ahead
 from video_llama.media import addresses
 from video_llama.media.addresses import DownloadLimits, download, is_public, resolve
 from video_llama.processor import load_processor
+from video_llama.processor.clips import ClipReader, Window
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 CLOSED = load_processor(image_size=32, n_frms=4)
 OPEN = load_processor(image_size=32, n_frms=4, allow_urls=True)
@@ -133,43 +138,16 @@ def test_redirections_come_to_an_end(server: Server, tmp_path: Path) -> None:
     assert len(server.asked) == 4
 
 
+# fmt: off
 PRIVATE = [
-    "127.0.0.1",
-    "127.9.9.9",
-    "0.0.0.0",
-    "10.1.2.3",
-    "172.16.0.1",
-    "192.168.1.1",
-    "169.254.169.254",
-    "100.64.0.1",
-    "192.0.0.1",
-    "192.0.2.1",
-    "198.18.0.1",
-    "198.51.100.1",
-    "203.0.113.1",
-    "224.0.0.1",
-    "239.1.1.1",
-    "240.0.0.1",
-    "255.255.255.255",
-    "192.88.99.1",
-    "::",
-    "::1",
-    "::127.0.0.1",
-    "fe80::1",
-    "fe80::1%eth0",
-    "fec0::1",
-    "fc00::1",
-    "fd12::1",
-    "ff02::1",
-    "2001:db8::1",
-    "::ffff:127.0.0.1",
-    "::ffff:8.8.8.8",
-    "64:ff9b::7f00:1",
-    "64:ff9b:1::1",
-    "2002:7f00:1::",
-    "2001::1",
-    "localhost",
+    "127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1",
+    "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "198.51.100.1",
+    "203.0.113.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255", "192.88.99.1",
+    "::", "::1", "::127.0.0.1", "fe80::1", "fe80::1%eth0", "fec0::1",
+    "fc00::1", "fd12::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:8.8.8.8",
+    "64:ff9b::7f00:1", "64:ff9b:1::1", "2002:7f00:1::", "2001::1", "localhost",
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -186,7 +164,7 @@ def test_addresses_of_the_public_internet_are_told(address: str) -> None:
 def test_no_way_of_writing_this_machine_reaches_it(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.05)
-        with pytest.raises(MediaError, match="not on the public internet|is not known"):
+        with pytest.raises(MediaError, match=r"not on the public internet|is not known"):
             OPEN.process_video(f"http://{host}:{listening.getsockname()[1]}/clip.mp4")
         with pytest.raises(TimeoutError):
             listening.accept()
@@ -210,7 +188,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(monkeypatch: pytes
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "resolve", lambda host, port: ["93.184.216.34", "10.0.0.1"])
-    with pytest.raises(MediaError, match="the host two.example is not on the public internet"):
+    with pytest.raises(MediaError, match=r"the host two.example is not on the public internet"):
         OPEN.process_video("https://two.example/clip.mp4")
 
 
@@ -295,3 +273,30 @@ def test_no_proxy_of_the_environment_is_asked(server: Server, tmp_path: Path, mo
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     server.answers["/x"] = send(b"content")
     assert fetch(server["/x"], tmp_path / "x") == b"content"
+
+
+def test_a_list_may_hold_addresses(server: Server, make_video: MakeVideo, tmp_path: Path) -> None:
+    server.answers["/a.mp4?size=1"] = send(make_video().read_bytes())
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{server['/a.mp4?size=1']}\n{server['/absent']}\n", encoding="utf-8")
+    clips = find_clips([str(listed)])
+    assert [clip.id for clip in clips] == [server["/a.mp4?size=1"], server["/absent"]]
+    assert find_clips([clips[0].id]) == clips[:1]
+    for clip in clips:
+        _, [error] = ClipReader(CLOSED)(clip.source)
+        assert isinstance(error, MediaError)
+        assert "--allow-urls" in str(error)
+    assert not server.asked
+    reads = list(read_ahead(((number, clip.source) for number, clip in enumerate(clips)), ClipReader(OPEN), 0))
+    assert isinstance(reads[0].window, Window)
+    assert isinstance(reads[1].window, MediaError)
+    assert reads[1].window.path == server["/absent"]
+
+
+def test_a_checkpoint_cannot_allow_addresses(tiny_checkpoint: Path) -> None:
+    saved = VideoLlamaProcessor.from_pretrained(tiny_checkpoint)
+    saved.media_processor = replace(saved.media_processor, allow_urls=True)
+    assert "allow_urls" not in json.dumps(saved.to_dict(), default=str)
+    settings = {**saved.media_processor.to_dict(), "allow_urls": True}
+    ids = saved.image_token_id, saved.audio_token_id
+    assert not VideoLlamaProcessor(saved.tokenizer, *ids, media_processor=settings).media_processor.allow_urls
