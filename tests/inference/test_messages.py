@@ -94,7 +94,9 @@ def test_the_models_own_answer_is_the_likeliest_and_scores_are_of_the_answers_to
     assert scores[0][0] > scores[2][0]
     assert scores[1][0] > scores[3][0]
     # The judge: what `generate` of transformers says of the tokens it chose, up to the one that ends the answer.
-    inputs = model.processor.apply_chat_template(dialogues[:1], tokenize=True, add_generation_prompt=True)
+    inputs = model.processor.apply_chat_template(
+        dialogues[:1], tokenize=True, add_generation_prompt=True, load_audio_from_video=True
+    )
     chosen = model.model.generate(
         **inputs, max_new_tokens=40, do_sample=False, output_scores=True, return_dict_in_generate=True
     )

@@ -172,7 +172,7 @@ class _Reader:
         conversations: list[tuple[int, Conversation, int]] = []
         media = []
         for number, messages in numbered:
-            reader = MessageReader(self.media_processor, self.read_audio)
+            reader = MessageReader(self.media_processor, self.read_audio, has_audio=self.model.has_audio)
             conversation = self.model.new_conversation()
             try:
                 reader.fill(conversation, messages)
