@@ -21,7 +21,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from video_llama.media.containers import demux_packets
+from video_llama.media.containers import demux_packets, translate_errors
 
 __all__ = ["FrameIndex", "index_frames", "read_index", "read_mp4_index"]
 
@@ -133,7 +133,9 @@ def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stre
         return None
     shifts = _shifts_by_ffmpeg(container, stream, decoding, shown)
     if shifts is None:
-        container.seek(_BEFORE_ALL, stream=stream)
+        # FFmpeg cannot seek where there is nothing: only the beginning of a recording or of a stream in parts.
+        with translate_errors(path, "the video has no frames"):
+            container.seek(_BEFORE_ALL, stream=stream)
         return None
     decoding, shown = decoding + shifts[0], shown + shifts[1]
     times = np.sort(shown).tolist()
