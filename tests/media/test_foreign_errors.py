@@ -352,3 +352,14 @@ def test_a_parser_of_pillow_that_stumbles_leaves_no_error(tmp_path: Path, monkey
     stumble_with(OSError(errno.EIO, "Input/output error"))
     with pytest.raises(MediaError, match="Input/output error"):
         describe_content(str(path))
+
+
+def test_the_beginning_of_a_recording_alone_has_no_frames(make_video: MakeVideo) -> None:
+    path = make_video(container_options={"movflags": "frag_keyframe+empty_moov"})
+    content = path.read_bytes()
+    # What players of streams fetch first: everything before the first fragment.
+    path.write_bytes(content[: content.index(b"moof") - 4])
+    _, [error] = ClipReader(load_processor(image_size=32))(path)
+    assert isinstance(error, MediaError)
+    assert error.reason.startswith("the video has no frames")
+    assert "permitted" not in str(error)

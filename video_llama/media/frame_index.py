@@ -22,7 +22,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from video_llama.media.containers import demux_packets
+from video_llama.media.containers import demux_packets, translate_errors
 from video_llama.media.sampling import frame_seconds
 
 __all__ = ["FrameIndex", "first_frame_seconds", "index_frames", "read_mp4_index"]
@@ -177,7 +177,9 @@ def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stre
         return None
     shifts = _shifts_by_ffmpeg(container, stream, decoding, shown)
     if shifts is None:
-        container.seek(_BEFORE_ALL, stream=stream)
+        # FFmpeg cannot seek where there is nothing: only the beginning of a recording or of a stream in parts.
+        with translate_errors(path, "the video has no frames"):
+            container.seek(_BEFORE_ALL, stream=stream)
         return None
     decoding, shown = decoding + shifts[0], shown + shifts[1]
     times = np.sort(shown).tolist()
