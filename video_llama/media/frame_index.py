@@ -22,7 +22,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from video_llama.media.containers import demux_packets
+from video_llama.media.containers import demux_packets, translate_errors
 from video_llama.media.sampling import frame_seconds
 
 __all__ = ["FrameIndex", "first_frame_seconds", "index_frames", "read_mp4_index"]
@@ -175,9 +175,13 @@ def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stre
     except (KeyError, ValueError, IndexError, OSError, struct.error):
         # No such table, or a damaged one: FFmpeg makes what it can of it.
         return None
+    # Without a single frame, as in the first part of a stream in fragments, the container cannot be sought in.
+    if not len(decoding):
+        return None
     shifts = _shifts_by_ffmpeg(container, stream, decoding, shown)
     if shifts is None:
-        container.seek(_BEFORE_ALL, stream=stream)
+        with translate_errors(path, "its frames cannot be sought"):
+            container.seek(_BEFORE_ALL, stream=stream)
         return None
     decoding, shown = decoding + shifts[0], shown + shifts[1]
     times = np.sort(shown).tolist()
@@ -193,7 +197,7 @@ def _shifts_by_ffmpeg(
 ) -> tuple[int, int] | None:
     """Return what FFmpeg adds to decoding and presentation times; None if that varies, or if frames are cut away."""
     entries: Any = getattr(stream, "index_entries", ())
-    if not len(decoding) or len(entries) != len(decoding):
+    if len(entries) != len(decoding):
         return None
     compared = min(_NUM_COMPARED, len(decoding))
     of_decoding: set[int] = set()
