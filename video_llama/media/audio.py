@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Protocol, cast, runtime_checkable
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from video_llama.errors import MediaError
 from video_llama.media.containers import demux_packets, open_container, select_stream, translate_errors
 from video_llama.media.frame_index import first_frame_seconds
+from video_llama.media.samples import PLAUSIBLE_RATES_HZ
 from video_llama.media.sampling import (
     CLOCK_TOLERANCE_SECONDS,
     SegmentSettings,
@@ -59,7 +60,6 @@ LONG_AUDIO_SECONDS = 60.0
 # What is decoded for one segment, and the seeking, takes as long as this.
 _SECONDS_FOR_A_SEGMENT = 4.0
 _BLOCK_SECONDS = 10
-_PLAUSIBLE_RATES_HZ = range(1_000, 1_000_001)
 # Decoders need some packets before what they give is right. Where a track has a gap, the demuxer may lead behind it.
 _PREROLLS_SECONDS = (1.0, 10.0, 100.0, 1000.0)
 # More than the resampling filter reaches to either side.
@@ -74,12 +74,7 @@ _REWINDABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2"}
 
 @runtime_checkable
 class OpenedFile(Protocol):
-    """A file that is open already.
-
-    Attributes:
-        container: it.
-        start_seconds: when the first frame of its video is shown, on the container's clock; None without video.
-    """
+    """An open file; its first frame, if it has any, is shown at `start_seconds` of the container's clock."""
 
     container: InputContainer
     start_seconds: float | None
@@ -143,6 +138,10 @@ class RawSegments:
     source: str
     audio: list[RawAudio]
     num_samples: int | None = None
+
+    def of(self, source: str) -> RawSegments:
+        """Return the same audio with another name of its source."""
+        return replace(self, source=source, audio=[replace(part, source=source) for part in self.audio])
 
 
 def read_segments(path: Path, settings: SegmentSettings, opened: OpenedFile | None = None) -> RawSegments:
@@ -248,7 +247,7 @@ def open_audio_track(path: Path, opened: OpenedFile | None = None) -> Iterator[A
         elif opened is not None or start is not None:
             container = files.enter_context(open_container(path))
             stream = cast(AudioStream, select_stream(container, path, "audio"))
-        if stream.rate not in _PLAUSIBLE_RATES_HZ:
+        if stream.rate not in PLAUSIBLE_RATES_HZ:
             raise MediaError(path, f"a sound track of {stream.rate} samples per second: damaged")
         tick = float(stream.time_base or 0)
         begin = zero = (stream.start_time or 0) * tick
