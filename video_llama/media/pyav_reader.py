@@ -55,7 +55,6 @@ _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 # Less than a tenth of a second's work: opening the file once more for it would gain nothing.
 _MIN_PARALLEL_PIXELS = 50_000_000
 
-
 # Of ITU-T H.273: what FFmpeg converts to RGB. The others (YCgCo, ICtCp, Dolby Vision's IPT, …) it took for BT.601 up to
 # version 7, as it still takes what is unspecified.
 _CONVERTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
@@ -105,16 +104,16 @@ class PyAVReader:
         if index is None:
             index = index_frames(demux_packets(container, self._stream, path), container.format.name)
         self._index = index
-        if not self._index.num_frames:
+        if not index.num_frames:
             raise MediaError(path, "the video has no frames")
         self._num_threads = num_decoder_threads()
         self._decoder = _Decoder(path, files, container, index, self._size, self._num_threads)
         # For decoding at several places at once, with one thread each.
         self._decoders: list[_Decoder] = []
-        self.num_frames = self._index.num_frames
+        self.num_frames = index.num_frames
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
         self.start_seconds: float | None
-        self.start_seconds, self.times_seconds, self.duration_seconds = self._index.seconds(self._stream, self.fps)
+        self.start_seconds, self.times_seconds, self.duration_seconds = index.seconds(self._stream, self.fps)
         # A header may speak of 30 frames a second where browsers recorded as many as they found time for.
         if self.times_seconds[-1] != (self.num_frames - 1) / self.fps:
             self.fps = self.num_frames / self.duration_seconds
