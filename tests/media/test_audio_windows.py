@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 
+from tests.conftest import add_video_stream, draw_frame
 from video_llama.errors import NoAudioTrackError
 from video_llama.media import audio
-from video_llama.processor.audio_features import decode_audio, decode_audio_window
+from video_llama.processor.audio_features import Waveform, decode_audio, decode_audio_window
 from video_llama.processor.media_processor import MediaProcessor
 
 RATE = 16_000
@@ -86,6 +89,74 @@ def test_a_format_without_seeking_is_decoded_from_its_start(
             audio, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
         )
     assert (decode_audio_window(path, 4.0, 5.0, RATE).samples - expected).abs().max() < 1e-6
+
+
+def write_clicks(
+    path: Path, spans: list[tuple[float, float]], click: float, video: tuple[float, float] | None = None
+) -> Path:
+    """Noise of 0.1 s at a second of an otherwise silent track that exists in these spans, beside a video or not."""
+    rate = 8_000
+    with av.open(str(path), "w") as container:
+        stream = add_video_stream(container, (64, 48), 10, "libx264") if video else None
+        track = container.add_stream("flac", rate=rate, layout="mono")
+        packets = []
+        for number in range(round((video[1] - video[0]) * 10) if video else 0):
+            assert stream is not None
+            assert video is not None
+            frame = av.VideoFrame.from_ndarray(draw_frame(number, 64, 48), format="rgb24")
+            frame.pts, frame.time_base = round(video[0] * 10) + number, Fraction(1, 10)
+            packets += stream.encode(frame)
+        packets += stream.encode() if stream is not None else []
+        noise = np.random.default_rng(0).integers(-9_000, 9_000, (1, 800)).astype(np.int16)
+        for start, end in spans:
+            for first in range(round(start * 10), round(end * 10)):
+                samples = noise if first == round(click * 10) else np.zeros_like(noise)
+                frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = rate, first * 800, Fraction(1, rate)
+                packets += track.encode(frame)
+        packets += track.encode()
+        for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
+            container.mux(packet)
+    return path
+
+
+def clicks(waveform: Waveform) -> list[float]:
+    """From and to when there is something, in seconds; nothing for silence."""
+    loud = np.flatnonzero(waveform.samples[0].abs().numpy() > 0.02) / waveform.sample_rate_hz
+    return [round(float(second), 1) for second in loud[[0, -1]]] if loud.size else []
+
+
+@pytest.mark.parametrize(
+    ("name", "spans", "click", "video", "expected"),
+    [
+        # Beyond what FFmpeg looks at when it opens a file: it says that these tracks begin with the others.
+        ("late_audio.mkv", [(20.0, 30.0)], 25.0, (0.0, 30.0), 25.0),
+        ("late_video.mkv", [(0.0, 30.0)], 25.0, (20.0, 30.0), 5.0),
+        ("long_gap.mkv", [(0.0, 20.0), (60.0, 75.0)], 65.0, (0.0, 75.0), 65.0),
+        ("no_video.mka", [(0.0, 20.0), (60.0, 75.0)], 65.0, None, 65.0),
+        ("begins_at_5.mka", [(5.0, 12.0)], 7.0, None, 2.0),
+    ],
+)
+def test_audio_is_on_the_clock_of_the_frames_whole_and_in_windows(
+    tmp_path: Path,
+    name: str,
+    spans: list[tuple[float, float]],
+    click: float,
+    video: tuple[float, float] | None,
+    expected: float,
+) -> None:
+    path = write_clicks(tmp_path / name, spans, click, video)
+    whole = decode_audio(path, RATE, mono=True)
+    assert clicks(whole) == pytest.approx([expected, expected + 0.1], abs=0.11)
+    end = spans[-1][1] - (video[0] if video else spans[0][0])
+    assert whole.samples.shape[1] / RATE == pytest.approx(end, abs=0.01)
+    for start in np.arange(0.0, end - 1.0, 5.0).tolist():
+        window = decode_audio_window(path, start, start + 5.0, RATE)
+        expected_samples = whole.samples[:, round(start * RATE) : round((start + 5.0) * RATE)]
+        assert window.samples.shape == expected_samples.shape
+        assert (window.samples - expected_samples).abs().max() < 1e-3
+    segments = MediaProcessor(num_audio_segments=8).process_audio(path)
+    assert segments.duration_seconds == pytest.approx(end, abs=0.01)
 
 
 def test_a_window_after_the_end_or_without_a_track_has_no_sound(

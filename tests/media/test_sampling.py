@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from video_llama.media.sampling import (
     frame_seconds,
     frame_times_message,
     frame_window,
+    place_on_clock,
     sample_headtail_indices,
     sample_segment_starts,
     sample_uniform_indices,
@@ -173,3 +175,36 @@ def test_segments_need_a_count_and_a_known_spacing() -> None:
     unknown: Any = "even"
     with pytest.raises(ValueError, match="'even'"):
         sample_segment_starts(10.0, 2, 2.0, unknown)
+
+
+def placed(frames: list[tuple[float | None, int]], zero: float = 0.0, position: int = 0) -> list[tuple[int, int, bool]]:
+    """First sample, number of samples and whether it is silence, of frames of so many samples at 100 a second."""
+    blocks = [(seconds, np.ones((2, samples), np.float32)) for seconds, samples in frames]
+    placed_blocks = place_on_clock(blocks, position, 100, zero)
+    return [(first, samples.shape[1], not samples.any()) for first, samples in placed_blocks]
+
+
+def test_audio_is_counted_where_its_times_say_nothing_else() -> None:
+    counted = [(0, 50, False), (50, 50, False)]
+    assert placed([(None, 50), (None, 50)]) == counted
+    # A little late, or early, as encoders and rounded times make it.
+    assert placed([(0.09, 50), (0.52, 50)]) == counted
+    assert placed([(-0.09, 50), (0.41, 50)]) == counted
+
+
+def test_audio_before_its_track_begins_and_in_a_gap_is_silence() -> None:
+    assert placed([(1.5, 50)]) == [(0, 100, True), (100, 50, True), (150, 50, False)]
+    assert placed([(7.0, 50), (7.7, 50)], zero=7.0) == [(0, 50, False), (50, 20, True), (70, 50, False)]
+    # Gaps of 0.06 s: left alone as long as they do not sum up to 0.1 s.
+    small = [(0.56 * number, 50) for number in range(3)]
+    assert placed(small) == [(0, 50, False), (50, 50, False), (100, 12, True), (112, 50, False)]
+
+
+def test_audio_before_the_first_frame_has_numbers_below_0() -> None:
+    assert placed([(0.0, 50), (0.5, 50)], zero=0.5) == [(-50, 50, False), (0, 50, False)]
+
+
+def test_a_clock_that_jumps_back_or_out_of_all_bounds_is_not_followed() -> None:
+    counted = [(0, 50, False), (50, 50, False), (100, 50, False)]
+    assert placed([(0.0, 50), (0.0, 50), (0.5, 50)]) == counted
+    assert placed([(0.0, 50), (95_443.7, 50), (95_444.2, 50)]) == counted

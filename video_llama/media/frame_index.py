@@ -175,10 +175,12 @@ def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stre
     except (KeyError, ValueError, IndexError, OSError, struct.error):
         # No such table, or a damaged one: FFmpeg makes what it can of it.
         return None
+    # Without a single frame, as in the first part of a stream in fragments, the container cannot be sought in.
+    if not len(decoding):
+        return None
     shifts = _shifts_by_ffmpeg(container, stream, decoding, shown)
     if shifts is None:
-        # FFmpeg cannot seek where there is nothing: only the beginning of a recording or of a stream in parts.
-        with translate_errors(path, "the video has no frames"):
+        with translate_errors(path, "its frames cannot be sought"):
             container.seek(_BEFORE_ALL, stream=stream)
         return None
     decoding, shown = decoding + shifts[0], shown + shifts[1]
@@ -195,7 +197,7 @@ def _shifts_by_ffmpeg(
 ) -> tuple[int, int] | None:
     """Return what FFmpeg adds to decoding and presentation times; None if that varies, or if frames are cut away."""
     entries: Any = getattr(stream, "index_entries", ())
-    if not len(decoding) or len(entries) != len(decoding):
+    if len(entries) != len(decoding):
         return None
     compared = min(_NUM_COMPARED, len(decoding))
     of_decoding: set[int] = set()

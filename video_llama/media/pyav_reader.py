@@ -7,6 +7,7 @@ that was FFmpeg's default then. The graph built here gives the same pixels, bit 
 from __future__ import annotations
 
 import bisect
+import logging
 import os
 import queue
 import struct
@@ -16,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
-from av import VideoFrame
+from av import FFmpegError, VideoFrame
 from av.container import InputContainer
 from av.filter import Graph
 from av.sidedata.sidedata import Type as SideDataType
@@ -44,12 +46,19 @@ from video_llama.registry import VIDEO_READERS
 
 __all__ = ["AnimationReader", "PyAVReader", "is_mirrored", "open_pyav"]
 
+logger = logging.getLogger(__name__)
+
 # Codecs whose "non-reference" pictures nothing else is decoded from, so that unwanted ones need not be
 # decoded. (HEVC's may still be referred to by higher temporal layers.)
 _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 
 # Less than a tenth of a second's work: opening the file once more for it would gain nothing.
 _MIN_PARALLEL_PIXELS = 50_000_000
+
+# Of ITU-T H.273: what FFmpeg converts to RGB. The others (YCgCo, ICtCp, Dolby Vision's IPT, …) it took for BT.601 up to
+# version 7, as it still takes what is unspecified.
+_CONVERTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
+_UNSPECIFIED = 2
 
 
 @VIDEO_READERS.register("pyav")
@@ -78,8 +87,7 @@ class PyAVReader:
         height, width: size the frames are scaled to.
 
     Attributes:
-        container: the file, for reading its audio, too.
-        start_seconds: when the first frame is shown, on the container's clock.
+        container, start_seconds: as of an `OpenedFile`, whose audio is read, too.
 
     Raises:
         MediaError: no video stream, no frames, or a damaged one.
@@ -96,16 +104,16 @@ class PyAVReader:
         if index is None:
             index = index_frames(demux_packets(container, self._stream, path), container.format.name)
         self._index = index
-        if not self._index.num_frames:
+        if not index.num_frames:
             raise MediaError(path, "the video has no frames")
         self._num_threads = num_decoder_threads()
-        self._decoder = _Decoder(path, container, self._stream, self._index, self._size, self._num_threads)
+        self._decoder = _Decoder(path, files, container, index, self._size, self._num_threads)
         # For decoding at several places at once, with one thread each.
         self._decoders: list[_Decoder] = []
-        self.num_frames = self._index.num_frames
+        self.num_frames = index.num_frames
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
         self.start_seconds: float | None
-        self.start_seconds, self.times_seconds, self.duration_seconds = self._index.seconds(self._stream, self.fps)
+        self.start_seconds, self.times_seconds, self.duration_seconds = index.seconds(self._stream, self.fps)
         # A header may speak of 30 frames a second where browsers recorded as many as they found time for.
         if self.times_seconds[-1] != (self.num_frames - 1) / self.fps:
             self.fps = self.num_frames / self.duration_seconds
@@ -130,8 +138,7 @@ class PyAVReader:
         """What is behind each keyframe; a decoder that is done with one takes the next that nobody has."""
         while len(self._decoders) < num_decoders:
             container = self._files.enter_context(open_container(self._path))
-            stream = cast(VideoStream, select_stream(container, self._path, "video"))
-            self._decoders.append(_Decoder(self._path, container, stream, self._index, self._size, num_threads=1))
+            self._decoders.append(_Decoder(self._path, self._files, container, self._index, self._size, num_threads=1))
         idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
             idle.put(decoder)
@@ -165,9 +172,7 @@ class AnimationReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], image: Image.Image, height: int, width: int) -> None:
-        self._path = path
-        self._image = image
-        self._size = height, width
+        self._path, self._image, self._size = path, image, (height, width)
         if image.width * image.height > max_frame_pixels.get():
             raise MediaError(path, f"frames of {image.width}x{image.height} are too large")
         self.times_seconds: list[float] = []
@@ -205,10 +210,10 @@ class _Decoder:
     """One decoder on an open file.
 
     Args:
-        path: for messages.
-        container: the file.
-        stream: its video stream.
-        index: of the stream.
+        path: the file.
+        files: what else is opened stays open until this is closed.
+        container: the file, opened.
+        index: of its video stream.
         size: (height, width) the frames are scaled to.
         num_threads: of the codec.
     """
@@ -216,23 +221,28 @@ class _Decoder:
     def __init__(
         self,
         path: str | os.PathLike[str],
+        files: ExitStack,
         container: InputContainer,
-        stream: VideoStream,
         index: FrameIndex,
         size: tuple[int, int],
         num_threads: int,
     ) -> None:
         self._path = path
-        self._container = container
-        self._stream = stream
+        self._reopened = files.enter_context(ExitStack())
         self._index = index
         self._size = size
+        self._num_threads = num_threads
         self._graph: Graph | None = None
         self._graph_is_for: tuple[int, int, str, int] | None = None
-        # A codec's own message of how to turn frames comes with one frame and holds until the next keyframe.
+        # A codec's own message of how to turn frames holds until the next keyframe.
         self._turned_as: VideoFrame | None = None
+        self._use(container)
+
+    def _use(self, container: InputContainer) -> None:
+        self._container = container
+        self._stream = cast(VideoStream, select_stream(container, self._path, "video"))
         self._stream.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = num_threads
+        self._stream.codec_context.thread_count = self._num_threads
         # The size may change midway.
         self._stream.codec_context.options = {"max_pixels": str(max_frame_pixels.get())}
 
@@ -247,7 +257,7 @@ class _Decoder:
             MediaError: one of them cannot be decoded.
         """
         frames = self._collect(start, wanted)
-        # The demuxer's own index led past the keyframe.
+        # The file may call frames keyframes that are none, and the demuxer's own index may lead past one.
         if len(frames) < len(wanted):
             frames = self._collect(0, wanted)
         if len(frames) < len(wanted):
@@ -256,7 +266,7 @@ class _Decoder:
         return frames
 
     def _collect(self, start: int, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-        """Scaled frames by index, decoded from the keyframe `start` on; may end early.
+        """Scaled frames by index, decoded from the keyframe `start` on; none where decoding cannot begin there.
 
         For a frame that the decoder leaves out, the one on the screen at its time is taken.
         """
@@ -264,15 +274,20 @@ class _Decoder:
         found: dict[int, NDArray[np.uint8]] = {}
         previous: VideoFrame | None = None
         for position, frame in self._decode(start, set(wanted)):
+            # Frames before it may be shown first, but from a true keyframe on they are all decoded.
+            if start and previous is None and position >= start and (position > start or not frame.key_frame):
+                return found
             while pending and pending[0] < position:
-                if previous is None and start:
-                    return found
                 found[pending.popleft()] = self._scale(previous or frame)
             if pending and pending[0] == position:
                 found[pending.popleft()] = self._scale(frame)
             if not pending:
-                break
-            previous = frame
+                return found
+            if position >= start:
+                previous = frame
+        # Nothing follows the last frame, as where the file ends with a comment.
+        while pending and previous is not None:
+            found[pending.popleft()] = self._scale(previous)
         return found
 
     def _decode(self, start: int, wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -285,8 +300,12 @@ class _Decoder:
         target = index.rewind_time
         if start:
             target = index.keyframes[start]
-        with translate_errors(self._path, "its format lacks the times of the frames"):
+        try:
             self._container.seek(target, stream=self._stream)
+        except FFmpegError:
+            # A bare stream of a codec cannot be sought in.
+            self._reopened.close()
+            self._use(self._reopened.enter_context(open_container(self._path)))
         count = 0
         for number, packet in enumerate(demux_packets(self._container, self._stream, self._path)):
             if number == 0 and start and not packet.is_keyframe:
@@ -294,7 +313,7 @@ class _Decoder:
                 return
             if can_skip:
                 context.skip_frame = "NONREF"
-                if not packet.size or packet.pts in wanted_times:
+                if not number or not packet.size or packet.pts in wanted_times:
                     context.skip_frame = "DEFAULT"
             with translate_errors(self._path, f"the video is damaged near frame {start + count}"):
                 frames: Sequence[Any] = packet.decode()
@@ -311,12 +330,24 @@ class _Decoder:
     def _scale(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Turn a decoded frame upright and into RGB of the wanted size."""
         # The matrix itself is read for the first frame and after a turn: to look at it keeps a frame in memory.
+        if frame.colorspace not in _CONVERTED_MATRICES:
+            _warn_of_matrix(os.fspath(self._path), frame.colorspace)
+            frame.colorspace = _UNSPECIFIED
+        if hasattr(frame, "color_trc"):
+            # They change nothing here, but FFmpeg refuses unknown ones. (PyAV 15 cannot set them.)
+            frame.color_primaries = frame.color_trc = _UNSPECIFIED
         turned_as = self._turned_as or frame
         key = (frame.width, frame.height, frame.format.name, turned_as.rotation)
         if self._graph is None or key != self._graph_is_for:
             self._graph, self._graph_is_for = _build_graph(frame, turned_as, *self._size), key
         self._graph.push(frame)
         return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
+
+
+@lru_cache(maxsize=1000)
+def _warn_of_matrix(path: str, matrix: int) -> None:
+    """Warn once for a file."""
+    logger.warning("%s: its colour matrix (%d in H.273) is not supported; shown as BT.601", path, matrix)
 
 
 def _upright_filters(matrix: bytes) -> list[tuple[str, str]]:
