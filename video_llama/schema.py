@@ -60,8 +60,8 @@ class ModelConfig:
         llama_model: folder or hub id of the language model.
         imagebind_ckpt_path: `imagebind_huge.pth`, or its folder.
         llama_proj_model: MiniGPT-4 checkpoint whose projection starts stage 1.
-        ckpt: checkpoint of the vision branch (`VL_*.pth`), the output folder of its training (its last epoch counts),
-            or a folder written by `save_pretrained`.
+        ckpt: checkpoint of the vision branch (`VL_*.pth`), the output folder of its training (its last epoch
+            counts, or its best with `run.load_best_model_at_end`), or a folder written by `save_pretrained`.
         ckpt_2: checkpoint of the audio branch (`AL_*.pth`), or the output folder of its training.
         vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
         q_former_model: BLIP-2 checkpoint, a path or an address.
@@ -208,7 +208,8 @@ class RunConfig:
 
     Args:
         task: `video_text_pretrain` or `image_text_pretrain`; they train alike.
-        max_epoch, iters_per_epoch: how long; an iteration is one batch of each process.
+        max_epoch, iters_per_epoch: how long; an iteration is one batch of each process. With `iters_per_epoch: null`
+            an epoch is one pass over the data: every sample of every dataset once.
         batch_size_train, batch_size_eval: of each process.
         accum_grad_iters: iterations whose gradients are summed for one step of the optimizer.
         log_freq: iterations between two lines of the log.
@@ -224,16 +225,22 @@ class RunConfig:
         keep_checkpoints: how many of them to keep (new).
         on_nan: "stop" at a loss that is not finite, or "skip" that step (new).
         max_bad_samples: share of unusable samples above which training stops (new).
-        max_valid_batches: batches of each dataset to validate on after an epoch (new).
+        valid_freq: iterations between two validations within an epoch; 0 validates at the end of epochs only (new).
+        max_valid_batches: batches of each process and dataset to validate on; of a larger dataset they are drawn by the
+            seed, the same ones each time (new).
         num_generations: answers to generate and log at each validation (new).
+        early_stopping_patience: validations without a lower loss after which the run stops; null never does (new).
+        early_stopping_threshold: by how much a loss must be lower to count for that (new).
+        load_best_model_at_end: the output folder, as a model, is its best checkpoint and not its last (new).
         trackers: of accelerate: "tensorboard", "wandb" (new).
+        project, run_name: what trackers call the project and the run; by default the run has no name (new).
         deterministic: the same run on the same GPU gives the same bits, more slowly (new).
         compile: compile the language model's layers with `torch.compile` (new).
     """
 
     task: str = setting("video_text_pretrain", choices=("video_text_pretrain", "image_text_pretrain"))
     runner: str = setting("runner_base", choices=("runner_base",))
-    # Rates, by step of the optimizer.
+    # Rates; warm-up and schedule count iterations.
     lr_sched: str = "linear_warmup_cosine_lr"
     init_lr: float = setting(1e-4, at_least=0, less_than=math.inf)
     min_lr: float = setting(8e-5, at_least=0, less_than=math.inf)
@@ -244,7 +251,7 @@ class RunConfig:
     beta2: float = setting(0.999, at_least=0, less_than=1)
     # Amounts.
     max_epoch: int = setting(1, at_least=1)
-    iters_per_epoch: int = setting(1000, at_least=1)
+    iters_per_epoch: int | None = setting(1000, at_least=1)
     batch_size_train: int = setting(32, at_least=1)
     batch_size_eval: int = setting(32, at_least=1)
     num_workers: int = setting(4, at_least=0)
@@ -269,9 +276,15 @@ class RunConfig:
     keep_checkpoints: int = setting(3, at_least=1)
     on_nan: str = setting("stop", choices=("stop", "skip"))
     max_bad_samples: float = setting(0.01, at_least=0, at_most=1)
+    valid_freq: int = setting(0, at_least=0)
     max_valid_batches: int = setting(50, at_least=1)
     num_generations: int = setting(4, at_least=0)
+    early_stopping_patience: int | None = setting(None, at_least=1)
+    early_stopping_threshold: float = setting(0.0, at_least=0, less_than=math.inf)
+    load_best_model_at_end: bool = False
     trackers: list[str] = field(default_factory=list)
+    project: str = "video_llama"
+    run_name: str | None = None
     deterministic: bool = False
     compile: bool = False
 

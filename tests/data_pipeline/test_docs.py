@@ -70,9 +70,8 @@ def test_the_walk_through_has_ten_samples_that_are_all_good(place: Path) -> None
 @pytest.mark.slow
 def test_the_other_sections_of_the_walk_through_build(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    (place / "data/mine/captions.csv").write_text(
-        "path,caption\nwebvid/videos/000000_000099/10000000.mp4,Two rings.\n", encoding="utf-8"
-    )
+    table = "path,caption\nwebvid/videos/000000_000099/10000000.mp4,Two rings.\n"
+    (place / "data/mine/captions.csv").write_text(table, encoding="utf-8")
     _, *sections = blocks(OWN_DATA, "yaml")
     for number, section in enumerate(sections):
         model = blocks(OWN_DATA, "yaml")[0].partition("datasets:")[0]

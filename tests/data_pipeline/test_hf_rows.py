@@ -115,6 +115,7 @@ def test_a_run_that_goes_on_in_the_middle_reads_the_same_samples(saved: Path, pr
     config = make_config(saved)
     whole = contents(load_batches(make_reader(config, processor), range(20), num_workers=0))
     # From another process's point of view: nothing is left of the reader before.
+    assert build(config, processor).examples.digest() == build(config, processor).examples.digest()
     resumed = contents(load_batches(make_reader(config, processor), range(11, 20), num_workers=0))
     assert resumed == whole[11:]
     assert contents(load_batches(make_reader(config, processor), range(5, 20), num_workers=2)) == whole[5:]

@@ -30,6 +30,7 @@ from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import to_saved_name
 from video_llama.processor.audio_features import LogMelSettings
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -258,10 +259,11 @@ def _check_language_model_is_whole(source: OriginalFiles | Path, info: Mapping[s
     """Refuse what transformers could not place or fill, for the models whose weights it renames."""
     folder = source if isinstance(source, Path) else source.language_model
     prefix = "language_model."
-    names = sorted(name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix))
+    missing = map(to_saved_name, info["missing_keys"])
+    names = sorted(name.removeprefix(prefix) for name in missing if name.startswith(prefix))
     problem = "are missing"
     if not names:
-        names = sorted(str(entry[0]).removeprefix(prefix) for entry in info["mismatched_keys"])
+        names = sorted(to_saved_name(entry[0]).removeprefix(prefix) for entry in info["mismatched_keys"])
         problem = "have another shape"
     if names:
         raise CheckpointError(
@@ -276,5 +278,6 @@ def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadRep
         if part_of(name) in TRAINABLE_PARTS:
             # The loaded value was rounded to the dtype of the frozen parts, so read the stored one again. A part
             # without a file keeps its initial values.
-            value = report.found[name].read() if name in report.found else parameter.data
+            stored = report.found.get(to_saved_name(name))
+            value = stored.read() if stored else parameter.data
             parameter.data = value.to(device=parameter.device, dtype=dtype)

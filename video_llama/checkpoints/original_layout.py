@@ -25,7 +25,7 @@ from video_llama.checkpoints.hub import (
     WITHOUT_AUDIO_PATTERNS,
     resolve_source,
 )
-from video_llama.checkpoints.trained_run import newest_checkpoint
+from video_llama.checkpoints.trained_run import run_checkpoint
 from video_llama.checkpoints.weight_files import FOLDER_FILES, open_weights
 from video_llama.checkpoints.weight_mapping import (
     AUDIO_BRANCH,
@@ -244,7 +244,7 @@ def _branch_file(source: Source, prefix: str, key: str, audio: bool) -> Path:
     if path.is_file():
         return path
     # Try a training run first: its folder has a log, and its checkpoints have other names than the published ones.
-    found = newest_checkpoint(path) or _chosen_or_only(path, prefix, required=True)
+    found = run_checkpoint(path) or _chosen_or_only(path, prefix, required=True)
     assert found is not None
     return found
 

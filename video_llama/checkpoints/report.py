@@ -34,6 +34,7 @@ from video_llama.checkpoints.weight_mapping import (
 from video_llama.errors import CheckpointError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import to_saved_name
 
 __all__ = ["LoadReport", "PartReport", "Source", "match_checkpoint", "match_weights"]
 
@@ -134,7 +135,8 @@ def match_checkpoint(
     is_renamed = config.text_config.model_type != "llama"
     # Tied weights are stored under one of their names.
     left_out = set(skeleton.all_tied_weights_keys)
-    expected = {name: tensor for name, tensor in skeleton.state_dict().items() if name not in left_out}
+    needed = {name: tensor for name, tensor in skeleton.state_dict().items() if name not in left_out}
+    expected = {to_saved_name(name): tensor for name, tensor in needed.items()}
     if is_renamed:
         expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
     if isinstance(source, Path):
@@ -217,7 +219,7 @@ def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Sour
     weights, is_useful, held = source.weights, False, set()
     for name in weights:
         original = source.prefix + name
-        ours = name if part_of(name) else to_our_name(original)
+        ours = to_saved_name(name) if part_of(name) else to_our_name(original)
         # The names of a file are the original's, or ours if this package wrote it.
         if ours is not None and ours in expected:
             report.found[ours] = TensorRef(weights, name)

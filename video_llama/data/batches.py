@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from video_llama.constants import IGNORE_INDEX
 from video_llama.data.examples import Example
 from video_llama.data.mixture import MixtureBatchSampler, SampleRef
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
@@ -67,7 +69,7 @@ class Batch:
         number: of the batch in the run.
         text: input_ids, attention_mask, labels: (samples, length), int64.
         media: all media of the batch, in order of appearance.
-        ids: of the samples.
+        ids: of the samples; none if the process only computes along.
         failures: bad samples that were replaced.
         gave_up: why the batch is empty but for its failures: too many replacements in a row failed.
     """
@@ -145,7 +147,8 @@ class DataCollator:
             [{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples], self.pad_id
         )
         media = [item for sample in samples for item in sample.media]
-        return Batch(number, text, media, [sample.id for sample in samples], list(failures))
+        # What only takes part, without labels, has no id.
+        return Batch(number, text, media, [sample.id for sample in samples if sample.id], list(failures))
 
 
 class BatchReader(Dataset[Batch]):
@@ -176,9 +179,15 @@ class BatchReader(Dataset[Batch]):
         """Read a batch; bad samples are replaced by others, drawn from the seed."""
         failures: list[BadSample] = []
         samples: list[ProcessedSample] = []
+        refs = self._sampler[number]
+        # At the end of a pass over the data a process may have nothing to learn while others have. It computes along on
+        # a sample of theirs without labels, since they all exchange gradients.
+        is_idle = not refs
+        if is_idle:
+            refs = [self._sampler.first_sample(number)]
         # Crops and prompts are drawn from torch's generator, seeded for each sample; its state is restored afterwards.
         with torch.random.fork_rng(devices=()):
-            for ref in self._sampler[number]:
+            for ref in refs:
                 sample = self._read(ref, failures)
                 # Not an exception: a worker process would wrap it, and the failures must be reported.
                 if isinstance(sample, BadSample):
@@ -186,6 +195,8 @@ class BatchReader(Dataset[Batch]):
                     why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last}"
                     return Batch(number, {}, [], [], failures, gave_up=why)
                 samples.append(sample)
+        if is_idle:
+            return self._collate([_without_labels(sample) for sample in samples], number)
         return self._collate(samples, number, failures)
 
     def _read(self, ref: SampleRef, failures: list[BadSample]) -> ProcessedSample | BadSample:
@@ -203,17 +214,29 @@ class BatchReader(Dataset[Batch]):
         return sample
 
 
-class SampleReader(Dataset[ProcessedSample | BadSample]):
-    """Read the samples of one dataset by index; a bad one is reported, not replaced."""
+def _without_labels(sample: ProcessedSample) -> ProcessedSample:
+    return replace(sample, id="", labels=[IGNORE_INDEX] * len(sample.labels))
 
-    def __init__(self, table: Sequence[Example], processor: SampleProcessor) -> None:
-        self._table, self._processor = table, processor
+
+class SampleReader(Dataset[ProcessedSample | BadSample]):
+    """Read the samples of one dataset by index; a bad one is reported, not replaced.
+
+    Args:
+        table, processor: the examples, and what processes them.
+        seed: of the prompts that are drawn for captions, so that an index always has the same.
+    """
+
+    def __init__(self, table: Sequence[Example], processor: SampleProcessor, seed: int = 0) -> None:
+        self._table, self._processor, self._seed = table, processor, seed
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> ProcessedSample | BadSample:
-        return _process(self._table, index, self._processor)
+        entropy = np.random.SeedSequence([self._seed, index])
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+            return _process(self._table, index, self._processor)
 
 
 def _process(table: Sequence[Example], index: int, processor: SampleProcessor) -> ProcessedSample | BadSample:
@@ -231,7 +254,9 @@ def _process(table: Sequence[Example], index: int, processor: SampleProcessor) -
         return BadSample(id_, str(error))
 
 
-def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[ProcessedSample | BadSample]:
+def load_samples(
+    reader: SampleReader, indices: Sequence[int], num_workers: int
+) -> Iterator[ProcessedSample | BadSample]:
     """Yield samples in order, read ahead by worker processes."""
     return read_ahead(reader, indices, num_workers, PREFETCHED_SAMPLES)
 

@@ -13,8 +13,9 @@ from typing import Any
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
 from video_llama.data.datasets import MODALITIES, build_examples, first_example
-from video_llama.data.examples import Example
+from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
+from video_llama.data.hf_rows import RowTable
 from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.data.shards import find_shards, index_shard
@@ -55,7 +56,7 @@ class EncodedDataset:
     """
 
     name: str
-    examples: Sequence[Example]
+    examples: ExampleTable | RowTable
     encoder: SampleProcessor
 
 
@@ -82,7 +83,7 @@ def build_datasets(
     """
     if not config.datasets:
         raise ConfigError("the section datasets names no dataset")
-    tables: dict[str, Sequence[Example]] = {}
+    tables: dict[str, ExampleTable | RowTable] = {}
     for name, section in config.datasets.items():
         info = section.build_info if training else section.valid_build_info
         # A dataset without a validation split is left out of the validation.
@@ -165,11 +166,14 @@ def build_batch_reader(
     names = [dataset.name for dataset in datasets]
     sizes = [len(dataset.examples) for dataset in datasets]
     run = config.run
+    # Without a number of iterations every epoch is one pass over the data.
+    is_whole = run.iters_per_epoch is None
     sampler = MixtureBatchSampler(
         sizes,
         mixture_weights(sizes, [config.datasets[name].sample_ratio for name in names], names),
         batch_size=run.batch_size_train,
-        num_batches=run.max_epoch * run.iters_per_epoch,
+        num_batches=run.max_epoch * (run.iters_per_epoch or 0),
+        num_passes=run.max_epoch * is_whole,
         seed=run.seed,
         rank=rank,
         world_size=world_size,

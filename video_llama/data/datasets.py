@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ class _Place:
         return file.parent if self.info.videos_dir is None else self.folder("videos_dir")
 
 
-def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = None) -> Sequence[Example]:
+def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = None) -> ExampleTable | RowTable:
     """Return all examples of one dataset of a configuration.
 
     Args:
@@ -80,7 +80,7 @@ def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = No
     try:
         examples = reader(place)
         # Rows at random places are read when they are needed.
-        table = examples if isinstance(examples, Sequence) else ExampleTable(examples)
+        table = examples if isinstance(examples, RowTable) else ExampleTable(examples)
     except DatasetError as error:
         # Several datasets of a configuration may name the same file.
         raise DatasetError(f"datasets.{name}: {error}") from error

@@ -31,6 +31,7 @@ from video_llama.prompt_parts import (
 
 __all__ = [
     "Turn",
+    "answer_spans",
     "build_caption_sample",
     "build_conversation_sample",
     "build_dialogue_sample",
@@ -46,6 +47,19 @@ Turn = tuple[Content, str]
 
 _KINDS = ("image", "audio")
 _LLAVA_MARK = "<image>"
+
+
+def answer_spans(labels: Sequence[int]) -> list[range]:
+    """Return the positions of each answer of a sample, with what ends it."""
+    spans = []
+    # Labels come in runs: of answers, and of what stands between them.
+    start = 0
+    for is_ignored, run in itertools.groupby(labels, key=lambda label: label == IGNORE_INDEX):
+        end = start + len(list(run))
+        if not is_ignored:
+            spans.append(range(start, end))
+        start = end
+    return spans
 
 
 def build_caption_sample(

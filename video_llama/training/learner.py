@@ -19,6 +19,7 @@ from video_llama.data.batches import Batch
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
+from video_llama.model.weight_names import to_saved_name
 from video_llama.training.features import FeatureFiller
 from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import is_sharded
@@ -44,12 +45,14 @@ class StepOutput:
         norm: of the gradient, before it was clipped.
         lr: the learning rate.
         is_skipped: loss or gradient were not finite, and the weights did not change.
+        shares: what each batch of the group contributes to the loss, which is their sum.
     """
 
     loss: float
     norm: float
     lr: float
     is_skipped: bool = False
+    shares: Sequence[float] = ()
 
 
 def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device) -> dict[str, Any]:
@@ -106,7 +109,7 @@ class Learner:
         self._trained: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                part = name.removeprefix("module.").partition(".")[0]
+                part = to_saved_name(name.removeprefix("module.")).partition(".")[0]
                 self._trained.setdefault(part, []).append(parameter)
         self.model.train()
         self._skipped_in_a_row = 0
@@ -139,9 +142,10 @@ class Learner:
         with contextlib.ExitStack() as context:
             if self._compiled is not None:
                 context.enter_context(self._compiled.in_use())
-            loss_sum = self._backward(group, num_tokens)
+            loss_shares = self._backward(group, num_tokens)
         # `tolist` is the only place in a step that waits for a GPU.
-        loss, norm = torch.stack([loss_sum, self._clip().to(loss_sum)]).tolist()
+        norm_of_gradient = self._clip().to(loss_shares)
+        loss, norm, *shares = torch.cat([torch.stack([loss_shares.sum(), norm_of_gradient]), loss_shares]).tolist()
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         # After an overflow of float16 the scaler itself skips the step, and lowers its scale.
         overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
@@ -152,10 +156,13 @@ class Learner:
             self._skipped_in_a_row += 1
             self._report_skip(group, f"iteration {iteration}: loss {loss}, gradient norm {norm}")
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutput(loss, norm, lr, is_skipped=not is_finite)
+        return StepOutput(loss, norm, lr, not is_finite, shares)
 
     def _backward(self, group: Sequence[Batch], num_tokens: float) -> Tensor:
-        """Sum up the gradients; return the mean loss over all answer tokens of all processes, (), float64."""
+        """Sum up the gradients; return the share of each batch in the mean loss over all answer tokens, (batches,).
+
+        Tokens are those of all processes; float64.
+        """
         losses: list[Tensor] = []
         for number, batch in enumerate(group, start=1):
             with contextlib.ExitStack() as context:
@@ -166,12 +173,15 @@ class Learner:
                 # over all answer tokens of all processes, however they are spread.
                 share = batch.num_label_tokens / num_tokens
                 loss = self._loss(batch)
+                # A process that only computes along has no tokens, and so no mean.
+                if not share:
+                    loss = loss.nan_to_num()
                 self._accelerator.backward(loss * (share * self._accelerator.num_processes))
             losses.append(loss.detach().double() * share)
-        total = torch.stack(losses).sum()
+        shares = torch.stack(losses)
         if self._accelerator.num_processes > 1:
-            total = self._accelerator.reduce(total, "sum")
-        return total
+            shares = self._accelerator.reduce(shares, "sum")
+        return shares
 
     def _loss(self, batch: Batch) -> Tensor:
         if self._filler is not None:

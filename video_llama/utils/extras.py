@@ -17,7 +17,7 @@ EXTRAS = {
     "gradio": "demo",
     "matplotlib": "plots",
     "pillow_heif": "heif",
-    "pyarrow": "datasets",
+    "pyarrow": "tables",
     "pycocoevalcap": "metrics",
     "tensorboard": "trackers",
     "wandb": "trackers",
