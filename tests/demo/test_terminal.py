@@ -279,3 +279,16 @@ def test_quantisation_asked_for_on_the_command_line_goes_before_the_configuratio
 def test_many_frame_times_are_shortened() -> None:
     assert terminal._shortened(["0.0", "1.0", "2.0"]) == "0.0, 1.0, 2.0"
     assert terminal._shortened([str(number) for number in range(40)], longest=4) == "0, 1, …, 39"
+
+
+def test_the_page_never_downloads(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        terminal.main(["--allow-urls"])
+    assert "--allow-urls goes with --input; the page takes uploads only" in capsys.readouterr().err
+
+
+def test_an_address_says_which_option_allows_it_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert terminal.main(["--model", "absent", "--input", "http://media.example/a.mp4", "--question", "What?"]) == 1
+    assert (
+        "http://media.example/a.mp4: an address, not a file (allow_urls=True (--allow-urls)" in capsys.readouterr().err
+    )

@@ -195,7 +195,7 @@ class AnimationReader:
                 pixels = np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
                 frame = VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = index, Fraction(1, 1000)
-                graph = graph or _build_graph(frame, *self._size)
+                graph = graph or _build_graph(frame, frame, *self._size)
                 graph.push(frame)
                 found[index] = cast(NDArray[np.uint8], cast(VideoFrame, graph.pull()).to_ndarray())
         return np.stack(list(map(found.__getitem__, indices)))
@@ -229,6 +229,8 @@ class _Decoder:
         self._size = size
         self._graph: Graph | None = None
         self._graph_is_for: tuple[int, int, str, int] | None = None
+        # A codec's own message of how to turn frames comes with one frame and holds until the next keyframe.
+        self._turned_as: VideoFrame | None = None
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = num_threads
         # The size may change midway.
@@ -297,6 +299,8 @@ class _Decoder:
             with translate_errors(self._path, f"the video is damaged near frame {start + count}"):
                 frames: Sequence[Any] = packet.decode()
             for frame in frames:
+                if frame.key_frame or frame.rotation:
+                    self._turned_as = frame
                 # The frame on the screen at this time; without times, frames are counted.
                 position = start + count
                 if index.times is not None and frame.pts is not None:
@@ -307,9 +311,10 @@ class _Decoder:
     def _scale(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Turn a decoded frame upright and into RGB of the wanted size."""
         # The matrix itself is read for the first frame and after a turn: to look at it keeps a frame in memory.
-        key = (frame.width, frame.height, frame.format.name, frame.rotation)
+        turned_as = self._turned_as or frame
+        key = (frame.width, frame.height, frame.format.name, turned_as.rotation)
         if self._graph is None or key != self._graph_is_for:
-            self._graph, self._graph_is_for = _build_graph(frame, *self._size), key
+            self._graph, self._graph_is_for = _build_graph(frame, turned_as, *self._size), key
         self._graph.push(frame)
         return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
 
@@ -342,9 +347,9 @@ def is_mirrored(frame: VideoFrame) -> bool:
     return bool(a * d - b * c < 0)
 
 
-def _build_graph(frame: VideoFrame, height: int, width: int) -> Graph:
-    """Build the filters for frames like this one."""
-    matrix = cast(Any, frame.side_data).get(SideDataType.DISPLAYMATRIX)
+def _build_graph(frame: VideoFrame, turned_as: VideoFrame, height: int, width: int) -> Graph:
+    """Build the filters for frames like this one, to be turned and mirrored as another one says."""
+    matrix = cast(Any, turned_as.side_data).get(SideDataType.DISPLAYMATRIX)
     upright = []
     if matrix is not None:
         upright = _upright_filters(bytes(matrix))
