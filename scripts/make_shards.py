@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from video_llama.config import BuildInfo, Config, DatasetConfig, load_config
 from video_llama.data.datasets import build_examples
-from video_llama.data.examples import ExampleTable
+from video_llama.data.examples import Example
 from video_llama.data.packing import pack_examples
 from video_llama.errors import ConfigError, VideoLlamaError
 
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_examples(arguments: argparse.Namespace) -> tuple[ExampleTable, str]:
+def read_examples(arguments: argparse.Namespace) -> tuple[Sequence[Example], str]:
     """Return the examples to pack, and their data type.
 
     Raises:

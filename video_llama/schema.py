@@ -159,6 +159,7 @@ class BuildInfo:
         storage: folder of an image dataset, or pattern of its shards.
         media_column, text_column, question_column: columns of a table (new); usual names by default. With a question,
             the text is its answer.
+        subset, split: of a Hugging Face dataset (new).
     """
 
     anno_dir: str | None = None
@@ -167,6 +168,8 @@ class BuildInfo:
     media_column: str | None = None
     text_column: str | None = None
     question_column: str | None = None
+    subset: str | None = None
+    split: str = "train"
 
 
 @dataclass

@@ -273,7 +273,7 @@ class KeyCheck:
 
 
 def resolve_messages(
-    messages: Sequence[Any], resolve: Callable[[str], Any], where: str, keys: KeyCheck | None = None
+    messages: Sequence[Any], resolve: Callable[[Any], Any], where: str, keys: KeyCheck | None = None
 ) -> list[dict[str, Any]]:
     """Return messages whose media items name their file as `{"type": …, "path": …}`.
 
@@ -318,7 +318,7 @@ def _is_learnt(message: Mapping[str, Any], where: str) -> bool:
     return message.get("role") != "assistant" or all(weights.values())
 
 
-def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str, keys: KeyCheck) -> dict[str, Any]:
+def _resolve_item(item: Any, resolve: Callable[[Any], Any], where: str, keys: KeyCheck) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise DatasetError(f"{where}: a content item is a {type(item).__name__}, not an object")
     kind = item.get("type")
@@ -330,7 +330,11 @@ def _resolve_item(item: Any, resolve: Callable[[str], Any], where: str, keys: Ke
     # Chat formats differ in the key that holds the file, so accept the usual ones.
     names = (str(kind), "path", "url")
     keys.check(item, ("type", *names), f"a {kind} item", where)
-    found = {item[key] for key in names if isinstance(item.get(key), str)}
+    found: list[Any] = []
+    for value in (item.get(key) for key in names):
+        is_file = isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes))
+        if is_file and value not in found:
+            found.append(value)
     if len(found) > 1:
         raise DatasetError(f"{where}: the {kind} item {dict(item)} names several files; make an item of each")
     if not found:

@@ -204,7 +204,7 @@ class BatchReader(Dataset[Batch]):
         for attempt in range(MAX_REPLACEMENTS):
             # The CPU's generator alone: that of a GPU belongs to the training step.
             torch.default_generator.manual_seed(self._sampler.sample_seed(ref))
-            sample = _process(self._tables[ref.dataset][index], self._processors[ref.dataset])
+            sample = _process(self._tables[ref.dataset], index, self._processors[ref.dataset])
             if isinstance(sample, ProcessedSample):
                 return sample
             if not isinstance(sample, SilentSample):
@@ -236,18 +236,22 @@ class SampleReader(Dataset[ProcessedSample | BadSample]):
         entropy = np.random.SeedSequence([self._seed, index])
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
-            return _process(self._table[index], self._processor)
+            return _process(self._table, index, self._processor)
 
 
-def _process(example: Example, processor: SampleProcessor) -> ProcessedSample | BadSample:
+def _process(table: Sequence[Example], index: int, processor: SampleProcessor) -> ProcessedSample | BadSample:
+    id_ = f"sample {index}"
     # Any other error is a bug, not a bad sample, and stops the run.
     try:
+        # Rows that are not read beforehand may be malformed, too.
+        example = table[index]
+        id_ = example.id
         return processor(example)
     except NoAudioTrackError as error:
         kind = SilentSample if processor.skip_silent else BadSample
-        return kind(example.id, str(error))
+        return kind(id_, str(error))
     except (MediaError, DatasetError) as error:
-        return BadSample(example.id, str(error))
+        return BadSample(id_, str(error))
 
 
 def load_samples(

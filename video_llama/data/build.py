@@ -15,6 +15,7 @@ from video_llama.data.batches import BatchReader
 from video_llama.data.datasets import MODALITIES, build_examples, first_example
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
+from video_llama.data.hf_rows import RowTable
 from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.data.shards import find_shards, index_shard
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _RAW_CAPTIONS = ("cc_sbu_align",)
 _SHARD_DATASETS = ("cc_sbu", "laion", "shards")
-_ROW_DATASETS = ("table",)
+_ROW_DATASETS = ("table", "hf")
 # Neighbouring examples that stay near each other, so that few shards are read at a time.
 _SHARD_BLOCK = 1000
 _PROCESSOR_NAMES = {
@@ -55,7 +56,7 @@ class EncodedDataset:
     """
 
     name: str
-    examples: ExampleTable
+    examples: ExampleTable | RowTable
     encoder: SampleProcessor
 
 
@@ -82,7 +83,7 @@ def build_datasets(
     """
     if not config.datasets:
         raise ConfigError("the section datasets names no dataset")
-    tables: dict[str, ExampleTable] = {}
+    tables: dict[str, ExampleTable | RowTable] = {}
     for name, section in config.datasets.items():
         info = section.build_info if training else section.valid_build_info
         # A dataset without a validation split is left out of the validation.

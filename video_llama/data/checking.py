@@ -7,7 +7,6 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -131,7 +130,11 @@ class _Checks(Dataset[SampleCheck]):
     dataset: EncodedDataset
 
     def __getitem__(self, index: int) -> SampleCheck:
-        return check_sample(self.dataset.encoder, self.dataset.examples[index])
+        try:
+            example = self.dataset.examples[index]
+        except DatasetError as error:
+            return SampleCheck(f"{self.dataset.name}/{index}", "malformed", str(error))
+        return check_sample(self.dataset.encoder, example)
 
 
 def check_sample(encoder: SampleProcessor, example: Example) -> SampleCheck:
@@ -270,11 +273,16 @@ def describe_tokens(sample: ProcessedSample, tokenizer: PreTrainedTokenizerBase,
 def _find_absent(examples: Sequence[Example], media: Counter[str], advance: Advance) -> dict[int, SampleCheck]:
     """Return the examples with an absent file, by index, and count in `media` which media they all name."""
     absent = {}
-    for index, example in enumerate(examples):
+    for index in range(len(examples)):
+        advance(1)
+        try:
+            example = examples[index]
+        except DatasetError:
+            # It is reported when the sample is read.
+            continue
         media.update({str(kind) for kind in media_kinds(example)} or {"none"})
         for source in media_sources(example):
-            if not Path(source.path).exists():
+            if source.is_absent:
                 absent[index] = SampleCheck(example.id, "absent", source.path)
                 break
-        advance(1)
     return absent

@@ -93,9 +93,12 @@ class RowReader:
 def _only_file(cell: Any, column: str, where: str) -> Any:
     """Return the one file that a cell names: a text, an object of Hugging Face's, or a list of one."""
     files = cell if isinstance(cell, list) else [cell]
-    if len(files) != 1 or not isinstance(files[0], (str, Mapping)):
+    file = files[0] if len(files) == 1 else None
+    if isinstance(file, Mapping) and file.get("bytes") is None:
+        file = file.get("path")
+    if not isinstance(file, (str, Mapping)):
         raise DatasetError(f"{where}: the column {column!r} must name one file, but holds {str(cell)[:60]!r}")
-    return files[0]
+    return file
 
 
 def _without_nulls(value: Any) -> Any:

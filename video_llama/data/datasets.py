@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from video_llama.data.annotations import (
 )
 from video_llama.data.columns import RowReader
 from video_llama.data.examples import Example, ExampleTable, MediaSource
+from video_llama.data.hf_rows import RowTable, open_rows, resolve_cell
 from video_llama.data.rows import read_row
 from video_llama.data.shards import find_shards, read_shard
 from video_llama.errors import ConfigError, DatasetError
@@ -33,7 +34,7 @@ __all__ = ["MODALITIES", "build_examples", "first_example"]
 MODALITIES: dict[str, Modality] = {"video": "video", "images": "image", "audio": "audio"}
 """By the `data_type` of a section."""
 
-Reader = Callable[["_Place"], Iterator[Example]]
+Reader = Callable[["_Place"], Iterable[Example]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Place:
         return file.parent if self.info.videos_dir is None else self.folder("videos_dir")
 
 
-def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = None) -> ExampleTable:
+def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = None) -> ExampleTable | RowTable:
     """Return all examples of one dataset of a configuration.
 
     Args:
@@ -77,7 +78,9 @@ def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = No
     reader: Reader = DATASETS.get(name.partition(":")[0])
     place = _Place(name, MODALITIES[config.data_type], info or config.build_info)
     try:
-        table = ExampleTable(reader(place))
+        examples = reader(place)
+        # Rows at random places are read when they are needed.
+        table = examples if isinstance(examples, RowTable) else ExampleTable(examples)
     except DatasetError as error:
         # Several datasets of a configuration may name the same file.
         raise DatasetError(f"datasets.{name}: {error}") from error
@@ -198,6 +201,15 @@ def read_table_rows(place: _Place) -> Iterator[Example]:
         reader = RowReader(place.name, place.kind, place.info, partial(os.path.join, place.media_folder(file)), keys)
         for where, number, row in read_entries(file):
             yield reader.example(row, where, f"{file.stem}:{number}")
+
+
+@DATASETS.register("hf")
+def read_hf(place: _Place) -> RowTable:
+    """Open a Hugging Face dataset: a folder of `save_to_disk`, one of other files, or a hub id (docs/data.md)."""
+    storage = place.folder("storage")
+    folder = place.folder("videos_dir") if place.info.videos_dir else storage
+    resolve = partial(resolve_cell, str(folder), str(storage))
+    return open_rows(place.info, RowReader(place.name, place.kind, place.info, resolve), place.name)
 
 
 def _captioned(place: _Place, id_: str, path: Path, caption: str) -> Example:

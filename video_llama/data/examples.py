@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,19 @@ class MediaSource:
         path: of the file, or of the tar shard that holds it.
         name: within the shard; None for a file of its own.
         offset, size: in bytes, within the shard.
+        content: the bytes themselves, of a file that a row holds; `path` then names the rows.
     """
 
     path: str
     name: str | None = None
     offset: int = 0
     size: int = 0
+    content: bytes | None = field(default=None, repr=False)
+
+    @property
+    def is_absent(self) -> bool:
+        """Return whether there is no such file."""
+        return self.content is None and not os.path.exists(self.path)
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,10 @@ def source_of(path: str | Mapping[str, Any]) -> MediaSource:
 
 
 def fields_of(source: MediaSource | None) -> list[Any] | None:
-    """Return the fields of a source, for `MediaSource(*fields)`."""
+    """Return the fields of a source on disk, for `MediaSource(*fields)`."""
     if source is None:
         return None
-    return list(vars(source).values())
+    return [source.path, source.name, source.offset, source.size]
 
 
 def media_sources(example: Example) -> list[MediaSource]:
@@ -179,6 +186,9 @@ def read_media(source: MediaSource) -> Iterator[bytes]:
         MediaError: there is no such file.
         DatasetError: the shard is shorter than its index says.
     """
+    if source.content is not None:
+        yield source.content
+        return
     with open(check_media_file(source.path), "rb") as file:
         file.seek(source.offset)
         # A member of a shard ends before the shard does, so its size comes from the index.

@@ -120,6 +120,8 @@ class FeatureStore:
 
     def _content_digest(self, source: MediaSource) -> str:
         """Return the digest of a file's content, which is kept while `os.stat` of the file stays the same."""
+        if source.content is not None:
+            return hashlib.blake2b(source.content, digest_size=_DIGEST_BYTES).hexdigest()
         path = check_media_file(source.path)
         stat = os.stat(path)
         # Size and modification time alone would not do: a file of the same size can take another's place, and the

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +114,9 @@ def _survey(examples: Sequence[Example]) -> tuple[dict[int, int], list[str], str
 
 
 def _stat(source: MediaSource) -> tuple[int, int] | None:
-    """Return (bytes, time of change) of a media file, None if it is absent."""
+    """Return (bytes, time of change or checksum) of a media file, None if it is absent."""
+    if source.content is not None:
+        return len(source.content), zlib.crc32(source.content)
     try:
         stat = os.stat(source.path)
     except OSError:

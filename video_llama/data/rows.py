@@ -31,7 +31,7 @@ _COMMON = ("id", "system", "tags", *(name for names in _COLUMNS.values() for nam
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 Message = dict[str, Any]
-Files = dict[str, list[str]]
+Files = dict[str, list[Any]]
 
 
 def read_row(row: Mapping[str, Any], where: str, keys: KeyCheck) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _with_role(message: Any, where: str) -> Message:
     return named
 
 
-def _read_column(row: Mapping[str, Any], kind: str, where: str, keys: KeyCheck) -> Iterator[str]:
+def _read_column(row: Mapping[str, Any], kind: str, where: str, keys: KeyCheck) -> Iterator[Any]:
     """Yield the file names of one kind: a text, an object with `path`, or a list of these."""
     columns = [name for name in _COLUMNS[kind] if row.get(name) not in (None, [])]
     if len(columns) > 1:
@@ -112,7 +112,11 @@ def _read_column(row: Mapping[str, Any], kind: str, where: str, keys: KeyCheck) 
         value = row[column]
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, Mapping):
-                keys.check(item, ("path",), f"a file in {column!r}", where)
+                keys.check(item, ("path", "bytes"), f"a file in {column!r}", where)
+                if isinstance(item.get("bytes"), bytes):
+                    # The file itself, as Hugging Face datasets hold images.
+                    yield item
+                    continue
                 item = item.get("path")
             if not isinstance(item, str) or not item:
                 raise DatasetError(f"{where}: {column!r} must hold names of files, but holds {item!r}")

@@ -12,6 +12,7 @@ __all__ = ["EXTRAS", "how_to_install", "import_extra", "is_installed", "require_
 
 EXTRAS = {
     "bitsandbytes": "quantization",
+    "datasets": "datasets",
     "decord": "decord",
     "gradio": "demo",
     "matplotlib": "plots",
