@@ -54,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_walk_through_has_ten_samples_that_are_all_good(place: Path) -> None:
-    check, train = commands(OWN_DATA)[3:]
+    check, train, evaluate = commands(OWN_DATA)[3:]
     assert check.startswith("python scripts/check_dataset.py")
     printed = run(check, place)
     [shown] = blocks(OWN_DATA, "text")
@@ -65,6 +65,7 @@ def test_the_walk_through_has_ten_samples_that_are_all_good(place: Path) -> None
     assert without_times(printed) == without_times(shown)
     run(train, place)
     assert (place / "output/mine/log.jsonl").exists()
+    assert "10 dialogues; 0 could not be asked" in run(evaluate, place)
 
 
 @pytest.mark.slow
