@@ -199,6 +199,8 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         r"^lm_head\.",
     ]
 
+    language_model: Any
+
     def __init__(self, config: VideoLlamaConfig, build_decoder: Callable[[], nn.Module] | None = None) -> None:
         super().__init__(config)
         self.video_branch = VideoBranch(config)

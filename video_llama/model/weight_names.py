@@ -55,7 +55,7 @@ def to_model_places(device_map: Any) -> Any:
     """Return a device map with the names of files as one with the names of the model; anything else as it is."""
     if not isinstance(device_map, Mapping):
         return device_map
-    places = {}
+    places: dict[str, Any] = {}
     for name, place in device_map.items():
         # A causal language model is two modules here.
         if name == "language_model":
