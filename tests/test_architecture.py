@@ -28,7 +28,7 @@ LAYERS = [
     {"checkpoints"},
     {"inference"},
     {"captioning", "data"},
-    {"training", "evaluation", "demo"},
+    {"training", "evaluation", "demo", "integrations"},
     {"compat"},
 ]
 
