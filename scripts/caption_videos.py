@@ -89,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also fuse that step with torch.compile (takes seconds at the start)",
     )
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="download inputs that are http or https addresses (also of lists)"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="precision (auto)"
@@ -203,6 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
             load_in_8bit=arguments.load_in_8bit,
             load_in_4bit=arguments.load_in_4bit,
             audio=None if arguments.audio else False,
+            allow_urls=arguments.allow_urls,
         )
         workers = arguments.workers
         if workers is None:

@@ -95,6 +95,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 def _add_input_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--input", nargs="+", default=[], metavar="FILE", help="videos, images or audio files")
+    add("--allow-urls", action="store_true", help="download inputs that are http or https addresses")
     add("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
     add("--terminal", action="store_true", help="a conversation on the terminal, as with --input alone")
     add("--num-frames", type=_positive, metavar="N", help="frames to sample from a video (default: 8)")

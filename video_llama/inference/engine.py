@@ -65,8 +65,9 @@ class VideoLlama(LoadedModel):
         another size round otherwise, so that a near tie of two tokens may fall the other way.
 
         Args:
-            clips: files (video, image, audio), arrays (frames, height, width, 3) of uint8, images, tensors as the
-                model takes them, `VideoFrames`, `AudioSegments`, or pairs of frames and audio.
+            clips: whatever stands for a file (video, image, audio), arrays (frames, height, width, 3), images, samples
+                with their rate, floating point tensors as the model takes them, `VideoFrames`, `AudioSegments`, or
+                pairs of frames and audio.
             prompt: the question; by default, to describe the clip.
             batch_size: clips that are answered together; by default what fits the free memory of a GPU (at most
                 128), and 8 on other devices. Where memory runs out all the same, half as many are tried.

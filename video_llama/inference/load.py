@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def load_pretrained_model(
     load_in_4bit: bool = False,
     device_map: Any = None,
     attn_implementation: str | None = None,
+    allow_urls: bool = False,
 ) -> VideoLlama:
     """Load a model ready to answer.
 
@@ -85,6 +87,7 @@ def load_pretrained_model(
         load_in_8bit, load_in_4bit: quantize the language model with bitsandbytes; the branches stay as they are.
         device_map: how accelerate spreads the model over devices; `device` is then not used.
         attn_implementation: "eager", "sdpa" or "flash_attention_2" (of the language model; encoders use sdpa).
+        allow_urls: its processor downloads media that are http or https addresses.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
@@ -107,6 +110,8 @@ def load_pretrained_model(
         config.imagebind_vision_config = None
         model = _load(source, config, template, (dtype, target, half), options)
     model.media_cache.max_items = MAX_ITEMS
+    if allow_urls:
+        model.processor.media_processor = replace(model.processor.media_processor, allow_urls=True)
     return model
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import demux_packets, open_container, select_stream, translate_errors
+from video_llama.media.samples import PLAUSIBLE_RATES_HZ
 from video_llama.media.sampling import SegmentSettings, resampling_period, segment_ranges
 
 __all__ = [
@@ -45,7 +46,6 @@ LONG_AUDIO_SECONDS = 60.0
 # What is decoded for one segment, and the seeking, takes as long as this.
 _SECONDS_FOR_A_SEGMENT = 4.0
 _BLOCK_SECONDS = 10
-_PLAUSIBLE_RATES_HZ = range(1_000, 1_000_001)
 # Decoders need some packets before what they give is right.
 _PREROLL_SECONDS = 1.0
 # More than the resampling filter reaches to either side.
@@ -93,6 +93,10 @@ class RawSegments:
     source: str
     audio: list[RawAudio]
     num_samples: int | None = None
+
+    def of(self, source: str) -> RawSegments:
+        """Return the same audio with another name of its source."""
+        return replace(self, source=source, audio=[replace(part, source=source) for part in self.audio])
 
 
 def read_segments(path: Path, settings: SegmentSettings, container: InputContainer | None = None) -> RawSegments:
@@ -262,7 +266,7 @@ def decode_blocks(container: InputContainer, stream: AudioStream, path: Path, mo
 
 def _select_track(container: InputContainer, path: Path) -> AudioStream:
     stream = cast(AudioStream, select_stream(container, path, "audio"))
-    if stream.rate not in _PLAUSIBLE_RATES_HZ:
+    if stream.rate not in PLAUSIBLE_RATES_HZ:
         raise MediaError(path, f"a sound track of {stream.rate} samples per second: damaged")
     return stream
 

@@ -65,6 +65,8 @@ def open_pyav(path: str | os.PathLike[str], height: int, width: int) -> Iterator
     """
     with ExitStack() as files:
         if "animation" in describe_content(check_media_file(path)):
+            # FFmpeg scales what Pillow reads.
+            files.enter_context(translate_errors(path, "the animation is damaged"))
             yield AnimationReader(path, files.enter_context(open_image(path)), height, width)
         else:
             yield PyAVReader(path, files, height, width)

@@ -33,6 +33,7 @@ __all__ = [
 
 # Far more than the resampling filter reaches to either side.
 _MARGIN_SECONDS = 0.1
+_MAX_SAMPLE = 1e6
 _FULL_SCALE = {torch.int16: 2**15, torch.int32: 2**31}
 
 
@@ -109,6 +110,10 @@ def finish_audio(raw: RawAudio, sample_rate_hz: int) -> Waveform:
     samples = torch.cat(blocks, dim=-1)
     if not samples.isfinite().all():
         raise MediaError(raw.source, "the sound has samples that are not finite numbers")
+    # The power of still larger ones would be infinite.
+    if samples.numel() and samples.abs().max() > _MAX_SAMPLE:
+        reason = f"the sound has samples as large as {samples.abs().max():.1g}, where full scale is 1"
+        raise MediaError(raw.source, reason, "it is damaged: copy it again, or scale the samples to -1 to 1")
     # A window is decoded with some audio around it for the resampling filter, which is cut off here.
     samples = samples[:, raw.begin : raw.end]
     if not samples.numel():
