@@ -29,7 +29,11 @@ QFORMER_URL = (
     "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xxl.pth"
 )
 
-MODEL_TYPES = ("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna")
+# Families of the original's language models, and the names of `conversation.conv_templates`.
+MODEL_TYPES = (
+    *("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna", "tokenizer"),
+    *("default", "v1", "vision", "video_vicuna", "instruct_vicuna", "llama_2", "video_llama_2"),
+)
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 SPLITS = {"instead": "datasets.NAME.build_info names the training split, valid_build_info a validation split"}
 
@@ -51,6 +55,8 @@ class ModelConfig:
     """Which model to build, from which files, and what of it stays frozen.
 
     Args:
+        model_type: the conversation template: a family of the original's, the name of a template, or "tokenizer" for
+            the language model's own; null takes the one that belongs to the language model.
         llama_model: folder or hub id of the language model.
         imagebind_ckpt_path: `imagebind_huge.pth`, or its folder.
         llama_proj_model: MiniGPT-4 checkpoint whose projection starts stage 1.
@@ -72,7 +78,7 @@ class ModelConfig:
 
     # Which files.
     arch: str = "video_llama"
-    model_type: str = setting("pretrain_llama_v2", choices=MODEL_TYPES)
+    model_type: str | None = setting(None, choices=MODEL_TYPES)
     llama_model: str | None = None
     imagebind_ckpt_path: str | None = None
     llama_proj_model: str | None = None
@@ -151,11 +157,16 @@ class BuildInfo:
         anno_dir: annotation file, or folder of annotation files.
         videos_dir: folder that the annotations' media paths are relative to.
         storage: folder of an image dataset, or pattern of its shards.
+        media_column, text_column, question_column: columns of a table (new); usual names by default. With a question,
+            the text is its answer.
     """
 
     anno_dir: str | None = None
     videos_dir: str | None = None
     storage: str | None = None
+    media_column: str | None = None
+    text_column: str | None = None
+    question_column: str | None = None
 
 
 @dataclass
@@ -168,9 +179,11 @@ class DatasetConfig:
         valid_build_info: where a validation split lies (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
-        model_type: template of instruction data: "vicuna" or "llama_v2".
+        model_type: template of dialogues, as `model.model_type`; one of the two keys is enough.
         clean_captions: whether `text_processor` cleans captions (new); by default as the original does: not those of
             `cc_sbu_align`.
+        skip_silent: leave out samples whose audio is read from a file without audio track (new); by default they are
+            bad samples.
     """
 
     data_type: str = setting("video", choices=("video", "images", "audio"))
@@ -183,6 +196,7 @@ class DatasetConfig:
     tokenizer_name: str | None = setting(None, instead="all data takes the tokenizer of model.llama_model")
     model_type: str | None = None
     clean_captions: bool | None = None
+    skip_silent: bool = False
 
 
 @dataclass

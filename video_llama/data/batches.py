@@ -17,7 +17,7 @@ from video_llama.data.examples import Example
 from video_llama.data.mixture import MixtureBatchSampler, SampleRef
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.data.tokenization import collate_text
-from video_llama.errors import DatasetError, MediaError
+from video_llama.errors import DatasetError, MediaError, NoAudioTrackError
 from video_llama.processor.collate import pad_items
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "BatchReader",
     "DataCollator",
     "SampleReader",
+    "SilentSample",
     "gather_media",
     "load_batches",
     "load_samples",
@@ -52,6 +53,10 @@ class BadSample:
 
     id: str
     reason: str
+
+
+class SilentSample(BadSample):
+    """A sample without audio track that is left out as `skip_silent` asks, and not counted as bad."""
 
 
 @dataclass
@@ -176,14 +181,14 @@ class BatchReader(Dataset[Batch]):
             for ref in self._sampler[number]:
                 sample = self._read(ref, failures)
                 # Not an exception: a worker process would wrap it, and the failures must be reported.
-                if sample is None:
-                    last = failures[-1]
-                    why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}"
+                if isinstance(sample, BadSample):
+                    last = f"{sample.id}: {sample.reason}"
+                    why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last}"
                     return Batch(number, {}, [], [], failures, gave_up=why)
                 samples.append(sample)
         return self._collate(samples, number, failures)
 
-    def _read(self, ref: SampleRef, failures: list[BadSample]) -> ProcessedSample | None:
+    def _read(self, ref: SampleRef, failures: list[BadSample]) -> ProcessedSample | BadSample:
         index = ref.index
         for attempt in range(MAX_REPLACEMENTS):
             # The CPU's generator alone: that of a GPU belongs to the training step.
@@ -191,10 +196,11 @@ class BatchReader(Dataset[Batch]):
             sample = _process(self._tables[ref.dataset][index], self._processors[ref.dataset])
             if isinstance(sample, ProcessedSample):
                 return sample
-            failures.append(sample)
+            if not isinstance(sample, SilentSample):
+                failures.append(sample)
             # The replacement keeps the place in the batch and its seed. Only the example is another one.
             index = self._sampler.replacement(ref, attempt)
-        return None
+        return sample
 
 
 class SampleReader(Dataset[ProcessedSample | BadSample]):
@@ -214,6 +220,9 @@ def _process(example: Example, processor: SampleProcessor) -> ProcessedSample | 
     # Any other error is a bug, not a bad sample, and stops the run.
     try:
         return processor(example)
+    except NoAudioTrackError as error:
+        kind = SilentSample if processor.skip_silent else BadSample
+        return kind(example.id, str(error))
     except (MediaError, DatasetError) as error:
         return BadSample(example.id, str(error))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from video_llama.checkpoints.language_model import named_template
 from video_llama.constants import IGNORE_INDEX
 from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import ConfigError, DatasetError
@@ -45,7 +46,6 @@ Turn = tuple[Content, str]
 
 _KINDS = ("image", "audio")
 _LLAVA_MARK = "<image>"
-_DIALOGUE_TEMPLATES = {"vicuna": "instruct_vicuna", "llama_v2": "video_llama_2"}
 
 
 def build_caption_sample(
@@ -167,9 +167,9 @@ def dialogue_template(model_type: str) -> Conversation:
     Raises:
         ConfigError: there is no such name.
     """
-    name = _DIALOGUE_TEMPLATES.get(model_type, model_type)
-    if name not in conv_templates:
-        known = ", ".join(sorted({*_DIALOGUE_TEMPLATES, *conv_templates}))
+    name = named_template(model_type, learnt=True)
+    if name is None:
+        known = ", ".join(sorted({"llama_v2", "vicuna", *conv_templates}))
         raise ConfigError(f"unknown model_type {model_type!r} of an instruction dataset. Known: {known}")
     return conv_templates[name]
 

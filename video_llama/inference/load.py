@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from video_llama.checkpoints.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
-from video_llama.checkpoints.language_model import check_language_model
+from video_llama.checkpoints.language_model import check_language_model, named_template
 from video_llama.checkpoints.load import (
     build_processor,
     check_sizes,
@@ -35,21 +35,20 @@ from video_llama.checkpoints.quantization import quantization_config
 from video_llama.checkpoints.trained_run import find_trained_run
 from video_llama.checkpoints.weight_files import open_weights
 from video_llama.config import ModelConfig
-from video_llama.conversation import conv_templates
+from video_llama.conversation import SeparatorStyle, conv_templates
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.inference.cache import MAX_ITEMS
 from video_llama.inference.engine import VideoLlama
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.processor.prompt import end_token_ids
 from video_llama.registry import MODELS
 from video_llama.utils.devices import LESS_TO_LOAD, computing_on, resolve_device, resolve_dtype
 
 __all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
 
 logger = logging.getLogger(__name__)
-
-# The conversation template that a `model_type` of the original asks for; any other leaves it to the language model.
-_TEMPLATES = {"pretrain_vicuna": "v1", "vicuna": "v1", "pretrain_llama_v2": "llama_2", "llama_v2": "llama_2"}
 
 # What to load (the files of the original layout, or a folder that `save_pretrained` wrote), the configuration to build,
 # and the conversation template; None for the weights' own.
@@ -174,7 +173,7 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     files = OriginalFiles(language_model, unread, unread, config=find_config(folders))
     whole = configured_config(config, files)
     whole.use_audio = use_audio
-    return build_processor(whole, language_model, _TEMPLATES.get(config.model_type))
+    return build_processor(whole, language_model, named_template(config.model_type))
 
 
 def _locate(
@@ -213,7 +212,7 @@ def _locate_configured(section: ModelConfig, for_training: bool = False, is_run:
             "model.ckpt_2 must name the checkpoint of the audio branch (AL_*.pth), or set equip_audio_branch: False"
         )
     files = configured_files(section)
-    return files, configured_config(section, files), _TEMPLATES.get(section.model_type)
+    return files, configured_config(section, files), named_template(section.model_type)
 
 
 def _saved_config(folder: Path, audio: bool | None) -> VideoLlamaConfig:
@@ -253,7 +252,21 @@ def _load(
         quantization_config=options.get("quantization_config"),
         skeleton=skeleton,
     )
-    return VideoLlama(load_model(source, config, dtype, skeleton=skeleton, **options), processor)
+    model = load_model(source, config, dtype, skeleton=skeleton, **options)
+    _end_at_template(model, processor)
+    return VideoLlama(model, processor)
+
+
+def _end_at_template(model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor) -> None:
+    """End answers at what ends them in the tokenizer's chat template, too: some models have another token for EOS."""
+    template = conv_templates[processor.conv_template]
+    if template.sep_style is not SeparatorStyle.CHAT_TEMPLATE:
+        return
+    ends = end_token_ids(template, processor.tokenizer)
+    known = model.generation_config.eos_token_id
+    if known is not None:
+        ends = [*([known] if isinstance(known, int) else known), *ends]
+    model.generation_config.eos_token_id = list(dict.fromkeys(ends))
 
 
 @contextlib.contextmanager

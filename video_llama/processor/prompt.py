@@ -13,14 +13,17 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from video_llama.conversation import Conversation
 from video_llama.prompt_parts import Placeholder, PromptPart, Text, parse_placeholders, render_parts
 
 __all__ = [
     "EncodedPrompt",
     "Prompt",
     "RenderedPrompt",
+    "begins_with_bos",
     "check_positions",
     "encode_parts",
+    "end_token_ids",
     "find_visual_kinds",
     "parse_prompts",
 ]
@@ -158,16 +161,34 @@ def encode_parts(
     return prompt
 
 
+def end_token_ids(template: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that end an answer in a template, in order; none if plain text ends it.
+
+    Raises:
+        ConfigError: the template cannot be written with this tokenizer.
+    """
+    conversation = template.copy()
+    conversation.messages = [[template.roles[0], "?"], [template.roles[1], "!"]]
+    sample = encode_parts(conversation.get_parts(tokenizer), tokenizer, {}, {})
+    learnt = [token for token, is_answer in zip(sample.input_ids, sample.is_answer, strict=True) if is_answer]
+    specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [token for token in learnt if token in specials]
+
+
 def _bos_ids(parts: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return BOS for tokenizers that put it in front of text, unless the template brings its own."""
-    # The ids of an empty text show whether the tokenizer puts BOS in front.
-    start: list[int] = tokenizer("").input_ids[:1]
-    if not start or start[0] != tokenizer.bos_token_id:
+    if not begins_with_bos(tokenizer):
         return []
     first = parts[0] if parts else None
     if isinstance(first, Text) and first.trusted and first.text.startswith(tokenizer.bos_token):
         return []
-    return start
+    return [tokenizer.bos_token_id]
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer puts BOS in front of text: the ids of an empty text show it."""
+    start: list[int] = tokenizer("").input_ids[:1]
+    return bool(start) and start[0] == tokenizer.bos_token_id
 
 
 def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:

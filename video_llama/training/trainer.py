@@ -21,6 +21,7 @@ from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
+from video_llama.data.templates import bind_template
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
 from video_llama.registry import MODELS
@@ -123,6 +124,9 @@ class Trainer:
             common: dict[str, Any] = {"images_as_audio": images_as_audio, "features": store}
             self.datasets = build_datasets(config, self.processor, training=True, **common)
             self.valid_datasets = build_datasets(config, self.processor, training=False, **common)
+        if self.datasets:
+            # What loads the run's folder asks in the template that was learnt.
+            self.config = bind_template(config, self.processor, self.datasets[0].encoder.text.template)
 
         compiled = CompiledLayers(self.model) if run.compile else None
         self.learner = Learner(self.accelerator, self.model, run, self._filler, compiled)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from video_llama.constants import IGNORE_INDEX
-from video_llama.data.batches import BadSample, DataCollator, SampleReader, gather_media
+from video_llama.data.batches import BadSample, DataCollator, SampleReader, SilentSample, gather_media
 from video_llama.data.build import EncodedDataset
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
 from video_llama.errors import DatasetError
@@ -87,7 +87,7 @@ def validate(
     for indices in _shares(accelerator, len(dataset.examples), batch_size, max_batches):
         items = [reader[index] for index in indices]
         samples = [item for item in items if not isinstance(item, BadSample)]
-        failures = [item for item in items if isinstance(item, BadSample)]
+        failures = [item for item in items if isinstance(item, BadSample) and not isinstance(item, SilentSample)]
         note_bad(failures)
         sums[4] += len(failures)
         # A process without a sample of its own computes with any other one if the weights are sharded.

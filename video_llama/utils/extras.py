@@ -12,10 +12,12 @@ __all__ = ["EXTRAS", "how_to_install", "import_extra", "is_installed", "require_
 
 EXTRAS = {
     "bitsandbytes": "quantization",
+    "datasets": "datasets",
     "decord": "decord",
     "gradio": "demo",
     "matplotlib": "plots",
     "pillow_heif": "heif",
+    "pyarrow": "datasets",
     "pycocoevalcap": "metrics",
     "tensorboard": "trackers",
     "wandb": "trackers",
