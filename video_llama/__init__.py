@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from video_llama.config import load_config
     from video_llama.conversation import Conversation, conv_templates
+    from video_llama.data.collator import VideoLlamaDataCollator
     from video_llama.inference.chat import Chat
     from video_llama.inference.engine import VideoLlama
     from video_llama.inference.generation import GenerationOptions
@@ -29,6 +30,7 @@ _HOME = {
     "GenerationOptions": "video_llama.inference.generation",
     "VideoLlama": "video_llama.inference.engine",
     "VideoLlamaConfig": "video_llama.model",
+    "VideoLlamaDataCollator": "video_llama.data.collator",
     "VideoLlamaForConditionalGeneration": "video_llama.model",
     "VideoLlamaModel": "video_llama.model",
     "VideoLlamaProcessor": "video_llama.model",
@@ -44,6 +46,7 @@ __all__ = [
     "GenerationOptions",
     "VideoLlama",
     "VideoLlamaConfig",
+    "VideoLlamaDataCollator",
     "VideoLlamaForConditionalGeneration",
     "VideoLlamaModel",
     "VideoLlamaProcessor",

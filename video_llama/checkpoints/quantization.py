@@ -16,9 +16,6 @@ from video_llama.utils.extras import require_extra
 
 __all__ = ["prepare_quantized_layers", "quantization_config"]
 
-# The branches, where quantization costs accuracy and saves little, and the output layer.
-NOT_QUANTIZED = ["video_branch", "audio_branch", "language_model.lm_head"]
-
 
 def quantization_config(load_in_8bit: bool, load_in_4bit: bool, device: torch.device) -> BitsAndBytesConfig | None:
     """Return what `from_pretrained` takes; 4 bit is nf4 with quantized scales, computed in half precision.
@@ -32,13 +29,12 @@ def quantization_config(load_in_8bit: bool, load_in_4bit: bool, device: torch.de
         raise ConfigError("choose one of load_in_8bit (low_resource) and load_in_4bit")
     require_extra("bitsandbytes", "8 and 4 bit")
     if load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[*NOT_QUANTIZED])
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=resolve_dtype("auto", device),
-        llm_int8_skip_modules=[*NOT_QUANTIZED],
     )
 
 

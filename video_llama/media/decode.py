@@ -186,6 +186,17 @@ class ClipDecoder:
         with open_source(source, self.allow_urls) as file:
             return cast(DecodedClip, _named(self._video(file.path), file))
 
+    def length(self, source: Any) -> tuple[int, float]:
+        """Return how many frames a video file has, and how many a second.
+
+        Raises:
+            MediaError: the file is no video, or is damaged.
+        """
+        open_reader = _find_reader(self.video_reader)
+        size = self.image_size
+        with open_source(source, self.allow_urls) as file, open_reader(file.path, size, size) as video:
+            return video.num_frames, video.fps
+
     def _video(self, path: str) -> DecodedClip:
         open_reader = _find_reader(self.video_reader)
         with open_reader(path, self.image_size, self.image_size) as video:

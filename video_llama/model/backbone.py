@@ -18,7 +18,7 @@ from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import ChunkSize
 from video_llama.model.frozen import in_own_precision, keep_frozen_parts_evaluating
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
-from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE
+from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE, let_gradients_through, spare_parts
 from video_llama.model.video_branch import VideoBranch
 from video_llama.model.weight_names import to_model_places
 
@@ -59,6 +59,8 @@ def decoder_inputs(
         kwargs: the cache, under either name, and what is passed on as it is.
     """
     # `cache` is the name in newer versions of transformers.
+    # What processors may add for models that mask images otherwise.
+    kwargs.pop("mm_token_type_ids", None)
     past = kwargs.pop("past_key_values", None)
     past = kwargs.pop("cache", past)
     if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -138,15 +140,22 @@ class VideoLlamaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does; a `device_map` may name parts as files do (`language_model`, `video_branch`)."""
+        """Load as transformers does, but never quantize the branches and the output layer.
+
+        A `device_map` may name parts as files do (`language_model`, `video_branch`).
+        """
         if "device_map" in kwargs:
             kwargs["device_map"] = to_model_places(kwargs["device_map"])
+        if "quantization_config" in kwargs:
+            kwargs["quantization_config"] = spare_parts(kwargs["quantization_config"])
         return super().from_pretrained(*args, **kwargs)
 
     def train(self, mode: bool = True) -> VideoLlamaPreTrainedModel:
         """Set the mode as torch does, except that frozen parts stay in evaluation mode, without dropout."""
         if not mode:
             return super().train(mode)
+        if getattr(self, "is_quantized", False):
+            let_gradients_through(self)
         # It sets the mode of every module; torch's own walk would do so once more for each model within.
         keep_frozen_parts_evaluating(self)
         return self

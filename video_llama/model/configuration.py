@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
 
+from video_llama.model.precision import spare_parts
+
 __all__ = ["ImageBindTrunkConfig", "VideoLlamaConfig", "VideoLlamaVisionConfig"]
 
 
@@ -154,6 +156,9 @@ class VideoLlamaConfig(PreTrainedConfig):
             self.image_token_id = vocab_size
         if self.audio_token_id is None:
             self.audio_token_id = vocab_size + 1
+        # A folder that was saved quantized says what was left alone, by the names of that time.
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = spare_parts(kwargs["quantization_config"])
         super().__post_init__(**kwargs)
 
 

@@ -236,6 +236,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
             (batch, new_tokens), int64: the new tokens only, or `transformers`' generation output if asked for.
         """
         media = pop_media(kwargs)
+        kwargs.pop("mm_token_type_ids", None)
         if inputs_embeds is None:
             inputs_embeds = self.get_inputs_embeds(input_ids, **media)
         if attention_mask is None:

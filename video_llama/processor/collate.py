@@ -45,9 +45,12 @@ def pad_items(items: Sequence[Tensor], device: torch.device | str | None = None)
     return stacked, mask.to(device, non_blocking=device.type == "cuda")
 
 
-def pad_ids(prompts: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
-    """Stack prompts as input_ids and attention_mask, (prompts, longest), int64 each."""
-    length = max(len(prompt) for prompt in prompts)
+def pad_ids(
+    prompts: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"], length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Stack prompts as input_ids and attention_mask, (prompts, length), int64 each; by default of the longest one."""
+    if length is None:
+        length = max(len(prompt) for prompt in prompts)
 
     def fill(prompt: Sequence[int], value: int) -> list[int]:
         padding = [value] * (length - len(prompt))

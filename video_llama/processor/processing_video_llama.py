@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any
 
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
+from video_llama.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
 from video_llama.conversation import conv_templates
-from video_llama.errors import ConfigError
+from video_llama.errors import ConfigError, MessagesError
 from video_llama.media.image import ImageInput
-from video_llama.processor.collate import pad_ids, pad_items
-from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.batch import BatchOptions, make_batch, text_types
+from video_llama.processor.jinja import write_jinja
+from video_llama.processor.media_processor import AudioInput, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader, Messages
 from video_llama.processor.prompt import (
     Prompt,
     RenderedPrompt,
+    begins_with_bos,
     check_positions,
     encode_parts,
     find_visual_kinds,
     parse_prompts,
 )
-from video_llama.processor.tensor_like import as_segments
-from video_llama.prompt_parts import PromptPart
+from video_llama.processor.request import MediaRequest
+from video_llama.prompt_parts import PromptPart, Text
 
 __all__ = ["VideoLlamaProcessor"]
 
@@ -46,7 +50,8 @@ class VideoLlamaProcessor(ProcessorMixin):
         num_audio_query_tokens: ids that one audio item takes.
         use_audio: the model has an audio branch; without it audio items are errors.
         conv_template: name of the conversation template that the weights were trained with.
-        chat_template: not used; transformers passes it.
+        chat_template: not used; transformers passes what it finds in `chat_template.jinja`, which is always that of
+            `conv_template`.
 
     Raises:
         ConfigError: an unknown template, or a placeholder id that the tokenizer can produce.
@@ -72,7 +77,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         conv_template: str = "llama_2",
         chat_template: str | None = None,
     ) -> None:
-        super().__init__(tokenizer, chat_template=chat_template)
+        super().__init__(tokenizer, chat_template=None)
         if conv_template not in conv_templates:
             known = ", ".join(sorted(conv_templates))
             raise ConfigError(f"unknown conversation template {conv_template!r}. Known: {known}")
@@ -92,6 +97,18 @@ class VideoLlamaProcessor(ProcessorMixin):
         self.num_audio_query_tokens = num_audio_query_tokens
         self.use_audio = use_audio
         self.conv_template = conv_template
+        bos = tokenizer.bos_token if begins_with_bos(tokenizer) else ""
+        # For other programs: this class writes prompts by parts, which keep typed text apart.
+        self.chat_template = write_jinja(conv_templates[conv_template], bos) or tokenizer.chat_template
+
+    # A video and an image are the same to the model: frames.
+    image_token = video_token = IMAGE_PLACEHOLDER
+    audio_token = AUDIO_PLACEHOLDER
+
+    @property
+    def video_token_id(self) -> int:
+        """Return the id that marks the features of a video: that of images."""
+        return self.image_token_id
 
     @property
     def placeholder_ids(self) -> dict[str, int]:
@@ -118,10 +135,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         videos: VideoItem | Sequence[VideoItem] | None = None,
         images: ImageItem | Sequence[ImageItem] | None = None,
         audios: AudioItem | Sequence[AudioItem] | None = None,
-        padding: bool | Literal["longest"] = True,
-        padding_side: Literal["left", "right"] = "left",
-        return_tensors: str = "pt",
-        allow_urls: bool = False,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Process prompts and their media into model inputs.
 
@@ -132,39 +146,48 @@ class VideoLlamaProcessor(ProcessorMixin):
             videos: whatever `MediaProcessor.process_video` reads, `VideoFrames`, or floating point tensors
                 (frames, 3, height, width) as the model takes them; the audio track of files is not read. A list
                 holds those of all prompts, in order of appearance.
-            images: whatever `process_image` reads, or as for videos. With videos given too, `<Image>` or `<Video>`
-                before a position says which it is.
-            audios: whatever `process_audio` reads, `AudioSegments`, or tensors (segments, 1, bins, frames).
-            padding: False requires prompts of equal length.
-            padding_side: left for generation, right for training.
-            allow_urls: download media that are http or https addresses.
+            images: whatever `process_image` reads, or as for videos; also lists of them, one for each prompt. With
+                videos given too, `<Image>` or `<Video>` before a position says which it is.
+            audios: whatever `process_audio` reads, `AudioSegments`, or tensors (segments, 1, bins, frames). `audio` is
+                another name for it.
+            kwargs: the fields of `MediaRequest` (`num_frames`, `fps`, `video_metadata`, …) and of `BatchOptions`
+                (`padding`, `padding_side`, `max_length`, …); also in transformers' groups (`videos_kwargs={…}`).
 
         Returns:
             input_ids, attention_mask: (prompts, length), int64.
             pixel_values: (items, frames, 3, height, width), with videos or images.
             audio_values: (audios, segments, 1, bins, frames), with audio.
             frame_mask, segment_mask: (items, frames), (audios, segments), bool; only where items are padded.
+            video_metadata: a list, one `VideoMetadata` for each video, with `return_metadata`.
 
         Raises:
+            TypeError: an unknown keyword.
             ValueError: media and positions do not match, or prompts of unequal length without padding.
             MediaError: a file cannot be read.
         """
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors can only be 'pt', not {return_tensors!r}")
+        kwargs = _ungrouped(kwargs)
+        audio = kwargs.pop("audio", None)
+        if audio is not None and audios is not None:
+            raise TypeError("audio and audios are two names of one argument; give one")
+        request, options = self._split(kwargs)
         prompts = parse_prompts(text)
-        media = self._media(allow_urls)
-        visuals = _order_visuals(media, prompts, _as_list(videos), _as_list(images))
-        read_audios = [_read_audio(media, item) for item in _as_list(audios)]
-        return self._batch(prompts, visuals, read_audios, padding, padding_side)
+        visuals = _order_visuals(request, prompts, _as_list(videos), _flat_list(images))
+        read_audios = [request.read_audio(item) for item in _as_list(audios if audio is None else audio)]
+        # What `apply_chat_template` wrote begins as chats do; other strings as the caller says.
+        are_chats = isinstance(text, RenderedPrompt) or any(isinstance(prompt, RenderedPrompt) for prompt in text)
+        return self._batch(prompts, visuals, read_audios, request, options, options.add_special_tokens or are_chats)
 
     def apply_chat_template(
         self,
         conversation: Messages | Sequence[Messages],
+        chat_template: str | None = None,
+        *,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
         load_audio_from_video: bool = False,
-        allow_urls: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Write messages with media items in the conversation template that belongs to the weights.
@@ -174,35 +197,82 @@ class VideoLlamaProcessor(ProcessorMixin):
                 `{"type": "image" | "video" | "audio", "path": …}`, as in training (docs/own_data.md); typed text stays
                 text. User and assistant take
                 turns after an optional system message; consecutive user messages are joined by a space.
+            chat_template: None, or the processor's own.
             add_generation_prompt: end with the beginning of an answer.
+            continue_final_message: leave the last answer open, to be continued.
             tokenize: True returns model inputs. False returns strings, to be passed to `__call__` with the media. Both
                 read the files, since the text names the frames that were sampled; only with False an item may name no
                 file, and then has no such sentence.
             return_dict: with `tokenize`, False returns the input_ids alone.
             load_audio_from_video: read the audio tracks of all videos that have one, if the model has an audio branch.
                 By default a video is its frames, and an audio item of the same file right behind it adds its audio.
-            allow_urls: download media that are http or https addresses.
-            kwargs: padding, padding_side and return_tensors of `__call__`.
+            processor_kwargs, kwargs: keywords of `__call__`.
 
         Raises:
             MessagesError: a `ValueError`: as `MessageReader.fill`.
+            ConfigError: another `chat_template`, in which typed text could not be kept apart from media.
             MediaError: a file cannot be read.
         """
+        if chat_template not in (None, self.chat_template):
+            raise ConfigError(
+                f"prompts are written in the conversation template {self.conv_template!r} of the weights, not in "
+                "another chat_template; leave it out, or set conv_template"
+            )
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("add_generation_prompt begins a new answer, continue_final_message goes on with one")
+        # Trainers and pipelines pass these empty; no template here takes them.
+        kwargs = {name: value for name, value in kwargs.items() if value or name not in ("tools", "documents")}
+        request, options = self._split(_ungrouped({**(processor_kwargs or {}), **kwargs}))
         # One conversation is a list of messages (mappings); several are a list of such lists.
         is_single = not conversation or not isinstance(conversation[0], Sequence)
         conversations: Any = [conversation] if is_single else conversation
         reader = MessageReader(
-            self._media(allow_urls),
+            request,
             read_audio=self.use_audio and load_audio_from_video,
             has_audio=self.use_audio,
             allow_unnamed=not tokenize,
         )
         prompts = [self._parts(messages, add_generation_prompt, reader) for messages in conversations]
+        if continue_final_message:
+            prompts = [_open_answer(prompt, messages) for prompt, messages in zip(prompts, conversations, strict=True)]
         if not tokenize:
+            request.check_used()
             rendered = [RenderedPrompt(parts) for parts in prompts]
             return rendered[0] if is_single else rendered
-        batch = self(prompts, videos=[*reader.visuals], audios=[*reader.audios], **kwargs)
+        audios = [request.read_audio(item) for item in reader.audios]
+        batch = self._batch(prompts, reader.visuals, audios, request, options, add_bos=True)
         return batch if return_dict else batch["input_ids"]
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Any = None, video_sizes: Any = None, audio_lengths: Any = None, **kwargs: Any
+    ) -> MultiModalData:
+        """Return how many ids each item takes: always the same number, whatever its size. vLLM asks this."""
+        numbers: dict[str, list[int]] = {}
+        if image_sizes is not None:
+            numbers["num_image_tokens"] = [self.num_video_query_tokens] * len(image_sizes)
+            numbers["num_image_patches"] = [1] * len(image_sizes)
+        if video_sizes is not None:
+            numbers["num_video_tokens"] = [self.num_video_query_tokens] * len(video_sizes)
+        if audio_lengths is not None:
+            numbers["num_audio_tokens"] = [self.num_audio_query_tokens] * len(audio_lengths)
+        return MultiModalData(**numbers)
+
+    def _split(self, kwargs: dict[str, Any]) -> tuple[MediaRequest, BatchOptions]:
+        """Return the keywords of `__call__` by what they are for.
+
+        Raises:
+            TypeError: an unknown keyword.
+        """
+        known: list[dict[str, Any]] = []
+        for kind in (MediaRequest, BatchOptions):
+            names = {field.name for field in fields(kind) if field.init} - {"media"}
+            known.append({name: kwargs.pop(name) for name in names if name in kwargs})
+        if kwargs:
+            raise TypeError(
+                f"unknown keyword(s) of the processor: {', '.join(sorted(kwargs))}. Known are the fields of "
+                "MediaRequest and BatchOptions; batches with labels are made by VideoLlamaDataCollator"
+            )
+        return MediaRequest(self.media_processor, **known[0]), BatchOptions(**known[1])
 
     def _parts(self, messages: Messages, add_generation_prompt: bool, reader: MessageReader) -> list[PromptPart]:
         conversation = conv_templates[self.conv_template].copy()
@@ -211,33 +281,43 @@ class VideoLlamaProcessor(ProcessorMixin):
             conversation.append_message(conversation.roles[1], None)
         return conversation.get_parts(self.tokenizer)
 
-    def _media(self, allow_urls: bool) -> MediaProcessor:
-        if not allow_urls:
-            return self.media_processor
-        return replace(self.media_processor, allow_urls=True)
-
     def _batch(
         self,
         prompts: Sequence[Sequence[PromptPart]],
-        visuals: list[Tensor],
+        visuals: list[Any],
         audios: list[Tensor],
-        padding: bool | str,
-        padding_side: Literal["left", "right"],
+        request: MediaRequest,
+        options: BatchOptions,
+        add_bos: bool,
     ) -> BatchFeature:
         check_positions(prompts, "image", len(visuals), "videos and images")
         check_positions(prompts, "audio", len(audios), "audio items")
-        lengths = self.placeholder_lengths
-        encoded = [encode_parts(prompt, self.tokenizer, self.placeholder_ids, lengths) for prompt in prompts]
-        ids = [prompt.input_ids for prompt in encoded]
-        if not padding and len({len(prompt) for prompt in ids}) > 1:
-            raise ValueError("prompts of unequal length cannot form a batch; pass padding=True")
-        batch: dict[str, Tensor | None] = {}
-        batch["input_ids"], batch["attention_mask"] = pad_ids(ids, self.tokenizer.pad_token_id, padding_side)
-        if visuals:
-            batch["pixel_values"], batch["frame_mask"] = pad_items(visuals)
-        if audios:
-            batch["audio_values"], batch["segment_mask"] = pad_items(audios)
-        return BatchFeature({name: tensor for name, tensor in batch.items() if tensor is not None})
+        request.check_used()
+        ids, lengths, tokenizer = self.placeholder_ids, self.placeholder_lengths, self.tokenizer
+        encoded = [encode_parts(prompt, tokenizer, ids, lengths, add_bos) for prompt in prompts]
+        side = tokenizer.truncation_side
+        encoded = [options.truncate(prompt, [*ids.values()], side) for prompt in encoded]
+        tensors = [getattr(item, "pixel_values", item) for item in visuals]
+        batch = make_batch(encoded, tensors, audios, tokenizer.pad_token_id, options)
+        if options.return_mm_token_type_ids:
+            is_video = [_is_video(item) for item in visuals]
+            batch["mm_token_type_ids"] = text_types(
+                batch["input_ids"], self.image_token_id, self.audio_token_id, is_video, lengths["image"]
+            )
+        if request.return_metadata:
+            batch["video_metadata"] = [request.metadata_of(item) for item in visuals if _is_video(item)]
+        return batch
+
+
+def _ungrouped(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords of transformers' groups (`text_kwargs={…}`) as plain ones."""
+    plain: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        if name in ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs"):
+            plain |= value or {}
+        else:
+            plain[name] = value
+    return plain
 
 
 def _as_list(items: Any) -> list[Any]:
@@ -246,38 +326,45 @@ def _as_list(items: Any) -> list[Any]:
     return list(items) if isinstance(items, list) else [items]
 
 
+def _flat_list(images: Any) -> list[Any]:
+    """Return images as one list, also of lists of images for each prompt."""
+    flat: list[Any] = []
+    for item in _as_list(images):
+        flat += _as_list(item)
+    return flat
+
+
+def _is_video(item: Any) -> bool:
+    """Whether frames are a video's; a tensor of one frame is an image."""
+    kind = getattr(item, "kind", None)
+    return len(item) > 1 if kind is None else kind == "video"
+
+
+def _open_answer(parts: list[PromptPart], messages: Messages) -> list[PromptPart]:
+    """Return a prompt without what ends its last answer.
+
+    Raises:
+        MessagesError: there is no last answer, or it says nothing.
+    """
+    answers = [place for place, part in enumerate(parts) if isinstance(part, Text) and part.answer and not part.trusted]
+    if not messages or messages[-1].get("role") != "assistant" or not answers:
+        raise MessagesError("continue_final_message needs a last message of the assistant that says something")
+    return parts[: answers[-1] + 1]
+
+
 def _order_visuals(
-    media: MediaProcessor, prompts: Sequence[Sequence[PromptPart]], videos: list[Any], images: list[Any]
-) -> list[Tensor]:
+    request: MediaRequest, prompts: Sequence[Sequence[PromptPart]], videos: list[Any], images: list[Any]
+) -> list[Any]:
     """Return the frames of all videos and images in the order of their positions in the prompts."""
     # One list alone is in the order of the positions already, so no tags are needed.
     if not videos or not images:
-        return [_read_frames(media, item, is_image=bool(images)) for item in videos or images]
+        return [request.read_frames(item, is_image=bool(images)) for item in videos or images]
     ordered = []
     given = {"video": videos, "image": images}
     # The tag before each position says from which list the next item comes.
     for kind in find_visual_kinds(prompts):
         if given[kind]:
-            ordered.append(_read_frames(media, given[kind].pop(0), is_image=kind == "image"))
+            ordered.append(request.read_frames(given[kind].pop(0), is_image=kind == "image"))
     if videos or images:
         raise ValueError(f"{len(videos)} video(s) and {len(images)} image(s) have no place in the text")
     return ordered
-
-
-def _read_frames(media: MediaProcessor, item: Any, is_image: bool) -> Tensor:
-    # Other tensors are pixels of uint8.
-    if isinstance(item, Tensor) and item.is_floating_point():
-        return item
-    if isinstance(item, VideoFrames):
-        return item.pixel_values
-    if is_image:
-        return media.process_image(item).pixel_values
-    return media.process_video(item, audio=False)[0].pixel_values
-
-
-def _read_audio(media: MediaProcessor, item: Any) -> Tensor:
-    if isinstance(item, Tensor):
-        return as_segments(item)
-    if not isinstance(item, AudioSegments):
-        item = media.process_audio(item)
-    return media.adapt_audio(item).values

@@ -20,6 +20,7 @@ __all__ = [
     "EncodedPrompt",
     "Prompt",
     "RenderedPrompt",
+    "begins_with_bos",
     "check_positions",
     "encode_parts",
     "end_token_ids",
@@ -176,14 +177,18 @@ def end_token_ids(template: Conversation, tokenizer: PreTrainedTokenizerBase) ->
 
 def _bos_ids(parts: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return BOS for tokenizers that put it in front of text, unless the template brings its own."""
-    # The ids of an empty text show whether the tokenizer puts BOS in front.
-    start: list[int] = tokenizer("").input_ids[:1]
-    if not start or start[0] != tokenizer.bos_token_id:
+    if not begins_with_bos(tokenizer):
         return []
     first = parts[0] if parts else None
     if isinstance(first, Text) and first.trusted and first.text.startswith(tokenizer.bos_token):
         return []
-    return start
+    return [tokenizer.bos_token_id]
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer puts BOS in front of text: the ids of an empty text show it."""
+    start: list[int] = tokenizer("").input_ids[:1]
+    return bool(start) and start[0] == tokenizer.bos_token_id
 
 
 def _encode_run(run: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
