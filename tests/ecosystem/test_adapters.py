@@ -40,9 +40,7 @@ def train(model: Any, batch: dict[str, torch.Tensor], steps: int = 4) -> list[fl
 
 
 def answer(model: Any, processor: VideoLlamaProcessor) -> str:
-    inputs = processor.apply_chat_template(
-        ask("video", VIDEO, ABOUT_VIDEO), add_generation_prompt=True, tokenize=True
-    )
+    inputs = processor.apply_chat_template(ask("video", VIDEO, ABOUT_VIDEO), add_generation_prompt=True, tokenize=True)
     new = model.eval().generate(**inputs, max_new_tokens=30)
     return str(processor.batch_decode(new, skip_special_tokens=True)[0])
 

@@ -48,7 +48,9 @@ def test_the_collator_learns_answers_only_and_keeps_all_media(
     model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor
 ) -> None:
     batch = VideoLlamaDataCollator(processor)(rows())
-    assert all(text.strip().startswith(ANSWER) and len(text) < len(ANSWER) + 8 for text in learnt_text(processor, batch))
+    assert all(
+        text.strip().startswith(ANSWER) and len(text) < len(ANSWER) + 8 for text in learnt_text(processor, batch)
+    )
     assert batch["pixel_values"].shape[:2] == (2, processor.media_processor.num_frames)
     assert batch["frame_mask"][1].tolist() == [True] + [False] * (processor.media_processor.num_frames - 1)
     assert len(batch["audio_values"]) == 1
