@@ -73,6 +73,8 @@ def test_a_key_depends_on_all_that_features_depend_on(tmp_path: Path, picture: P
         key(store, picture, kind="video"),
         key(store, picture, name="audio_pixel_values"),
         key(store, picture, media=more_frames),
+        store.key(MediaSource(str(picture), start_seconds=1.0), "image", "pixel_values", MEDIA),
+        store.key(MediaSource(str(picture), end_seconds=1.0), "image", "pixel_values", MEDIA),
         key(make_store(tmp_path, encoding="int8"), picture),
         key(make_store(tmp_path, fingerprints={**FINGERPRINTS, "pixel_values": "new eyes"}), picture),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import MakeAudio, MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, WriteText, write_picture
+from tests.media.barcode import ClipSpec, read_barcode, write_clip
 from video_llama.config import BuildInfo, DatasetConfig
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.annotations import KeyCheck
@@ -18,7 +20,8 @@ from video_llama.data.datasets import build_examples
 from video_llama.data.examples import Example, media_kinds
 from video_llama.data.packing import pack_examples
 from video_llama.data.rows import read_row
-from video_llama.errors import DatasetError
+from video_llama.errors import ConfigError, DatasetError, MediaError
+from video_llama.evaluation.captions import load_captions
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 ANSWER = {"role": "assistant", "content": "A dog."}
@@ -249,10 +252,76 @@ def test_an_instruction_of_video_chat_2_precedes_its_question(
 
 
 @pytest.mark.parametrize(
+    ("part", "numbers", "said"),
+    [
+        ({"start": 2.0, "end": 4.0}, [20, 30], "sampled at 0.0, 1.0 seconds."),
+        ({"end": 4}, [0, 20], "sampled at 0.0, 2.0 seconds."),
+        ({"start": 5.0}, [50, 55], "sampled at 0.0, 0.5 seconds."),
+        ({"start": None, "end": None}, [0, 30], "sampled at 0.0, 3.0 seconds."),
+    ],
+)
+def test_a_part_that_video_chat_2_names_is_what_is_seen(
+    part: dict[str, Any],
+    numbers: list[int],
+    said: str,
+    make_encoder: MakeEncoder,
+    processor: VideoLlamaProcessor,
+    write: WriteText,
+    tmp_path: Path,
+) -> None:
+    # Sixty numbered frames in six seconds.
+    clip = write_clip(tmp_path, ClipSpec("mp4"))
+    info = BuildInfo(anno_dir=str(write("a.json", video_chat(video=str(clip), **part))), videos_dir="/")
+    [example] = build_examples("webvid_instruct", DatasetConfig(build_info=info))
+    # Larger frames than the model's, so that the numbers can be read.
+    encode = make_encoder(max_txt_len=200, media=dataclasses.replace(processor.media_processor, image_size=96))
+    sample = encode(example)
+    frames = sample.media[0].values.permute(0, 2, 3, 1).numpy()
+    assert [read_barcode(frame) for frame in frames] == numbers
+    assert said in " ".join(str(processor.tokenizer.decode(sample.input_ids)).split())
+
+
+def test_a_part_that_video_chat_2_names_is_what_is_heard(
+    make_encoder: MakeEncoder, write: WriteText, tmp_path: Path
+) -> None:
+    # Silent but for a beep at 4.3 seconds.
+    clip = write_clip(tmp_path, ClipSpec("mp4"))
+    loudest = []
+    for start, end in ((1.0, 3.0), (4.0, 5.0), (5.0, None)):
+        file = write("a.json", video_chat(video=str(clip), start=start, end=end))
+        settings = DatasetConfig(data_type="audio", build_info=BuildInfo(anno_dir=str(file), videos_dir="/"))
+        [example] = build_examples("webvid_instruct", settings)
+        loudest.append(float(make_encoder(max_txt_len=200)(example).media[0].values.max()))
+    assert loudest[1] > loudest[0] + 0.5
+    assert loudest[1] > loudest[2] + 0.5
+
+
+@pytest.mark.parametrize(
     ("fields", "cause"),
-    [({"start": 1.0, "end": 2.0}, "entry 0: 'start' of an entry"), ({"audio": "a.wav"}, "'audio' of an entry names")],
+    [
+        ({"start": 2.0, "end": 2.0}, "no time between 'start' 2.0 and 'end' 2.0"),
+        ({"start": -1}, "'start' is -1, not a number of seconds"),
+        ({"end": "00:03"}, "'end' is '00:03', not a number of seconds"),
+        ({"start": float("nan")}, "'start' is nan"),
+        ({"start_time": 1.0}, "entry 0: 'start_time' of an entry"),
+        ({"audio": "a.wav"}, "'audio' of an entry names"),
+    ],
 )
 def test_other_keys_of_video_chat_2_are_refused(fields: dict[str, Any], cause: str, write: WriteText) -> None:
     info = BuildInfo(anno_dir=str(write("a.json", video_chat(**fields))), videos_dir="/")
     with pytest.raises(DatasetError, match=cause):
         build_examples("webvid_instruct", DatasetConfig(build_info=info))
+
+
+def test_a_part_behind_the_end_is_a_bad_sample_and_is_not_packed_or_evaluated(
+    make_encoder: MakeEncoder, write: WriteText, tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path, ClipSpec("mp4"))
+    file = write("a.json", video_chat(video=str(clip), start=9.0))
+    [example] = build_examples("webvid_instruct", DatasetConfig(build_info=BuildInfo(str(file), videos_dir="/")))
+    with pytest.raises(MediaError, match=r"the video ends after 6\.00 seconds, before 9\.0 seconds"):
+        make_encoder(max_txt_len=200)(example)
+    with pytest.raises(DatasetError, match=r"a part of .*cut the clip before"):
+        pack_examples([example], tmp_path / "shards")
+    with pytest.raises(ConfigError, match="only whole files are evaluated"):
+        load_captions("webvid_instruct", file, tmp_path, data_type="video")

@@ -21,6 +21,7 @@ __all__ = [
     "read_entries",
     "read_json",
     "read_json_lines",
+    "read_part",
     "read_table",
     "required_list",
     "required_text",
@@ -218,6 +219,21 @@ def required_list(entry: Any, key: str, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise DatasetError(f"{where}: {key!r} must be a list that is not empty")
     return value
+
+
+def read_part(entry: Mapping[str, Any], where: str) -> tuple[float | None, float | None]:
+    """Return `start` and `end` of an entry, in seconds; None where the part begins or ends with the file.
+
+    Raises:
+        DatasetError: they are no numbers, or no time is between them.
+    """
+    start, end = entry.get("start"), entry.get("end")
+    for key, value in (("start", start), ("end", end)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
+            raise DatasetError(f"{where}: {key!r} is {value!r}, not a number of seconds")
+    if end is not None and end <= (start or 0):
+        raise DatasetError(f"{where}: no time between 'start' {start} and 'end' {end}")
+    return start, end
 
 
 _MEDIA_KEYS = {name + ending for name in get_args(Modality) for ending in ("", "s", "_path", "_url")}

@@ -16,6 +16,7 @@ from video_llama.data.annotations import (
     find_files,
     read_entries,
     read_json,
+    read_part,
     read_table,
     required_list,
     required_text,
@@ -160,18 +161,25 @@ def read_llava_instruct(place: _Place) -> Iterator[Example]:
 @DATASETS.register("webvid_instruct")
 @DATASETS.register("webvid_instruct_zh")
 def read_webvid_instruct(place: _Place) -> Iterator[Example]:
-    """Read VideoChat's instructions: a list of `{"video", "QA": [{"q", "a"}, …]}`, of VideoChat2's with `i`."""
+    """Read VideoChat's instructions: a list of `{"video", "QA": [{"q", "a"}, …]}`.
+
+    VideoChat2's entries may name a part of the file (`start`, `end`), and their pairs an instruction `i`.
+    """
     folder, file = place.folder("videos_dir"), place.folder("anno_dir")
     keys = KeyCheck()
     for number, entry in enumerate(_entries(read_json(file), file)):
         where = f"{file}, entry {number}"
         video = required_text(entry, "video", where)
-        keys.check(entry, ("video", "QA"), "an entry", where)
+        keys.check(entry, ("video", "QA", "start", "end"), "an entry", where)
         text = {"QA": required_list(entry, "QA", where)}
         for pair in text["QA"]:
             if isinstance(pair, Mapping):
                 keys.check(pair, ("i", "q", "a"), "a question", where)
-        yield Example(f"{place.name}/{number}:{video}", place.kind, MediaSource(str(folder / video)), text)
+        start, end = read_part(entry, where)
+        source = MediaSource(str(folder / video), start_seconds=start, end_seconds=end)
+        if source.is_part and place.kind == "image":
+            raise DatasetError(f"{where}: 'start' and 'end' of an image (data_type: images)")
+        yield Example(f"{place.name}/{number}:{video}", place.kind, source, text)
 
 
 @DATASETS.register("messages")

@@ -43,6 +43,7 @@ class MediaSource:
         name: within the shard; None for a file of its own.
         offset, size: in bytes, within the shard.
         content: the bytes themselves, of a file that a row holds; `path` then names the rows.
+        start_seconds, end_seconds: the part of a video or of its audio; None is its start or its end.
     """
 
     path: str
@@ -50,6 +51,13 @@ class MediaSource:
     offset: int = 0
     size: int = 0
     content: bytes | None = field(default=None, repr=False)
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+    @property
+    def is_part(self) -> bool:
+        """Return whether it is a part of the file only."""
+        return self.start_seconds is not None or self.end_seconds is not None
 
     @property
     def is_absent(self) -> bool:
@@ -88,7 +96,10 @@ def fields_of(source: MediaSource | None) -> list[Any] | None:
     """Return the fields of a source on disk, for `MediaSource(*fields)`."""
     if source is None:
         return None
-    return [source.path, source.name, source.offset, source.size]
+    fields: list[Any] = [source.path, source.name, source.offset, source.size]
+    if source.is_part:
+        fields += [None, source.start_seconds, source.end_seconds]
+    return fields
 
 
 def media_sources(example: Example) -> list[MediaSource]:

@@ -79,6 +79,8 @@ class FeatureStore:
         """
         # All that the features depend on goes into the key. Sorted keys give the same text in every process.
         settings = {"media": media.to_dict(), "kind": kind, "input": name, "encoder": self.fingerprints[name]}
+        if source.is_part:
+            settings["part"] = {"start": source.start_seconds, "end": source.end_seconds}
         parts = [self._content_digest(source), json.dumps(settings, sort_keys=True), self.encoding]
         return _digest("\n".join(parts).encode())
 

@@ -221,6 +221,8 @@ def _suffixes(example: Example) -> dict[MediaSource, str]:
         if example.source is None:
             suffixes[source] = f"{number}.{suffix or 'bin'}"
             continue
+        if source.is_part:
+            raise DatasetError(f"{example.id}: a part of {source.path}; cut the clip before (ffmpeg -ss START -to END)")
         if f".{suffix}" not in SUFFIXES[example.kind]:
             known = ", ".join(SUFFIXES[example.kind])
             raise DatasetError(

@@ -24,6 +24,7 @@ from video_llama.data.tokenization import (
     video_instruct_turns,
 )
 from video_llama.errors import DatasetError
+from video_llama.media.audio import read_window
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader
 
@@ -195,11 +196,16 @@ class SampleProcessor:
             if found is not None:
                 return MediaInput(name, found.values, key, found.message, is_encoded=True, kind=kind)
         with open_media(source) as path:
-            item = self._decode(kind, path)
+            item = self._decode(kind, path, source)
         message = item.message if isinstance(item, VideoFrames) else ""
         return MediaInput(name, _values(item, self.media), key, message, kind=kind)
 
-    def _decode(self, kind: Modality, path: str | os.PathLike[str]) -> VideoFrames | AudioSegments:
+    def _decode(self, kind: Modality, path: str | os.PathLike[str], source: MediaSource) -> VideoFrames | AudioSegments:
+        start, end = source.start_seconds, source.end_seconds
+        if source.is_part and kind == "video":
+            return self.media.finish_frames(self.media.decoder(audio=False).video(path, start, end))
+        if source.is_part:
+            return self.media.finish_segments(read_window(path, start or 0.0, end, self.media.segment_settings))
         if kind == "video":
             return self.media.process_video(path, audio=False)[0]
         return self.media.process_image(path) if kind == "image" else self.media.process_audio(path)

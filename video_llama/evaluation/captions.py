@@ -91,6 +91,8 @@ def load_captions(
         example = examples[number]
         if example.source is None:
             raise ConfigError(f"{example.id}: names its files within messages; such sets have no captions to compare")
+        if example.source.is_part:
+            raise ConfigError(f"{example.id}: a part of {example.source.path}; only whole files are evaluated")
         question, reference = _first_turn(example)
         key = (example.source, question)
         if key not in found:

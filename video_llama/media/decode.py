@@ -173,19 +173,20 @@ class ClipDecoder:
             reason = f"cannot be read: {describe_error(error)}"
             return 1, [MediaError(describe_source(source), reason)]
 
-    def video(self, source: Any) -> DecodedClip:
-        """Decode the frames of a whole video and, if `audio` is true, its audio; the file is opened once.
+    def video(self, source: Any, start_seconds: float | None = None, end_seconds: float | None = None) -> DecodedClip:
+        """Decode the frames of a video and, if `audio` is true, its audio; the file is opened once.
 
         Args:
             source: as for `open_source`, or frames in memory: see `FramesInMemory`.
+            start_seconds, end_seconds: this part of a file only, as if it had been cut out.
 
         Raises:
-            MediaError: the file is no video, or is damaged; an array that is no video.
+            MediaError: the file is no video, is damaged, or ends before the part; an array that is no video.
         """
         if not is_file(source):
             return self._frames_in_memory(source)
         with open_source(source, self.allow_urls) as file:
-            return cast(DecodedClip, _named(self._video(file.path), file))
+            return cast(DecodedClip, _named(self._video(file.path, start_seconds, end_seconds), file))
 
     def length(self, source: Any) -> tuple[int, float]:
         """Return how many frames a video file has, and how many a second.
@@ -198,10 +199,10 @@ class ClipDecoder:
         with open_source(source, self.allow_urls) as file, open_reader(file.path, size, size) as video:
             return video.num_frames, video.fps
 
-    def _video(self, path: str) -> DecodedClip:
+    def _video(self, path: str, start: float | None = None, end: float | None = None) -> DecodedClip:
         open_reader = _find_reader(self.video_reader)
         with open_reader(path, self.image_size, self.image_size) as video:
-            return self._window(video, path)
+            return self._window(video, path, start, end)
 
     def _frames_in_memory(self, source: Any) -> DecodedClip:
         """Sample frames in memory; it is not known when they appear."""
@@ -251,6 +252,8 @@ class ClipDecoder:
     def _window(
         self, video: VideoReader, path: str | os.PathLike[str], start: float | None = None, end: float | None = None
     ) -> DecodedClip:
+        if end is not None:
+            start = start or 0.0
         decoded = sample_window(video, path, self.num_frames, self.sample, start, end)
         times = decoded.times_seconds
         if start is not None:
