@@ -48,6 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in commands(OWN_DATA)[:3]:
         run(command, folder)
     (folder / "data/mine/train.jsonl").write_text(blocks(OWN_DATA, "jsonl")[0], encoding="utf-8")
+    (folder / "data/mine/captions.csv").write_text(blocks(OWN_DATA, "csv")[0], encoding="utf-8")
     (folder / "data/mine/train.yaml").write_text(blocks(OWN_DATA, "yaml")[0], encoding="utf-8")
     return folder
 
