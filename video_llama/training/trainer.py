@@ -92,7 +92,7 @@ class Trainer:
             check_shared_folder(self.accelerator, self.folder)
             checkpoints = self.folder / "checkpoints"
             self._resumed_from = agree_on_checkpoint(self.accelerator, run.resume_ckpt_path, checkpoints)
-        self.metric_logger = MetricLogger(self.accelerator, self.folder)
+        self.metric_logger = MetricLogger(self.accelerator, self.folder, exclusive=not leaves_run_alone)
         if datasets is None:
             index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
             self.accelerator.wait_for_everyone()
