@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
 
 from video_llama.config import ModelConfig, load_config
 from video_llama.errors import CheckpointError
+from video_llama.model.parts import AUDIO_PARTS, trained_parts
 
 __all__ = ["CONFIG_FILE", "checkpoint_name", "find_trained_run", "newest_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pth")
@@ -41,9 +45,13 @@ def find_trained_run(path: str | os.PathLike[str]) -> ModelConfig | None:
         checkpoint, folder = newest, path
     config = load_config(folder / CONFIG_FILE).model
     # A checkpoint of a run holds only what was trained. A frozen branch keeps the file that the configuration names.
-    if not config.frozen_audio_Qformer:
+    trained = trained_parts(config)
+    if trained & AUDIO_PARTS:
         config.ckpt_2 = str(checkpoint)
-    if not (config.frozen_video_Qformer and config.frozen_llama_proj):
+    elif config.ckpt_2 is None and config.equip_audio_branch:
+        logger.info("%s: the run had no weights for the audio branch (model.ckpt_2); the model is built without", path)
+        config.equip_audio_branch = False
+    if trained - AUDIO_PARTS:
         config.ckpt = str(checkpoint)
     return config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = ["Learner", "StepOutput", "TrainingStopped", "teaching_inputs"]
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20
+_BRANCHES = ("video_branch", "audio_branch")
 
 
 class TrainingStopped(VideoLlamaError):
@@ -65,6 +66,11 @@ def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device
     return {**inputs, "placeholders": placeholders, "answers_only": True, "use_cache": False}
 
 
+def _reached_branches(batch: Batch) -> set[str]:
+    """Return the branches that the media of a batch lead to, by their names in the model."""
+    return {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
+
+
 class Learner:
     """A model with its optimizer, on one process or many.
 
@@ -97,11 +103,14 @@ class Learner:
             weight_decay=run.weight_decay,
             beta2=run.beta2,
             is_scaled=accelerator.scaler is not None,
+            part_lr=run.part_lr,
         )
+        # Kept here, because a checkpoint brings the rates of its own step along.
+        self._rate_factors = [group["lr"] / run.init_lr if run.part_lr else 1.0 for group in optimizer.param_groups]
         # `prepare` may wrap the model. The plain one is kept for its configuration and its mode.
         self._inner = model
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
-        # Trained parameters by the part of the model that holds them: video_branch, audio_branch. Not before `prepare`,
+        # Trained parameters by what of the model holds them: a branch, language_model. Not before `prepare`,
         # which may replace parameters by this process's share of them.
         self._trained: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
@@ -134,18 +143,19 @@ class Learner:
         self._seed(iteration)
         # The rate of the group's last iteration: the original sets a rate at every iteration and steps at the last.
         lr = self._schedule.lr(iteration + len(group) - 1)
-        for parameters in self._optimizer.param_groups:
-            parameters["lr"] = lr
+        for parameters, factor in zip(self._optimizer.param_groups, self._rate_factors, strict=True):
+            parameters["lr"] = lr * factor
         with contextlib.ExitStack() as context:
             if self._compiled is not None:
                 context.enter_context(self._compiled.in_use())
-            loss_sum = self._backward(group, num_tokens)
+            sums = self._backward(group, num_tokens)
         # `tolist` is the only place in a step that waits for a GPU.
-        loss, norm = torch.stack([loss_sum, self._clip().to(loss_sum)]).tolist()
+        norm, loss, *reached = torch.cat([self._clip().to(sums)[None], sums]).tolist()
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         # After an overflow of float16 the scaler itself skips the step, and lowers its scale.
         overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
         if is_finite or overflowed:
+            self._forget_gradients(branch for branch, number in zip(_BRANCHES, reached, strict=True) if not number)
             self._optimizer.step()
             self._skipped_in_a_row = 0
         else:
@@ -155,7 +165,11 @@ class Learner:
         return StepOutput(loss, norm, lr, is_skipped=not is_finite)
 
     def _backward(self, group: Sequence[Batch], num_tokens: float) -> Tensor:
-        """Sum up the gradients; return the mean loss over all answer tokens of all processes, (), float64."""
+        """Sum up the gradients, and return what all processes have in common.
+
+        Returns:
+            (1 + branches,), float64: the mean loss over all answer tokens; how many batches led to each branch.
+        """
         losses: list[Tensor] = []
         for number, batch in enumerate(group, start=1):
             with contextlib.ExitStack() as context:
@@ -168,10 +182,12 @@ class Learner:
                 loss = self._loss(batch)
                 self._accelerator.backward(loss * (share * self._accelerator.num_processes))
             losses.append(loss.detach().double() * share)
+        led_to = [float(sum(branch in _reached_branches(batch) for batch in group)) for branch in _BRANCHES]
         total = torch.stack(losses).sum()
+        sums = torch.cat([total[None], torch.tensor(led_to, dtype=total.dtype, device=total.device)])
         if self._accelerator.num_processes > 1:
-            total = self._accelerator.reduce(total, "sum")
-        return total
+            sums = self._accelerator.reduce(sums, "sum")
+        return sums
 
     def _loss(self, batch: Batch) -> Tensor:
         if self._filler is not None:
@@ -181,11 +197,20 @@ class Learner:
             return loss
         # A batch of plain text leads to no branch. DDP would wait for the gradients of the branch that trains, so they
         # are made zero instead of absent.
-        reached = {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
-        unreached = [parameter for part, held in self._trained.items() if part not in reached for parameter in held]
-        if unreached:
-            loss = loss + sum(parameter.sum() for parameter in unreached) * 0.0
+        for branch in set(_BRANCHES) - _reached_branches(batch):
+            for parameter in self._trained.get(branch, ()):
+                loss = loss + parameter.sum() * 0.0
         return loss
+
+    def _forget_gradients(self, branches: Iterable[str]) -> None:
+        """Take the gradients away from branches that no batch of any process led to.
+
+        They are zero, and with a gradient of zero the optimizer would still decay the weights, and move them on by what
+        it remembers of earlier steps.
+        """
+        for branch in branches:
+            for parameter in self._trained.get(branch, ()):
+                parameter.grad = None
 
     def _clip(self) -> Tensor:
         """Clip the gradient to `run.max_grad_norm`, if that is set; return its norm before, ()."""

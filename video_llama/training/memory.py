@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.training.optim import TrainedParts, freeze_for_training
+from video_llama.model.parts import freeze_for_training
 
 __all__ = ["TrainingMemory", "TrainingSample", "estimate_training_memory", "language_model_saved_bytes"]
 
@@ -46,7 +47,7 @@ class TrainingMemory:
 
 def estimate_training_memory(
     config: VideoLlamaConfig,
-    parts: TrainedParts,
+    parts: Collection[str],
     sample: TrainingSample,
     *,
     batch_size: int,
@@ -81,11 +82,11 @@ def estimate_training_memory(
     saved = language_model_saved_bytes(text, sample.num_tokens, bytes_per_value, checkpointing)
     # Logits, their float32 copy, its log-softmax, and the gradient of one of them.
     saved += sample.num_answer_tokens * text.vocab_size * (bytes_per_value + 3 * 4)
-    if parts.video:
+    if "video_qformer" in parts:
         states = config.num_query_tokens * sample.num_frames
         values = _qformer_saved_values(config.video_qformer_config, states, config.num_video_query_tokens)
         saved += values * bytes_per_value
-    if parts.audio:
+    if "audio_qformer" in parts:
         values = _qformer_saved_values(config.audio_qformer_config, sample.num_segments, config.num_audio_query_tokens)
         saved += values * bytes_per_value
     # Weights, gradients and both moments of what trains are float32.

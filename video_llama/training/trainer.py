@@ -20,9 +20,10 @@ from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
-from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
+from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, index_shards
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
+from video_llama.model.parts import freeze_for_training, trained_parts
 from video_llama.registry import MODELS
 from video_llama.training.checkpoints import (
     TrainingState,
@@ -39,12 +40,8 @@ from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Learner, StepOutput
 from video_llama.training.metric_logger import MetricLogger
 from video_llama.training.monitor import StepTotals, TrainWindow, build_monitor, device_peak_flops
-from video_llama.training.optim import (
-    TrainedParts,
-    freeze_for_training,
-    trained_branches,
-)
 from video_llama.training.processes import build_accelerator, describe_processes, is_sharded, sum_over_processes
+from video_llama.training.reach import Reach, check_reach, sends_images_to_audio
 from video_llama.training.settings import check_settings
 from video_llama.training.torch_settings import CompiledLayers, check_compiler, prepare_determinism, training_switches
 from video_llama.training.validation import ValidationReport, validate
@@ -82,7 +79,6 @@ class Trainer:
         self.config, run = config, config.run
         # Everything that can be wrong with the configuration is found before anything large is loaded.
         check_settings(config)
-        parts = trained_branches(config.model)
         if run.deterministic:
             prepare_determinism()
         dtype = config.model.dtype if model is None else model.model.video_branch.query_tokens.dtype
@@ -100,13 +96,16 @@ class Trainer:
             index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
             self.accelerator.wait_for_everyone()
 
-        images_as_audio = _trains_audio_on_images(config, parts)
+        images_as_audio = sends_images_to_audio(config)
+        has_model = model is not None
+        if datasets is None and not leaves_run_alone:
+            check_reach(config, Reach.of_sections(config), has_model=has_model)
         # Weights that no checkpoint holds start from random values.
         set_seed(run.seed)
         if model is None:
             model = self._build_model(images_as_audio)
         self.processor, self.model = model.processor, model.model
-        freeze_for_training(self.model, parts)
+        freeze_for_training(self.model, trained_parts(config.model))
         if self._is_sharded:
             # Processes may have different numbers of frames, but all must run the encoders equally often.
             self.model.set_chunk_size(None)
@@ -123,6 +122,8 @@ class Trainer:
             common: dict[str, Any] = {"images_as_audio": images_as_audio, "features": store}
             self.datasets = build_datasets(config, self.processor, training=True, **common)
             self.valid_datasets = build_datasets(config, self.processor, training=False, **common)
+            if not leaves_run_alone:
+                check_reach(config, Reach.of_datasets(config, self.datasets), has_model=has_model)
 
         compiled = CompiledLayers(self.model) if run.compile else None
         self.learner = Learner(self.accelerator, self.model, run, self._filler, compiled)
@@ -389,10 +390,3 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def _trains_audio_on_images(config: Config, parts: TrainedParts) -> bool:
-    """Whether the audio branch trains on images, as in the original; messages name their audio files themselves."""
-    return parts.audio and any(
-        section.data_type != "audio" and not holds_messages(name, section) for name, section in config.datasets.items()
-    )
