@@ -30,6 +30,7 @@ from video_llama.errors import CheckpointError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import to_saved_name
 from video_llama.processor.tokenizer import load_tokenizer
 
 STD = 0.02
@@ -112,7 +113,7 @@ class RandomWeights(Weights):
     def __init__(self, config: VideoLlamaConfig, dtype: torch.dtype, seed: int) -> None:
         with torch.device("meta"):
             model = VideoLlamaForConditionalGeneration(config).to(dtype)
-        super().__init__(Path("random"), model.state_dict())
+        super().__init__(Path("random"), {to_saved_name(name): value for name, value in model.state_dict().items()})
         self._seed = seed
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:

@@ -54,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, lists, shards")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="captions as JSON lines")
     parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder, file or hub id")
+    parser.add_argument(
+        "--model-base", metavar="PATH", help="the language model, if it is not in the folder of --model"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="the question about every clip")
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", help="clips answered together (what fits a GPU; 8 on a CPU)"
@@ -85,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--compile",
         action="store_true",
         help="also fuse that step with torch.compile (takes seconds at the start)",
+    )
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="download inputs that are http or https addresses (also of lists)"
     )
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     parser.add_argument(
@@ -183,8 +189,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
-    if arguments.video_reader is not None:
-        begun_with["video_reader"] = arguments.video_reader
+    for name in ("video_reader", "model_base"):
+        if getattr(arguments, name) is not None:
+            begun_with[name] = getattr(arguments, name)
     file = CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume)
     todo = sum(not file.is_complete(clip.id) for clip in clips)
     where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
@@ -193,11 +200,13 @@ def run(arguments: argparse.Namespace) -> int:
     if todo:
         model = load_pretrained_model(
             arguments.model,
+            arguments.model_base,
             device=device,
             dtype=arguments.dtype,
             load_in_8bit=arguments.load_in_8bit,
             load_in_4bit=arguments.load_in_4bit,
             audio=None if arguments.audio else False,
+            allow_urls=arguments.allow_urls,
         )
         workers = arguments.workers
         if workers is None:

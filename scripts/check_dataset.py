@@ -92,6 +92,9 @@ def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int
             f"  {check.num_changed:8d} of {check.num_words} words of captions changed by the text processor "
             "(clean_captions: False takes them as they are)",
         )
+    if check.num_silent:
+        advice = "are left out (skip_silent)" if check.skips_silent else "are bad; skip_silent: True leaves them out"
+        lines.insert(-1, f"  {check.num_silent:8d} without the audio track that they name: they {advice}")
     lines += [f"    {bad.id}: {bad.reason}" for bad in check.bad[:NUM_NAMED]]
     if len(check.bad) > NUM_NAMED:
         lines.append(f"    and {len(check.bad) - NUM_NAMED} more (--bad FILE writes all)")

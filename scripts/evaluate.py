@@ -4,11 +4,13 @@
     python scripts/evaluate.py --model video-llama-tiny --data data/clipworld-test --json figures.json
     python scripts/evaluate.py --model video-llama-tiny --data data/clipworld-test --ablate shuffle_frames
     python scripts/evaluate.py --model FOLDER --dataset webvid --data annotations/ --media videos/
+    python scripts/evaluate.py --model FOLDER --dataset messages --data mine.jsonl --media videos/ --json answers.json
 
 Of a generated corpus (examples/tiny_world/README.md), the model is given the files alone, encoded once more under new
 names, and an answer is right if it names the right value and no other. With --dataset, in the layouts of docs/data.md,
 captions (of dialogues: first answers) are compared with the annotated ones: BLEU, ROUGE-L and CIDEr, by pycocoevalcap
-(pip install 'video_llama[metrics]').
+(pip install 'video_llama[metrics]'). Of datasets of messages, every question of every dialogue is asked, each after the
+annotated answers to those before it, and answers are compared by exact match, F1 of words and ROUGE-L.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/ is not installed
 
@@ -40,12 +43,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
     parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (64; with --dataset 16)")
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
-    captions = parser.add_argument_group("captions of a dataset")
-    captions.add_argument("--dataset", metavar="NAME", help="webvid, cc_sbu_align, … as in configurations")
+    captions = parser.add_argument_group("captions and dialogues of a dataset")
+    captions.add_argument("--dataset", metavar="NAME", help="webvid, cc_sbu_align, messages, … as in configurations")
     captions.add_argument("--media", type=Path, metavar="DIR", help="folder of the media files that --data names")
     captions.add_argument("--data-type", choices=["video", "images", "audio"], help="how files are read")
     captions.add_argument("--prompt", metavar="TEXT", help="asked where the annotations hold no question")
-    captions.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of a caption (64)")
+    captions.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (64)")
+    captions.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="processes that read dialogues' media (2)"
+    )
     return parser
 
 
@@ -126,6 +132,57 @@ def evaluate_captions(arguments: argparse.Namespace) -> dict[str, object]:
     return what_is_evaluated(arguments) | {"dataset": arguments.dataset} | figures | {"answers": answers}
 
 
+def evaluate_dialogues(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return metrics over all questions of a dataset of messages, overall and by turn, and all answers."""
+    from tqdm import tqdm
+
+    from video_llama.errors import ConfigError
+    from video_llama.evaluation.ablation import apply_to_model
+    from video_llama.evaluation.dialogues import answer_examples, dialogue_metrics, load_dialogues
+    from video_llama.inference.load import load_pretrained_model
+
+    if arguments.ablate in ("audio", "shuffle_frames", "swap_audio"):
+        raise ConfigError(f"--ablate {arguments.ablate} changes the media, which dialogues do not allow")
+    if arguments.prompt is not None:
+        raise ConfigError("--prompt is for captions: dialogues have questions of their own")
+    places = (arguments.dataset, arguments.data, arguments.media, arguments.data_type)
+    examples = load_dialogues(*places, limit=arguments.limit)
+    model = load_pretrained_model(arguments.model, device=arguments.device, half=False, verbose=False)
+    apply_to_model(arguments.ablate, model)
+    with tqdm(total=len(examples), desc="asking", unit="dialogue") as bar:
+        settings = (arguments.batch_size or 16, arguments.max_new_tokens, arguments.workers)
+        results = answer_examples(model, examples, *settings, advance=bar.update)
+    answers = results.answers
+    if not answers:
+        raise ConfigError(f"no dialogue could be asked: {next(iter(results.unusable.items()), arguments.data)}")
+    by_turn = {
+        str(turn): {
+            "questions": sum(answer.turn == turn for answer in answers),
+            **dialogue_metrics([answer for answer in answers if answer.turn == turn]),
+        }
+        for turn in sorted({answer.turn for answer in answers})
+    }
+    return (
+        what_is_evaluated(arguments)
+        | {"dataset": arguments.dataset, "dialogues": len({answer.id for answer in answers})}
+        | {"questions": len(answers), "unusable": results.unusable, "metrics": dialogue_metrics(answers)}
+        | {"by_turn": by_turn, "answers": [answer.as_json() for answer in answers]}
+    )
+
+
+def format_dialogues(report: dict[str, Any]) -> str:
+    """Return the metrics as a table in Markdown, with a row for each turn, and what could not be asked."""
+    unusable = report["unusable"]
+    head = f"{report['questions']} questions of {report['dialogues']} dialogues; {len(unusable)} could not be asked"
+    lines = [head, *(f"  {id_}: {error}" for id_, error in unusable.items())]
+    names = list(report["metrics"])
+    lines += ["", f"| turn | questions | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    rows = {**report["by_turn"], "all": {"questions": report["questions"], **report["metrics"]}}
+    for turn, row in rows.items():
+        lines.append(f"| {turn} | {row['questions']} | {' | '.join(f'{row[name]:.4f}' for name in names)} |")
+    return "\n".join(lines)
+
+
 def what_is_evaluated(arguments: argparse.Namespace) -> dict[str, object]:
     return {"model": arguments.model, "data": str(arguments.data), "ablated": arguments.ablate}
 
@@ -145,15 +202,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     from examples.tiny_world.evaluation.report import format_table
     from video_llama.errors import VideoLlamaError
+    from video_llama.evaluation.captions import DATA_TYPES
 
+    run: Callable[[argparse.Namespace], dict[str, Any]] = evaluate_dialogues
+    show: Callable[[dict[str, Any]], str] = format_dialogues
+    if arguments.dataset is None:
+        run, show = evaluate, format_table
+    elif arguments.dataset in DATA_TYPES:
+        run, show = evaluate_captions, format_metrics
     try:
-        report = evaluate(arguments) if arguments.dataset is None else evaluate_captions(arguments)
+        report = run(arguments)
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except (VideoLlamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(format_table(report) if arguments.dataset is None else format_metrics(report))
+    print(show(report))
     return 0
 
 

@@ -28,7 +28,8 @@ LAYERS = [
     {"checkpoints"},
     {"inference"},
     {"captioning", "data"},
-    {"training", "evaluation", "demo"},
+    {"training", "evaluation", "demo", "integrations"},
+    {"compat"},
 ]
 
 

@@ -175,3 +175,67 @@ def test_importing_the_package_or_reading_help_loads_no_torch() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     )
     assert not {"torch", "transformers", "decord", "av"} & set(modules)
+
+
+# The mistakes of the configurations that came with the original
+
+
+ORIGINAL = """
+model:
+  arch: video_llama
+  model_type: pretrain_vicuna or pretrain_llama_v2
+  llama_model: "ckpt/first/" or "ckpt/second/"  or 'ckpt/third'
+  imagebind_ckpt_path: "ckpt/imagebind_path/"
+  end_sym: "###" or "</s>" # either
+  imagebind_ckpt_path: "ckpt/imagebind_path/"
+datasets:
+  cc_sbu_align:
+    data_type: images
+      build_info:
+        storage: path/cc_sbu_align/
+
+      vis_processor:
+        train:
+          name: "blip2_image_train"
+  webvid:
+    data_type: video
+run:
+  init_lr: 1e-4
+"""
+
+
+def test_the_mistakes_of_the_originals_files_are_repaired_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "original.yaml"
+    path.write_text(ORIGINAL)
+    config = load_config(path)
+    assert config.model.llama_model == "ckpt/first/"
+    assert config.model.model_type == "pretrain_vicuna"
+    assert config.model.end_sym == "###"
+    assert config.model.imagebind_ckpt_path == "ckpt/imagebind_path/"
+    assert config.datasets["cc_sbu_align"].build_info.storage == "path/cc_sbu_align/"
+    assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_train"
+    assert config.datasets["webvid"].data_type == "video"
+    assert config.run.init_lr == 1e-4
+    said = caplog.text
+    assert 'line 5 offers several values; the first counts: llama_model: "ckpt/first/"' in said
+    assert 'line 7 offers several values; the first counts: end_sym: "###"' in said
+    assert "line 6: the key 'imagebind_ckpt_path' is there twice, with the same value" in said
+    assert "line 12 is indented below a key that has a value" in said
+    assert "model.model_type offers several values" in said
+
+
+def test_a_key_with_two_different_values_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text("model:\n  ckpt: a\n  ckpt: b\n")
+    with pytest.raises(ConfigError, match=r"two\.yaml: .*duplicate key ckpt.*line 3"):
+        load_config(path)
+
+
+def test_text_with_or_in_it_is_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "text.yaml"
+    path.write_text("model:\n  ckpt: this or that\n  prompt_template: 'one\n    or: two'\n")
+    model = load_config(path).model
+    assert (model.ckpt, model.prompt_template) == ("this or that", "one or: two")
+    assert caplog.text == ""

@@ -111,5 +111,5 @@ def test_the_layers_in_how_to_contribute_are_those_that_are_checked() -> None:
 
     text = read("CONTRIBUTING.md")
     section = text[text.index("## The layers") : text.index("## Add a dataset")]
-    listed = re.split(r"^\d\. ", section, flags=re.MULTILINE)[1:]
+    listed = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
     assert [set(re.findall(r"`video_llama/(\w+)", layer)) for layer in listed] == LAYERS

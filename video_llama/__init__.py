@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from video_llama.inference.engine import VideoLlama
     from video_llama.inference.generation import GenerationOptions
     from video_llama.inference.load import build_model, load_pretrained_model
+    from video_llama.model.backbone import VideoLlamaModel
     from video_llama.model.configuration import VideoLlamaConfig
     from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
     from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -29,6 +30,7 @@ _HOME = {
     "VideoLlama": "video_llama.inference.engine",
     "VideoLlamaConfig": "video_llama.model",
     "VideoLlamaForConditionalGeneration": "video_llama.model",
+    "VideoLlamaModel": "video_llama.model",
     "VideoLlamaProcessor": "video_llama.model",
     "build_model": "video_llama.inference.load",
     "conv_templates": "video_llama.conversation",
@@ -43,6 +45,7 @@ __all__ = [
     "VideoLlama",
     "VideoLlamaConfig",
     "VideoLlamaForConditionalGeneration",
+    "VideoLlamaModel",
     "VideoLlamaProcessor",
     "__version__",
     "build_model",

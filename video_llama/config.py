@@ -31,6 +31,7 @@ from video_llama.schema import (
     ProcessorSplits,
     RunConfig,
 )
+from video_llama.utils.yaml_repair import first_alternative, repair_yaml
 
 __all__ = [
     "BuildInfo",
@@ -120,11 +121,13 @@ def find_out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Return the values of a file by dotted key, with references to environment variables and other keys resolved."""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
+    try:
+        values = OmegaConf.to_container(_parse_yaml(path, text), resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except OmegaConfBaseException as error:
@@ -134,6 +137,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: must hold sections such as model: and run:, but is a {type(values).__name__}")
     return dict(_leaves(values))
+
+
+def _parse_yaml(path: Path, text: str) -> Any:
+    """Parse a configuration; one of the original's, which are not valid YAML, is repaired with warnings.
+
+    Raises:
+        yaml.YAMLError: there is more wrong with it.
+    """
+    try:
+        return OmegaConf.create(text)
+    except yaml.YAMLError:
+        repaired, messages = repair_yaml(text)
+        if not messages:
+            raise
+        parsed = OmegaConf.create(repaired)
+    for message in messages:
+        logger.warning("%s, %s", path, message)
+    return parsed
 
 
 def _one_line(error: Exception) -> str:
@@ -186,14 +207,19 @@ def _set(config: Any, key: str, value: Any) -> None:
         if value is not None:
             raise ConfigError(f"{key} must be a section with keys of its own, but is {value!r}")
         return
+    choices = rules.get("choices")
     # One name may stand where a list of names is meant.
-    if isinstance(value, str) and list[str] in (expected, *get_args(expected)) and rules.get("choices"):
+    if choices and isinstance(value, str) and list[str] in (expected, *get_args(expected)):
         value = [value]
+    first = first_alternative(value)
+    if choices and first in choices:
+        # The original's files write `model_type: pretrain_vicuna or pretrain_llama_v2`, which is one text to YAML.
+        logger.warning("%s offers several values (%s); the first counts: %s", key, value, first)
+        value = first
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key} must be {_type_name(expected)}, but is {value!r}") from error
-    choices = rules.get("choices")
     for item in value if isinstance(value, list) else [value]:
         if choices and item is not None and item not in choices:
             raise ConfigError(f"{key} must be one of {', '.join(choices)}, but is {item!r}")

@@ -276,9 +276,7 @@ def _write_chat_template(conv: Conversation, tokenizer: Any) -> list[PromptPart]
         messages.pop()
     names = {conv.roles[0]: "user", conv.roles[1]: "assistant", "system": "system"}
     around = _template_text(tokenizer, [names[role] for role, _ in messages], answer_follows)
-    # An answer ends with the first special token behind it, which the model has to learn.
-    specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    end_of_answer = re.compile("|".join(rf"\s*{re.escape(token)}" for token in specials))
+    end_of_answer = _end_pattern(tokenizer)
     parts: list[PromptPart] = [Text(around[0], trusted=True)]
     for (role, content), after in zip(messages, around[1:], strict=True):
         answer = role == conv.roles[1]
@@ -287,6 +285,19 @@ def _write_chat_template(conv: Conversation, tokenizer: Any) -> list[PromptPart]
             cut = ending.end()
         parts += [*_body(content, answer), Text(after[:cut], True, answer), Text(after[cut:], True)]
     return parts
+
+
+def _end_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Return the pattern of what ends an answer, which the model has to learn.
+
+    It is the first special token behind the answer, or special tokens up to EOS: Phi-3 ends a turn by `<|end|>`, and a
+    conversation by EOS behind it.
+    """
+    specials = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    first = "|".join(rf"\s*{token}" for token in specials)
+    if not specials or not tokenizer.eos_token:
+        return re.compile(first)
+    return re.compile(rf"(?:{first})*?\s*{re.escape(tokenizer.eos_token)}|{first}")
 
 
 def _template_text(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool) -> list[str]:
@@ -299,7 +310,16 @@ def _template_text(tokenizer: Any, roles: Sequence[str], add_generation_prompt: 
         )
     # Characters of the private-use area stand in for the contents: no template uses them.
     turns = [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    # What is asked must be written as what is learnt, and no answer that is learnt begins with its reasoning.
+    options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False}
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception as error:
+        # A template is a program of the model's: it may raise anything, and does for messages that it does not take.
+        raise ConfigError(
+            f"the tokenizer's chat template cannot write messages of {', '.join(roles)} ({error}); use another "
+            "conversation template or, if it takes no system text, an empty one"
+        ) from error
     # The pieces alternate: template text, message number, template text. Each number must be there once and in order.
     split = re.split("\ue000(\\d+)\ue001", text)
     if [int(index) for index in split[1::2]] != list(range(len(roles))):

@@ -21,6 +21,10 @@ __all__ = [
 ]
 
 
+# Of a file, in messages: longer than the longest that file systems know for one part of a path.
+_MAX_NAME = 400
+
+
 class VideoLlamaError(Exception):
     """Base of every error that bad input causes; the command lines print it as one line."""
 
@@ -35,7 +39,8 @@ class MediaError(VideoLlamaError):
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str, hint: str = "") -> None:
-        self.path = os.fspath(path)
+        # Text that was passed for a path can be a whole file's worth.
+        self.path = _shortened(os.fspath(path))
         self.reason = reason
         self.hint = hint
         super().__init__(f"{self.path}: {reason}" + (f" ({hint})" if hint else ""))
@@ -43,6 +48,12 @@ class MediaError(VideoLlamaError):
     def __reduce__(self) -> tuple[type[MediaError], tuple[str, str, str]]:
         # Exceptions pickle by their args, here the joined message; decode workers send these errors back.
         return type(self), (self.path, self.reason, self.hint)
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"{name[: _MAX_NAME // 2]}…{name[-_MAX_NAME // 4 :]}"
 
 
 class NoAudioTrackError(MediaError):

@@ -31,7 +31,11 @@ QFORMER_URL = (
     "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_flant5xxl.pth"
 )
 
-MODEL_TYPES = ("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna")
+# Families of the original's language models, and the names of `conversation.conv_templates`.
+MODEL_TYPES = (
+    *("pretrain_llama_v2", "pretrain_vicuna", "llama_v2", "vicuna", "tokenizer"),
+    *("default", "v1", "vision", "video_vicuna", "instruct_vicuna", "llama_2", "video_llama_2"),
+)
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 FREEZING_KEYS: dict[str, str | None] = {
     "frame_encoder": "freeze_vit",
@@ -64,11 +68,13 @@ class ModelConfig:
     """Which model to build, from which files, and what of it stays frozen.
 
     Args:
+        model_type: the conversation template: a family of the original's, the name of a template, or "tokenizer" for
+            the language model's own; null takes the one that belongs to the language model.
         llama_model: folder or hub id of the language model.
         imagebind_ckpt_path: `imagebind_huge.pth`, or its folder.
         llama_proj_model: MiniGPT-4 checkpoint whose projection starts stage 1.
-        ckpt: checkpoint of the vision branch (`VL_*.pth`), the output folder of its training (its last epoch counts),
-            or a folder written by `save_pretrained`.
+        ckpt: checkpoint of the vision branch (`VL_*.pth`), the output folder of its training (its last epoch
+            counts, or its best with `run.load_best_model_at_end`), or a folder written by `save_pretrained`.
         ckpt_2: checkpoint of the audio branch (`AL_*.pth`), or the output folder of its training.
         vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
         q_former_model: BLIP-2 checkpoint, a path or an address.
@@ -88,7 +94,7 @@ class ModelConfig:
 
     # Which files.
     arch: str = "video_llama"
-    model_type: str = setting("pretrain_llama_v2", choices=MODEL_TYPES)
+    model_type: str | None = setting(None, choices=MODEL_TYPES)
     llama_model: str | None = None
     imagebind_ckpt_path: str | None = None
     llama_proj_model: str | None = None
@@ -169,11 +175,16 @@ class BuildInfo:
         anno_dir: annotation file, or folder of annotation files.
         videos_dir: folder that the annotations' media paths are relative to.
         storage: folder of an image dataset, or pattern of its shards.
+        media_column, text_column, question_column: columns of a table (new); usual names by default. With a question,
+            the text is its answer.
     """
 
     anno_dir: str | None = None
     videos_dir: str | None = None
     storage: str | None = None
+    media_column: str | None = None
+    text_column: str | None = None
+    question_column: str | None = None
 
 
 @dataclass
@@ -186,9 +197,11 @@ class DatasetConfig:
         valid_build_info: where a validation split lies (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
-        model_type: template of instruction data: "vicuna" or "llama_v2".
+        model_type: template of dialogues, as `model.model_type`; one of the two keys is enough.
         clean_captions: whether `text_processor` cleans captions (new); by default as the original does: not those of
             `cc_sbu_align`.
+        skip_silent: leave out samples whose audio is read from a file without audio track (new); by default they are
+            bad samples.
     """
 
     data_type: str = setting("video", choices=("video", "images", "audio"))
@@ -201,6 +214,7 @@ class DatasetConfig:
     tokenizer_name: str | None = setting(None, instead="all data takes the tokenizer of model.llama_model")
     model_type: str | None = None
     clean_captions: bool | None = None
+    skip_silent: bool = False
 
 
 @dataclass
@@ -209,7 +223,8 @@ class RunConfig:
 
     Args:
         task: `video_text_pretrain` or `image_text_pretrain`; they train alike.
-        max_epoch, iters_per_epoch: how long; an iteration is one batch of each process.
+        max_epoch, iters_per_epoch: how long; an iteration is one batch of each process. With `iters_per_epoch: null`
+            an epoch is one pass over the data: every sample of every dataset once.
         batch_size_train, batch_size_eval: of each process.
         accum_grad_iters: iterations whose gradients are summed for one step of the optimizer.
         log_freq: iterations between two lines of the log.
@@ -227,16 +242,22 @@ class RunConfig:
         keep_checkpoints: how many of them to keep (new).
         on_nan: "stop" at a loss that is not finite, or "skip" that step (new).
         max_bad_samples: share of unusable samples above which training stops (new).
-        max_valid_batches: batches of each dataset to validate on after an epoch (new).
+        valid_freq: iterations between two validations within an epoch; 0 validates at the end of epochs only (new).
+        max_valid_batches: batches of each process and dataset to validate on; of a larger dataset they are drawn by the
+            seed, the same ones each time (new).
         num_generations: answers to generate and log at each validation (new).
+        early_stopping_patience: validations without a lower loss after which the run stops; null never does (new).
+        early_stopping_threshold: by how much a loss must be lower to count for that (new).
+        load_best_model_at_end: the output folder, as a model, is its best checkpoint and not its last (new).
         trackers: of accelerate: "tensorboard", "wandb" (new).
+        project, run_name: what trackers call the project and the run; by default the run has no name (new).
         deterministic: the same run on the same GPU gives the same bits, more slowly (new).
         compile: compile the language model's layers with `torch.compile` (new).
     """
 
     task: str = setting("video_text_pretrain", choices=("video_text_pretrain", "image_text_pretrain"))
     runner: str = setting("runner_base", choices=("runner_base",))
-    # Rates, by step of the optimizer.
+    # Rates; warm-up and schedule count iterations.
     lr_sched: str = "linear_warmup_cosine_lr"
     init_lr: float = setting(1e-4, at_least=0, less_than=math.inf)
     min_lr: float = setting(8e-5, at_least=0, less_than=math.inf)
@@ -247,7 +268,7 @@ class RunConfig:
     beta2: float = setting(0.999, at_least=0, less_than=1)
     # Amounts.
     max_epoch: int = setting(1, at_least=1)
-    iters_per_epoch: int = setting(1000, at_least=1)
+    iters_per_epoch: int | None = setting(1000, at_least=1)
     batch_size_train: int = setting(32, at_least=1)
     batch_size_eval: int = setting(32, at_least=1)
     num_workers: int = setting(4, at_least=0)
@@ -273,9 +294,15 @@ class RunConfig:
     keep_checkpoints: int = setting(3, at_least=1)
     on_nan: str = setting("stop", choices=("stop", "skip"))
     max_bad_samples: float = setting(0.01, at_least=0, at_most=1)
+    valid_freq: int = setting(0, at_least=0)
     max_valid_batches: int = setting(50, at_least=1)
     num_generations: int = setting(4, at_least=0)
+    early_stopping_patience: int | None = setting(None, at_least=1)
+    early_stopping_threshold: float = setting(0.0, at_least=0, less_than=math.inf)
+    load_best_model_at_end: bool = False
     trackers: list[str] = field(default_factory=list)
+    project: str = "video_llama"
+    run_name: str | None = None
     deterministic: bool = False
     compile: bool = False
 

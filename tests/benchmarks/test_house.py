@@ -33,7 +33,7 @@ def test_only_calls_of_the_package_are_counted() -> None:
     from video_llama.media.sampling import frame_window
 
     with house.counted_calls() as calls:
-        frame_window(10, 5.0, None, None)
+        frame_window([0.0, 0.2], 0.4, None, None)
         "".join(["other", "code"])
     assert calls.total == len(calls.functions) == len(calls.files) == 1
 

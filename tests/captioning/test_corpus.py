@@ -105,6 +105,22 @@ def test_shards_mean_the_videos_in_them(videos: list[Path], tmp_path: Path, mode
     assert model.caption([member], max_new_tokens=4) == model.caption([videos[0]], max_new_tokens=4)
 
 
+def test_files_of_cameras_discs_and_animations_are_videos_too(videos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    names = ["a.m2ts", "b.MTS", "c.vob", "d.gif", "e.h264", "f.264", "g.hevc", "h.H265", "i.m2v", "j.3g2", "k.mxf"]
+    for name in [*names, "cover.jpg", "notes.txt"]:
+        (folder / name).write_bytes(b"x")
+    assert [Path(clip.id).name for clip in find_clips([str(folder)])] == names
+    shard = make_shard(tmp_path / "s.tar", {"1.mts": videos[0], "2.gif": b"GIF89a", "3.vob": b"x", "4.jpg": b"x"})
+    assert ids(find_clips([str(shard)])) == [f"{shard}#{name}" for name in ("1.mts", "2.gif", "3.vob")]
+
+
+def test_a_gif_among_images_of_a_shard_is_one_of_them(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "s.tar", {"1.jpg": b"x", "2.gif": b"GIF89a", "3.png": b"x"})
+    assert ids(find_clips([str(shard)])) == [f"{shard}#{name}" for name in ("1.jpg", "2.gif", "3.png")]
+
+
 def test_a_cut_off_shard_gives_what_is_whole_and_one_error(videos: list[Path], tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "s.tar", {"1.mp4": videos[0], "2.mp4": videos[1]})
     shard.write_bytes(shard.read_bytes()[: 512 + videos[0].stat().st_size // 512 * 512 + 512 + 100])

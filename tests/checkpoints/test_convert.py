@@ -22,6 +22,7 @@ from tests.helpers.checkpoints import (
     edit_tensors,
     load_checkpoint,
     read_tensors,
+    saved_weights,
 )
 from tests.helpers.tiny_model import make_tiny_config
 from video_llama.checkpoints import convert
@@ -140,7 +141,7 @@ def test_weights_of_several_files_know_which_file_each_is_from(original_folder: 
 def test_imagebinds_vision_trunk_goes_to_imagebinds_file(out: Path) -> None:
     model = VideoLlamaForConditionalGeneration(make_tiny_config(imagebind_vision_config=SMALL_VISION_TRUNK))
     (out / "small").mkdir()
-    weights = HeldWeights("model", model.state_dict())
+    weights = HeldWeights("model", saved_weights(model))
     write_original_folder(weights, model.config, out, language_model_files=out / "small", name="x")
     names = set(read_tensors(out / "imagebind_huge.pth"))
     assert {"modality_trunks.vision.blocks.1.norm_1.bias", "modality_trunks.audio.blocks.1.norm_1.bias"} <= names
@@ -236,8 +237,8 @@ def test_only_an_empty_folder_is_written_to(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_model_is_not_converted(hf_folder: Path) -> None:
-    edit_tensors(hf_folder / "model.safetensors", lambda tensors: tensors.update({"lm_head.weight": torch.ones(2)}))
-    with pytest.raises(CheckpointError, match=r"1 names are not Video-LLaMA's, the first is lm_head\.weight"):
+    edit_tensors(hf_folder / "model.safetensors", lambda tensors: tensors.update({"score.weight": torch.ones(2)}))
+    with pytest.raises(CheckpointError, match=r"1 names are not Video-LLaMA's, the first is score\.weight"):
         open_transformers_folder(hf_folder)
 
 

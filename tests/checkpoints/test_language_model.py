@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from tests.helpers.checkpoints import HeldWeights
-from tests.helpers.tokenizers import build_chat_tokenizer
+from tests.helpers.tokenizers import CHAT_TEMPLATE, build_chat_tokenizer
 from video_llama.checkpoints.language_model import check_language_model, guess_conv_template, read_language_config
 from video_llama.errors import CheckpointError
 
@@ -18,24 +18,31 @@ LLAMA = LlamaConfig(max_position_embeddings=4096)
 QWEN = AutoConfig.for_model("qwen2")
 
 
+LLAMA_2_CHAT = "{% for m in messages %}[INST] <<SYS>> {{ m.content }} [/INST]{% endfor %}"
+
+
 @pytest.mark.parametrize(
-    ("folder", "config", "has_chat_template", "template"),
+    ("folder", "config", "chat_template", "eos", "template"),
     [
-        ("llama-2-7b-chat-hf", LLAMA, False, "llama_2"),
-        ("llama-2-7b-chat-hf", LLAMA, True, "llama_2"),  # what the published weights were trained with
-        ("vicuna-7b-v0", LLAMA, False, "v1"),
-        ("BiLLa-7B-SFT", LLAMA, True, "v1"),
-        ("Ziya-LLaMA-13B", LLAMA, False, "v1"),
-        ("language_model", LlamaConfig(name_or_path="lmsys/vicuna-7b-v1.5", max_position_embeddings=4096), False, "v1"),
-        ("language_model", LlamaConfig(max_position_embeddings=2048), True, "v1"),
-        ("qwen", QWEN, True, "tokenizer"),
-        ("qwen", QWEN, False, "llama_2"),
+        ("llama-2-7b-chat-hf", LLAMA, None, "</s>", "llama_2"),
+        ("llama-2-7b-chat-hf", LLAMA, LLAMA_2_CHAT, "</s>", "llama_2"),  # what the published weights were trained with
+        ("vicuna-7b-v0", LLAMA, None, "</s>", "v1"),
+        ("BiLLa-7B-SFT", LLAMA, CHAT_TEMPLATE, "</s>", "v1"),
+        ("Ziya-LLaMA-13B", LLAMA, None, "</s>", "v1"),
+        ("language_model", LlamaConfig(name_or_path="lmsys/vicuna-7b-v1.5"), None, "</s>", "v1"),
+        ("language_model", LlamaConfig(max_position_embeddings=2048), None, "</s>", "v1"),
+        ("language_model", LlamaConfig(max_position_embeddings=2048), CHAT_TEMPLATE, "</s>", "tokenizer"),
+        ("Llama-3.1-8B-Instruct", LLAMA, CHAT_TEMPLATE, "<|eot_id|>", "tokenizer"),
+        ("language_model", LLAMA, LLAMA_2_CHAT, "<|eot_id|>", "tokenizer"),
+        ("qwen", QWEN, CHAT_TEMPLATE, "<|im_end|>", "tokenizer"),
+        ("qwen", QWEN, None, "<|im_end|>", "llama_2"),
     ],
 )
 def test_the_template_follows_the_language_model(
-    folder: str, config: PreTrainedConfig, has_chat_template: bool, template: str
+    folder: str, config: PreTrainedConfig, chat_template: str | None, eos: str, template: str
 ) -> None:
-    tokenizer = build_chat_tokenizer("{{ messages }}" if has_chat_template else None)
+    tokenizer = build_chat_tokenizer(chat_template)
+    tokenizer.eos_token = eos
     assert guess_conv_template(Path("models") / folder, config, tokenizer) == template
 
 

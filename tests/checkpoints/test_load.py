@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, read_tensors
+from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, read_tensors, saved_weights
 from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.checkpoints.load import build_processor, load_model, original_config
 from video_llama.checkpoints.original_layout import OriginalFiles, find_original_files
@@ -69,7 +69,7 @@ def test_without_that_config_the_sizes_are_the_published_ones(files: OriginalFil
 
 def test_every_bit_of_every_file_arrives_and_nothing_else(files: OriginalFiles) -> None:
     model = load_original(files)
-    assert_equal_tensors(model.state_dict(), stored_weights(files))
+    assert_equal_tensors(saved_weights(model), stored_weights(files))
     assert not model.training
 
 
@@ -78,7 +78,7 @@ def test_weights_are_converted_and_what_trains_is_not_rounded(files: OriginalFil
     model = load_original(files, dtype=torch.bfloat16, trainable_dtype=torch.float32)
     kept = {name: is_trainable(name) or name.endswith("log_logit_scale") for name in stored}
     expected = {name: value if kept[name] else value.bfloat16() for name, value in stored.items()}
-    assert_equal_tensors(model.state_dict(), expected)
+    assert_equal_tensors(saved_weights(model), expected)
 
 
 def test_a_folder_of_transformers_is_converted_in_the_same_way(
@@ -93,14 +93,14 @@ def test_the_position_table_is_interpolated_for_larger_pictures(files: OriginalF
     config = original_config(files)
     config.vision_config.image_size = 84
     name = "video_branch.vision_encoder.pos_embed"
-    table = load_original(files, config=config).state_dict()[name]
+    table = saved_weights(load_original(files, config=config))[name]
     assert table.shape == (1, 37, 64)
     assert torch.equal(table, interpolate_position_table(stored_weights(files)[name], 36))
 
 
 def test_branches_without_a_file_start_untrained(files: OriginalFiles) -> None:
     untrained = dataclasses.replace(files, video_branch=None, audio_branch=None)
-    loaded, stored = load_original(untrained).state_dict(), stored_weights(files)
+    loaded, stored = saved_weights(load_original(untrained)), stored_weights(files)
     for name, value in loaded.items():
         assert value.isfinite().all(), name
         if not is_trainable(name):
@@ -157,7 +157,7 @@ def test_names_that_mean_nothing_are_a_warning(original_folder: Path, caplog: py
 def test_a_model_without_audio_branch_needs_none_of_its_files(files: OriginalFiles) -> None:
     model = load_original(dataclasses.replace(files, audio_branch=None, imagebind=None))
     expected = {name: value for name, value in stored_weights(files).items() if not name.startswith("audio_branch")}
-    assert_equal_tensors(model.state_dict(), expected)
+    assert_equal_tensors(saved_weights(model), expected)
 
 
 @pytest.mark.parametrize("tied", [False, True])

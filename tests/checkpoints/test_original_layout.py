@@ -132,9 +132,9 @@ def remove(name: str) -> Callable[[Path], Any]:
         (remove(VL), r"original: no VL\*\.pth, which holds the video Q-Former; put it here"),
         (remove(AL), r"original: no AL\*\.pth, which holds the audio Q-Former and projection; put it here"),
         (remove(IMAGEBIND), r"imagebind_huge\.pth: no such file .* it should be .*\(imagebind_ckpt_path\)"),
-        (remove("language_model"), r"original: no language model; put its folder here .* llama_model"),
-        (copy_file(VL, "VL_2.pth"), r"several checkpoints \(VL_2\.pth, VL_random_tiny\.pth\); give the path"),
-        (copy_file(AL, "AL_2.pth"), r"several checkpoints \(AL_2\.pth, AL_random_tiny\.pth\); give the path"),
+        (remove("language_model"), r"original: no language model; put its folder here .* model_base .* llama_model"),
+        (copy_file(VL, "VL_2.pth"), r"several checkpoints \(VL_2\.pth, VL_random_tiny\.pth\) of the .*; give the path"),
+        (copy_file(AL, "AL_2.pth"), r"several checkpoints \(AL_2\.pth, AL_random_tiny\.pth\) of the .*; give the path"),
         (
             lambda folder: shutil.copytree(folder / "language_model", folder / "vicuna"),
             r"several language models \(language_model, vicuna\); say which one with llama_model",
@@ -162,6 +162,29 @@ def test_a_checkpoint_of_2023_has_any_name(original_folder: Path) -> None:
     (original_folder / VL).rename(original_folder / "finetune-vicuna7b.pth")
     found = find_original_files(original_folder / "finetune-vicuna7b.pth", audio=False)
     assert found.video_branch == original_folder / "finetune-vicuna7b.pth"
+
+
+def test_branches_of_2023_are_told_apart_by_their_weights(
+    original_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    video, audio = original_folder / "finetune-vicuna7b-v2.pth", original_folder / "finetune_vicuna7b_audiobranch.pth"
+    (original_folder / VL).rename(video)
+    (original_folder / AL).rename(audio)
+    for path in (original_folder, video, audio):
+        found = find_original_files(path, audio=True)
+        assert (found.video_branch, found.audio_branch) == (video, audio)
+    # With two audio branches nothing says which belongs to the video branch.
+    shutil.copy(audio, original_folder / "pretrain_vicuna7b_audiobranch.pth")
+    assert find_original_files(video).audio_branch is None
+    assert "several checkpoints of the audio Q-Former" in caplog.text
+    for path in (video, original_folder):
+        with pytest.raises(CheckpointError, match=r"several checkpoints \(finetune_.*, pretrain_.*\) of the audio"):
+            find_original_files(path, audio=True)
+
+
+def test_the_file_that_is_named_counts_not_one_beside_it(original_folder: Path) -> None:
+    mine = shutil.copy(original_folder / VL, original_folder / "mine.pth")
+    assert find_original_files(mine, audio=False).video_branch == Path(mine)
 
 
 def test_a_language_model_folder_must_hold_weights(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_only_linear_layers_inside_the_language_model_are_quantized(
         for name, module in load_checkpoint(checkpoints[layout]).model.language_model.model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    assert quantized(model) == {f"language_model.model.{name}" for name in inside}
+    assert quantized(model) == {f"model.language_model.{name}" for name in inside}
     assert answer(model) == answer(model)
 
 
@@ -54,7 +54,7 @@ def test_only_linear_layers_inside_the_language_model_are_quantized(
 def test_branches_and_output_layer_keep_their_values(checkpoints: dict[str, Path], bits: int) -> None:
     whole = dict(load_checkpoint(checkpoints["hf"], device="cpu").model.named_parameters())
     for name, parameter in load(checkpoints["hf"], bits).model.named_parameters():
-        if not name.startswith("language_model.model.layers."):
+        if not name.startswith("model.language_model.layers."):
             assert torch.equal(parameter, whole[name].to(parameter.dtype)), name
 
 

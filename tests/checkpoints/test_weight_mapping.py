@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.checkpoints import original_to_ours
+from tests.helpers.checkpoints import original_to_ours, saved_weights
 from tests.helpers.tiny_model import make_tiny_config
 from video_llama.checkpoints import weight_mapping as checkpoint
 from video_llama.checkpoints.weight_mapping import (
@@ -82,11 +82,12 @@ def test_a_name_is_translated_both_ways_and_belongs_to_its_part(original: str, o
 
 def test_every_weight_of_a_model_has_one_original_name_and_one_part() -> None:
     model = VideoLlamaForConditionalGeneration(make_tiny_config(imagebind_vision_config=SMALL_VISION_TRUNK))
-    ours = list(model.state_dict())
+    ours = list(saved_weights(model))
     originals = [to_original_name(name) or "" for name in ours]
     assert len(set(originals)) == len(ours)
     assert [to_our_name(name) for name in originals] == ours
     assert {part_of(name) for name in ours} == set(MODEL_PARTS)
+    assert [part_of(name) for name in model.state_dict()] == [part_of(name) for name in ours]
     for name, original in zip(ours, originals, strict=True):
         part = part_of(name)
         assert part is not None

@@ -242,3 +242,22 @@ def test_videos_pictures_and_sounds_make_one_batch_of_the_right_tensors(
     assert inputs["pixel_values"].shape == (2, 2, 3, 28, 28)
     assert inputs["frame_mask"].tolist() == [[True, True], [True, False]]
     assert inputs["audio_values"].shape[0] == 1
+
+
+def test_silent_clips_are_left_out_or_bad(make_video: MakeVideo, make_encoder: MakeEncoder) -> None:
+    heard, silent = make_video("heard.mp4", audio=True), make_video("silent.mp4")
+    examples = [captioned(path, "a dog", "audio", path.stem) for path in (heard, silent)]
+    bad = [make_reader(make_encoder(), examples=examples)[number] for number in range(3)]
+    assert {failure.id for batch in bad for failure in batch.failures} == {"silent"}
+    reader = make_reader(make_encoder(skip_silent=True), examples=examples)
+    batches = [reader[number] for number in range(3)]
+    # The same samples stand in for them, and nothing counts as bad.
+    assert [batch.ids for batch in batches] == [batch.ids for batch in bad]
+    assert {name for batch in batches for name in batch.ids} == {"heard"}
+    assert not any(batch.failures for batch in batches)
+    # A file that cannot be read is bad all the same, and silence alone ends a run.
+    broken = captioned(silent.with_name("absent.mp4"), "a dog", "audio", "absent")
+    [failure, *_] = make_reader(make_encoder(skip_silent=True), examples=[broken])[0].failures
+    assert failure.id == "absent"
+    alone = make_reader(make_encoder(skip_silent=True), examples=examples[1:])[0]
+    assert (alone.failures, "silent" in alone.gave_up) == ([], True)

@@ -128,12 +128,16 @@ def test_an_image_size_that_is_not_the_models_is_a_config_error(
         encoders(make_config("datasets.webvid.vis_processor.train.image_size=224"), processor)
 
 
-def test_the_text_follows_the_model_section(make_config: Any, processor: VideoLlamaProcessor) -> None:
-    text = encoders(make_config(), processor)["webvid"].text
-    assert (text.max_txt_len, text.end_sym, text.template, text.prompts) == (48, "###", "vicuna", [])
+def test_the_text_follows_the_model_section(make_config: Any, processor: VideoLlamaProcessor, corpus: Path) -> None:
+    messages = f"datasets.messages.build_info.anno_dir={corpus}/train/messages"
+    text = encoders(make_config(messages), processor)["webvid"].text
+    assert (text.max_txt_len, text.end_sym, text.template, text.prompts) == (48, "###", "instruct_vicuna", [])
     assert text.caption_processor("A DOG!") == "a dog"
-    text = encoders(make_config("datasets.webvid.model_type=llama_v2"), processor)["webvid"].text
-    assert text.template == "llama_v2"
+    # Without a key, the template of the language model's family.
+    text = encoders(make_config(messages, "model.model_type=null"), processor)["webvid"].text
+    assert text.template == "video_llama_2"
+    with pytest.raises(ConfigError, match=r"datasets.messages.model_type is 'llama_v2', but model.model_type is"):
+        encoders(make_config(messages, "datasets.messages.model_type=llama_v2"), processor)
     config = make_config("datasets.webvid.text_processor.train={name: blip_caption, max_words: 1, prompt: see }")
     assert encoders(config, processor)["webvid"].text.caption_processor("two dogs").startswith("see")
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, WriteText, captioned, write_picture
-from video_llama.config import Config, DatasetConfig, ModelConfig, load_config
+from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, load_config
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.checking import (
     DatasetCheck,
@@ -129,6 +130,18 @@ def test_words_that_a_cleaner_changes_are_counted(processor: VideoLlamaProcessor
         [found] = check_datasets(load_config(config, [f"datasets.cc_sbu_align.clean_captions={key}"]), processor)
         assert (found.num_words, found.num_changed) == (64, changed)
         assert ("17 of 64 words of captions changed" in report(found, processor, 200)) is bool(changed)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_clips_without_audio_track_are_counted(
+    skips: bool, processor: VideoLlamaProcessor, write: WriteText, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    for name in ("heard.mp4", "silent.mp4", "still.mp4"):
+        make_video(name, audio=name == "heard.mp4")
+    table = write("captions.csv", "audio,caption\nheard.mp4,a\nsilent.mp4,b\nstill.mp4,c\n")
+    section = DatasetConfig(data_type="audio", build_info=BuildInfo(str(table), str(tmp_path)), skip_silent=skips)
+    [found] = check_datasets(Config(datasets={"audio_caption": section}), processor)
+    assert (found.num_silent, len(found.bad)) == (2, 0 if skips else 2)
 
 
 def test_progress_is_told(folder: Path, processor: VideoLlamaProcessor) -> None:

@@ -130,6 +130,39 @@ def test_blocks_keep_neighbours_near_each_other_and_yet_shuffle() -> None:
     assert np.mean(np.abs(np.diff(order)) == 1) < 0.2
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 30])
+def test_whole_passes_take_every_example_once_in_each(batch_size: int, world_size: int) -> None:
+    sizes = [10, 7, 1, 24]
+    settings = {"sizes": sizes, "shares": [0.2, 0.4, 0.4, 0.0], "batch_size": batch_size, "num_passes": 3}
+    ranks = [make_plan(**settings, num_batches=0, rank=rank, world_size=world_size) for rank in range(world_size)]
+    per_pass = sum(-(-size // (batch_size * world_size)) for size in sizes[:3])
+    assert {len(plan) for plan in ranks} == {3 * per_pass}
+    orders = []
+    for number in range(3):
+        seen: list[SampleRef] = []
+        for batch in range(number * per_pass, (number + 1) * per_pass):
+            refs = [plan[batch] for plan in ranks]
+            # The first rank logs, so it always has something; the others have no more than it.
+            assert 1 <= len(refs[0]) <= batch_size
+            assert all(len(part) <= len(refs[0]) for part in refs)
+            assert {part.dataset for group in refs for part in group} == {ranks[-1].first_sample(batch).dataset}
+            assert refs[0][0] == ranks[-1].first_sample(batch)
+            seen += [ref for group in refs for ref in group]
+        expected = {(dataset, index) for dataset in range(3) for index in range(sizes[dataset])}
+        assert len(seen) == len(expected)
+        assert {(ref.dataset, ref.index) for ref in seen} == expected
+        orders.append(tuple((ref.dataset, ref.index) for ref in seen))
+    assert len(set(orders)) == 3
+
+
+def test_the_processes_of_a_whole_pass_share_the_batches_of_one() -> None:
+    settings: dict[str, Any] = {"sizes": [10, 7], "num_batches": 0, "num_passes": 2}
+    whole = make_plan(**settings, batch_size=4)
+    ranks = [make_plan(**settings, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert all_batches(whole) == [ranks[0][number] + ranks[1][number] for number in range(len(whole))]
+
+
 def test_replacements_are_drawn_from_the_seed_the_place_and_the_attempt() -> None:
     plan, again = one_set(1000), one_set(1000)
     slots = [slot for batch in all_batches(plan)[:5] for slot in batch]

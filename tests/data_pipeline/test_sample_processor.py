@@ -171,7 +171,7 @@ def test_a_clip_and_its_own_sound_are_introduced_as_a_chat_introduces_them(
     path = str(make_video(audio=True))
     items = [{"type": "video", "path": path}, {"type": "audio", "path": path}]
     sample = make_encoder(max_txt_len=200, template=processor.conv_template)(Example("1", "video", None, talk(*items)))
-    asked = [{"role": "user", "content": [items[0], {"type": "text", "text": "What is it?"}]}]
+    asked = [{"role": "user", "content": [*items, {"type": "text", "text": "What is it?"}]}]
     prompt = processor.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)["input_ids"][0].tolist()
     assert sample.input_ids[: len(prompt)] == prompt
     assert processor.audio_token_id in prompt

@@ -257,7 +257,7 @@ def test_a_setting_that_makes_no_sense_is_one_line(arguments: list[str], message
         (["--port", "0"], "--port: must be from 1 to 65535"),
         (["--port", "abc"], "--port: not a whole number: abc"),
         (["--temperature", "warm"], "--temperature: not a number: warm"),
-        (["--gpu-id", "-1"], "--gpu-id: must be at least 0, not -1"),
+        (["--gpu-id", "-1"], "--gpu-id/--gpu_id: must be at least 0, not -1"),
         (["--gpu-id", "7", "--device", "cpu"], "--gpu-id 7 and --device cpu contradict each other; give one"),
     ],
 )

@@ -109,4 +109,4 @@ def test_the_script_writes_metrics_and_answers(split: Path, tmp_path: Path, caps
     assert report["metrics"]["ROUGE-L"] > 0.3
     assert "| CIDEr |" in capsys.readouterr().out
     assert script.main([*arguments[:3], "nonsense", *places]) == 1
-    assert "Known: webvid" in capsys.readouterr().err
+    assert "Known: audio_caption" in capsys.readouterr().err

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from video_llama.checkpoints.weight_files import Weights
 from video_llama.checkpoints.weight_mapping import to_our_name
 from video_llama.config import ModelConfig
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.load import load_pretrained_model
+from video_llama.model.weight_names import to_saved_name
 from video_llama.registry import MODELS
 
 VL, AL = "VL_random_tiny.pth", "AL_random_tiny.pth"
@@ -80,6 +81,11 @@ def assert_equal_tensors(left: Mapping[str, Tensor], right: Mapping[str, Tensor]
     for name, tensor in left.items():
         assert tensor.dtype == right[name].dtype, name
         assert torch.equal(tensor, right[name]), name
+
+
+def saved_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model under the names that files have."""
+    return {to_saved_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
 class RunsCode:

@@ -174,7 +174,9 @@ def test_placeholders_without_media_are_an_error(model: VideoLlama, image: Video
 def test_the_wrapper_answers_as_the_transformers_classes_do(
     model: VideoLlama, clip: tuple[VideoFrames, AudioSegments], make_video: Callable[..., Path]
 ) -> None:
-    content = [{"type": "video", "path": str(make_video("clip.mp4", audio=True))}, {"type": "text", "text": QUESTION}]
+    path = str(make_video("clip.mp4", audio=True))
+    media = [{"type": kind, "path": path} for kind in ("video", "audio")]
+    content = [*media, {"type": "text", "text": QUESTION}]
     inputs = model.processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +148,7 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
         )
     elif why == "a wrong length":
         measure = audio._measure
-        monkeypatch.setattr(
-            audio, "_measure", lambda file, track, path, _, rate: measure(file, track, path, 300.0, rate)
-        )
+        monkeypatch.setattr(audio, "_measure", lambda track, rate: measure(replace(track, end_seconds=300.0), rate))
     monkeypatch.setattr(audio, "_read_part", _must_not_be_called)
     found = processor.process_audio(path)
     assert torch.equal(found.values, expected.values)

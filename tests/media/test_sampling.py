@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from video_llama.media.sampling import (
+    frame_seconds,
     frame_times_message,
     frame_window,
     sample_headtail_indices,
@@ -84,7 +85,7 @@ def test_counts_below_one_are_errors(counts: tuple[int, int]) -> None:
 def test_a_window_holds_the_frames_on_the_screen_in_it(
     start: float | None, end: float | None, expected: tuple[int, int]
 ) -> None:
-    assert frame_window(100, 10.0, start, end) == expected
+    assert frame_window([index / 10 for index in range(100)], 10.0, start, end) == expected
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,48 @@ def test_a_window_holds_the_frames_on_the_screen_in_it(
 )
 def test_a_window_outside_the_video_is_an_error(start: float, end: float | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        frame_window(100, 10.0, start, end)
+        frame_window([index / 10 for index in range(100)], 10.0, start, end)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0.0, 1.0, (0, 4)),
+        (0.12, 0.2, (3, 4)),
+        (1.0, 2.0, (3, 4)),
+        (2.0, 3.0, (3, 5)),
+        (3.0, 5.0, (4, 6)),
+        (5.0, None, (5, 6)),
+    ],
+)
+def test_a_window_of_a_variable_rate_holds_what_is_on_the_screen_in_it(
+    start: float, end: float | None, expected: tuple[int, int]
+) -> None:
+    assert frame_window([0.0, 0.04, 0.08, 0.12, 2.5, 4.0], 6.0, start, end) == expected
+
+
+def test_windows_of_odd_lengths_begin_with_their_own_frame() -> None:
+    times = [index / 30 for index in range(900)]
+    for frames in (3, 7, 11, 33):
+        length = frames / 30
+        windows = [frame_window(times, 30.0, number * length, (number + 1) * length) for number in range(27)]
+        assert windows == [(number * frames, (number + 1) * frames) for number in range(27)]
+
+
+def test_times_of_a_constant_rate_are_the_index_divided_by_it_however_the_file_rounds_them() -> None:
+    fps = 30000 / 1001
+    exact = [index / fps for index in range(300)]
+    rounded = [5.0 + round(time, 3) for time in exact]
+    assert frame_seconds(rounded, 0.033, fps, 0.001) == (exact, 300 / fps)
+    assert frame_seconds([7.0] * 3, 0.0, 10.0, 0.001) == ([0.0, 0.1, 0.2], 3 / 10)
+
+
+def test_other_times_are_those_that_the_file_states() -> None:
+    times, duration = frame_seconds([2.0, 2.1, 2.5, 4.0], 0.5, 10.0, 0.001)
+    assert times == pytest.approx([0.0, 0.1, 0.5, 2.0])
+    assert duration == pytest.approx(2.5)
+    # Where the file does not say how long the last one stays, it stays for the average time.
+    assert frame_seconds([2.0, 2.1, 2.5, 4.0], 0.0, 10.0, 0.001)[1] == pytest.approx(2.1)
 
 
 def test_the_sentence_gives_the_count_and_times_to_a_tenth() -> None:

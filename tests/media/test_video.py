@@ -160,7 +160,9 @@ def test_a_window_after_the_end_is_an_error_that_names_the_file(make_video: Make
         decode(make_video(num_frames=12, fps=10), reader, start_seconds=9.0)
 
 
-def test_frames_of_a_variable_rate_are_counted_not_timed(tmp_path: Path, reader: str) -> None:
+def test_frames_of_a_variable_rate_are_counted_and_have_the_times_that_the_file_states(
+    tmp_path: Path, reader: str
+) -> None:
     path = tmp_path / "phone.mp4"
     with av.open(str(path), "w") as container:
         stream = add_video_stream(container, (64, 48), 10, "libx264")
@@ -173,7 +175,11 @@ def test_frames_of_a_variable_rate_are_counted_not_timed(tmp_path: Path, reader:
     assert read_times(path)[5] == pytest.approx(1.5)
     decoded = decode(path, reader)
     assert decoded.indices == numbers(decoded) == [0, 2, 4, 6]
-    assert decoded.times_seconds == pytest.approx([index / decoded.fps for index in decoded.indices])
+    assert decoded.times_seconds == pytest.approx([0.0, 0.08, 0.6, 1.54])
+    window = decode(path, reader, start_seconds=0.5, end_seconds=1.52)
+    # The frame on the screen at the start, and those that come before the end.
+    assert window.indices == numbers(window) == [3, 4, 5]
+    assert window.times_seconds == pytest.approx([0.12, 0.6, 1.5])
 
 
 @pytest.mark.parametrize("default", [0, 1])

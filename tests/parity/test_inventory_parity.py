@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scripts.estimate_memory import read_config
-from tests.helpers.checkpoints import HeldWeights, original_to_ours
+from tests.helpers.checkpoints import HeldWeights, original_to_ours, saved_weights
 from video_llama.checkpoints.report import Source, match_weights
 from video_llama.checkpoints.weight_mapping import (
     AUDIO_BRANCH,
@@ -65,7 +65,7 @@ def inventory(reference_json: ReadJson) -> dict[str, Any]:
 
 
 def shapes_of(model: VideoLlamaForConditionalGeneration) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in saved_weights(model).items()}
 
 
 def recorded_shapes(record: Mapping[str, Any]) -> Shapes:
@@ -125,7 +125,7 @@ def assert_fills(
     model: VideoLlamaForConditionalGeneration, sources: list[Source], parts: Collection[Part], among: Collection[Part]
 ) -> None:
     """The files hold exactly `parts` of the parts looked for, whole, and beside them nothing that we do not know."""
-    expected = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) in among}
+    expected = {name: tensor for name, tensor in saved_weights(model).items() if part_of(name) in among}
     report = match_weights(expected, sources, parts)
     assert report.problems() == []
     assert report.unknown == {}

@@ -55,7 +55,9 @@ def test_any_field_of_the_processor_is_a_setting() -> None:
 
 @pytest.mark.parametrize("name", ["alpro_video_eval", "alpro_video_train", "blip2_image_eval", "blip2_image_train"])
 def test_unknown_settings_are_an_error_that_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown settings of a media processor: blur, imagesize; known: crop"):
+    with pytest.raises(
+        ConfigError, match="unknown settings of a media processor: blur, imagesize; known: allow_urls, crop"
+    ):
         load_processor(name, imagesize=224, blur=1)
 
 
@@ -110,7 +112,7 @@ def test_the_package_offers_the_public_names_and_no_other() -> None:
         _ = video_llama.processor.process_film
 
 
-@pytest.mark.parametrize("wrong", [b"\xff\xd8", torch.zeros(3, 9, 9), (n for n in range(2)), 7])
+@pytest.mark.parametrize("wrong", [(n for n in range(2)), 7, None, object()])
 def test_what_no_image_can_be_read_from_is_an_error_that_says_what_can(wrong: Any) -> None:
     with pytest.raises(MediaError, match=r"no image can be read from that \(give a path, a PIL image or an array"):
         process_images(wrong, PROCESSOR)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.tokenizers import build_chat_tokenizer
-from video_llama.errors import ConfigError, MediaError, MessagesError
+from video_llama.errors import ConfigError, MediaError, MessagesError, NoAudioTrackError
 from video_llama.processor.collate import pad_ids, pad_items
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -186,17 +186,47 @@ def test_chat_messages_are_read_introduced_and_templated(processor: VideoLlamaPr
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
-def test_a_video_is_heard_unless_that_is_not_wanted_or_not_possible(processor: VideoLlamaProcessor) -> None:
-    messages = ask({"type": "video", "path": str(CLIP_WITH_SOUND)}, {"type": "text", "text": "What?"})
-    heard = processor.apply_chat_template(messages, tokenize=True)
+def test_a_video_is_heard_if_the_messages_name_its_audio_or_all_tracks_are_wanted(
+    processor: VideoLlamaProcessor,
+) -> None:
+    video, audio = ({"type": kind, "path": str(CLIP_WITH_SOUND)} for kind in ("video", "audio"))
+    question = {"type": "text", "text": "What?"}
+    seen, named = ask(video, question), ask(video, audio, question)
+    heard = processor.apply_chat_template(named, tokenize=True)
     assert heard["audio_values"].shape[0] == 1
     before = video_with_audio_prefix()
     assert words(processor, heard["input_ids"][0]).startswith(f"###Human: {before[0]}")
-    deaf = build_processor(use_audio=False).apply_chat_template(messages, tokenize=True)
-    unheard = processor.apply_chat_template(messages, tokenize=True, load_audio_from_video=False)
-    for batch in (deaf, unheard):
+    for messages in (seen, named):
+        batch = processor.apply_chat_template(messages, tokenize=True, load_audio_from_video=True)
+        assert batch["input_ids"].tolist() == heard["input_ids"].tolist()
+    deaf = build_processor(use_audio=False)
+    for batch in (
+        processor.apply_chat_template(seen, tokenize=True),
+        deaf.apply_chat_template(seen, tokenize=True, load_audio_from_video=True),
+    ):
         assert "audio_values" not in batch
         assert "<Video> </Video> The video contains" in words(processor, batch["input_ids"][0])
+    with pytest.raises(MessagesError, match="no audio branch"):
+        deaf.apply_chat_template(named, tokenize=True)
+
+
+def test_audio_that_messages_name_must_be_there(processor: VideoLlamaProcessor) -> None:
+    video, audio = ({"type": kind, "path": str(SILENT_CLIP)} for kind in ("video", "audio"))
+    assert "audio_values" not in processor.apply_chat_template(ask(video), tokenize=True, load_audio_from_video=True)
+    with pytest.raises(NoAudioTrackError):
+        processor.apply_chat_template(ask(video, audio), tokenize=True)
+
+
+def test_a_prompt_string_says_what_its_ids_say(processor: VideoLlamaProcessor) -> None:
+    items = [{"type": kind, "path": str(CLIP_WITH_SOUND)} for kind in ("video", "audio")]
+    for messages in (ask(items[0]), ask(*items), ask(items[1], items[0])):
+        ids = processor.apply_chat_template(messages, tokenize=True)
+        prompt = processor.apply_chat_template(messages)
+        audios = [CLIP_WITH_SOUND] * prompt.count("<AudioHere>")
+        again = processor(text=prompt, videos=CLIP_WITH_SOUND, audios=audios)
+        assert again["input_ids"].tolist() == ids["input_ids"].tolist()
+    # Without a file there is nothing to read, and nothing to say of its frames.
+    assert processor.apply_chat_template(ask({"type": "video"})) == "###Human: <Video><ImageHere></Video> ###"
 
 
 def test_a_sound_alone_is_introduced(processor: VideoLlamaProcessor) -> None:

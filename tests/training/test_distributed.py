@@ -158,10 +158,49 @@ def test_two_processes_make_up_for_a_validation_together(config_file: Path, corp
     ]
     succeeded(launch(2, config_file, *options))
     log = (folder / "log.jsonl").read_text().splitlines(keepends=True)
-    assert [json.loads(line).get("dataset") for line in log[-2:]] == ["webvid", "cc_sbu_align"]
-    (folder / "log.jsonl").write_text("".join(log[:-1]))  # as if it had been killed between the two
+    assert [json.loads(line).get("dataset") for line in log[-3:]] == ["webvid", "cc_sbu_align", None]
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 8
+    (folder / "log.jsonl").write_text("".join(log[:-2]))  # as if it had been killed between the two
     succeeded(launch(2, config_file, *options, "run.resume_ckpt_path=auto"))
     assert [line["dataset"] for line in read_log(folder) if line["event"] == "valid"] == ["webvid", "cc_sbu_align"]
+    # What two processes measure is what one does.
+    one = tmp_path / "one"
+    succeeded(
+        launch(
+            1, config_file, *options, "run.batch_size_train=4", "run.init_lr=0", "run.min_lr=0", f"run.output_dir={one}"
+        )
+    )
+    again = launch(2, config_file, *options, "run.init_lr=0", "run.min_lr=0", f"run.output_dir={tmp_path / 'again'}")
+    succeeded(again)
+    figures = [[line for line in read_log(path) if line["event"] == "validation"] for path in (one, tmp_path / "again")]
+    assert figures[0][0]["loss"] == pytest.approx(figures[1][0]["loss"], rel=1e-5)
+    assert figures[0][0]["num_samples"] == figures[1][0]["num_samples"]
+    answers = [sorted((path / "answers.jsonl").read_text().splitlines()) for path in (one, tmp_path / "again")]
+    assert answers[0] == answers[1]
+
+
+def test_two_processes_share_a_pass_over_data_that_does_not_divide(
+    config_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    options = ["run.iters_per_epoch=null", "run.init_lr=1e-8", "run.min_lr=1e-8", "run.max_epoch=1"]
+    options += [f"datasets.{name}.sample_ratio=1" for name in ("webvid", "cc_sbu_align")]
+    two, one = tmp_path / "two", tmp_path / "one"
+    # Batches of one sample: of ten samples three processes would leave two idle in the last batch; two of five, one.
+    storage = tmp_path / "align"
+    storage.mkdir()
+    (storage / "image").symlink_to(corpus / "train" / "cc_sbu_align" / "image")
+    entries = json.loads((corpus / "train" / "cc_sbu_align" / "filter_cap.json").read_text())
+    entries["annotations"] = entries["annotations"][:5]
+    (storage / "filter_cap.json").write_text(json.dumps(entries))
+    options.append(f"datasets.cc_sbu_align.build_info.storage={storage}")
+    succeeded(launch(2, config_file, *options, "run.batch_size_train=1", f"run.output_dir={two}"))
+    succeeded(launch(1, config_file, *options, "run.batch_size_train=2", f"run.output_dir={one}"))
+    losses = [[line["loss_by_dataset"] for line in read_log(path) if line["event"] == "train"] for path in (two, one)]
+    assert len(losses[0]) == len(losses[1]) > 2
+    for ours, theirs in zip(*losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    seen = [json.loads((list_checkpoints(path / "checkpoints")[-1] / "state.json").read_text()) for path in (two, one)]
+    assert seen[0]["samples_seen"] == seen[1]["samples_seen"]
 
 
 @pytest.mark.parametrize("hears", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -46,6 +47,34 @@ def test_whole_files_are_left_as_they_are(accelerator: Accelerator, tmp_path: Pa
         (tmp_path / name).write_text(WHOLE)
     MetricLogger(accelerator, tmp_path)
     assert {path.read_text() for path in tmp_path.iterdir()} == {WHOLE}
+
+
+class Trackers:
+    """Stands for accelerate, and keeps what its trackers are started with."""
+
+    is_main_process = True
+
+    def __init__(self, *names: str) -> None:
+        self.log_with, self.trackers = list(names), list[str]()
+        self.started: list[tuple[str, str, Any]] = []
+
+    def init_trackers(self, project: str, config: Any, init_kwargs: Any = None) -> None:
+        for name in self.log_with:
+            self.started.append((name, project, (init_kwargs or {}).get(name)))
+            self.trackers.append(name)
+
+
+def test_trackers_get_the_names_of_the_project_and_of_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    # W&B has a name for the run; the folder of TensorBoard is made of both.
+    named = ["run.trackers=[wandb,tensorboard]", "run.project=clips"]
+    for options, expected in (
+        (named, [("wandb", "clips", None), ("tensorboard", "clips", None)]),
+        ([*named, "run.run_name=a"], [("wandb", "clips", {"name": "a"}), ("tensorboard", "clips/a", None)]),
+    ):
+        trackers = Trackers("wandb", "tensorboard")
+        MetricLogger(trackers, tmp_path).open(make_config(*options))  # type: ignore[arg-type]
+        assert trackers.started == expected
+        assert trackers.trackers == ["wandb", "tensorboard"]
 
 
 def test_bad_samples_noted_before_and_after_a_cut_are_listed(accelerator: Accelerator, tmp_path: Path) -> None:
@@ -91,5 +120,5 @@ def test_a_validation_counts_until_the_run_goes_back_before_it(
 ) -> None:
     metrics = MetricLogger(accelerator, tmp_path)
     for event, iteration in [("start", 0), ("train", 2), ("save", 4), ("valid", 4), *later]:
-        metrics.log(event, iteration, **({"dataset": "clips"} if event == "valid" else {}))
-    assert metrics.validated_datasets(4) == datasets
+        metrics.log(event, iteration, **({"dataset": "clips", "num_tokens": 3} if event == "valid" else {}))
+    assert metrics.validations(4).keys() == datasets

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import MakeConfig
-from tests.training.test_trainer import assert_same, trained
+from tests.training.test_trainer import assert_same, read_log, trained
 from video_llama.config import save_config
 from video_llama.errors import CheckpointError
+from video_llama.model.weight_names import to_saved_name
 from video_llama.training import checkpoints
 from video_llama.training import trainer as trainer_module
 from video_llama.training.checkpoints import list_checkpoints
@@ -41,6 +42,47 @@ def test_twenty_kills_at_random_moments_leave_no_trace_in_the_result(make_config
     assert_same(trained(unbroken.folder), trained(tmp_path / "killed"))
 
 
+def test_kills_leave_no_trace_in_the_best_weights_and_the_validations_of_passes_over_the_data(
+    make_config: MakeConfig, corpus: Path, tmp_path: Path
+) -> None:
+    split = corpus / "validation" / "webvid"
+    options = [
+        f"datasets.webvid.valid_build_info.anno_dir={split / 'annotations'}",
+        f"datasets.webvid.valid_build_info.videos_dir={split / 'videos'}",
+        "datasets.webvid.sample_ratio=1",
+        "run.iters_per_epoch=null",
+        "run.max_epoch=4",
+        "run.batch_size_train=1",
+        "run.accum_grad_iters=2",
+        "run.valid_freq=3",
+        "run.save_freq=2",
+        "run.max_valid_batches=2",
+        "run.early_stopping_patience=99",
+        "run.init_lr=1e-2",
+    ]
+    unbroken = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'unbroken'}"))
+    unbroken.train()
+    folder = tmp_path / "killed"
+    save_config(make_config(*options, f"run.output_dir={folder}"), tmp_path / "killed.yaml")
+    command = [sys.executable, "-m", "tests.training.kill_loop", str(tmp_path / "killed.yaml"), "8", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(trained(unbroken.folder), trained(folder))
+    assert (folder / "checkpoints.json").read_bytes() == (unbroken.folder / "checkpoints.json").read_bytes()
+    best = [torch.load(path / "checkpoint_best.pth", weights_only=True)["model"] for path in (unbroken.folder, folder)]
+    assert_same(*best)
+    figures = []
+    for path in (unbroken.folder, folder):
+        lines = (line for line in read_log(path) if line["event"] == "validation")
+        figures.append({line["iteration"]: {**line, "time": 0} for line in lines})
+    assert figures[0] == figures[1]
+    # Every three iterations, after the step of two that passes them, and at the ends of epochs.
+    per_epoch = unbroken.length.iters_per_epoch
+    assert {per_epoch, 2 * per_epoch, 3 * per_epoch, 4 * per_epoch} <= figures[0].keys()
+    assert len(figures[0]) > per_epoch
+    assert len({line["is_best"] for line in figures[0].values()}) == 2
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_run_of_the_audio_branch_with_cached_features_goes_on_from_within_an_epoch(
     accumulated: int, make_config: MakeConfig, tmp_path: Path
@@ -58,7 +100,7 @@ def test_a_run_of_the_audio_branch_with_cached_features_goes_on_from_within_an_e
     trainer = Trainer(make_config(*options))
     trainer.train()
     unbroken = trained(trainer.folder)
-    assert unbroken.keys() == {n for n, value in trainer.model.named_parameters() if value.requires_grad}
+    assert unbroken.keys() == {to_saved_name(n) for n, value in trainer.model.named_parameters() if value.requires_grad}
     shutil.rmtree(list_checkpoints(trainer.folder / "checkpoints")[-1])
     resumed = Trainer(make_config(*options, "run.resume_ckpt_path=auto"))
     assert resumed.state.iteration == 2
@@ -111,7 +153,7 @@ def test_a_run_over_a_quantised_language_model_saves_and_goes_on(bits: int, make
     assert {8: "Linear8bitLt", 4: "Linear4bit"}[bits] in {type(module).__name__ for module in first.model.modules()}
     first.train()
     saved = trained(first.folder)
-    assert saved.keys() == {name for name, value in first.model.named_parameters() if value.requires_grad}
+    assert saved.keys() == {to_saved_name(n) for n, value in first.model.named_parameters() if value.requires_grad}
     resumed = Trainer(make_config(*options, "run.max_epoch=2", "run.resume_ckpt_path=auto"))
     assert all(torch.equal(resumed.model.get_parameter(name), value) for name, value in saved.items())
     assert resumed.train().iteration == 8

@@ -38,6 +38,10 @@ from video_llama.training.trainer import Trainer
         ("run.trackers=[clearml]", "names 'clearml', which is not installed: pip install clearml"),
         ("datasets.webvid.vis_processor.train.video_reader=pyaw", r"train\.video_reader: .*did you mean 'pyav'"),
         ("run.evaluate=True", "no dataset has a valid_build_info"),
+        (
+            "run.iters_per_epoch=null",
+            r"webvid\.sample_ratio is 2.0, but with run\.iters_per_epoch: null every epoch takes",
+        ),
         ("datasets.webvid.sample_ratio=-1", "must be 0 or more"),
         ("datasets.webvod.sample_ratio=1", "did you mean 'webvid'.*Known: audio_caption"),
     ],

@@ -189,6 +189,38 @@ def test_resuming_ends_with_the_bits_of_an_unbroken_run(make_config: MakeConfig,
     assert "resume" in events(folder)
 
 
+def test_an_epoch_without_a_number_of_iterations_is_one_pass_over_the_data(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    options = ["run.iters_per_epoch=null", "run.batch_size_train=3", "run.accum_grad_iters=2", "run.save_freq=2"]
+    options += [f"datasets.{name}.sample_ratio=1" for name in ("webvid", "cc_sbu_align")]
+    unbroken = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'unbroken'}"))
+    sizes = [len(dataset.examples) for dataset in unbroken.datasets]
+    per_epoch = sum(-(-size // 3) for size in sizes)
+    assert unbroken.num_iterations == 2 * per_epoch
+    seen: list[str] = []
+    learn = unbroken.learner.step
+
+    def note(group: list[Batch], *args: Any) -> StepOutput:
+        seen.extend(id_ for batch in group for id_ in batch.ids)
+        return learn(group, *args)
+
+    unbroken.learner.step = note  # type: ignore[method-assign]
+    unbroken.train()
+    every = sorted(example.id for dataset in unbroken.datasets for example in dataset.examples)
+    assert sorted(seen[: len(every)]) == sorted(seen[len(every) :]) == every
+    exported = sorted(path.name for path in unbroken.folder.glob("checkpoint_*.pth"))
+    assert exported == ["checkpoint_0.pth", "checkpoint_1.pth"]
+    first = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'broken'}"))
+    first._stop_signal = signal.SIGTERM
+    assert first.train().iteration == 2
+    resumed = Trainer(make_config(*options, f"run.output_dir={tmp_path / 'broken'}", "run.resume_ckpt_path=auto"))
+    resumed.train()
+    assert_same(trained(unbroken.folder), trained(resumed.folder))
+    with pytest.raises(ConfigError, match="this configuration makes them"):
+        Trainer(make_config(*options[:1], *options[2:], "run.resume_ckpt_path=auto", f"run.output_dir={first.folder}"))
+
+
 def test_a_finished_run_resumes_to_nothing(make_config: MakeConfig) -> None:
     Trainer(make_config()).train()
     again = Trainer(make_config("run.resume_ckpt_path=auto"))
@@ -439,7 +471,6 @@ def test_the_output_folder_of_a_run_without_an_epoch_is_no_model_yet(make_config
 def test_parts_and_processes_that_do_not_fit_are_refused(make_config: MakeConfig) -> None:
     for option, message in {
         "model.frozen_audio_Qformer=False": "equip_audio_branch is False",
-        "model.freeze_vit=False": "encoders do not train",
         "run.world_size=3": "3 processes were asked for, but this run has 1",
         "run.resume_ckpt_path=/nowhere": "is no training checkpoint",
     }.items():

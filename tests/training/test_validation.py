@@ -111,6 +111,47 @@ def test_media_that_come_after_the_first_answer_are_no_part_of_its_prompt(make_c
     assert media_of_prompt(sample.input_ids, sample, trainer.model.config) == media
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_of_a_large_split_the_same_samples_are_drawn_each_time(
+    num_workers: int, validated: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dataset,) = validated.valid_datasets
+    size = len(dataset.examples)
+    assert size >= 5
+    validated.config.run.max_valid_batches, validated.config.run.num_workers = 1, num_workers
+    validated.config.run.num_generations = 9
+    first = validated.evaluate()["webvid"]
+    again = validated.evaluate()["webvid"]
+    assert first == again
+    assert first.num_samples == 2 < size
+    validated.config.run.max_valid_batches = 2
+    more = {line["id"] for line in validated.evaluate()["webvid"].answers}
+    drawn = {line["id"] for line in first.answers}
+    # A larger part of the split holds the smaller one, and is not its beginning for every seed.
+    assert len(drawn) == 2
+    assert drawn < more
+    beginnings = []
+    for seed in range(6):
+        validated.config.run.seed = seed
+        beginnings.append({line["id"] for line in validated.evaluate()["webvid"].answers})
+    assert len({tuple(sorted(ids)) for ids in beginnings}) > 1
+
+
+def test_workers_and_batches_change_no_figure_and_no_answer(validated: Trainer) -> None:
+    run = validated.config.run
+    run.num_generations = 5
+    reports = []
+    for batch_size, num_workers in [(1, 0), (3, 0), (2, 2)]:
+        run.batch_size_eval, run.num_workers = batch_size, num_workers
+        reports.append(validated.evaluate()["webvid"])
+    alone, *others = reports
+    assert len(alone.answers) == 5
+    for report in others:
+        assert report.answers == alone.answers
+        assert report.loss == pytest.approx(alone.loss, rel=1e-5)
+        assert (report.num_tokens, report.num_samples) == (alone.num_tokens, alone.num_samples)
+
+
 def test_a_run_validates_after_each_epoch(validated: Trainer) -> None:
     validated.train()
     assert [line["iteration"] for line in read_log(validated.folder) if line["event"] == "valid"] == [4, 8]
@@ -141,6 +182,64 @@ def make_validated(make_config: MakeConfig, corpus: Path) -> MakeValidated:
         f"datasets.cc_sbu_align.valid_build_info.storage={split / 'cc_sbu_align'}",
     ]
     return lambda *options: Trainer(make_config(*settings, *options))
+
+
+def test_trackers_know_every_set_by_its_name_and_all_together(
+    make_validated: MakeValidated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, list[tuple[int, float]]] = {}
+    trainer = make_validated("run.max_epoch=1", "run.trackers=[tensorboard]", "run.project=clips", "run.run_name=first")
+    log = type(trainer.accelerator).log
+
+    def keep(self: Any, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            sent.setdefault(name, []).append((step, value))
+        log(self, values, step=step)
+
+    monkeypatch.setattr(type(trainer.accelerator), "log", keep)
+    trainer.train()
+    lines = read_log(trainer.folder)
+    sets = {line["dataset"]: line for line in lines if line["event"] == "valid"}
+    (overall,) = (line for line in lines if line["event"] == "validation")
+    for name, line in sets.items():
+        assert sent[f"valid/{name}/loss"] == [(4, line["loss"])]
+    assert sent["valid/loss"] == [(4, overall["loss"])]
+    tokens = {name: line["num_tokens"] for name, line in sets.items()}
+    mean = sum(line["loss"] * tokens[name] for name, line in sets.items()) / sum(tokens.values())
+    assert overall["loss"] == pytest.approx(mean)
+    # One value for each step and name.
+    assert all(len({step for step, _ in values}) == len(values) for values in sent.values())
+    events = [path for path in trainer.folder.rglob("events.out.tfevents.*") if path.parent.name == "first"]
+    assert [path.parent.parent.name for path in events] == ["clips"]
+    assert all(name in events[0].read_bytes() for name in (b"valid/webvid/loss", b"valid/loss", b"train/webvid/loss"))
+
+
+def test_the_loss_of_each_dataset_is_that_of_its_batches(make_config: MakeConfig) -> None:
+    trainer = Trainer(
+        make_config("run.accum_grad_iters=2", "run.log_freq=4", "run.max_epoch=1", "run.iters_per_epoch=8")
+    )
+    learn, batches = trainer.learner.step, trainer.batches()
+    parts: dict[str, list[tuple[float, int]]] = {}
+
+    def measure(group: Any, iteration: int, tokens: float) -> Any:
+        output = learn(group, iteration, tokens)
+        for batch, share in zip(group, output.shares, strict=True):
+            name = batch.ids[0].partition("/")[0]
+            parts.setdefault(name, []).append((share * tokens, batch.num_label_tokens))
+        assert sum(output.shares) == pytest.approx(output.loss)
+        return output
+
+    trainer.learner.step = measure  # type: ignore[method-assign]
+    trainer.train()
+    lines = [line for line in read_log(trainer.folder) if line["event"] == "train"]
+    assert [line["iteration"] for line in lines] == [4, 8]
+    drawn = [[batches[number].ids[0].partition("/")[0] for number in numbers] for numbers in (range(4), range(4, 8))]
+    for line, names in zip(lines, drawn, strict=True):
+        assert line["loss_by_dataset"].keys() == set(names)
+        for name in set(names):
+            taken = [parts[name].pop(0) for _ in range(names.count(name))]
+            expected = sum(loss for loss, _ in taken) / sum(count for _, count in taken)
+            assert line["loss_by_dataset"][name] == pytest.approx(expected)
 
 
 def validations(folder: Path) -> list[tuple[int, str]]:

@@ -15,10 +15,11 @@ from video_llama.constants import Modality
 from video_llama.data.examples import MediaSource, ShardMember
 from video_llama.data.shards import SUFFIXES, find_shards
 from video_llama.errors import ConfigError
+from video_llama.media.sources import is_address
 
 __all__ = ["Clip", "ShardMember", "find_clips", "take_shard"]
 
-VIDEO_SUFFIXES = {*SUFFIXES["video"], ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".ogv"}
+VIDEO_SUFFIXES = set(SUFFIXES["video"])
 """Of the files that a folder stands for; any other file can be named by itself."""
 
 LIST_SUFFIXES = (".txt", ".csv")
@@ -47,8 +48,8 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
     """Return the clips of the inputs, each once, in their order; files of folders, patterns and shards are sorted.
 
     Args:
-        inputs: files, folders (videos and shards in them, at any depth), patterns (`clips/**/*.mp4`), lists (.txt
-            with one path a line, .csv with a column of paths; relative to the list or to the working folder),
+        inputs: files, addresses, folders (videos and shards in them, at any depth), patterns (`clips/**/*.mp4`), lists
+            (.txt with one path a line, .csv with a column of paths; relative to the list or to the working folder),
             webdataset shards (`shards/{0000..0099}.tar`). A pattern leaves out folders without videos, and lists
             unless it ends like one.
 
@@ -60,7 +61,7 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
     clips: dict[str, Clip] = {}
     for name in inputs:
         for clip in _expand(name):
-            clips.setdefault(os.path.abspath(clip.id), clip)
+            clips.setdefault(clip.id if is_address(clip.id) else os.path.abspath(clip.id), clip)
     return list(clips.values())
 
 
@@ -77,7 +78,10 @@ def take_shard(items: Sequence[Item], num_shards: int, shard_id: int) -> list[It
 
 def _expand(name: str) -> Iterator[Clip]:
     path = Path(name)
-    if path.is_dir():
+    # What is in an address is no pattern.
+    if is_address(name):
+        yield Clip(name, name)
+    elif path.is_dir():
         found = _videos_in(path)
         if not found:
             raise ConfigError(f"{path}: no videos in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})")
@@ -125,8 +129,12 @@ def _members(shard: Path) -> Iterator[Clip]:
                         clips[kind].append(Clip(f"{shard}#{member.name}", ShardMember(source)))
     except (tarfile.TarError, EOFError, OSError) as error:
         problem = f"not a whole tar file ({error}); copy it again"
+    # A GIF file is an image or an animation: among images it does not push the others aside.
+    videos = clips["video"]
+    if all(clip in clips["image"] for clip in videos):
+        videos = []
     # A shard of training data holds images or audio files beside its annotations.
-    found = clips["video"] or clips["image"] or clips["audio"]
+    found = videos or clips["image"] or clips["audio"]
     yield from found
     if problem or not found:
         yield Clip(str(shard), None, problem or "no videos in this shard")

@@ -8,14 +8,22 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from video_llama.checkpoints.weight_files import Weights
+from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError
 
-__all__ = ["check_language_model", "guess_conv_template", "read_language_config"]
+__all__ = ["check_language_model", "family_of", "guess_conv_template", "named_template", "read_language_config"]
 
 FINAL_NORM = "model.norm.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
 
 LLAMA_2_CONTEXT = 4096
+
+# The templates of each family of the original's language models; the first is that of chats, the second the one that
+# dialogues are learnt in.
+_FAMILIES = {
+    "llama_v2": ("llama_2", "video_llama_2"),
+    "vicuna": ("v1", "instruct_vicuna", "default", "video_vicuna", "vision"),
+}
 
 # LLaMA's final norm scales by 1 and more on average; in the difference of two LLaMAs it is around 0.
 SMALLEST_FINAL_NORM = 0.1
@@ -36,17 +44,46 @@ def read_language_config(folder: Path) -> PreTrainedConfig:
 def guess_conv_template(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the conversation template that a language model was trained with.
 
-    The Vicunas of 2023 are known by name, or by their context of 2048 tokens (LLaMA-2 has 4096). A model that is no
-    LLaMA takes its tokenizer's chat template, if there is one.
+    The Vicunas of 2023 are known by name, or by their context of 2048 tokens (LLaMA-2 has 4096). LLaMA-2 is known by
+    its own chat template, or as a LLaMA without one. Every other model, and so LLaMA-3, takes its tokenizer's chat
+    template, if there is one.
     """
-    if config.model_type != "llama" and tokenizer.chat_template:
-        return "tokenizer"
     name = f"{folder.name} {config.name_or_path}".lower()
-    is_vicuna_like = any(family in name for family in ("vicuna", "billa", "ziya"))
+    if any(family in name for family in ("vicuna", "billa", "ziya")):
+        return "v1"
+    if tokenizer.chat_template and not _is_llama_2(config, tokenizer):
+        return "tokenizer"
     short_context = getattr(config.get_text_config(), "max_position_embeddings", 0) < LLAMA_2_CONTEXT
-    if is_vicuna_like or short_context:
+    if config.model_type == "llama" and short_context and not tokenizer.chat_template:
         return "v1"
     return "llama_2"
+
+
+def _is_llama_2(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a chat template is the one that "llama_2" writes: later LLaMAs have other end tokens."""
+    is_llama = config.model_type == "llama" and tokenizer.eos_token == "</s>"
+    return is_llama and "[INST]" in str(tokenizer.chat_template)
+
+
+def named_template(model_type: str | None, *, learnt: bool = False) -> str | None:
+    """Return the conversation template that a `model_type` names; None for an unknown name.
+
+    Args:
+        model_type: a family of the original's ("llama_v2", "pretrain_vicuna", …), or the name of a template.
+        learnt: of the family's two templates, that of dialogues in training, not that of chats.
+    """
+    family = str(model_type).removeprefix("pretrain_")
+    if family in _FAMILIES:
+        return _FAMILIES[family][int(learnt)]
+    return family if family in conv_templates else None
+
+
+def family_of(template: str) -> str:
+    """Return the family that a template belongs to; one without a family is its own."""
+    for family, names in _FAMILIES.items():
+        if template in names:
+            return family
+    return template
 
 
 def check_language_model(weights: Weights, config: PreTrainedConfig) -> None:

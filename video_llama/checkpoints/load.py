@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -29,7 +29,9 @@ from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
+from video_llama.model.parts import part_of_parameter
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import to_saved_name
 from video_llama.processor.audio_features import LogMelSettings
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -153,6 +155,7 @@ def load_model(
     dtype: torch.dtype,
     *,
     trainable_dtype: torch.dtype | None = None,
+    trained: Collection[str] = (),
     skeleton: VideoLlamaForConditionalGeneration | None = None,
     **options: Any,
 ) -> VideoLlamaForConditionalGeneration:
@@ -163,7 +166,9 @@ def load_model(
         config: the model to build. It may leave out parts that the files have, and its image size may differ from that
             of the original's files: the position table is interpolated.
         dtype: of all parameters.
-        trainable_dtype: of the parts that train, if it shall differ; their weights are not rounded on the way.
+        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it shall differ; their
+            weights are not rounded on the way.
+        trained: more parts that train, by the names of `model/parts.py`.
         skeleton: what `build_skeleton(config)` gave, to save its time.
         options: `device_map`, `attn_implementation`, `quantization_config` and whatever else transformers'
             `from_pretrained` takes.
@@ -200,7 +205,7 @@ def load_model(
     if folder is not None and not is_direct and (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if trainable_dtype is not None:
-        _reload_trainable(model, report, trainable_dtype)
+        _reload_trainable(model, report, trainable_dtype, trained)
     return model
 
 
@@ -258,10 +263,11 @@ def _check_language_model_is_whole(source: OriginalFiles | Path, info: Mapping[s
     """Refuse what transformers could not place or fill, for the models whose weights it renames."""
     folder = source if isinstance(source, Path) else source.language_model
     prefix = "language_model."
-    names = sorted(name.removeprefix(prefix) for name in info["missing_keys"] if name.startswith(prefix))
+    missing = map(to_saved_name, info["missing_keys"])
+    names = sorted(name.removeprefix(prefix) for name in missing if name.startswith(prefix))
     problem = "are missing"
     if not names:
-        names = sorted(str(entry[0]).removeprefix(prefix) for entry in info["mismatched_keys"])
+        names = sorted(to_saved_name(entry[0]).removeprefix(prefix) for entry in info["mismatched_keys"])
         problem = "have another shape"
     if names:
         raise CheckpointError(
@@ -270,11 +276,16 @@ def _check_language_model_is_whole(source: OriginalFiles | Path, info: Mapping[s
         )
 
 
-def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadReport, dtype: torch.dtype) -> None:
+def _reload_trainable(
+    model: VideoLlamaForConditionalGeneration, report: LoadReport, dtype: torch.dtype, trained: Collection[str]
+) -> None:
     """Give the parts that train their own dtype, with values read anew so that none was rounded."""
     for name, parameter in model.named_parameters():
-        if part_of(name) in TRAINABLE_PARTS:
+        if part_of(name) in TRAINABLE_PARTS or part_of_parameter(name) in trained:
             # The loaded value was rounded to the dtype of the frozen parts, so read the stored one again. A part
             # without a file keeps its initial values.
-            value = report.found[name].read() if name in report.found else parameter.data
+            stored = report.found.get(to_saved_name(name))
+            value = stored.read() if stored else parameter.data
+            if to_saved_name(name) == POSITION_TABLE:
+                value = interpolate_position_table(value, parameter.shape[1] - 1)
             parameter.data = value.to(device=parameter.device, dtype=dtype)

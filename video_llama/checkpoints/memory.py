@@ -102,7 +102,7 @@ def build_skeleton(config: VideoLlamaConfig) -> VideoLlamaForConditionalGenerati
     with torch.device("meta"), no_init_weights():
         model = VideoLlamaForConditionalGeneration(config)
     # Otherwise done when values are initialized.
-    model.language_model.tie_weights()
+    model.tie_weights()
     return model
 
 

@@ -12,6 +12,7 @@ config.json                          sizes, where they are not the published one
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from video_llama.checkpoints.hub import (
     WITHOUT_AUDIO_PATTERNS,
     resolve_source,
 )
-from video_llama.checkpoints.trained_run import newest_checkpoint
-from video_llama.checkpoints.weight_files import FOLDER_FILES
+from video_llama.checkpoints.trained_run import run_checkpoint
+from video_llama.checkpoints.weight_files import FOLDER_FILES, open_weights
 from video_llama.checkpoints.weight_mapping import (
     AUDIO_BRANCH,
     AUDIO_ENCODER,
@@ -48,6 +49,8 @@ __all__ = [
     "resolve_checkpoint",
     "resolve_language_model",
 ]
+
+logger = logging.getLogger(__name__)
 
 IMAGEBIND_FILE = "imagebind_huge.pth"
 VISION_FILE = "eva_vit_g.pth"
@@ -230,7 +233,7 @@ def _find_language_model(folder: Path) -> Path:
     if not found:
         raise CheckpointError(
             f"{folder}: no language model; put its folder here (llama-2-7b-chat-hf/ with config.json, weights and "
-            f"tokenizer.model), or say where it is with llama_model"
+            f"tokenizer.model), or say where it is with model_base (--model-base), in a configuration llama_model"
         )
     return found[0]
 
@@ -241,28 +244,52 @@ def _branch_file(source: Source, prefix: str, key: str, audio: bool) -> Path:
     if path.is_file():
         return path
     # Try a training run first: its folder has a log, and its checkpoints have other names than the published ones.
-    found = newest_checkpoint(path) or _chosen_or_only(path, prefix, required=True)
+    found = run_checkpoint(path) or _chosen_or_only(path, prefix, required=True)
     assert found is not None
     return found
 
 
 def _chosen_or_only(path: Path, prefix: str, required: bool) -> Path | None:
-    """Return the path itself if it is a `{prefix}*.pth`, else the only such file in its folder."""
-    if path.is_file() and path.name.startswith(prefix):
+    """Return the path itself if it is a branch's checkpoint, else the only one of that branch in its folder."""
+    if path.is_file() and (_holds(path, prefix) or (prefix == "VL" and not _holds(path, "AL"))):
         return path
     folder = path if path.is_dir() else path.parent
-    found = sorted(folder.glob(f"{prefix}*.pth"))
-    if len(found) > 1:
-        raise CheckpointError(f"{folder}: several checkpoints ({_names(found)}); give the path of the one you mean")
-    if found:
+    found = sorted(folder.glob(f"{prefix}*.pth")) or [file for file in _of_2023(folder) if _holds(file, prefix)]
+    if len(found) == 1:
         return found[0]
-    # The checkpoints of 2023 have other names.
-    if path.is_file() and prefix == "VL" and not path.name.startswith("AL"):
-        return path
-    if required:
-        part = {"VL": VIDEO_BRANCH, "AL": AUDIO_BRANCH}[prefix]
-        raise CheckpointError(f"{folder}: no {prefix}*.pth, which holds the {part.name}; put it here")
-    return None
+    part = {"VL": VIDEO_BRANCH, "AL": AUDIO_BRANCH}[prefix]
+    if not found:
+        if required:
+            raise CheckpointError(f"{folder}: no {prefix}*.pth, which holds the {part.name}; put it here")
+        return None
+    if path.is_file() and not required:
+        # The folder of the 2023 series holds all its variants, and nothing says which of them belong together.
+        logger.warning(
+            "%s: several checkpoints of the %s (%s), so the model is loaded without; put the one that belongs to %s "
+            "into a folder with it, or name it with model.ckpt_2 in a configuration",
+            *(folder, part.name, _names(found), path.name),
+        )
+        return None
+    raise CheckpointError(
+        f"{folder}: several checkpoints ({_names(found)}) of the {part.name}; give the path of the one you "
+        "mean, or put those that belong together into a folder of their own"
+    )
+
+
+def _of_2023(folder: Path) -> list[Path]:
+    """Return what may be branches under names of 2023, such as finetune-vicuna7b-v2.pth; none beside later names."""
+    files = sorted(folder.glob("*.pth"))
+    if any(file.name[:2] in ("VL", "AL") for file in files):
+        return []
+    return [file for file in files if file.name not in (IMAGEBIND_FILE, VISION_FILE, QFORMER_FILE)]
+
+
+def _holds(file: Path, prefix: str) -> bool:
+    """Return whether a file is the checkpoint of a branch: by its name, or by its weights if the name says nothing."""
+    if file.name[:2] in ("VL", "AL"):
+        return file.name[:2] == prefix
+    token = {"VL": "video_query_tokens", "AL": "audio_query_tokens"}[prefix]
+    return token in open_weights(file)
 
 
 def _resolve_file(source: Source | None, folder: Path, name: str, wanted: str, address: str | None = None) -> Path:

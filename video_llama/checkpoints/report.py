@@ -34,6 +34,7 @@ from video_llama.checkpoints.weight_mapping import (
 from video_llama.errors import CheckpointError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import to_saved_name
 
 __all__ = ["LoadReport", "PartReport", "Source", "match_checkpoint", "match_weights"]
 
@@ -134,7 +135,8 @@ def match_checkpoint(
     is_renamed = config.text_config.model_type != "llama"
     # Tied weights are stored under one of their names.
     left_out = set(skeleton.all_tied_weights_keys)
-    expected = {name: tensor for name, tensor in skeleton.state_dict().items() if name not in left_out}
+    needed = {name: tensor for name, tensor in skeleton.state_dict().items() if name not in left_out}
+    expected = {to_saved_name(name): tensor for name, tensor in needed.items()}
     if is_renamed:
         expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
     if isinstance(source, Path):
@@ -143,14 +145,16 @@ def match_checkpoint(
     else:
         files = _files_and_parts(source)
         sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
-        # The language model comes last. Leave it out where transformers renames its weights: names would not match.
-        language_model = sources[-1]
+        # The language model comes first. Leave it out where transformers renames its weights: names would not match.
+        language_model = sources[0]
         if is_renamed:
-            sources.pop()
+            sources.pop(0)
         report = match_weights(expected, sources, {part for _, parts in files for part in parts})
     report.raise_for_problems()
     if is_renamed:
         report.found |= _as_stored(language_model)
+        if not isinstance(source, Path):
+            report.found |= _trained_language_model(sources)
     logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
     return report
 
@@ -158,16 +162,17 @@ def match_checkpoint(
 def _files_and_parts(files: OriginalFiles) -> list[tuple[Path, Sequence[Part]]]:
     """Return the files with the parts that each must hold whole; trainable parts without a file start untrained.
 
-    The order is the original's: later files override earlier ones. The language model is the last.
+    The order is the original's: later files override earlier ones. The language model is the first, so that a
+    checkpoint that holds a trained one overrides it.
     """
     in_order: list[tuple[Path | None, Sequence[Part]]] = [
+        (files.language_model, [LANGUAGE_MODEL]),
         (files.vision_encoder, [VISION_ENCODER]),
         (files.qformer, [QFORMER]),
         (files.imagebind, [AUDIO_ENCODER, IMAGEBIND_VISION]),
         (files.projection, [PROJECTION]),
         (files.video_branch, [VIDEO_BRANCH, PROJECTION]),
         (files.audio_branch, [AUDIO_BRANCH]),
-        (files.language_model, [LANGUAGE_MODEL]),
     ]
     return [(path, parts) for path, parts in in_order if path is not None]
 
@@ -217,7 +222,7 @@ def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Sour
     weights, is_useful, held = source.weights, False, set()
     for name in weights:
         original = source.prefix + name
-        ours = name if part_of(name) else to_our_name(original)
+        ours = to_saved_name(name) if part_of(name) else to_our_name(original)
         # The names of a file are the original's, or ours if this package wrote it.
         if ours is not None and ours in expected:
             report.found[ours] = TensorRef(weights, name)
@@ -261,6 +266,17 @@ def _as_stored(source: Source) -> dict[str, TensorRef]:
         ours = f"language_model.{name}" if source.prefix else name
         if part_of(ours) is LANGUAGE_MODEL and not is_stray(source.prefix + name):
             found[ours] = TensorRef(source.weights, name)
+    return found
+
+
+def _trained_language_model(sources: Sequence[Source]) -> dict[str, TensorRef]:
+    """Return the weights of a language model that trained, from the checkpoints that hold them beside others."""
+    found = {}
+    for source in sources:
+        for name in source.weights:
+            ours = to_our_name(source.prefix + name)
+            if ours is not None and part_of(ours) is LANGUAGE_MODEL:
+                found[ours] = TensorRef(source.weights, name)
     return found
 
 

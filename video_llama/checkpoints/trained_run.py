@@ -1,4 +1,4 @@
-"""Find the model that a training run wrote: its configuration with the checkpoint of its last epoch."""
+"""Find the model that a training run wrote: its configuration with the checkpoint of its last epoch, or its best."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from video_llama.config import ModelConfig, load_config
 from video_llama.errors import CheckpointError
 from video_llama.model.parts import AUDIO_PARTS, trained_parts
 
-__all__ = ["CONFIG_FILE", "checkpoint_name", "find_trained_run", "newest_checkpoint"]
+__all__ = ["BEST", "CONFIG_FILE", "checkpoint_name", "find_trained_run", "run_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
-_CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pth")
+BEST = "best"
+_CHECKPOINT = re.compile(r"checkpoint_(\d+|best)\.pth")
 
 
 def checkpoint_name(epoch: int | str) -> str:
-    """Return the name of the file that an epoch of a run writes, as in the original."""
+    """Return the name of the file that an epoch of a run writes, or of its best weights, as in the original."""
     return f"checkpoint_{epoch}.pth"
 
 
@@ -28,21 +29,21 @@ def find_trained_run(path: str | os.PathLike[str]) -> ModelConfig | None:
     """Return the model section of a run's configuration, with the checkpoint of what was trained.
 
     Args:
-        path: an `output_dir`, which stands for its last epoch, or a `checkpoint_EPOCH.pth` in it; None is returned
-            for anything else.
+        path: an `output_dir`, which stands for the file that `run_checkpoint` says, or a `checkpoint_EPOCH.pth` in it;
+            None is returned for anything else.
 
     Raises:
-        CheckpointError: the run has not finished an epoch.
+        CheckpointError: as `run_checkpoint`.
         ConfigError: its configuration cannot be read.
     """
     path = Path(path).expanduser()
     if path.is_file() and _CHECKPOINT.fullmatch(path.name) and (path.parent / CONFIG_FILE).is_file():
         checkpoint, folder = path, path.parent
     else:
-        newest = newest_checkpoint(path)
-        if newest is None:
+        found = run_checkpoint(path)
+        if found is None:
             return None
-        checkpoint, folder = newest, path
+        checkpoint, folder = found, path
     config = load_config(folder / CONFIG_FILE).model
     # A checkpoint of a run holds only what was trained. A frozen branch keeps the file that the configuration names.
     trained = trained_parts(config)
@@ -56,16 +57,28 @@ def find_trained_run(path: str | os.PathLike[str]) -> ModelConfig | None:
     return config
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint that the last epoch of a run wrote; None if the folder is no run's.
+def run_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint that the folder of a run stands for; None if the folder is no run's.
+
+    That is the one of its last epoch or, with `run.load_best_model_at_end`, the one of its lowest validation loss.
 
     Raises:
-        CheckpointError: the run has not finished an epoch.
+        CheckpointError: the run has not finished an epoch, or not validated.
+        ConfigError: its configuration cannot be read.
     """
     if not ((folder / CONFIG_FILE).is_file() and (folder / "log.jsonl").is_file()):
         return None
+    if load_config(folder / CONFIG_FILE).run.load_best_model_at_end:
+        best = folder / checkpoint_name(BEST)
+        if not best.is_file():
+            raise CheckpointError(
+                f"{folder}: this training run stands for its best checkpoint (run.load_best_model_at_end), but there "
+                f"is no {best.name} yet: it has not validated. Name one of its checkpoint_EPOCH.pth instead"
+            )
+        return best
     # Compare epochs as numbers: as text, checkpoint_10 would come before checkpoint_9.
-    found = [(int(match[1]), file) for file in folder.iterdir() if (match := _CHECKPOINT.fullmatch(file.name))]
+    matches = ((_CHECKPOINT.fullmatch(file.name), file) for file in folder.iterdir())
+    found = [(int(match[1]), file) for match, file in matches if match and match[1] != BEST]
     if not found:
         raise CheckpointError(f"{folder}: this training run has not finished an epoch; there is no checkpoint_0.pth")
     return max(found)[1]

@@ -3,7 +3,8 @@
 A part is what one published file must hold. `MODEL_PARTS` lists rows of (original pattern, our pattern): `#` stands
 for a layer number and `*` for the rest of a name. The first row that fits a name counts, in either direction.
 Original names are those of the whole original model; `eva_vit_g.pth` and `imagebind_huge.pth` leave the name of
-their module out (`Part.file_prefix`).
+their module out (`Part.file_prefix`). Ours are the names in saved folders; those that the model has in memory
+(`model/weight_names.py`) serve as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+
+from video_llama.model.weight_names import to_saved_name
 
 __all__ = [
     "AUDIO_BRANCH",
@@ -212,6 +215,8 @@ def is_stray(original: str) -> bool:
 @cache
 def _resolve(name: str, column: int) -> tuple[Part, str] | None:
     """Return the part of a name and the name in the other column."""
+    if column == _OURS:
+        name = to_saved_name(name)
     for pattern, part, other_name in _compiled(column):
         match = pattern.fullmatch(name)
         if match is not None:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from video_llama.constants import Modality
 from video_llama.errors import DatasetError
+from video_llama.utils.extras import import_extra
 
 __all__ = [
     "KeyCheck",
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 # Captions can be long; the default limit of the csv module is 128 KiB.
 csv.field_size_limit(1 << 24)
 _END = "\x1eend of file"
+_PARQUET_ROWS = 256
 
 
 def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -49,12 +51,12 @@ def find_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     return files
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, row) of a `.csv` or `.tsv` with a header line.
 
     Args:
         path: the file.
-        columns: those that are required; others are left out.
+        columns: those that are required; others are left out. None takes all that there are.
 
     Raises:
         DatasetError: a column is missing, a row is short, a quote never ends, there are no rows, or the file is not
@@ -69,11 +71,13 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
         raise DatasetError(f"{path}: not a table ({error})") from error
 
 
-def _read_rows(path: Path, file: Iterator[str], columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _read_rows(path: Path, file: Iterator[str], columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, str]]]:
     # The appended line becomes a row of its own, unless a quote was never closed.
     lines = itertools.chain(file, [_END])
     reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     header = [name for name in reader.fieldnames or () if name != _END]
+    if columns is None:
+        columns = header
     missing = [name for name in columns if name not in header]
     if missing:
         has = ", ".join(header) or "nothing; the file is empty"
@@ -139,11 +143,22 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (place, number, object) of a JSONL file, or of a JSON file that holds one list.
+    """Yield (place, number, object) of a JSONL file, of a JSON file that holds one list, or of a table.
+
+    Tables are `.csv`, `.tsv` and `.parquet`.
 
     Raises:
-        DatasetError: as `read_json_lines` and `read_json`; an entry of the list is not an object.
+        DatasetError: as `read_json_lines`, `read_json` and `read_table`; an entry of the list is not an object.
+        ConfigError: a parquet file, and pyarrow is not installed.
     """
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        for line, row in read_table(path):
+            yield f"{path}, line {line}", str(line), row
+        return
+    if suffix == ".parquet":
+        yield from _read_parquet(path)
+        return
     if path.suffix.lower() == ".json" and _holds_list(path):
         for number, entry in enumerate(read_json(path)):
             where = f"{path}, entry {number}"
@@ -153,6 +168,21 @@ def read_entries(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         return
     for line, entry in read_json_lines(path):
         yield f"{path}, line {line}", str(line), entry
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    parquet = import_extra("pyarrow.parquet", f"the table {path}")
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            # A few rows at a time: a file may be larger than the memory.
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", str(number), row
+                    number += 1
+    except (OSError, ValueError) as error:
+        # pyarrow's own errors are of these kinds.
+        raise DatasetError(f"{path}: no table that can be read ({error})") from error
 
 
 def _holds_list(path: Path) -> bool:

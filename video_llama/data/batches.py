@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from video_llama.constants import IGNORE_INDEX
 from video_llama.data.examples import Example
 from video_llama.data.mixture import MixtureBatchSampler, SampleRef
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.data.tokenization import collate_text
-from video_llama.errors import DatasetError, MediaError
+from video_llama.errors import DatasetError, MediaError, NoAudioTrackError
 from video_llama.processor.collate import pad_items
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "BatchReader",
     "DataCollator",
     "SampleReader",
+    "SilentSample",
     "gather_media",
     "load_batches",
     "load_samples",
@@ -54,6 +57,10 @@ class BadSample:
     reason: str
 
 
+class SilentSample(BadSample):
+    """A sample without audio track that is left out as `skip_silent` asks, and not counted as bad."""
+
+
 @dataclass
 class Batch:
     """One batch of one process.
@@ -62,7 +69,7 @@ class Batch:
         number: of the batch in the run.
         text: input_ids, attention_mask, labels: (samples, length), int64.
         media: all media of the batch, in order of appearance.
-        ids: of the samples.
+        ids: of the samples; none if the process only computes along.
         failures: bad samples that were replaced.
         gave_up: why the batch is empty but for its failures: too many replacements in a row failed.
     """
@@ -140,7 +147,8 @@ class DataCollator:
             [{"input_ids": sample.input_ids, "labels": sample.labels} for sample in samples], self.pad_id
         )
         media = [item for sample in samples for item in sample.media]
-        return Batch(number, text, media, [sample.id for sample in samples], list(failures))
+        # What only takes part, without labels, has no id.
+        return Batch(number, text, media, [sample.id for sample in samples if sample.id], list(failures))
 
 
 class BatchReader(Dataset[Batch]):
@@ -171,19 +179,27 @@ class BatchReader(Dataset[Batch]):
         """Read a batch; bad samples are replaced by others, drawn from the seed."""
         failures: list[BadSample] = []
         samples: list[ProcessedSample] = []
+        refs = self._sampler[number]
+        # At the end of a pass over the data a process may have nothing to learn while others have. It computes along on
+        # a sample of theirs without labels, since they all exchange gradients.
+        is_idle = not refs
+        if is_idle:
+            refs = [self._sampler.first_sample(number)]
         # Crops and prompts are drawn from torch's generator, seeded for each sample; its state is restored afterwards.
         with torch.random.fork_rng(devices=()):
-            for ref in self._sampler[number]:
+            for ref in refs:
                 sample = self._read(ref, failures)
                 # Not an exception: a worker process would wrap it, and the failures must be reported.
-                if sample is None:
-                    last = failures[-1]
-                    why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last.id}: {last.reason}"
+                if isinstance(sample, BadSample):
+                    last = f"{sample.id}: {sample.reason}"
+                    why = f"{MAX_REPLACEMENTS} samples in a row cannot be used, the last is {last}"
                     return Batch(number, {}, [], [], failures, gave_up=why)
                 samples.append(sample)
+        if is_idle:
+            return self._collate([_without_labels(sample) for sample in samples], number)
         return self._collate(samples, number, failures)
 
-    def _read(self, ref: SampleRef, failures: list[BadSample]) -> ProcessedSample | None:
+    def _read(self, ref: SampleRef, failures: list[BadSample]) -> ProcessedSample | BadSample:
         index = ref.index
         for attempt in range(MAX_REPLACEMENTS):
             # The CPU's generator alone: that of a GPU belongs to the training step.
@@ -191,34 +207,52 @@ class BatchReader(Dataset[Batch]):
             sample = _process(self._tables[ref.dataset][index], self._processors[ref.dataset])
             if isinstance(sample, ProcessedSample):
                 return sample
-            failures.append(sample)
+            if not isinstance(sample, SilentSample):
+                failures.append(sample)
             # The replacement keeps the place in the batch and its seed. Only the example is another one.
             index = self._sampler.replacement(ref, attempt)
-        return None
+        return sample
+
+
+def _without_labels(sample: ProcessedSample) -> ProcessedSample:
+    return replace(sample, id="", labels=[IGNORE_INDEX] * len(sample.labels))
 
 
 class SampleReader(Dataset[ProcessedSample | BadSample]):
-    """Read the samples of one dataset by index; a bad one is reported, not replaced."""
+    """Read the samples of one dataset by index; a bad one is reported, not replaced.
 
-    def __init__(self, table: Sequence[Example], processor: SampleProcessor) -> None:
-        self._table, self._processor = table, processor
+    Args:
+        table, processor: the examples, and what processes them.
+        seed: of the prompts that are drawn for captions, so that an index always has the same.
+    """
+
+    def __init__(self, table: Sequence[Example], processor: SampleProcessor, seed: int = 0) -> None:
+        self._table, self._processor, self._seed = table, processor, seed
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> ProcessedSample | BadSample:
-        return _process(self._table[index], self._processor)
+        entropy = np.random.SeedSequence([self._seed, index])
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+            return _process(self._table[index], self._processor)
 
 
 def _process(example: Example, processor: SampleProcessor) -> ProcessedSample | BadSample:
     # Any other error is a bug, not a bad sample, and stops the run.
     try:
         return processor(example)
+    except NoAudioTrackError as error:
+        kind = SilentSample if processor.skip_silent else BadSample
+        return kind(example.id, str(error))
     except (MediaError, DatasetError) as error:
         return BadSample(example.id, str(error))
 
 
-def load_samples(reader: SampleReader, indices: range, num_workers: int) -> Iterator[ProcessedSample | BadSample]:
+def load_samples(
+    reader: SampleReader, indices: Sequence[int], num_workers: int
+) -> Iterator[ProcessedSample | BadSample]:
     """Yield samples in order, read ahead by worker processes."""
     return read_ahead(reader, indices, num_workers, PREFETCHED_SAMPLES)
 

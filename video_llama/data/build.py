@@ -12,12 +12,13 @@ from typing import Any
 
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
-from video_llama.data.datasets import MODALITIES, build_examples
+from video_llama.data.datasets import MODALITIES, build_examples, first_example
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
 from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.data.shards import find_shards, index_shard
+from video_llama.data.templates import check_caption_end, choose_template
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.builders import load_processor
 from video_llama.processor.media_processor import MediaProcessor
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _RAW_CAPTIONS = ("cc_sbu_align",)
 _SHARD_DATASETS = ("cc_sbu", "laion", "shards")
+_ROW_DATASETS = ("table",)
 # Neighbouring examples that stay near each other, so that few shards are read at a time.
 _SHARD_BLOCK = 1000
 _PROCESSOR_NAMES = {
@@ -80,14 +82,23 @@ def build_datasets(
     """
     if not config.datasets:
         raise ConfigError("the section datasets names no dataset")
-    built = []
+    tables: dict[str, ExampleTable] = {}
     for name, section in config.datasets.items():
         info = section.build_info if training else section.valid_build_info
         # A dataset without a validation split is left out of the validation.
         if not training and info == BuildInfo():
             continue
-        examples = build_examples(name, section, info)
-        logger.info("datasets.%s: %d examples", name, len(examples))
+        tables[name] = build_examples(name, section, info)
+        logger.info("datasets.%s: %d examples", name, len(tables[name]))
+    # Before anything is read or trained, and in this process: a worker would wrap the error.
+    template = processor.conv_template
+    if any("caption" not in table[0].text for table in tables.values()):
+        template = choose_template(config, processor, warns=training)
+    if training and any("caption" in table[0].text for table in tables.values()):
+        check_caption_end(config.model.end_sym, processor)
+    built = []
+    for name, examples in tables.items():
+        section = config.datasets[name]
         # Cached features are of frames without random crops.
         media = _media_processor(section, processor.media_processor, augment=training and features is None)
         if section.data_type == "audio" and not processor.use_audio:
@@ -95,8 +106,9 @@ def build_datasets(
         # Messages name their media one by one, so no frames stand in for audio there.
         as_audio = images_as_audio and section.data_type != "audio" and not holds_messages(name, section)
         kind = "audio" if as_audio or section.data_type == "audio" else "image"
-        text = _text_settings(name, section, config.model, processor, kind)
-        built.append(EncodedDataset(name, examples, SampleProcessor(text, media, as_audio, features)))
+        text = _text_settings(name, section, config.model, processor, kind, template)
+        encoder = SampleProcessor(text, media, as_audio, features, section.skip_silent)
+        built.append(EncodedDataset(name, examples, encoder))
     return built
 
 
@@ -113,7 +125,9 @@ def index_shards(config: Config, rank: int, world_size: int) -> None:
 
 
 def holds_messages(name: str, section: DatasetConfig) -> bool:
-    """Return whether a dataset's samples are messages: `messages` itself, or shards of such samples."""
+    """Return whether a dataset's samples are messages: `messages` itself, or rows or shards of such samples."""
+    if name.partition(":")[0] in _ROW_DATASETS:
+        return first_example(name, section).source is None
     if not _is_sharded(name):
         return name.partition(":")[0] == "messages"
     rows: list[Any] = []
@@ -151,11 +165,14 @@ def build_batch_reader(
     names = [dataset.name for dataset in datasets]
     sizes = [len(dataset.examples) for dataset in datasets]
     run = config.run
+    # Without a number of iterations every epoch is one pass over the data.
+    is_whole = run.iters_per_epoch is None
     sampler = MixtureBatchSampler(
         sizes,
         mixture_weights(sizes, [config.datasets[name].sample_ratio for name in names], names),
         batch_size=run.batch_size_train,
-        num_batches=run.max_epoch * run.iters_per_epoch,
+        num_batches=run.max_epoch * (run.iters_per_epoch or 0),
+        num_passes=run.max_epoch * is_whole,
         seed=run.seed,
         rank=rank,
         world_size=world_size,
@@ -235,7 +252,7 @@ def _media_processor(section: DatasetConfig, model_media: MediaProcessor, augmen
 
 
 def _text_settings(
-    name: str, section: DatasetConfig, model: ModelConfig, processor: VideoLlamaProcessor, kind: str
+    name: str, section: DatasetConfig, model: ModelConfig, processor: VideoLlamaProcessor, kind: str, template: str
 ) -> TextSettings:
     lengths = processor.placeholder_lengths
     length = lengths[kind]
@@ -259,8 +276,6 @@ def _text_settings(
     cleaner = PROCESSORS.build(
         caption.name or "blip_caption", **{key: value for key, value in options.items() if value is not None}
     )
-    # Without `model_type` in the section, dialogues use the template of the language model's family.
-    family = "vicuna" if "vicuna" in model.model_type else "llama_v2"
     ids = dict(processor.placeholder_ids)
     if not processor.use_audio:
         del ids["audio"]
@@ -271,6 +286,6 @@ def _text_settings(
         max_txt_len=model.max_txt_len,
         end_sym=model.end_sym,
         prompts=load_prompts(model),
-        template=section.model_type or family,
+        template=template,
         caption_processor=cleaner if is_cleaned else None,
     )

@@ -22,7 +22,7 @@ from video_llama.data.build import EncodedDataset, build_datasets
 from video_llama.data.examples import Example, MediaSource, media_kinds, media_sources
 from video_llama.data.mixture import mixture_weights
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
-from video_llama.errors import DatasetError, MediaError
+from video_llama.errors import DatasetError, MediaError, NoAudioTrackError
 from video_llama.model.parts import AUDIO_PARTS, trained_parts
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -51,6 +51,7 @@ class SampleCheck:
         num_text_tokens: of the whole text, media not counted.
         is_cut: `max_txt_len` cuts its end off.
         num_words, num_changed: words of its caption, and how many of them the cleaner changes or leaves out.
+        is_silent: its audio is asked of a file without audio track.
     """
 
     id: str
@@ -60,6 +61,7 @@ class SampleCheck:
     is_cut: bool = False
     num_words: int = 0
     num_changed: int = 0
+    is_silent: bool = False
 
 
 @dataclass
@@ -76,6 +78,8 @@ class DatasetCheck:
         samples: some good ones to show.
         num_words, num_changed: words of captions of those processed, and how many of them the cleaner changes.
         media: how many examples have media of each modality, and how many have none.
+        num_silent: how many of those processed lack the audio track that they name.
+        skips_silent: these are left out, and not bad.
     """
 
     name: str
@@ -88,6 +92,8 @@ class DatasetCheck:
     num_words: int = 0
     num_changed: int = 0
     media: Counter[str] = field(default_factory=Counter)
+    num_silent: int = 0
+    skips_silent: bool = False
 
     def count(self, outcome: Outcome) -> int:
         """Count the samples that are bad in this way."""
@@ -138,6 +144,8 @@ def check_sample(encoder: SampleProcessor, example: Example) -> SampleCheck:
     unlimited = dataclasses.replace(limited, text=dataclasses.replace(text, max_txt_len=_UNLIMITED))
     try:
         whole = unlimited(example)
+    except NoAudioTrackError as error:
+        return SampleCheck(example.id, "undecodable", str(error), is_silent=True)
     except MediaError as error:
         return SampleCheck(example.id, "undecodable", str(error))
     except DatasetError as error:
@@ -190,7 +198,7 @@ def check_datasets(
     as_audio = bool(AUDIO_PARTS & trained_parts(config.model))
     for dataset in build_datasets(config, processor, training=training, images_as_audio=as_audio):
         examples = dataset.examples
-        check = DatasetCheck(dataset.name, len(examples))
+        check = DatasetCheck(dataset.name, len(examples), skips_silent=dataset.encoder.skip_silent)
         absent = _find_absent(examples, check.media, start(f"{dataset.name}: files", len(examples)))
         check.bad = list(absent.values())
         order = np.random.default_rng(config.run.seed).permutation(len(examples)).tolist()
@@ -203,12 +211,13 @@ def check_datasets(
         for index, sample in zip(chosen, samples, strict=True):
             check.num_decoded += 1
             check.num_cut += sample.is_cut
+            check.num_silent += sample.is_silent
             check.num_words += sample.num_words
             check.num_changed += sample.num_changed
             check.longest = max(check.longest, sample.num_text_tokens)
             if sample.outcome == "good":
                 good.append(index)
-            else:
+            elif not (sample.is_silent and check.skips_silent):
                 check.bad.append(sample)
             advance(1)
         check.samples = [dataset.encoder(examples[index]) for index in good[:num_shown]]

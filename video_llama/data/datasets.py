@@ -21,13 +21,14 @@ from video_llama.data.annotations import (
     required_text,
     resolve_messages,
 )
+from video_llama.data.columns import RowReader
 from video_llama.data.examples import Example, ExampleTable, MediaSource
 from video_llama.data.rows import read_row
 from video_llama.data.shards import find_shards, read_shard
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.registry import DATASETS
 
-__all__ = ["MODALITIES", "build_examples"]
+__all__ = ["MODALITIES", "build_examples", "first_example"]
 
 MODALITIES: dict[str, Modality] = {"video": "video", "images": "image", "audio": "audio"}
 """By the `data_type` of a section."""
@@ -54,6 +55,10 @@ class _Place:
             raise ConfigError(f"datasets.{self.name}.build_info.{key} must be set: the place of the dataset")
         return Path(value).expanduser()
 
+    def media_folder(self, file: Path) -> Path:
+        """Return the folder that paths in an annotation file are relative to."""
+        return file.parent if self.info.videos_dir is None else self.folder("videos_dir")
+
 
 def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = None) -> ExampleTable:
     """Return all examples of one dataset of a configuration.
@@ -79,6 +84,16 @@ def build_examples(name: str, config: DatasetConfig, info: BuildInfo | None = No
     if not len(table):
         raise DatasetError(f"datasets.{name}: no examples in its files")
     return table
+
+
+def first_example(name: str, config: DatasetConfig) -> Example:
+    """Return the first example of a dataset, without reading the others; errors as of `build_examples`."""
+    info = config.build_info
+    if info == BuildInfo():
+        info = config.valid_build_info
+    for example in DATASETS.get(name.partition(":")[0])(_Place(name, MODALITIES[config.data_type], info)):
+        return example
+    raise DatasetError(f"datasets.{name}: no examples in its files")
 
 
 @DATASETS.register("webvid")
@@ -164,12 +179,25 @@ def read_messages(place: _Place) -> Iterator[Example]:
     """
     keys = KeyCheck()
     for file in find_files(place.folder("anno_dir"), (".jsonl",)):
-        folder = file.parent if place.info.videos_dir is None else place.folder("videos_dir")
+        folder = place.media_folder(file)
         for where, number, entry in read_entries(file):
             text = read_row(entry, where, keys)
             text["messages"] = resolve_messages(text["messages"], partial(os.path.join, folder), where, keys)
             id_ = entry.get("id", f"{file.stem}:{number}")
             yield Example(f"{place.name}/{id_}", place.kind, None, text)
+
+
+@DATASETS.register("table")
+def read_table_rows(place: _Place) -> Iterator[Example]:
+    """Read tables (`.csv`, `.tsv`, `.parquet`) or lines of JSON, by the names of their columns (docs/data.md).
+
+    Paths are relative to `videos_dir`, or to the file itself.
+    """
+    keys = KeyCheck()
+    for file in find_files(place.folder("anno_dir"), (".csv", ".tsv", ".parquet", ".jsonl")):
+        reader = RowReader(place.name, place.kind, place.info, partial(os.path.join, place.media_folder(file)), keys)
+        for where, number, row in read_entries(file):
+            yield reader.example(row, where, f"{file.stem}:{number}")
 
 
 def _captioned(place: _Place, id_: str, path: Path, caption: str) -> Example:

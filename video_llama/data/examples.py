@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -121,6 +122,10 @@ class ExampleTable(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def digest(self) -> str:
+        """Return a short digest of all examples: ids, texts, paths and order."""
+        return hashlib.sha256(self._rows.data).hexdigest()[:16]
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

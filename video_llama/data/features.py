@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +78,7 @@ class FeatureStore:
             MediaError, DatasetError: the file is absent or cut off.
         """
         # All that the features depend on goes into the key. Sorted keys give the same text in every process.
-        settings = {"media": asdict(media), "kind": kind, "input": name, "encoder": self.fingerprints[name]}
+        settings = {"media": media.to_dict(), "kind": kind, "input": name, "encoder": self.fingerprints[name]}
         parts = [self._content_digest(source), json.dumps(settings, sort_keys=True), self.encoding]
         return _digest("\n".join(parts).encode())
 

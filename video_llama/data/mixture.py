@@ -69,6 +69,9 @@ class MixtureBatchSampler:
         shares: probability of each dataset, from `mixture_weights`.
         batch_size: of one process.
         num_batches: of the whole run, for one process.
+        num_passes: instead of `num_batches`: how often to go through all the data. A pass takes each example of each
+            dataset with a share once, whatever the shares are. The last batch of a dataset in a pass has fewer
+            examples if need be, spread over the ranks; a rank that gets none of them has an empty batch.
         seed: of everything.
         rank, world_size: of this process.
         block_sizes: for datasets in shards, how many neighbours to keep near each other: blocks are shuffled, and
@@ -81,7 +84,8 @@ class MixtureBatchSampler:
         shares: Sequence[float],
         *,
         batch_size: int,
-        num_batches: int,
+        num_batches: int = 0,
+        num_passes: int = 0,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -92,11 +96,22 @@ class MixtureBatchSampler:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.block_sizes = list(block_sizes or [0] * len(self.sizes))
+        # Of each dataset, how many batches a pass has; 0 where batches are drawn and go on from pass to pass.
+        self._per_pass = [0] * len(self.sizes)
         # Choose the dataset of every batch at once, so that any batch can be made without the ones before it.
-        choices = np.random.default_rng([seed, _CHOICE]).choice(len(self.sizes), size=num_batches, p=shares)
+        if num_passes:
+            stride = batch_size * world_size
+            self._per_pass = [-(-size // stride) * (share > 0) for size, share in zip(sizes, shares, strict=True)]
+            one_pass = np.repeat(np.arange(len(self.sizes)), self._per_pass)
+            orders = [
+                np.random.default_rng([seed, _CHOICE, number]).permutation(one_pass) for number in range(num_passes)
+            ]
+            choices = np.concatenate(orders)
+        else:
+            choices = np.random.default_rng([seed, _CHOICE]).choice(len(self.sizes), size=num_batches, p=shares)
         self._datasets = choices.astype(np.int32)
         # How many batches of the same dataset came before.
-        self._turns = np.zeros(num_batches, dtype=np.int64)
+        self._turns = np.zeros(len(choices), dtype=np.int64)
         for dataset in range(len(self.sizes)):
             chosen = self._datasets == dataset
             self._turns[chosen] = np.arange(chosen.sum())
@@ -108,10 +123,28 @@ class MixtureBatchSampler:
 
     def __getitem__(self, number: int) -> list[SampleRef]:
         """Return the samples of this rank's batch of that number."""
+        dataset = int(self._datasets[number])
+        return [self._sample(dataset, position) for position in self._positions(number, self.rank)]
+
+    def first_sample(self, number: int) -> SampleRef:
+        """Return the first sample of a batch, over all ranks."""
+        return self._sample(int(self._datasets[number]), self._positions(number, 0)[0])
+
+    def _positions(self, number: int, rank: int) -> range:
+        """Return the places that a rank's batch takes in the dataset's sequence of examples."""
         dataset, turn = int(self._datasets[number]), int(self._turns[number])
-        # Ranks take neighbouring stretches of the dataset's sequence of examples.
-        first = (turn * self.world_size + self.rank) * self.batch_size
-        return [self._sample(dataset, position) for position in range(first, first + self.batch_size)]
+        stride = self.world_size * self.batch_size
+        first, count = turn * stride, stride
+        per_pass = self._per_pass[dataset]
+        if per_pass:
+            # The last batch of a pass ends with it.
+            number_of_pass, turn = divmod(turn, per_pass)
+            size = self.sizes[dataset]
+            first = number_of_pass * size + turn * stride
+            count = min(stride, size - turn * stride)
+        # Ranks take neighbouring stretches, the first ones the longer ones.
+        start, end = (-(-count * place // self.world_size) for place in (rank, rank + 1))
+        return range(first + start, first + end)
 
     def sample_seed(self, ref: SampleRef) -> int:
         """Return the seed of all that is random about one sample: crops, prompts."""

@@ -15,16 +15,17 @@ from video_llama.constants import Modality
 from video_llama.data.annotations import KeyCheck, required_list, required_text
 from video_llama.errors import DatasetError
 
-__all__ = ["read_row"]
+__all__ = ["FORMS", "read_row"]
 
 _TAG = re.compile("<(video|image|audio)>")
-# The form of a row by the key that holds its conversation, with the other keys that belong to it.
-_FORMS: dict[str, tuple[str, ...]] = {
+FORMS: dict[str, tuple[str, ...]] = {
     "messages": (),
     "conversations": (),
     "query": ("response", "history"),
     "instruction": ("input", "output", "history"),
 }
+"""The form of a row by the key that holds its conversation, with the other keys that belong to it."""
+
 _COLUMNS: dict[str, tuple[str, ...]] = {kind: (f"{kind}s", kind) for kind in get_args(Modality)}
 _COMMON = ("id", "system", "tags", *(name for names in _COLUMNS.values() for name in names))
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -44,11 +45,11 @@ def read_row(row: Mapping[str, Any], where: str, keys: KeyCheck) -> dict[str, An
     Raises:
         DatasetError: the row has no conversation or several, or the files that it names do not match its tags.
     """
-    forms = [form for form in _FORMS if row.get(form) is not None]
+    forms = [form for form in FORMS if row.get(form) is not None]
     if len(forms) > 1:
         raise DatasetError(f"{where}: has both {forms[0]!r} and {forms[1]!r}; keep the one that is to be learnt")
     form = (forms or ["messages"])[0]
-    keys.check(row, (form, *_FORMS[form], *_COMMON), "an entry", where)
+    keys.check(row, (form, *FORMS[form], *_COMMON), "an entry", where)
     messages = _read_messages(row, form, where)
     files = {kind: list(_read_column(row, kind, where, keys)) for kind in _COLUMNS}
     if row.get("tags") is False:

@@ -99,12 +99,14 @@ class SampleProcessor:
         media: how files are read.
         images_as_audio: frames go to the audio branch, as the original trains it.
         features: encoder outputs on disk; files found there are not decoded.
+        skip_silent: samples whose file has no audio track are left out, and do not count as bad.
     """
 
     text: TextSettings
     media: MediaProcessor
     images_as_audio: bool = False
     features: FeatureStore | None = None
+    skip_silent: bool = False
 
     def __call__(self, example: Example) -> ProcessedSample:
         """Read the media and tokenise the text.
@@ -171,7 +173,7 @@ class SampleProcessor:
         media = _MessageMedia(dataclasses.replace(self, images_as_audio=False))
         reader = MessageReader(media, read_audio=False, strict=True)
         messages = example.text["messages"]
-        reader.fill(conversation, [_join_video_and_audio(message) for message in messages])
+        reader.fill(conversation, messages)
         answers = [message for message in messages if message["role"] == "assistant"]
         with self._explaining_length(reader.visuals):
             tokens = build_conversation_sample(
@@ -223,40 +225,15 @@ class SampleProcessor:
 
 
 @dataclass(frozen=True)
-class _VideoWithAudio:
-    """Mark the path of a video whose audio track is read, too."""
-
-    path: Any
-
-
-def _join_video_and_audio(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a message in which a video and then the audio of the same file are one item."""
-    # A chat introduces a video with its audio track in words of its own; training must use the same words.
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    items: list[Any] = []
-    before: Mapping[str, Any] = {}
-    for item in content:
-        if item["type"] == "audio" and before.get("type") == "video" and item["path"] == before["path"]:
-            item = {"type": "video", "path": _VideoWithAudio(item["path"])}
-            # The joined item replaces the video that was appended before.
-            items.pop()
-        items.append(item)
-        before = item
-    return {**message, "content": items}
-
-
-@dataclass(frozen=True)
 class _MessageMedia:
     """Reads the files of messages as `MediaProcessor` does, but with the settings and cache of a `SampleProcessor`."""
 
     processor: SampleProcessor
 
     def process_video(self, path: Any, *, audio: bool = False) -> tuple[MediaInput, MediaInput | None]:
-        if isinstance(path, _VideoWithAudio):
-            return self.processor.read("video", source_of(path.path)), self.process_audio(path.path)
-        return self.processor.read("video", source_of(path)), None
+        # Frames and audio apart, since the feature cache may hold one of them.
+        track = self.process_audio(path) if audio else None
+        return self.processor.read("video", source_of(path)), track
 
     def process_image(self, image: Any) -> MediaInput:
         return self.processor.read("image", source_of(image))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from video_llama.checkpoints.language_model import named_template
 from video_llama.constants import IGNORE_INDEX
 from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import ConfigError, DatasetError
@@ -31,6 +32,7 @@ from video_llama.prompt_parts import (
 __all__ = [
     "NoRoomError",
     "Turn",
+    "answer_spans",
     "build_caption_sample",
     "build_conversation_sample",
     "build_dialogue_sample",
@@ -46,7 +48,19 @@ Turn = tuple[Content, str]
 
 _KINDS = ("image", "audio")
 _LLAVA_MARK = "<image>"
-_DIALOGUE_TEMPLATES = {"vicuna": "instruct_vicuna", "llama_v2": "video_llama_2"}
+
+
+def answer_spans(labels: Sequence[int]) -> list[range]:
+    """Return the positions of each answer of a sample, with what ends it."""
+    spans = []
+    # Labels come in runs: of answers, and of what stands between them.
+    start = 0
+    for is_ignored, run in itertools.groupby(labels, key=lambda label: label == IGNORE_INDEX):
+        end = start + len(list(run))
+        if not is_ignored:
+            spans.append(range(start, end))
+        start = end
+    return spans
 
 
 class NoRoomError(DatasetError):
@@ -179,9 +193,9 @@ def dialogue_template(model_type: str) -> Conversation:
     Raises:
         ConfigError: there is no such name.
     """
-    name = _DIALOGUE_TEMPLATES.get(model_type, model_type)
-    if name not in conv_templates:
-        known = ", ".join(sorted({*_DIALOGUE_TEMPLATES, *conv_templates}))
+    name = named_template(model_type, learnt=True)
+    if name is None:
+        known = ", ".join(sorted({"llama_v2", "vicuna", *conv_templates}))
         raise ConfigError(f"unknown model_type {model_type!r} of an instruction dataset. Known: {known}")
     return conv_templates[name]
 

@@ -75,11 +75,17 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     model = f"checkpoint folder, file, hub id or packaged model (default: {DEFAULT_MODEL}, without --cfg-path)"
     source.add_argument("--model", metavar="PATH", help=model)
     source.add_argument("--cfg-path", metavar="YAML", help="configuration with a model section (eval_configs/)")
+    add("--model-base", metavar="PATH", help="the language model, if --model is a checkpoint that lies elsewhere")
     overrides = "override settings of --cfg-path: model.ckpt=…"
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help=overrides)
-    add("--model-type", choices=TEMPLATES, help="conversation template (default: the one of the weights)")
+    add(
+        "--model-type",
+        "--model_type",
+        choices=TEMPLATES,
+        help="conversation template (default: the one of the weights)",
+    )
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    add("--gpu-id", type=_number(int, 0), metavar="N", help="the same as --device cuda:N")
+    add("--gpu-id", "--gpu_id", type=_number(int, 0), metavar="N", help="the same as --device cuda:N")
     precisions = ["auto", "float32", "bfloat16", "float16"]
     add("--dtype", choices=precisions, default="auto", help="precision (default: auto)")
     add("--load-in-8bit", action="store_true", help="language model in 8 bit (needs bitsandbytes)")
@@ -89,6 +95,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 def _add_input_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--input", nargs="+", default=[], metavar="FILE", help="videos, images or audio files")
+    add("--allow-urls", action="store_true", help="download inputs that are http or https addresses")
     add("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
     add("--terminal", action="store_true", help="a conversation on the terminal, as with --input alone")
     add("--num-frames", type=_positive, metavar="N", help="frames to sample from a video (default: 8)")
@@ -171,6 +178,7 @@ def load_model(arguments: argparse.Namespace) -> VideoLlama:
     else:
         model = load_pretrained_model(
             arguments.model,
+            arguments.model_base,
             device=device,
             dtype=arguments.dtype,
             load_in_8bit=arguments.load_in_8bit,

@@ -90,7 +90,10 @@ class Limits:
             return kind
         if kind == "video":
             with open_container(path) as container:
+                # A stream without a decoder has no size, and is refused below if it is the one to be shown.
                 for stream in container.streams.video:
+                    if stream.codec_context is None:
+                        continue
                     self._check_size(path, stream.width, stream.height)
             self._check_packets(path, "video")
         try:

@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from video_llama.demo.arguments import DEFAULT_MODEL, build_parser, choose_options, choose_template, load_model
@@ -59,8 +60,12 @@ def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namesp
     """Exit with a usage error where options contradict each other or the input."""
     if on_terminal and arguments.question is None and not sys.stdin.isatty():
         parser.error("give --question TEXT, or run on a terminal to have a conversation")
+    if arguments.allow_urls and not on_terminal:
+        parser.error("--allow-urls goes with --input; the page takes uploads only")
     if arguments.options and not arguments.cfg_path:
         parser.error("--options overrides settings of a YAML file; give --cfg-path too")
+    if arguments.model_base and arguments.cfg_path:
+        parser.error("--model-base goes with --model; in a YAML file the language model is model.llama_model")
     if any(not question.strip() for question in arguments.question or ()):
         parser.error("argument --question: it is empty; type a question")
     if arguments.gpu_id is not None and arguments.device not in (None, "cuda", f"cuda:{arguments.gpu_id}"):
@@ -70,13 +75,18 @@ def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namesp
 def _talk(arguments: argparse.Namespace) -> None:
     from video_llama.inference.chat import Chat
     from video_llama.media.containers import media_kind
+    from video_llama.media.sources import open_source
 
-    # Bad files and options are reported before the model is loaded, which takes a while.
-    kinds = [media_kind(path) for path in arguments.input]
-    options = choose_options(arguments)
-    chat = Chat(load_model(arguments), choose_template(arguments), options=options)
-    for path, kind in zip(arguments.input, kinds, strict=True):
-        print(describe_upload(_upload(chat, path, kind, arguments)), flush=True)
+    with contextlib.ExitStack() as opened:
+        # Bad files and options are reported before the model is loaded, which takes a while. An address is downloaded
+        # once for both.
+        files = [opened.enter_context(open_source(name, arguments.allow_urls)) for name in arguments.input]
+        kinds = [media_kind(file.path) for file in files]
+        options = choose_options(arguments)
+        chat = Chat(load_model(arguments), choose_template(arguments), options=options)
+        for file, kind in zip(files, kinds, strict=True):
+            upload = replace(_upload(chat, file.path, kind, arguments), source=file.name)
+            print(describe_upload(upload), flush=True)
     for question in arguments.question or _typed_questions():
         chat.ask(question)
         if arguments.question:

@@ -30,6 +30,7 @@ DATA_TYPES = {
     "llava_instruct": "images",
     "audio_caption": "audio",
     "shards": "video",
+    "table": "video",
 }
 """The datasets that can be captioned, by their names in configurations, and their usual `data_type`."""
 

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from video_llama.conversation import Conversation
@@ -15,6 +14,7 @@ from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions
 from video_llama.media.decode import why_no_audio
+from video_llama.media.sources import describe_source
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.prompt_parts import media_prefix
 
@@ -80,6 +80,7 @@ class Chat:
         model: the loaded model; several chats may share one, but not generate at the same time.
         conversation: template and system prompt; by default those of the weights.
         media_processor: how files are read; by default as the model's processor says.
+        allow_urls: download media that are http or https addresses, as `MediaProcessor.allow_urls` does.
         options: how answers are generated, unless a turn says otherwise; greedy by default.
 
     Attributes:
@@ -93,38 +94,42 @@ class Chat:
         conversation: Conversation | None = None,
         *,
         media_processor: MediaProcessor | None = None,
+        allow_urls: bool = False,
         options: GenerationOptions | None = None,
     ) -> None:
         self.model = model
         self.template = (conversation or model.new_conversation()).copy()
         self.media_processor = media_processor or model.processor.media_processor
+        if allow_urls:
+            self.media_processor = replace(self.media_processor, allow_urls=True)
         self.options = options or GenerationOptions()
         self.turns: list[Turn] = []
         self.dropped_turns = 0
         self._cache = PrefixCache()
 
-    def upload_video(self, path: str | Path, *, num_frames: int | None = None) -> Upload:
+    def upload_video(self, path: Any, *, num_frames: int | None = None) -> Upload:
         """Add a video with, if file and model have audio, its audio track; arguments as for `decode_video`."""
         return self.add(self.decode_video(path, num_frames=num_frames))
 
-    def upload_video_without_audio(self, path: str | Path, *, num_frames: int | None = None) -> Upload:
+    def upload_video_without_audio(self, path: Any, *, num_frames: int | None = None) -> Upload:
         """Add the frames of a video."""
         return self.add(self.decode_video(path, num_frames=num_frames, listen=False))
 
-    def upload_img(self, path: str | Path) -> Upload:
+    def upload_img(self, path: Any) -> Upload:
         """Add a still image: a video of one frame."""
         return self.add(self.decode_img(path))
 
-    def upload_audio(self, path: str | Path) -> Upload:
+    def upload_audio(self, path: Any) -> Upload:
         """Add an audio file, or the audio track of a video without its frames; errors as of `decode_audio`."""
         return self.add(self.decode_audio(path))
 
     # The two halves of an upload, for callers that show progress: `decode_…`, then `add`.
 
-    def decode_video(self, path: str | Path, *, num_frames: int | None = None, listen: bool = True) -> Decoded:
+    def decode_video(self, path: Any, *, num_frames: int | None = None, listen: bool = True) -> Decoded:
         """Read a video; if its audio track cannot be decoded, `sound` of the result says so.
 
         Args:
+            path: as for `MediaProcessor.process_video`.
             num_frames: frames to sample; by default as many as the model was trained with.
             listen: read the audio track as well.
 
@@ -134,26 +139,28 @@ class Chat:
         processor = self.media_processor
         clip = processor.decoder(listen and self.model.has_audio, num_frames).video(path)
         frames = processor.finish_frames(clip)
+        source = clip.source
         if not listen:
-            return Decoded(str(path), frames, None, "not listened to")
+            return Decoded(source, frames, None, "not listened to")
         if clip.audio is None:
-            return Decoded(str(path), frames, None, "the model has no audio branch")
+            return Decoded(source, frames, None, "the model has no audio branch")
         # A video without usable audio still has its frames. `sound` then says why there is no audio.
         try:
             if isinstance(clip.audio, MediaError):
                 raise clip.audio
-            return Decoded(str(path), frames, processor.finish_segments(clip.audio), "heard")
+            return Decoded(source, frames, processor.finish_segments(clip.audio), "heard")
         except MediaError as error:
             if not isinstance(error, NoAudioTrackError):
                 logger.warning("the audio track is left out: %s", error)
-            return Decoded(str(path), frames, None, why_no_audio(error))
+            return Decoded(source, frames, None, why_no_audio(error))
 
-    def decode_img(self, path: str | Path) -> Decoded:
-        """Read a still image; `MediaError` if that is impossible."""
-        return Decoded(str(path), self.media_processor.process_image(path), None, "an image has no sound")
+    def decode_img(self, path: Any) -> Decoded:
+        """Read a still image, as `MediaProcessor.process_image` does; `MediaError` if that is impossible."""
+        image = self.media_processor.process_image(path)
+        return Decoded(image.source, image, None, "an image has no sound")
 
-    def decode_audio(self, path: str | Path) -> Decoded:
-        """Read an audio file, or the audio track of a video.
+    def decode_audio(self, path: Any) -> Decoded:
+        """Read an audio file, the audio track of a video, or samples, as `MediaProcessor.process_audio` does.
 
         Raises:
             MediaError: there is no audio, or it cannot be decoded.
@@ -161,9 +168,11 @@ class Chat:
         """
         if not self.model.has_audio:
             raise VideoLlamaError(
-                f"{path}: the model has no audio branch; load it with equip_audio_branch and an AL_*.pth checkpoint"
+                f"{describe_source(path)}: the model has no audio branch; "
+                "load it with equip_audio_branch and an AL_*.pth checkpoint"
             )
-        return Decoded(str(path), None, self.media_processor.process_audio(path), "heard")
+        audio = self.media_processor.process_audio(path)
+        return Decoded(audio.source, None, audio, "heard")
 
     def add(self, decoded: Decoded) -> Upload:
         """Encode what was read of a file, and put it in front of the next question."""

@@ -18,7 +18,7 @@ from video_llama.inference.static_decoder import Request, end_ids
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.utils.devices import computing_on, execution_device
 
-__all__ = ["answer_text", "generate_ids", "generate_one", "generate_text", "stream_texts"]
+__all__ = ["answer_text", "generate_ids", "generate_one", "generate_text", "pad_prompts", "stream_texts"]
 
 Key = TypeVar("Key")
 
@@ -54,6 +54,17 @@ def generate_ids(
         rows = model.generate(**inputs, **kwargs, pad_token_id=tokenizer.pad_token_id).tolist()
     # `generate` pads the rows that end early until the last row has ended.
     return [_up_to_end(ids, end_ids(model.generation_config)) for ids in rows]
+
+
+def pad_prompts(prompts: Sequence[list[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    """Return prompts as `input_ids` and `attention_mask`, (prompts, longest), int64, padded on the left.
+
+    So every prompt ends where its answer begins.
+    """
+    longest = max(len(ids) for ids in prompts)
+    rows = [[pad_id] * (longest - len(ids)) + ids for ids in prompts]
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    return {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 @torch.inference_mode()

@@ -65,8 +65,9 @@ class VideoLlama(LoadedModel):
         another size round otherwise, so that a near tie of two tokens may fall the other way.
 
         Args:
-            clips: files (video, image, audio), arrays (frames, height, width, 3) of uint8, images, tensors as the
-                model takes them, `VideoFrames`, `AudioSegments`, or pairs of frames and audio.
+            clips: whatever stands for a file (video, image, audio), arrays (frames, height, width, 3), images, samples
+                with their rate, floating point tensors as the model takes them, `VideoFrames`, `AudioSegments`, or
+                pairs of frames and audio.
             prompt: the question; by default, to describe the clip.
             batch_size: clips that are answered together; by default what fits the free memory of a GPU (at most
                 128), and 8 on other devices. Where memory runs out all the same, half as many are tried.
@@ -148,7 +149,7 @@ class VideoLlama(LoadedModel):
             logger.warning("use_cache=False has no effect: the answer is the same, without computing tokens twice")
         # The conversation that is answered is a copy: that of the caller stays as it is.
         if not keep_template:
-            conversation = self._in_own_template(conversation)
+            conversation = self.in_own_template(conversation)
         conversation = conversation.up_to_answer()
         if not conversation.has_media():
             conversation.introduce(media_prefix(frames, segments))
@@ -198,11 +199,7 @@ class VideoLlama(LoadedModel):
 
         yield from stream_text(stream, run, stop)
 
-    def _run(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None, **others: Any) -> list[int]:
-        """Return the ids of an answer; the page's model overrides this to let threads wait for each other."""
-        return generate_one(self, prompt, options, cache, **others)
-
-    def _in_own_template(self, conversation: Conversation) -> Conversation:
+    def in_own_template(self, conversation: Conversation) -> Conversation:
         """Return the conversation in the template of the weights; log each other template once."""
         own = self.new_conversation()
         if conversation.is_written_as(own):
@@ -217,6 +214,10 @@ class VideoLlama(LoadedModel):
                 self.processor.conv_template,
             )
         return conversation.in_template(own)
+
+    def _run(self, prompt: Prompt, options: GenerationOptions, cache: PrefixCache | None, **others: Any) -> list[int]:
+        """Return the ids of an answer; the page's model overrides this to let threads wait for each other."""
+        return generate_one(self, prompt, options, cache, **others)
 
 
 def _check_frames(imgs: Any) -> list[VideoFrames | Tensor]:

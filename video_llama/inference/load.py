@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from video_llama.checkpoints.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
-from video_llama.checkpoints.language_model import check_language_model
+from video_llama.checkpoints.language_model import check_language_model, named_template
 from video_llama.checkpoints.load import (
     build_processor,
     check_sizes,
@@ -34,21 +35,21 @@ from video_llama.checkpoints.quantization import quantization_config
 from video_llama.checkpoints.trained_run import find_trained_run
 from video_llama.checkpoints.weight_files import open_weights
 from video_llama.config import ModelConfig
-from video_llama.conversation import conv_templates
+from video_llama.conversation import SeparatorStyle, conv_templates
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.inference.cache import MAX_ITEMS
 from video_llama.inference.engine import VideoLlama
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.parts import trained_parts
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.processor.prompt import end_token_ids
 from video_llama.registry import MODELS
 from video_llama.utils.devices import LESS_TO_LOAD, computing_on, resolve_device, resolve_dtype
 
 __all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
 
 logger = logging.getLogger(__name__)
-
-# The conversation template that a `model_type` of the original asks for; any other leaves it to the language model.
-_TEMPLATES = {"pretrain_vicuna": "v1", "vicuna": "v1", "pretrain_llama_v2": "llama_2", "llama_v2": "llama_2"}
 
 # What to load (the files of the original layout, or a folder that `save_pretrained` wrote), the configuration to build,
 # and the conversation template; None for the weights' own.
@@ -69,6 +70,7 @@ def load_pretrained_model(
     load_in_4bit: bool = False,
     device_map: Any = None,
     attn_implementation: str | None = None,
+    allow_urls: bool = False,
 ) -> VideoLlama:
     """Load a model ready to answer.
 
@@ -85,6 +87,7 @@ def load_pretrained_model(
         load_in_8bit, load_in_4bit: quantize the language model with bitsandbytes; the branches stay as they are.
         device_map: how accelerate spreads the model over devices; `device` is then not used.
         attn_implementation: "eager", "sdpa" or "flash_attention_2" (of the language model; encoders use sdpa).
+        allow_urls: its processor downloads media that are http or https addresses.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe, or does not fit; the message says which and what to do.
@@ -107,6 +110,8 @@ def load_pretrained_model(
         config.imagebind_vision_config = None
         model = _load(source, config, template, (dtype, target, half), options)
     model.media_cache.max_items = MAX_ITEMS
+    if allow_urls:
+        model.processor.media_processor = replace(model.processor.media_processor, allow_urls=True)
     return model
 
 
@@ -138,6 +143,8 @@ def build_model(
     target = resolve_device(device)
     with computing_on(target, LESS_TO_LOAD):
         in_8bit = config.load_in_8bit or config.low_resource
+        if for_training:
+            options["trained"] = trained_parts(config)
         options |= _loading_options(in_8bit, config.load_in_4bit, config.device_map, config.attn_implementation, target)
         source, built, template = _locate_configured(config, for_training)
         # The vision trunk is built on request only. The original layout does not give its sizes, so they are set here.
@@ -169,7 +176,7 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     files = OriginalFiles(language_model, unread, unread, config=find_config(folders))
     whole = configured_config(config, files)
     whole.use_audio = use_audio
-    return build_processor(whole, language_model, _TEMPLATES.get(config.model_type))
+    return build_processor(whole, language_model, named_template(config.model_type))
 
 
 def _locate(
@@ -208,7 +215,7 @@ def _locate_configured(section: ModelConfig, for_training: bool = False, is_run:
             "model.ckpt_2 must name the checkpoint of the audio branch (AL_*.pth), or set equip_audio_branch: False"
         )
     files = configured_files(section)
-    return files, configured_config(section, files), _TEMPLATES.get(section.model_type)
+    return files, configured_config(section, files), named_template(section.model_type)
 
 
 def _saved_config(folder: Path, audio: bool | None) -> VideoLlamaConfig:
@@ -248,7 +255,21 @@ def _load(
         quantization_config=options.get("quantization_config"),
         skeleton=skeleton,
     )
-    return VideoLlama(load_model(source, config, dtype, skeleton=skeleton, **options), processor)
+    model = load_model(source, config, dtype, skeleton=skeleton, **options)
+    _end_at_template(model, processor)
+    return VideoLlama(model, processor)
+
+
+def _end_at_template(model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor) -> None:
+    """End answers at what ends them in the tokenizer's chat template, too: some models have another token for EOS."""
+    template = conv_templates[processor.conv_template]
+    if template.sep_style is not SeparatorStyle.CHAT_TEMPLATE:
+        return
+    ends = end_token_ids(template, processor.tokenizer)
+    known = model.generation_config.eos_token_id
+    if known is not None:
+        ends = [*([known] if isinstance(known, int) else known), *ends]
+    model.generation_config.eos_token_id = list(dict.fromkeys(ends))
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, fi
 from video_llama.processor.collate import pad_items
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
-from video_llama.processor.prompt import encode_parts
+from video_llama.processor.prompt import EncodedPrompt, encode_parts
 from video_llama.processor.tensor_like import as_frames, as_segments
 from video_llama.processor.transforms import normalize_pixels
+from video_llama.prompt_parts import PromptPart
 from video_llama.utils.devices import computing_on, execution_device, resolve_device, resolve_dtype, to_device
 
 __all__ = ["EncodedMedia", "LoadedModel", "Prompt"]
@@ -247,19 +248,34 @@ class LoadedModel:
         Raises:
             ValueError: the conversation's placeholders do not fit the media.
         """
-        parts = conversation.get_parts(self.processor.tokenizer)
+        encoded, of_kind, embeds = self.splice(conversation.get_parts(self.processor.tokenizer), media)
+        keys = _prompt_keys(encoded.input_ids, of_kind, self.processor.placeholder_ids)
+        return Prompt(keys, embeds, conversation.stop_strings)
+
+    @torch.inference_mode()
+    def splice(
+        self, parts: Sequence[PromptPart], media: Sequence[EncodedMedia]
+    ) -> tuple[EncodedPrompt, dict[str, list[EncodedMedia]], Tensor]:
+        """Tokenise prompt parts, and put the features of media in the place of their placeholders.
+
+        Returns:
+            the token ids, the media by kind, and the embeddings (1, length, language_width).
+
+        Raises:
+            ValueError: the placeholders do not fit the media.
+        """
         placeholder_ids, lengths = self.processor.placeholder_ids, self.processor.placeholder_lengths
-        ids = encode_parts(parts, self.processor.tokenizer, placeholder_ids, lengths).input_ids
+        encoded = encode_parts(parts, self.processor.tokenizer, placeholder_ids, lengths)
         # Features of one kind are stacked in their order, which is that of the placeholders.
         of_kind = {kind: [item for item in media if item.kind == kind] for kind in ("image", "audio")}
         features = {kind: torch.stack([item.features for item in items]) for kind, items in of_kind.items() if items}
-        input_ids = torch.tensor([ids])
+        input_ids = torch.tensor([encoded.input_ids])
         # On the CPU, so that nothing waits for a GPU.
         places = find_placeholders(input_ids, self.model.config)
         with computing_on(self.device):
             input_ids = to_device(input_ids, self.device)
             embeds = self.model.get_inputs_embeds(input_ids, features.get("image"), features.get("audio"), places)
-        return Prompt(_prompt_keys(ids, of_kind, placeholder_ids), embeds, conversation.stop_strings)
+        return encoded, of_kind, embeds
 
     def prepare_fitting(
         self, conversation: Conversation, media: Sequence[EncodedMedia], options: GenerationOptions

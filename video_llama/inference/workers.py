@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.inference.decode_process import DecodeProcess, ProcessDied, home_of_reader
-from video_llama.media.decode import Decoded, describe_source
-from video_llama.processor.clips import ClipReader, ClipSource, Window, is_file
+from video_llama.media.decode import Decoded
+from video_llama.media.sources import describe_source, is_file
+from video_llama.processor.clips import ClipReader, ClipSource, Window
 
 __all__ = ["WindowRead", "read_ahead"]
 

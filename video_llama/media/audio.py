@@ -1,5 +1,9 @@
 """Decode the audio of a file, whole or in parts, at the rate of the file; and say which stretches become segments.
 
+Audio is counted on the clock of the frames: t = 0 is when the first frame of the video is shown, or, in a file without
+video, the first sample. Where the track has nothing, before it begins and in its gaps, the audio is silence; what
+precedes the first frame is left out.
+
 A long audio track is not decoded whole: its length is found by decoding its end, and only what becomes a segment is
 decoded, with a little more on both sides for the resampling.
 """
@@ -7,10 +11,11 @@ decoded, with a little more on both sides for the resampling.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from av import AudioResampler, FFmpegError
@@ -21,16 +26,26 @@ from numpy.typing import NDArray
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import demux_packets, open_container, select_stream, translate_errors
-from video_llama.media.sampling import SegmentSettings, resampling_period, segment_ranges
+from video_llama.media.frame_index import first_frame_seconds
+from video_llama.media.samples import PLAUSIBLE_RATES_HZ
+from video_llama.media.sampling import (
+    CLOCK_TOLERANCE_SECONDS,
+    SegmentSettings,
+    place_on_clock,
+    resampling_period,
+    segment_ranges,
+)
 
 __all__ = [
+    "AudioTrack",
+    "OpenedFile",
     "RawAudio",
     "RawSegments",
     "Samples",
     "decode_blocks",
     "decode_timed_frames",
     "open_audio_track",
-    "read_audio_windows",
+    "read_part",
     "read_segments",
     "read_window",
 ]
@@ -45,9 +60,8 @@ LONG_AUDIO_SECONDS = 60.0
 # What is decoded for one segment, and the seeking, takes as long as this.
 _SECONDS_FOR_A_SEGMENT = 4.0
 _BLOCK_SECONDS = 10
-_PLAUSIBLE_RATES_HZ = range(1_000, 1_000_001)
-# Decoders need some packets before what they give is right.
-_PREROLL_SECONDS = 1.0
+# Decoders need some packets before what they give is right. Where a track has a gap, the demuxer may lead behind it.
+_PREROLLS_SECONDS = (1.0, 10.0, 100.0, 1000.0)
 # More than the resampling filter reaches to either side.
 _MARGIN_SECONDS = 0.25
 # How far before its stated end the real end of an audio track is looked for.
@@ -56,6 +70,37 @@ _TAIL_SECONDS = 2.0
 _BEFORE_ALL = -(2**40)
 # Seeking to the start of these gives the very packets that opening them does, encoder delay included.
 _REWINDABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2"}
+
+
+@runtime_checkable
+class OpenedFile(Protocol):
+    """An open file; its first frame, if it has any, is shown at `start_seconds` of the container's clock."""
+
+    container: InputContainer
+    start_seconds: float | None
+
+
+@dataclass(eq=False)
+class AudioTrack:
+    """An open audio track; an `OpenedFile`.
+
+    Attributes:
+        path: the file.
+        container, stream: the file, opened, and its track.
+        start_seconds: when the first frame is shown, on the container's clock; None without video.
+        begin_seconds: when the track begins, on that clock.
+        zero_seconds: what that clock shows at t = 0: `start_seconds`, or `begin_seconds` where there is no video or it
+            begins at the same time, give or take `CLOCK_TOLERANCE_SECONDS`.
+        end_seconds: where the track ends, or else its file, as stated there, from t = 0 on; 0 if nothing is stated.
+    """
+
+    path: Path
+    container: InputContainer
+    stream: AudioStream
+    start_seconds: float | None
+    begin_seconds: float
+    zero_seconds: float
+    end_seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +112,7 @@ class RawAudio:
         blocks: (1, samples) each, one after the other.
         sample_rate_hz: of the blocks.
         begin, end: what is wanted of the resampled audio, in its samples; `end` None is its end.
-        start_seconds: where in the file the wanted part begins.
+        start_seconds: where on the clock the wanted part begins.
         is_part: whether it is cut out of the file.
     """
 
@@ -94,8 +139,12 @@ class RawSegments:
     audio: list[RawAudio]
     num_samples: int | None = None
 
+    def of(self, source: str) -> RawSegments:
+        """Return the same audio with another name of its source."""
+        return replace(self, source=source, audio=[replace(part, source=source) for part in self.audio])
 
-def read_segments(path: Path, settings: SegmentSettings, container: InputContainer | None = None) -> RawSegments:
+
+def read_segments(path: Path, settings: SegmentSettings, opened: OpenedFile | None = None) -> RawSegments:
     """Decode what becomes the segments of an audio track.
 
     Of a track longer than `LONG_AUDIO_SECONDS` that is only what becomes a segment, where the format can be sought
@@ -104,7 +153,7 @@ def read_segments(path: Path, settings: SegmentSettings, container: InputContain
     Args:
         path: any format that FFmpeg reads.
         settings: which segments.
-        container: the same file, if it is open already.
+        opened: the same file, if it is open already.
 
     Raises:
         NoAudioTrackError: the file has no audio track.
@@ -112,26 +161,17 @@ def read_segments(path: Path, settings: SegmentSettings, container: InputContain
     """
     rate_hz, source = settings.log_mel.sample_rate_hz, os.fspath(path)
     long_seconds = max(LONG_AUDIO_SECONDS, settings.num_segments * _SECONDS_FOR_A_SEGMENT)
-    with open_audio_track(path, container) as (opened, stream):
-        seconds = None
-        if stream.duration is not None and stream.time_base is not None:
-            seconds = float(stream.duration * stream.time_base)
-        elif opened.duration is not None:
-            seconds = opened.duration / 1_000_000
-        if seconds is None or seconds < long_seconds:
-            return RawSegments(
-                source, [RawAudio(source, list(decode_blocks(opened, stream, path, mono=True)), stream.rate)]
-            )
-        num_samples = _measure(opened, stream, path, seconds, rate_hz)
+    with open_audio_track(path, opened) as track:
+        if track.end_seconds < long_seconds:
+            return RawSegments(source, [RawAudio(source, list(decode_blocks(track, mono=True)), track.stream.rate)])
+        num_samples = _measure(track, rate_hz)
         # Measuring has moved on in the file.
-        with open_audio_track(path, opened) as (opened, stream):
+        with open_audio_track(path, track) as track:
             if num_samples is None:
-                return RawSegments(
-                    source, [RawAudio(source, list(decode_blocks(opened, stream, path, mono=True)), stream.rate)]
-                )
+                return RawSegments(source, [RawAudio(source, list(decode_blocks(track, mono=True)), track.stream.rate)])
             audio = []
             for start, stop in segment_ranges(num_samples, settings.num_segments, settings.spacing, settings.log_mel):
-                audio.append(_read_part(opened, stream, path, start / rate_hz, stop / rate_hz, rate_hz))
+                audio.append(_read_part(track, start / rate_hz, stop / rate_hz, rate_hz))
             return RawSegments(source, audio, num_samples)
 
 
@@ -140,86 +180,100 @@ def read_window(
     start_seconds: float,
     end_seconds: float | None,
     settings: SegmentSettings,
-    container: InputContainer | None = None,
+    opened: OpenedFile | None = None,
 ) -> RawSegments:
     """Decode one part of an audio track, whose segments are spread as if it had been cut out.
 
     Args:
         path: any format that FFmpeg reads.
-        start_seconds, end_seconds: from the first sample of the track on; None is its end.
+        start_seconds, end_seconds: on the clock of the frames; None is the end of the track.
         settings: which segments.
-        container: the same file, if it is open already.
+        opened: the same file, if it is open already.
 
     Raises:
         NoAudioTrackError, MediaError: as `read_segments`.
     """
-    windows = [(start_seconds, end_seconds)]
-    audio = read_audio_windows(path, windows, settings.log_mel.sample_rate_hz, container)
-    return RawSegments(os.fspath(path), audio)
+    audio = read_part(path, start_seconds, end_seconds, settings.log_mel.sample_rate_hz, opened)
+    return RawSegments(os.fspath(path), [audio])
 
 
-def read_audio_windows(
+def read_part(
     path: Path,
-    windows: Sequence[tuple[float, float | None]],
+    start_seconds: float,
+    end_seconds: float | None,
     sample_rate_hz: int,
-    container: InputContainer | None = None,
-) -> list[RawAudio]:
-    """Decode parts of an audio track, channels averaged, each with a little more on both sides for the resampling.
+    opened: OpenedFile | None = None,
+) -> RawAudio:
+    """Decode a part of an audio track, channels averaged, with a little more on both sides for the resampling.
 
     Args:
         path: any format that FFmpeg reads.
-        windows: (start, end) in seconds from the first sample of the track on; None is its end.
-        sample_rate_hz: what they are going to be resampled to.
-        container: the same file, if it is open already.
+        start_seconds, end_seconds: on the clock of the frames; None is the end of the track.
+        sample_rate_hz: what it is going to be resampled to.
+        opened: the same file, if it is open already.
 
     Raises:
         NoAudioTrackError: the file has no audio track.
-        MediaError: the file cannot be read, or its audio track is damaged in a window.
+        MediaError: the file cannot be read, or its audio track is damaged in the part.
     """
-    with open_audio_track(path, container) as (opened, stream):
-        return [_read_part(opened, stream, path, start, end, sample_rate_hz) for start, end in windows]
+    with open_audio_track(path, opened) as track:
+        return _read_part(track, start_seconds, end_seconds, sample_rate_hz)
 
 
 @contextmanager
-def open_audio_track(
-    path: Path, container: InputContainer | None = None
-) -> Iterator[tuple[InputContainer, AudioStream]]:
+def open_audio_track(path: Path, opened: OpenedFile | None = None) -> Iterator[AudioTrack]:
     """Open the audio track that a player would choose; the container stands at the track's first packet.
 
     Args:
         path: the file.
-        container: the same file, if it is open already: it is used where going back to its start is exact.
+        opened: the same file, if it is open already: it is used where going back to its start is exact.
 
     Raises:
         NoAudioTrackError: there is none.
         MediaError: the file cannot be read, or the track's header is damaged.
     """
-    if container is not None:
-        stream = _select_track(container, path)
-        # A file in fragments does not count its frames in the header.
+    with ExitStack() as files:
+        if opened is None:
+            container = files.enter_context(open_container(path))
+            stream = cast(AudioStream, select_stream(container, path, "audio"))
+            start = first_frame_seconds(path, container)
+        else:
+            container, start = opened.container, opened.start_seconds
+            stream = cast(AudioStream, select_stream(container, path, "audio"))
+        # What is there already has moved on. A file in fragments does not count its frames in the header.
         if container.format.name in _REWINDABLE_FORMATS and stream.frames:
             with translate_errors(path, "the sound track is damaged"):
                 container.seek(_BEFORE_ALL, stream=stream)
-            yield container, stream
-            return
-    with open_container(path) as opened:
-        yield opened, _select_track(opened, path)
+        elif opened is not None or start is not None:
+            container = files.enter_context(open_container(path))
+            stream = cast(AudioStream, select_stream(container, path, "audio"))
+        if stream.rate not in PLAUSIBLE_RATES_HZ:
+            raise MediaError(path, f"a sound track of {stream.rate} samples per second: damaged")
+        tick = float(stream.time_base or 0)
+        begin = zero = (stream.start_time or 0) * tick
+        if start is not None and abs(begin - start) >= CLOCK_TOLERANCE_SECONDS:
+            zero = start
+        end = zero
+        if stream.duration is not None:
+            end = begin + stream.duration * tick
+        elif container.duration is not None:
+            end = ((container.start_time or 0) + container.duration) / 1_000_000
+        yield AudioTrack(path, container, stream, start, begin, zero, end - zero)
 
 
-def decode_timed_frames(
-    container: InputContainer, stream: AudioStream, path: Path
-) -> Iterator[tuple[float | None, Samples]]:
-    """Decode the stream from the current position on, in the rate and with the channels of its start.
+def decode_timed_frames(track: AudioTrack) -> Iterator[tuple[float | None, Samples]]:
+    """Decode a track from the current position on, in the rate and with the channels of its start.
 
     Yields:
         when the frame is heard, in seconds of the container's clock, or None if the file does not say; and its
         samples, (channels, samples), float32.
     """
     # PyAV's stream follows the changes that a broadcast may have midway; what is yielded does not.
+    stream = track.stream
     rate_hz, layout = stream.rate, None
     converter, converts_from = None, None
-    for packet in demux_packets(container, stream, path):
-        with translate_errors(path, "the sound track is damaged"):
+    for packet in demux_packets(track.container, stream, track.path):
+        with translate_errors(track.path, "the sound track is damaged"):
             for frame in packet.decode():
                 assert isinstance(frame, AudioFrame)
                 layout = layout or stream.layout
@@ -233,50 +287,39 @@ def decode_timed_frames(
                     yield frame.time, interleaved.reshape(-1, layout.nb_channels).T
 
 
-def decode_blocks(container: InputContainer, stream: AudioStream, path: Path, mono: bool = False) -> Iterator[Samples]:
-    """Decode the whole stream in blocks of about ten seconds, with `mono` the average of its channels.
+def decode_blocks(track: AudioTrack, mono: bool = False) -> Iterator[Samples]:
+    """Decode the track from t = 0 on in blocks of about ten seconds, with `mono` the average of its channels.
 
     Raises:
         MediaError: the track is damaged or cut short.
     """
-    block_samples = _BLOCK_SECONDS * stream.rate
+    block_samples = _BLOCK_SECONDS * track.stream.rate
     frames: list[Samples] = []
-    total = waiting = 0
-    for _, samples in decode_timed_frames(container, stream, path):
+    end = waiting = 0
+    for position, samples in place_on_clock(decode_timed_frames(track), 0, track.stream.rate, track.zero_seconds):
+        end = position + samples.shape[-1]
+        if end <= 0:
+            continue
+        samples = samples[:, max(0, -position) :]
         if mono:
             samples = samples.mean(axis=0, keepdims=True, dtype=np.float32)
         frames.append(samples)
         waiting += samples.shape[-1]
         if waiting >= block_samples:
             yield np.concatenate(frames, axis=-1)
-            total += waiting
             waiting = 0
             frames = []
     if frames:
         yield np.concatenate(frames, axis=-1)
     # FLAC alone states its number of samples and has no outer size that would have shown a truncation before.
-    if container.format.name == "flac" and stream.duration is not None and total + waiting < stream.duration:
-        reason = f"the file is truncated: {total + waiting} of {stream.duration} samples are there"
-        raise MediaError(path, reason)
+    stated = track.stream.duration
+    if track.container.format.name == "flac" and stated is not None and end < stated:
+        raise MediaError(track.path, f"the file is truncated: {end} of {stated} samples are there")
 
 
-def _select_track(container: InputContainer, path: Path) -> AudioStream:
-    stream = cast(AudioStream, select_stream(container, path, "audio"))
-    if stream.rate not in _PLAUSIBLE_RATES_HZ:
-        raise MediaError(path, f"a sound track of {stream.rate} samples per second: damaged")
-    return stream
-
-
-def _read_part(
-    container: InputContainer,
-    stream: AudioStream,
-    path: Path,
-    start_seconds: float,
-    end_seconds: float | None,
-    sample_rate_hz: int,
-) -> RawAudio:
+def _read_part(track: AudioTrack, start_seconds: float, end_seconds: float | None, sample_rate_hz: int) -> RawAudio:
     """Decode one part, channels averaged, from and to where both rates meet on a sample."""
-    rate_hz = stream.rate
+    rate_hz = track.stream.rate
     period, target_period = resampling_period(rate_hz, sample_rate_hz)
     first = max(0, int((start_seconds - _MARGIN_SECONDS) * rate_hz) // period * period)
     # Resampled samples up to the first one that is decoded.
@@ -286,7 +329,7 @@ def _read_part(
         stop = round((end_seconds + _MARGIN_SECONDS) * rate_hz)
         end = round(end_seconds * sample_rate_hz) - before
     parts = [np.empty((1, 0), dtype=np.float32)]
-    for position, samples in _decode_from(container, stream, path, first):
+    for position, samples in _decode_from(track, first):
         if stop is not None and position >= stop:
             break
         inside = samples[:, max(0, first - position) :]
@@ -296,71 +339,60 @@ def _read_part(
             parts.append(inside.mean(axis=0, keepdims=True, dtype=np.float32))
     begin = round(start_seconds * sample_rate_hz) - before
     is_part = bool(start_seconds or begin or end is not None)
-    return RawAudio(os.fspath(path), [np.concatenate(parts, axis=-1)], rate_hz, begin, end, start_seconds, is_part)
+    blocks = [np.concatenate(parts, axis=-1)]
+    return RawAudio(os.fspath(track.path), blocks, rate_hz, begin, end, start_seconds, is_part)
 
 
-def _measure(
-    container: InputContainer, stream: AudioStream, path: Path, seconds: float, sample_rate_hz: int
-) -> int | None:
-    """Return how many samples the resampled track has, found by decoding its end alone.
-
-    Args:
-        container, stream: of the track.
-        path: for messages.
-        seconds: the length that the file claims.
-        sample_rate_hz: rate after resampling.
+def _measure(track: AudioTrack, sample_rate_hz: int) -> int | None:
+    """Return how many samples the track has from t = 0 on at another rate, found by decoding its end alone.
 
     Returns:
         the number of samples; None where only decoding all of it would tell.
     """
-    origin = float((stream.start_time or 0) * (stream.time_base or 0))
-    if not _seek(container, stream, origin + seconds - _TAIL_SECONDS):
+    rate_hz, stated = track.stream.rate, track.end_seconds
+    if not _seek(track, stated - _TAIL_SECONDS):
         return None
-    end: int | None = None
-    for time, samples in decode_timed_frames(container, stream, path):
-        if end is None:
-            # There are no times, or the seeking did not lead near the end.
-            if time is None or not seconds / 2 < time - origin < seconds:
-                return None
-            end = round((time - origin) * stream.rate)
-        end += samples.shape[-1]
-    if end is None:
+    frames = decode_timed_frames(track)
+    first = list(islice(frames, 1))
+    # There are no times, or the seeking did not lead near the end.
+    if not first or first[0][0] is None or not stated / 2 < first[0][0] - track.zero_seconds < stated:
         return None
-    period, target_period = resampling_period(stream.rate, sample_rate_hz)
+    end = round((first[0][0] - track.zero_seconds) * rate_hz)
+    for position, samples in place_on_clock(chain(first, frames), end, rate_hz, track.zero_seconds):
+        end = position + samples.shape[-1]
+    period, target_period = resampling_period(rate_hz, sample_rate_hz)
     return -(-end * target_period // period)
 
 
-def _decode_from(
-    container: InputContainer, stream: AudioStream, path: Path, first: int
-) -> Iterator[tuple[int, Samples]]:
+def _decode_from(track: AudioTrack, first: int) -> Iterator[tuple[int, Samples]]:
     """Decode frames with the number of their first sample; the first one begins at or before the sample `first`."""
-    origin = float((stream.start_time or 0) * (stream.time_base or 0))
-    seconds = first / stream.rate - _PREROLL_SECONDS
-    if seconds > 0 and _seek(container, stream, origin + seconds):
-        position: int | None = None
-        for time, samples in decode_timed_frames(container, stream, path):
-            if position is None:
-                # Without times, or if the demuxer went too far, decoding begins at the start.
-                position = first + 1
-                if time is not None:
-                    position = round((time - origin) * stream.rate)
-                if position > first:
-                    break
-            yield position, samples
-            position += samples.shape[-1]
-        else:
+    rate_hz, begin = track.stream.rate, track.begin_seconds - track.zero_seconds
+    for preroll in _PREROLLS_SECONDS:
+        target = first / rate_hz - preroll
+        if target <= begin or not _seek(track, target):
+            break
+        frames = decode_timed_frames(track)
+        opening = list(islice(frames, 1))
+        if not opening:
             return
-        _seek(container, stream, origin)
-    position = 0
-    for _, samples in decode_timed_frames(container, stream, path):
-        yield position, samples
-        position += samples.shape[-1]
+        time = opening[0][0]
+        if time is None:
+            break
+        position = round((time - track.zero_seconds) * rate_hz)
+        if position <= first:
+            yield from place_on_clock(chain(opening, frames), position, rate_hz, track.zero_seconds)
+            return
+    # Without times, or if the demuxer goes too far, decoding begins at the start, where a new track stands already.
+    if first / rate_hz - _PREROLLS_SECONDS[0] > begin:
+        _seek(track, begin)
+    yield from place_on_clock(decode_timed_frames(track), 0, rate_hz, track.zero_seconds)
 
 
-def _seek(container: InputContainer, stream: AudioStream, seconds: float) -> bool:
-    """Seek, or return False in a format that cannot: what is wanted is decoded from the start."""
+def _seek(track: AudioTrack, seconds: float) -> bool:
+    """Seek to a time from t = 0 on, or return False in a format that cannot: it is decoded from the start."""
     try:
-        container.seek(round(seconds / float(stream.time_base or 1)), stream=stream)
+        seconds += track.zero_seconds
+        track.container.seek(round(seconds / float(track.stream.time_base or 1)), stream=track.stream)
     except FFmpegError:
         return False
     return True

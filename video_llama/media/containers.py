@@ -7,19 +7,21 @@ opened with FFmpeg, through PyAV. Whatever is wrong with a file becomes a `Media
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 from video_llama.constants import Modality
 from video_llama.errors import MediaError, NoAudioTrackError
+from video_llama.media.reasons import describe_error, why_not_found
 from video_llama.media.signatures import IMAGE_BRANDS, describe_image_boxes, describe_other
 
 __all__ = [
@@ -62,6 +64,8 @@ _OPEN_ARGUMENTS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(Inpu
 _DECODERS_TAKE_OPTIONS = int(av.__version__.split(".")[0]) >= 17
 _OPEN_TIMEOUT_SECONDS = 60.0
 
+_REPAIR = "copy or download it again; if it plays elsewhere, convert it to H.264 and AAC in an .mp4 file"
+
 max_frame_pixels: ContextVar[int] = ContextVar("max_frame_pixels", default=2**27)
 """Largest frame, width times height, that is decoded: four times 8K. A damaged header can claim sizes that would fill
 the memory."""
@@ -74,18 +78,23 @@ def check_media_file(path: str | os.PathLike[str]) -> str:
         MediaError: anything else. A pipe or a device would block, an address would be fetched: both are
             refused.
     """
-    file = Path(path)
-    if not file.exists():
-        raise MediaError(path, "no such file")
-    if file.is_dir():
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MediaError(path, why_not_found(path, error)) from error
+    except ValueError as error:
+        raise MediaError(
+            path, "no such file: it cannot be the name of one", "it holds an impossible character"
+        ) from error
+    if stat.S_ISDIR(status.st_mode):
         raise MediaError(path, "a folder, not a file")
-    if not file.is_file():
+    if not stat.S_ISREG(status.st_mode):
         raise MediaError(path, "not a regular file")
-    if not os.access(file, os.R_OK):
+    if not os.access(path, os.R_OK):
         raise MediaError(path, "no permission to read it")
-    if file.stat().st_size == 0:
+    if status.st_size == 0:
         raise MediaError(path, "the file is empty")
-    return str(file.absolute())
+    return os.path.abspath(path)
 
 
 def describe_content(path: str) -> str:
@@ -93,6 +102,11 @@ def describe_content(path: str) -> str:
 
     An animated WebP or PNG file is "an animation (WebP)" or "(PNG)": a video that Pillow reads.
     """
+    with translate_errors(path, "cannot be read"):
+        return _describe_content(path)
+
+
+def _describe_content(path: str) -> str:
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
     if head[4:8] in _FIRST_BOXES and head[8:12] not in IMAGE_BRANDS:
@@ -111,8 +125,8 @@ def describe_content(path: str) -> str:
 
 def find_truncation(path: str) -> str:
     """How a container falls short of the size it declares, or "" if it is whole or declares none."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    with translate_errors(path, "cannot be read"), open(path, "rb") as file:
+        size = os.path.getsize(path)
         head = file.read(12)
         if head[4:8] in _FIRST_BOXES:
             declared = _declared_end_of_boxes(file, size)
@@ -182,19 +196,18 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
             timeout=(_OPEN_TIMEOUT_SECONDS, None),
             **_OPEN_ARGUMENTS,
         )
-    with container:
+    # Whatever is read of the file is read within this block: no error of FFmpeg leaves it.
+    with translate_errors(path, "damaged, or not complete"), container:
         yield container
 
 
 @contextmanager
-def translate_errors(path: str | os.PathLike[str], reason: str) -> Iterator[None]:
-    """Turn FFmpeg's errors into `MediaError(path, reason)` with FFmpeg's own words added."""
+def translate_errors(path: str | os.PathLike[str], reason: str, hint: str = _REPAIR) -> Iterator[None]:
+    """Turn errors of FFmpeg and of the system into `MediaError(path, reason)`, with what they mean added."""
     try:
         yield
-    # FFmpeg's messages about damaged files can quote bytes of the file, which PyAV then fails to decode.
-    except (av.FFmpegError, UnicodeDecodeError) as error:
-        detail = getattr(error, "strerror", None) or "unreadable bytes"
-        raise MediaError(path, f"{reason}: {detail}") from error
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+        raise MediaError(path, f"{reason}: {describe_error(error)}", hint) from error
 
 
 def select_stream(container: InputContainer, path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> Stream:
@@ -202,7 +215,8 @@ def select_stream(container: InputContainer, path: str | os.PathLike[str], kind:
 
     Raises:
         NoAudioTrackError: a sound was asked for and the file has none.
-        MediaError: a video was asked for and the file has none (a cover picture is not a video).
+        MediaError: a video was asked for and the file has none (a cover picture is not a video), or its frames are too
+            large.
     """
     stream = container.streams.best(kind)
     if stream is not None and not stream.disposition & Disposition.attached_pic:
@@ -211,6 +225,8 @@ def select_stream(container: InputContainer, path: str | os.PathLike[str], kind:
         # Of an image in tiles, each tile is a stream.
         if kind == "video" and stream.disposition & Disposition.dependent:
             raise MediaError(path, "a still image in parts, not a video", "convert it to PNG or JPEG")
+        if isinstance(stream, VideoStream) and stream.width * stream.height > max_frame_pixels.get():
+            raise MediaError(path, f"frames of {stream.width}x{stream.height} are too large")
         return stream
     if kind == "audio":
         raise NoAudioTrackError(path, "no sound track")

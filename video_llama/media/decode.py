@@ -7,24 +7,25 @@ registry `VIDEO_READERS`.
 
 from __future__ import annotations
 
-import bisect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
-from av.container import InputContainer
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
-from video_llama.media.audio import RawSegments, read_segments, read_window
+from video_llama.media.audio import OpenedFile, RawSegments, read_segments, read_window
 from video_llama.media.containers import check_media_file, describe_content, media_kind
 from video_llama.media.image import load_image, resize_image
+from video_llama.media.pixels import FramesInMemory
+from video_llama.media.reasons import describe_error
 from video_llama.media.sampling import SegmentSettings, frame_window, sample_uniform_indices
+from video_llama.media.sources import LocalFile, describe_source, is_file, open_source
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import EXTRAS, require_extra
 
@@ -34,11 +35,9 @@ __all__ = [
     "DecodedClip",
     "DecodedVideo",
     "OpenVideoReader",
-    "OpensAsFile",
     "VideoReader",
     "check_video_reader",
     "decode_video",
-    "describe_source",
     "num_decoder_threads",
     "num_windows",
     "sample_window",
@@ -61,8 +60,9 @@ SampleFrames = Callable[[int, int], list[int]]
 class VideoReader(Protocol):
     """An open video that gives frames by index, upright, in one fixed size.
 
-    A reader may have an attribute `container`, the file as PyAV opened it: then the audio is read from there; and
-    `times_seconds`, when each frame appears, where that is not index / fps.
+    A reader may have more attributes: `times_seconds`, when each frame appears, counted from the first one, and
+    `duration_seconds`, when the last one goes, where these do not follow from `fps`; and those of an `OpenedFile`: then
+    the audio is read from there.
 
     Attributes:
         num_frames: how many frames the video has.
@@ -85,15 +85,6 @@ OpenVideoReader = Callable[[str | os.PathLike[str], int, int], AbstractContextMa
 """What the registry holds: `open(path, height, width)`, a context manager that raises `MediaError`."""
 
 
-@runtime_checkable
-class OpensAsFile(Protocol):
-    """Media that become a file only while they are read, such as a member of a tar shard."""
-
-    def open(self) -> AbstractContextManager[str]:
-        """Return the path of a file that is there until the context ends."""
-        ...
-
-
 @dataclass(frozen=True)
 class DecodedVideo:
     """Sampled frames of one video.
@@ -101,7 +92,7 @@ class DecodedVideo:
     Attributes:
         frames: (frames, height, width, 3), uint8, RGB.
         indices: which frames of the file these are.
-        times_seconds: from the start of the file: as an animation says, else index divided by the average frame rate.
+        times_seconds: from the first frame of the file on, as the file states them.
         fps: average frames per second of the file.
         num_source_frames: how many frames the file has.
     """
@@ -152,6 +143,7 @@ class ClipDecoder:
         audio: read the audio of videos, and accept audio files.
         window_seconds: cut videos into windows of this length; the frames' times begin at 0 in each.
         sample: which frames are taken.
+        allow_urls: download sources that are addresses of the web.
     """
 
     image_size: int
@@ -161,33 +153,53 @@ class ClipDecoder:
     audio: bool
     window_seconds: float | None = None
     sample: SampleFrames = sample_uniform_indices
+    allow_urls: bool = False
 
     def __call__(self, source: Any, first: int = 0) -> Decoded:
         """Decode a file of any kind, or of a long video `WINDOWS_AT_ONCE` windows.
 
         Args:
-            source: a path, or what `OpensAsFile`.
+            source: as for `open_source`.
             first: number of the first window to read.
         """
         try:
-            with _as_path(source) as path:
-                total, clips = self._decode(path, first)
+            with open_source(source, self.allow_urls) as file:
+                total, clips = self._decode(file.path, first)
+                return total, [_named(clip, file) for clip in clips]
         except VideoLlamaError as error:
-            total, clips = 1, [error]
+            return 1, [error]
         except (OSError, MemoryError) as error:
-            reason = f"cannot be read: {str(error) or type(error).__name__}"
-            total, clips = 1, [MediaError(describe_source(source), reason)]
-        return total, [_named(clip, source) for clip in clips]
+            reason = f"cannot be read: {describe_error(error)}"
+            return 1, [MediaError(describe_source(source), reason)]
 
-    def video(self, path: str | os.PathLike[str]) -> DecodedClip:
+    def video(self, source: Any) -> DecodedClip:
         """Decode the frames of a whole video and, if `audio` is true, its audio; the file is opened once.
 
+        Args:
+            source: as for `open_source`, or frames in memory: see `FramesInMemory`.
+
         Raises:
-            MediaError: the file is no video, or is damaged.
+            MediaError: the file is no video, or is damaged; an array that is no video.
         """
+        if not is_file(source):
+            return self._frames_in_memory(source)
+        with open_source(source, self.allow_urls) as file:
+            return cast(DecodedClip, _named(self._video(file.path), file))
+
+    def _video(self, path: str) -> DecodedClip:
         open_reader = _find_reader(self.video_reader)
         with open_reader(path, self.image_size, self.image_size) as video:
             return self._window(video, path)
+
+    def _frames_in_memory(self, source: Any) -> DecodedClip:
+        """Sample frames in memory; it is not known when they appear."""
+        frames = FramesInMemory(source)
+        indices = self.sample(len(frames), self.num_frames)
+        resized = []
+        for image in frames.take(indices):
+            resized.append(resize_image(load_image(image), self.image_size))
+        silent = NoAudioTrackError("array", "no sound track")
+        return DecodedClip("array", np.stack(resized), "video", [], indices, silent)
 
     def _decode(self, path: str, first: int) -> Decoded:
         if "still image" in describe_content(check_media_file(path)):
@@ -195,7 +207,7 @@ class ClipDecoder:
             return 1, [DecodedClip(path, frames, "image", [], [], None)]
         try:
             if self.window_seconds is None:
-                return 1, [self.video(path)]
+                return 1, [self._video(path)]
             return self._decode_windows(path, first, self.window_seconds)
         except MediaError:
             # Finding out the kind costs time, so it is asked only where no frames came.
@@ -209,7 +221,7 @@ class ClipDecoder:
         open_reader = _find_reader(self.video_reader)
         clips: list[DecodedClip | VideoLlamaError] = []
         with open_reader(path, self.image_size, self.image_size) as video:
-            duration = video.num_frames / video.fps
+            duration = getattr(video, "duration_seconds", video.num_frames / video.fps)
             total = num_windows(duration, seconds)
             for number in range(first, min(first + WINDOWS_AT_ONCE, total)):
                 # The last window reaches to the end, whatever the header says of it.
@@ -233,12 +245,14 @@ class ClipDecoder:
             times = [max(0.0, time - start) for time in times]
         audio: RawSegments | MediaError | None = None
         if self.audio:
-            container: InputContainer | None = getattr(video, "container", None)
+            opened: OpenedFile | None = None
+            if isinstance(video, OpenedFile):
+                opened = video
             try:
                 if start is None:
-                    audio = read_segments(path, self.segments, container)
+                    audio = read_segments(path, self.segments, opened)
                 else:
-                    audio = read_window(path, start, end, self.segments, container)
+                    audio = read_window(path, start, end, self.segments, opened)
             except MediaError as error:
                 # A video whose audio is damaged can still be watched.
                 audio = error
@@ -288,26 +302,20 @@ def sample_window(
     Raises:
         MediaError: the video is damaged, or ends before `start_seconds`.
     """
-    first, stop = 0, video.num_frames
     shown_at: list[float] | None = getattr(video, "times_seconds", None)
+    if shown_at is None:
+        shown_at = [index / video.fps for index in range(video.num_frames)]
+    first, stop = 0, video.num_frames
     if start_seconds is not None or end_seconds is not None:
+        duration = getattr(video, "duration_seconds", video.num_frames / video.fps)
         try:
-            first, stop = frame_window(video.num_frames, video.fps, start_seconds, end_seconds)
+            first, stop = frame_window(shown_at, duration, start_seconds, end_seconds)
         except ValueError as error:
             raise MediaError(path, str(error)) from error
-        if shown_at is not None:
-            # From the frame on the screen at the start to the last one that appears before the end.
-            first = bisect.bisect_right(shown_at, start_seconds or 0.0) - 1
-            stop = video.num_frames
-            if end_seconds is not None:
-                stop = bisect.bisect_left(shown_at, end_seconds)
     indices, times = [], []
     for index in sample(stop - first, num_frames):
         indices.append(first + index)
-        if shown_at is None:
-            times.append((first + index) / video.fps)
-        else:
-            times.append(shown_at[first + index])
+        times.append(shown_at[first + index])
     return DecodedVideo(video.read(indices), indices, times, video.fps, video.num_frames)
 
 
@@ -356,24 +364,15 @@ def num_windows(duration_seconds: float, window_seconds: float) -> int:
     return max(1, int(duration_seconds / window_seconds + 0.5))
 
 
-def describe_source(source: Any) -> str:
-    """Return a file's name, or one word for what is in memory."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    if isinstance(source, OpensAsFile):
-        return str(source)
-    return "clip"
-
-
-def _as_path(source: Any) -> AbstractContextManager[str]:
-    if isinstance(source, (str, os.PathLike)):
-        return nullcontext(os.fspath(source))
-    path: AbstractContextManager[str] = source.open()
-    return path
-
-
-def _named(clip: DecodedClip | VideoLlamaError, source: Any) -> DecodedClip | VideoLlamaError:
-    """Name the source in an error: a member of a shard has another name than the file it was copied to."""
+def _named(clip: DecodedClip | VideoLlamaError, file: LocalFile) -> DecodedClip | VideoLlamaError:
+    """Name the source of what was read: a member of a shard, and what was in memory, was copied to another file."""
     if isinstance(clip, MediaError):
-        return MediaError(describe_source(source), clip.reason, clip.hint)
-    return clip
+        return type(clip)(file.name, clip.reason, clip.hint)
+    if isinstance(clip, VideoLlamaError) or file.path == file.name:
+        return clip
+    audio = clip.audio
+    if isinstance(audio, MediaError):
+        audio = type(audio)(file.name, audio.reason, audio.hint)
+    elif audio is not None:
+        audio = audio.of(file.name)
+    return replace(clip, source=file.name, audio=audio)

@@ -21,6 +21,7 @@ from video_llama.errors import MediaError
 from video_llama.media.containers import check_media_file, describe_content, open_container, select_stream
 from video_llama.media.decode import VideoReader, num_decoder_threads
 from video_llama.media.pyav_reader import is_mirrored, open_pyav
+from video_llama.media.sampling import frame_seconds
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import import_extra
 
@@ -28,6 +29,7 @@ __all__ = ["DecordReader", "open_decord"]
 
 # Where decord gives other frames than it is asked for.
 _FORMATS_READ_WRONGLY = {"avi", "mpeg", "mpegts"}
+_ROUNDING_SECONDS = 0.001
 # Among others at small widths as 48, where decord fails.
 _HINT = "the video reader 'pyav' may be able to"
 
@@ -83,6 +85,10 @@ class DecordReader:
             raise MediaError(path, f"decord cannot open it: {_last_line(error)}", _HINT) from error
         self.num_frames = len(self._video)
         self.fps = float(self._video.get_avg_fps())
+        # When each frame appears and goes, in single precision.
+        shown = self._video.get_frame_timestamp(range(self.num_frames)).astype(np.float64)
+        last = float(shown[-1, 1] - shown[-1, 0])
+        self.times_seconds, self.duration_seconds = frame_seconds(shown[:, 0], last, self.fps, _ROUNDING_SECONDS)
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames by ascending index; see `VideoReader.read`."""

@@ -18,18 +18,24 @@ from typing import Any, BinaryIO
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from video_llama.media.containers import demux_packets
+from video_llama.media.sampling import frame_seconds
 
-__all__ = ["FrameIndex", "index_frames", "read_index", "read_mp4_index"]
+__all__ = ["FrameIndex", "first_frame_seconds", "index_frames", "read_mp4_index"]
 
 # AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
 # reliable.
 _FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
 _FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
 
+
+# What a time of whole milliseconds is off by, and one that FFmpeg makes up from a stream's rate and few times.
+_ROUNDING_SECONDS = 0.001
+_GUESS_SECONDS = 0.1
 
 # Packets, and entries of FFmpeg's index at its end.
 _NUM_COMPARED = 32
@@ -54,12 +60,34 @@ class FrameIndex:
         keyframes: indices of the frames where decoding can start, ascending, and where to send the demuxer
             for each.
         rewind_time: where to send the demuxer for the very first packet.
+        shown_at: when each frame is shown, in the stream's time base, ascending: `times`, or the times of decoding
+            where only those are known; None for a bare stream without any.
+        last_duration: how long the last one is shown; 0 if the file does not say.
+        tolerance_seconds: what these times may be rounded by.
     """
 
     num_frames: int
     times: list[int] | None
     keyframes: dict[int, int]
     rewind_time: int
+    shown_at: list[int] | None
+    last_duration: int
+    tolerance_seconds: float = _ROUNDING_SECONDS
+
+    def seconds(self, stream: VideoStream, fps: float) -> tuple[float, list[float], float]:
+        """Return times in seconds, for a stream of that average rate.
+
+        Returns:
+            when the first frame is shown, on the clock that the file's streams share; when each one is shown, counted
+            from the first; and when the last one ends, counted likewise.
+        """
+        if self.shown_at is None or stream.time_base is None:
+            return 0.0, [index / fps for index in range(self.num_frames)], self.num_frames / fps
+        base, tick = stream.time_base, float(stream.time_base)
+        # The one division of two whole numbers is exact to the last digit.
+        stated = np.asarray(self.shown_at) * base.numerator / base.denominator
+        tolerance = max(tick, self.tolerance_seconds)
+        return float(stated[0]), *frame_seconds(stated, self.last_duration * tick, fps, tolerance)
 
     def group_by_keyframe(self, indices: Sequence[int]) -> dict[int, list[int]]:
         """For each keyframe that is needed, the frames to decode from there; without repeats."""
@@ -74,23 +102,30 @@ class FrameIndex:
         return groups
 
 
-def read_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex:
-    """Index a stream from the tables of its file, so that a long one is not read, or else from all its packets.
+def first_frame_seconds(path: str | os.PathLike[str], container: InputContainer) -> float | None:
+    """Return when the first frame of a file's video is shown, on the container's clock; None without video.
+
+    FFmpeg's own `start_time` is the file's for a stream that begins late. The container is left behind some packets.
 
     Raises:
         MediaError: the file is damaged.
     """
-    index = read_mp4_index(path, container, stream)
-    if index is not None:
-        return index
-    return index_frames(demux_packets(container, stream, path), container.format.name)
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        return None
+    shown = (packet for packet in demux_packets(container, stream, path) if not packet.is_discard)
+    index = index_frames(islice(shown, _NUM_COMPARED), container.format.name)
+    if not index.shown_at:
+        return None
+    return index.seconds(stream, 1.0)[0]
 
 
 def index_frames(packets: Iterable[Packet], format_name: str) -> FrameIndex:
     """From all packets of a stream in a container of this format."""
     num_frames, rewind_time = 0, 0
-    times: list[int] = []
-    # When it is shown, and where to send the demuxer for it.
+    # Pairs of time and duration, and when a keyframe is shown with where to send the demuxer for it.
+    shown: list[tuple[int, int]] = []
+    decoded: list[tuple[int, int]] = []
     keyframe_times: list[tuple[int, int]] = []
     # The packets hold the whole file: none may be kept.
     for packet in packets:
@@ -98,16 +133,25 @@ def index_frames(packets: Iterable[Packet], format_name: str) -> FrameIndex:
             continue
         num_frames += 1
         rewind_time = min(rewind_time, *(time for time in (packet.pts, packet.dts) if time is not None), 0)
+        if packet.dts is not None:
+            decoded.append((packet.dts, packet.duration or 0))
         if packet.pts is not None:
-            times.append(packet.pts)
+            shown.append((packet.pts, packet.duration or 0))
             seek_time = packet.dts if format_name in _FORMATS_SOUGHT_BY_DECODING_TIME else packet.pts
             if packet.is_keyframe and seek_time is not None:
                 keyframe_times.append((packet.pts, seek_time))
-    if len(times) < num_frames or format_name in _FORMATS_WITHOUT_TIMES:
-        return FrameIndex(num_frames, None, {}, rewind_time)
-    times.sort()
-    keyframes = {bisect.bisect_left(times, shown): seek_time for shown, seek_time in sorted(keyframe_times)}
-    return FrameIndex(num_frames, times, keyframes, rewind_time)
+    has_times = len(shown) == num_frames and format_name not in _FORMATS_WITHOUT_TIMES
+    # Frames are shown as far apart as they are decoded, in order; AVI files leave numbers out where a frame stays.
+    stated = shown if has_times else decoded
+    if not num_frames or len(stated) < num_frames:
+        return FrameIndex(num_frames, None, {}, rewind_time, None, 0)
+    stated.sort()
+    shown_at = [time for time, _ in stated]
+    if not has_times:
+        tolerance = _GUESS_SECONDS if format_name == "mpeg" else _ROUNDING_SECONDS
+        return FrameIndex(num_frames, None, {}, rewind_time, shown_at, stated[-1][1], tolerance)
+    keyframes = {bisect.bisect_left(shown_at, time): seek_time for time, seek_time in sorted(keyframe_times)}
+    return FrameIndex(num_frames, shown_at, keyframes, rewind_time, shown_at, stated[-1][1])
 
 
 def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex | None:
@@ -127,7 +171,7 @@ def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stre
         return None
     try:
         with open(path, "rb") as file:
-            decoding, shown, is_key = _read_track(file, stream.id)
+            decoding, shown, durations, is_key = _read_track(file, stream.id)
     except (KeyError, ValueError, IndexError, OSError, struct.error):
         # No such table, or a damaged one: FFmpeg makes what it can of it.
         return None
@@ -140,7 +184,8 @@ def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stre
     keyframes = {}
     for time in np.sort(shown[is_key]).tolist():
         keyframes[bisect.bisect_left(times, time)] = time
-    return FrameIndex(len(times), times, keyframes, min(int(times[0]), int(decoding[0]), 0))
+    rewind_time = min(int(times[0]), int(decoding[0]), 0)
+    return FrameIndex(len(times), times, keyframes, rewind_time, times, int(durations[np.argmax(shown)]))
 
 
 def _shifts_by_ffmpeg(
@@ -168,8 +213,10 @@ def _shifts_by_ffmpeg(
     return of_decoding.pop(), of_showing.pop()
 
 
-def _read_track(file: BinaryIO, track_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return decoding times, presentation times and whether it is a keyframe, of each sample in decoding order.
+def _read_track(
+    file: BinaryIO, track_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return decoding and presentation times, durations and whether it is a keyframe, of each sample as decoded.
 
     Raises:
         KeyError, ValueError, IndexError, struct.error: there is no such track or table, or it is damaged.
@@ -197,7 +244,7 @@ def _read_track(file: BinaryIO, track_id: int) -> tuple[NDArray[np.int64], NDArr
     if "stss" in boxes:
         is_key[:] = False
         is_key[_table(file, boxes["stss"][0], ">u4", runs=False) - 1] = True
-    return decoding, shown, is_key
+    return decoding, shown, durations, is_key
 
 
 def _table(file: BinaryIO, box: tuple[int, int], kind: str, runs: bool) -> NDArray[np.int64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import check_media_file, describe_content, find_truncation
+from video_llama.media.pixels import image_of_array, is_array
+from video_llama.media.reasons import describe_error
+from video_llama.media.signatures import PILLOW_ERRORS
 from video_llama.utils.extras import how_to_install, import_extra, is_installed
 
 __all__ = ["ImageInput", "load_image", "open_image", "resize_image", "to_rgb", "translate_image_errors"]
@@ -42,16 +44,27 @@ def load_image(source: ImageInput) -> Image.Image:
         MediaError: no such file, no image, truncated, too large to unpack, or an object of another kind.
     """
     if isinstance(source, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(source))
-    if isinstance(source, np.ndarray):
-        return to_rgb(_array_to_image(source))
+        return _from_memory(source)
+    if is_array(source):
+        return Image.fromarray(image_of_array(source))
     if not isinstance(source, (str, os.PathLike)):
-        hint = "give a path, a PIL image or an array (height, width, 3); of bytes, PIL.Image.open(io.BytesIO(data))"
+        hint = "give a path, a PIL image or an array (height, width, 3), or the bytes of a file"
         raise MediaError(type(source).__name__, "no image can be read from that", hint)
-    with open_image(source) as image, translate_image_errors(source):
+    with open_image(source) as image:
         num_pages = getattr(image, "n_frames", 1)
         if num_pages > 1 and image.format in _PAGED_FORMATS:
             logger.warning("%s: the first of its %d images is taken", source, num_pages)
+        return to_rgb(ImageOps.exif_transpose(image), os.fspath(source))
+
+
+def _from_memory(image: Image.Image) -> Image.Image:
+    """Return an image of PIL as 8-bit RGB; one that was made of an array is taken as that array."""
+    if not image.width or not image.height:
+        raise MediaError("image", f"an image of {image.width}x{image.height} pixels")
+    with translate_image_errors("image"):
+        # What was read of a file says how many bits it has, and an array does not.
+        if image.format is None and image.mode == "I":
+            return Image.fromarray(image_of_array(np.asarray(image)))
         return to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -72,7 +85,8 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
                 raise _unidentified(path, content) from error
             import_extra("pillow_heif", "HEIC images").register_heif_opener()
             opened = Image.open(name)
-    with opened:
+    # Pillow reads on while the image is used.
+    with translate_image_errors(path), opened:
         if opened.width * opened.height > _MAX_PIXELS:
             raise MediaError(path, f"{opened.width}x{opened.height} pixels are too many", "make it smaller")
         yield opened
@@ -85,9 +99,9 @@ def translate_image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except Image.DecompressionBombError as error:
         raise MediaError(path, "it would unpack to too many pixels", "make it smaller") from error
-    # What Pillow's decoders raise on damaged files: OSError for truncation, the others from the parsers of headers.
-    except (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, TypeError, struct.error) as error:
-        raise MediaError(path, f"the image is truncated or damaged: {error}") from error
+    except PILLOW_ERRORS as error:
+        reason = f"the image is truncated or damaged: {describe_error(error)}"
+        raise MediaError(path, reason, "copy or download it again") from error
 
 
 def _unidentified(path: str | os.PathLike[str], content: str) -> MediaError:
@@ -117,30 +131,16 @@ def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as 8-bit RGB."""
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Return an image as 8-bit RGB.
+
+    Raises:
+        MediaError: floating point values of an unknown range.
+    """
     # 16 bits, also where PIL holds them in 32.
     if image.mode.startswith("I"):
-        return _gray(np.asarray(image, dtype=np.float64) / 257)
+        gray = np.clip(np.rint(np.asarray(image, dtype=np.float64) / 257), 0, 255)
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        return _gray(values * 255 if np.max(values, initial=0) <= 1 else values)
+        return Image.fromarray(image_of_array(np.asarray(image), name))
     return image.convert("RGB")
-
-
-def _gray(values: NDArray[np.float64]) -> Image.Image:
-    """(height, width) on the scale 0 to 255 -> RGB."""
-    return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _array_to_image(array: NDArray[np.generic]) -> Image.Image:
-    error = MediaError(
-        "array", f"no image has shape {array.shape} and type {array.dtype}", "give (height, width, 3) of uint8"
-    )
-    # PIL takes one dimension for a column.
-    if array.ndim < 2 or not array.size:
-        raise error
-    try:
-        return Image.fromarray(array)
-    except (TypeError, KeyError) as cause:
-        raise error from cause

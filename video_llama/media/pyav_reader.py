@@ -38,7 +38,7 @@ from video_llama.media.containers import (
     translate_errors,
 )
 from video_llama.media.decode import num_decoder_threads
-from video_llama.media.frame_index import FrameIndex, read_index
+from video_llama.media.frame_index import FrameIndex, index_frames, read_mp4_index
 from video_llama.media.image import open_image, to_rgb, translate_image_errors
 from video_llama.registry import VIDEO_READERS
 
@@ -51,9 +51,6 @@ _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 # Less than a tenth of a second's work: opening the file once more for it would gain nothing.
 _MIN_PARALLEL_PIXELS = 50_000_000
 
-# A rate that a header gives as a whole number, or frame times rounded to milliseconds, are off by less.
-_RATE_TOLERANCE = 0.05
-
 
 @VIDEO_READERS.register("pyav")
 @contextmanager
@@ -65,6 +62,8 @@ def open_pyav(path: str | os.PathLike[str], height: int, width: int) -> Iterator
     """
     with ExitStack() as files:
         if "animation" in describe_content(check_media_file(path)):
+            # FFmpeg scales what Pillow reads.
+            files.enter_context(translate_errors(path, "the animation is damaged"))
             yield AnimationReader(path, files.enter_context(open_image(path)), height, width)
         else:
             yield PyAVReader(path, files, height, width)
@@ -80,6 +79,7 @@ class PyAVReader:
 
     Attributes:
         container: the file, for reading its audio, too.
+        start_seconds: when the first frame is shown, on the container's clock.
 
     Raises:
         MediaError: no video stream, no frames, or a damaged one.
@@ -90,8 +90,12 @@ class PyAVReader:
         self._files = files
         self._size = height, width
         self.container = container = files.enter_context(open_container(path))
-        self._stream = _select_video(path, container)
-        self._index = read_index(path, container, self._stream)
+        self._stream = cast(VideoStream, select_stream(container, path, "video"))
+        # From the tables of the file, so that a long one is not read, or else from all its packets.
+        index = read_mp4_index(path, container, self._stream)
+        if index is None:
+            index = index_frames(demux_packets(container, self._stream, path), container.format.name)
+        self._index = index
         if not self._index.num_frames:
             raise MediaError(path, "the video has no frames")
         self._num_threads = num_decoder_threads()
@@ -99,14 +103,12 @@ class PyAVReader:
         # For decoding at several places at once, with one thread each.
         self._decoders: list[_Decoder] = []
         self.num_frames = self._index.num_frames
-        # The rate that the file states, unless its header does not count the frames and is far off: browsers record
-        # WebM files with as many frames as they find time for, and a header that speaks of 30 a second.
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
-        times, time_base = self._index.times, self._stream.time_base
-        if not self._stream.frames and times is not None and times[0] != times[-1] and time_base is not None:
-            measured = (len(times) - 1) / float((times[-1] - times[0]) * time_base)
-            if abs(self.fps - measured) > _RATE_TOLERANCE * measured:
-                self.fps = measured
+        self.start_seconds: float | None
+        self.start_seconds, self.times_seconds, self.duration_seconds = self._index.seconds(self._stream, self.fps)
+        # A header may speak of 30 frames a second where browsers recorded as many as they found time for.
+        if self.times_seconds[-1] != (self.num_frames - 1) / self.fps:
+            self.fps = self.num_frames / self.duration_seconds
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames by ascending index; see `VideoReader.read`."""
@@ -128,7 +130,7 @@ class PyAVReader:
         """What is behind each keyframe; a decoder that is done with one takes the next that nobody has."""
         while len(self._decoders) < num_decoders:
             container = self._files.enter_context(open_container(self._path))
-            stream = _select_video(self._path, container)
+            stream = cast(VideoStream, select_stream(container, self._path, "video"))
             self._decoders.append(_Decoder(self._path, container, stream, self._index, self._size, num_threads=1))
         idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
@@ -158,9 +160,6 @@ class AnimationReader:
         image: it, opened.
         height, width: size the frames are scaled to.
 
-    Attributes:
-        times_seconds: when each frame appears.
-
     Raises:
         MediaError: a frame is damaged, or they are too large.
     """
@@ -183,6 +182,7 @@ class AnimationReader:
                 # "As soon as possible": browsers wait as long.
                 seconds += (image.info.get("duration") or 100) / 1000
         self.num_frames = len(self.times_seconds)
+        self.duration_seconds = seconds
         self.fps = self.num_frames / seconds
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
@@ -312,18 +312,6 @@ class _Decoder:
             self._graph, self._graph_is_for = _build_graph(frame, *self._size), key
         self._graph.push(frame)
         return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
-
-
-def _select_video(path: str | os.PathLike[str], container: InputContainer) -> VideoStream:
-    """The stream to be shown.
-
-    Raises:
-        MediaError: there is none, or its frames are too large.
-    """
-    stream = cast(VideoStream, select_stream(container, path, "video"))
-    if stream.width * stream.height > max_frame_pixels.get():
-        raise MediaError(path, f"frames of {stream.width}x{stream.height} are too large")
-    return stream
 
 
 def _upright_filters(matrix: bytes) -> list[tuple[str, str]]:

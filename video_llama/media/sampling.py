@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import gcd
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from video_llama.constants import AUDIO_SAMPLE_RATE_HZ
 
 __all__ = [
+    "CLOCK_TOLERANCE_SECONDS",
     "LogMelSettings",
     "SegmentSettings",
     "SegmentSpacing",
+    "frame_seconds",
     "frame_times_message",
     "frame_window",
+    "place_on_clock",
     "resampling_period",
     "round_odd_rate",
     "sample_headtail_indices",
@@ -30,6 +37,16 @@ SegmentSpacing = Literal["main", "pv015"]
 
 # The resampling filter's table grows with the period squared.
 _MAX_RESAMPLING_PERIOD = 10_000
+
+CLOCK_TOLERANCE_SECONDS = 0.1
+"""Where the times of audio differ from the count of its samples by less, the count is kept, as by FFmpeg's own
+correction (the filter aresample): encoders begin with some samples of their own, and containers round times."""
+
+# A longer gap is a damaged time.
+_LONGEST_GAP_SECONDS = 6 * 3600.0
+
+# A multiple of a window's length is not exactly the time of the frame that begins there.
+_ROUNDING_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -107,24 +124,53 @@ def sample_headtail_indices(num_source_frames: int, num_frames: int, rng: random
     return head + _draw(range(middle, num_source_frames), num_frames - head_count, rng)
 
 
+def frame_seconds(
+    stated_seconds: Sequence[float] | NDArray[np.float64], last_seconds: float, fps: float, tolerance_seconds: float
+) -> tuple[list[float], float]:
+    """Return when each frame is shown, counted from the first one, and when the last one ends.
+
+    Args:
+        stated_seconds: ascending times of the frames on any clock, as the file states them.
+        last_seconds: how long the last frame is shown; 0 where the file does not say.
+        fps: average frames per second that the file states.
+        tolerance_seconds: what the file may have rounded its times by. Times no further than that from index / fps are
+            those of a constant rate, and become index / fps: what the published models were told.
+    """
+    count = len(stated_seconds)
+    counted = np.arange(count) / fps
+    stated = np.asarray(stated_seconds, dtype=np.float64)
+    stated = stated - stated[0]
+    # All frames at the same time: the file does not say.
+    if not stated[-1] or np.abs(stated - counted).max() <= tolerance_seconds:
+        return counted.tolist(), count / fps
+    return stated.tolist(), float(stated[-1]) + (last_seconds or 1 / fps)
+
+
 def frame_window(
-    num_source_frames: int, fps: float, start_seconds: float | None, end_seconds: float | None
+    times_seconds: Sequence[float], duration_seconds: float, start_seconds: float | None, end_seconds: float | None
 ) -> tuple[int, int]:
     """First index and one past the last index of the frames shown from `start_seconds` to before
     `end_seconds`.
 
     A window shorter than a frame holds the one frame that is on the screen at its start.
 
+    Args:
+        times_seconds: when each frame of the video appears, from 0 on.
+        duration_seconds: when the last one goes.
+        start_seconds, end_seconds: of the window; None is the start or the end of the video.
+
     Raises:
         ValueError: the window is empty, or begins before the video or after its end.
     """
-    start = 0.0 if start_seconds is None else start_seconds
+    start = start_seconds or 0.0
     if start < 0 or (end_seconds is not None and end_seconds <= start):
         raise ValueError(f"no time between {start} and {end_seconds} seconds")
-    first = int(start * fps)
-    if first >= num_source_frames:
-        raise ValueError(f"the video ends after {num_source_frames / fps:.2f} seconds, before {start} seconds")
-    stop = num_source_frames if end_seconds is None else min(num_source_frames, round(end_seconds * fps))
+    if start >= duration_seconds:
+        raise ValueError(f"the video ends after {duration_seconds:.2f} seconds, before {start} seconds")
+    first = bisect.bisect_right(times_seconds, start + _ROUNDING_SECONDS) - 1
+    stop = len(times_seconds)
+    if end_seconds is not None:
+        stop = bisect.bisect_left(times_seconds, end_seconds - _ROUNDING_SECONDS)
     return first, max(first + 1, stop)
 
 
@@ -173,6 +219,41 @@ def segment_ranges(
         first = int(start * rate_hz)
         ranges.append((first, first + length))
     return ranges
+
+
+def place_on_clock(
+    frames: Iterable[tuple[float | None, NDArray[np.float32]]], position: int, rate_hz: int, zero_seconds: float
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Number frames of audio by their first sample, counted from t = 0, with silence where there are none.
+
+    Args:
+        frames: when each one begins, in seconds of the file's clock or None if the file does not say; and its samples,
+            (channels, samples).
+        position: of the first one, unless its time says otherwise.
+        rate_hz: samples per second.
+        zero_seconds: what the file's clock shows at t = 0.
+
+    Yields:
+        the number of the first sample, below 0 for what precedes t = 0; and the samples.
+    """
+    tolerance, longest = round(CLOCK_TOLERANCE_SECONDS * rate_hz), round(_LONGEST_GAP_SECONDS * rate_hz)
+    is_first = True
+    for seconds, samples in frames:
+        gap = 0
+        if seconds is not None:
+            gap = round((seconds - zero_seconds) * rate_hz) - position
+        if tolerance <= gap <= longest:
+            for start in range(0, gap, rate_hz):
+                yield position + start, np.zeros((len(samples), min(rate_hz, gap - start)), dtype=np.float32)
+            position += gap
+        elif is_first and gap <= -tolerance:
+            position += gap
+        elif abs(gap) >= tolerance:
+            # The clock itself jumps, as in two recordings put together.
+            zero_seconds += gap / rate_hz
+        yield position, samples
+        position += samples.shape[-1]
+        is_first = False
 
 
 def resampling_period(source_rate_hz: int, target_rate_hz: int) -> tuple[int, int]:

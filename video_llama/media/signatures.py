@@ -7,10 +7,28 @@ would show one tile.
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 
 from PIL import Image
 
-__all__ = ["IMAGE_BRANDS", "describe_image_boxes", "describe_other"]
+__all__ = ["IMAGE_BRANDS", "PILLOW_ERRORS", "describe_image_boxes", "describe_other"]
+
+# What Pillow's parsers raise on damaged files: OSError for truncation, the others for what they stumble over.
+PILLOW_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 _SIGNATURES = {
     b"PK\x03\x04": "a zip archive",
@@ -111,8 +129,10 @@ def _ask_pillow(path: str) -> str | None:
                 return _ANIMATIONS[name]
     except Image.DecompressionBombError:
         return "a still image of too many pixels"
-    # Pillow's parsers of headers raise whatever they stumble over.
-    except Exception:
+    except PILLOW_ERRORS as error:
+        # Pillow's own have no number: this one is of the system.
+        if isinstance(error, OSError) and error.errno:
+            raise
         return None
     return f"a still image ({name.replace('WEBP', 'WebP')})"
 

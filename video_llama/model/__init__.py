@@ -5,15 +5,26 @@ Importing this package makes `transformers`' Auto classes know Video-LLaMA folde
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
+from video_llama.model.backbone import VideoLlamaModel
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import saved_weight_renamings
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
-__all__ = ["VideoLlamaConfig", "VideoLlamaForConditionalGeneration", "VideoLlamaProcessor"]
+__all__ = ["VideoLlamaConfig", "VideoLlamaForConditionalGeneration", "VideoLlamaModel", "VideoLlamaProcessor"]
 
 AutoConfig.register(VideoLlamaConfig.model_type, VideoLlamaConfig, exist_ok=True)
+AutoModel.register(VideoLlamaConfig, VideoLlamaModel, exist_ok=True)
 for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(VideoLlamaConfig, VideoLlamaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoLlamaConfig, VideoLlamaProcessor, exist_ok=True)
+register_checkpoint_conversion_mapping(VideoLlamaConfig.model_type, saved_weight_renamings(), overwrite=True)

@@ -8,7 +8,10 @@ from torch import nn
 
 from video_llama.config import LoraConfig, ModelConfig
 from video_llama.errors import ConfigError
+from video_llama.model.encoder_graph import CHUNK_SIZE
+from video_llama.model.frozen import requires_gradients
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import to_saved_name
 from video_llama.schema import FREEZING_KEYS
 
 __all__ = [
@@ -17,13 +20,14 @@ __all__ = [
     "adapted_parts",
     "adapter_parameters",
     "branch_of",
+    "enable_checkpointing",
     "freeze_for_training",
     "part_of_parameter",
     "trained_parts",
 ]
 
-# Beginnings of the names of parameters. The norm behind the frame encoder belongs to it, as in the original, where
-# `freeze_vit` covers both.
+# Beginnings of the names of parameters in saved folders. The norm behind the frame encoder belongs to it, as in the
+# original, where `freeze_vit` covers both.
 _PREFIXES = {
     "frame_encoder": ("video_branch.vision_encoder.", "video_branch.vision_norm."),
     "frame_qformer": ("video_branch.qformer.", "video_branch.query_tokens"),
@@ -75,8 +79,9 @@ def trained_parts(section: ModelConfig) -> frozenset[str]:
 
 
 def part_of_parameter(name: str) -> str | None:
-    """Return the part that a parameter belongs to by its name in the model; None for what never trains."""
-    return next((part for part, prefixes in _PREFIXES.items() if name.startswith(prefixes)), None)
+    """Return the part that a parameter belongs to, by its name in the model or in files; None for what never trains."""
+    saved = to_saved_name(name)
+    return next((part for part, prefixes in _PREFIXES.items() if saved.startswith(prefixes)), None)
 
 
 def branch_of(part: str) -> str | None:
@@ -116,6 +121,22 @@ def freeze_for_training(model: VideoLlamaForConditionalGeneration, parts: Collec
             "everything is frozen: name what trains in model.unfreeze, set model.frozen_video_Qformer and "
             "frozen_llama_proj, or frozen_audio_Qformer, to False, or train adapters (lora.target)"
         )
+
+
+def enable_checkpointing(model: VideoLlamaForConditionalGeneration) -> None:
+    """Compute activations again in the backward pass instead of keeping them, where gradients pass.
+
+    That is the language model always, and the encoders of frames where something in them trains.
+    """
+    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    branch = model.video_branch
+    if requires_gradients(branch.vision_encoder) or requires_gradients(branch.vision_norm):
+        branch.vision_encoder.set_grad_checkpointing(True)
+        # A layer that is computed through `checkpoint` cannot be captured as a CUDA graph in a validation.
+        if branch.chunk_size == "auto":
+            model.set_chunk_size(2 * CHUNK_SIZE)
+    if any(map(requires_gradients, (branch.vision_encoder, branch.vision_norm, branch.qformer))):
+        branch.qformer.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def adapted_parts(lora: LoraConfig, section: ModelConfig) -> frozenset[str]:

@@ -17,7 +17,7 @@ from torchaudio.compliance.kaldi import fbank
 from torchaudio.transforms import Resample
 
 from video_llama.errors import MediaError, NoAudioTrackError
-from video_llama.media.audio import RawAudio, decode_blocks, open_audio_track, read_audio_windows
+from video_llama.media.audio import RawAudio, decode_blocks, open_audio_track, read_part
 from video_llama.media.sampling import LogMelSettings, resampling_period, round_odd_rate
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
 
 # Far more than the resampling filter reaches to either side.
 _MARGIN_SECONDS = 0.1
+_MAX_SAMPLE = 1e6
 _FULL_SCALE = {torch.int16: 2**15, torch.int32: 2**31}
 
 
@@ -52,6 +53,9 @@ class Waveform:
 def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None, *, mono: bool = False) -> Waveform:
     """Decode the audio track of a video, or an audio file.
 
+    The first sample is what is heard when the first frame of the video is shown. Where the track has nothing, before it
+    begins and in its gaps, the audio is silence. (Up to 0.1 s, as that of encoders, is left as it is.)
+
     Args:
         path: any format FFmpeg reads. Of several tracks the one a player would choose is taken.
         sample_rate_hz: resample to this rate; None keeps the file's.
@@ -62,11 +66,9 @@ def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None
         MediaError: the file cannot be read, or its audio track is damaged or cut short.
     """
     blocks = []
-    with open_audio_track(path) as (container, stream):
-        rate_hz = stream.rate
-        for block in decode_blocks(container, stream, path):
-            if mono:
-                block = block.mean(axis=0, keepdims=True, dtype=np.float32)
+    with open_audio_track(path) as track:
+        rate_hz = track.stream.rate
+        for block in decode_blocks(track, mono):
             blocks.append(block)
     return finish_audio(RawAudio(os.fspath(path), blocks, rate_hz), sample_rate_hz or rate_hz)
 
@@ -80,15 +82,14 @@ def decode_audio_window(
 
     Args:
         path: any format FFmpeg reads.
-        start_seconds, end_seconds: from the first sample of the track on; None is its end.
+        start_seconds, end_seconds: counted from the first sample of `decode_audio`; None is the end of the track.
         sample_rate_hz: resample to this rate.
 
     Raises:
         NoAudioTrackError: the file has no audio track, or it ends before the window.
         MediaError: the file cannot be read, or its audio track is damaged in the window.
     """
-    [raw] = read_audio_windows(path, [(start_seconds, end_seconds)], sample_rate_hz)
-    return finish_audio(raw, sample_rate_hz)
+    return finish_audio(read_part(path, start_seconds, end_seconds, sample_rate_hz), sample_rate_hz)
 
 
 def finish_audio(raw: RawAudio, sample_rate_hz: int) -> Waveform:
@@ -109,6 +110,10 @@ def finish_audio(raw: RawAudio, sample_rate_hz: int) -> Waveform:
     samples = torch.cat(blocks, dim=-1)
     if not samples.isfinite().all():
         raise MediaError(raw.source, "the sound has samples that are not finite numbers")
+    # The power of still larger ones would be infinite.
+    if samples.numel() and samples.abs().max() > _MAX_SAMPLE:
+        reason = f"the sound has samples as large as {samples.abs().max():.1g}, where full scale is 1"
+        raise MediaError(raw.source, reason, "it is damaged: copy it again, or scale the samples to -1 to 1")
     # A window is decoded with some audio around it for the resampling filter, which is cut off here.
     samples = samples[:, raw.begin : raw.end]
     if not samples.numel():

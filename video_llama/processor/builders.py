@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -12,7 +10,7 @@ import torch
 
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import ConfigError
-from video_llama.media.image import ImageInput
+from video_llama.media.pixels import FramesInMemory, is_array
 from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
 from video_llama.registry import PROCESSORS
 from video_llama.utils.devices import resolve_device
@@ -89,7 +87,7 @@ def load_processor(name: str = "alpro_video_eval", **settings: Any) -> MediaProc
 
 
 def process_video(
-    path: str | os.PathLike[str],
+    path: Any,
     processor: MediaProcessor,
     device: torch.device | str = "cpu",
     *,
@@ -108,17 +106,20 @@ def process_video(
 
 
 def process_images(
-    images: ImageInput | Sequence[ImageInput], processor: MediaProcessor, device: torch.device | str = "cpu"
+    images: Any, processor: MediaProcessor, device: torch.device | str = "cpu"
 ) -> VideoFrames | list[VideoFrames]:
-    """Run `MediaProcessor.process_image` on one image or on each of a list; put the results on a device.
+    """Run `MediaProcessor.process_image` on one image or on each of a list or batch; put the results on a device.
 
     Raises:
         MediaError: as `MediaProcessor.process_image`.
         ConfigError: there is no such device.
     """
     device = resolve_device(device)
-    # A path and the bytes of a file are sequences in Python, too, but each is one image.
-    if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray)):
+    # Values of a batch have one range.
+    if is_array(images) and images.ndim == 4:
+        batch = FramesInMemory(images)
+        images = batch.take(range(len(batch)))
+    if isinstance(images, (list, tuple)):
         return [processor.process_image(image).to(device) for image in images]
     return processor.process_image(images).to(device)
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.media.decode import ClipDecoder, DecodedClip, OpensAsFile, describe_source, why_no_audio
-from video_llama.media.image import resize_image
-from video_llama.media.sampling import sample_uniform_indices
+from video_llama.media.decode import ClipDecoder, DecodedClip, why_no_audio
+from video_llama.media.pixels import is_array
+from video_llama.media.reasons import describe_error
+from video_llama.media.sources import describe_source, is_file
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.tensor_like import as_frames
 
-__all__ = ["ClipReader", "ClipSource", "Window", "is_file"]
+__all__ = ["ClipReader", "ClipSource", "Window"]
 
 ClipSource = Any
-"""A file (video, image or audio), an `OpensAsFile`, frames (frames, height, width, 3) of uint8, an image
-(height, width, 3) or of PIL, a tensor as the model takes it, `VideoFrames`, `AudioSegments`, or a pair of frames
-and audio."""
+"""What stands for a file (`open_source`), frames (`FramesInMemory`), an image (`image_of_array`, or of PIL), samples
+with their rate (`samples_of`), a floating point tensor as the model takes it, `VideoFrames`, `AudioSegments`, or a pair
+of frames and audio."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +42,6 @@ class Window:
     sound: str
     start_seconds: float | None = None
     end_seconds: float | None = None
-
-
-def is_file(source: ClipSource) -> bool:
-    """Whether a clip is to be decoded; the others are in memory."""
-    # Has a method `open`, too.
-    if isinstance(source, Image.Image):
-        return False
-    return isinstance(source, (str, os.PathLike, OpensAsFile))
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,7 @@ class ClipReader:
         except VideoLlamaError as error:
             return 1, [error]
         except (OSError, MemoryError) as error:
-            return 1, [MediaError(describe_source(source), f"cannot be read: {str(error) or type(error).__name__}")]
+            return 1, [MediaError(describe_source(source), f"cannot be read: {describe_error(error)}")]
 
     def finish(self, decoded: DecodedClip | VideoLlamaError, source: ClipSource) -> Window | VideoLlamaError:
         """Return what the model takes of a decoded clip or window, or the error of one that cannot be used.
@@ -138,17 +129,18 @@ class ClipReader:
         return Window(frames, audio, phrase, decoded.start_seconds, decoded.end_seconds)
 
     def _read_memory(self, source: ClipSource) -> Window:
-        seen, heard = source if isinstance(source, tuple) else (source, None)
-        # Audio may be given alone, without a pair: a tensor with one channel is log-mel, with three it is frames.
-        if isinstance(seen, AudioSegments) or (isinstance(seen, torch.Tensor) and seen.shape[-3:-2] == (1,)):
-            seen, heard = None, seen
-        if isinstance(seen, np.ndarray) and seen.ndim == 4:
-            seen = self._process_frames(seen)
-        elif isinstance(seen, torch.Tensor):
+        seen, heard = source, None
+        if _is_sound(source):
+            seen, heard = None, source
+        elif isinstance(source, tuple) and len(source) == 2:
+            seen, heard = source
+        if isinstance(seen, torch.Tensor) and seen.is_floating_point():
             seen = as_frames(seen)
-        elif isinstance(seen, (np.ndarray, Image.Image)):
+        elif isinstance(seen, (list, tuple)) or (is_array(seen) and seen.ndim > 3 and not _is_read(seen)):
+            seen = self._whole_media.finish_frames(self.decoder.video(seen), as_bytes=True)
+        elif seen is not None and not _is_read(seen):
             seen = self.media.process_image(seen)
-        if isinstance(heard, tuple):
+        if heard is not None and not _is_read(heard):
             heard = self.media.process_audio(heard)
         # Without audio a pair still has its frames, but audio alone leaves nothing to caption.
         if heard is not None and not self.audio:
@@ -157,13 +149,18 @@ class ClipReader:
                 raise MediaError("sound", "sound only, no video", "the model does not listen")
         return Window(seen, heard, "no sound" if heard is None else "heard")
 
-    def _process_frames(self, frames: NDArray[np.uint8]) -> VideoFrames:
-        """Sample frames (frames, height, width, 3) in memory at equal steps and resize them, without times."""
-        if frames.dtype != np.uint8 or frames.shape[-1] != 3 or not frames.size:
-            reason = f"no video has shape {frames.shape} and type {frames.dtype}"
-            raise MediaError("array", reason, "give (frames, height, width, 3) of uint8")
-        num_frames = self.media.num_frames if self.num_frames is None else self.num_frames
-        indices = sample_uniform_indices(len(frames), num_frames)
-        resized = np.stack([resize_image(Image.fromarray(frames[index]), self.media.image_size) for index in indices])
-        clip = DecodedClip("array", resized, "video", [], indices, None)
-        return self._whole_media.finish_frames(clip, as_bytes=True)
+
+def _is_read(item: Any) -> bool:
+    """Whether this is as the model takes it: floating point tensors are normalised frames, or log-mel."""
+    if isinstance(item, torch.Tensor):
+        return item.is_floating_point()
+    return isinstance(item, (VideoFrames, AudioSegments))
+
+
+def _is_sound(source: ClipSource) -> bool:
+    """Whether this is audio alone: a tensor with one channel is log-mel, a number beside an array is a rate."""
+    if isinstance(source, (AudioSegments, Mapping)):
+        return True
+    if isinstance(source, torch.Tensor):
+        return source.is_floating_point() and source.shape[-3:-2] == (1,)
+    return isinstance(source, tuple) and any(isinstance(item, (int, float, np.number)) for item in source)

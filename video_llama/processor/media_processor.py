@@ -1,15 +1,13 @@
 """From media files to the tensors that the model takes.
 
-A `MediaProcessor` is settings and nothing else: it can be shared, pickled into data loader workers and
-written to a config with `dataclasses.asdict`.
+A `MediaProcessor` is settings and nothing else: it can be shared, pickled into data loader workers and saved.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from video_llama.errors import ConfigError, MediaError, NoAudioTrackError
 from video_llama.media.audio import RawAudio, RawSegments, read_segments
 from video_llama.media.decode import DEFAULT_VIDEO_READER, ClipDecoder, DecodedClip, SampleFrames
 from video_llama.media.image import ImageInput, load_image, resize_image
+from video_llama.media.samples import samples_of
 from video_llama.media.sampling import (
     LogMelSettings,
     SegmentSettings,
@@ -31,21 +30,17 @@ from video_llama.media.sampling import (
     sample_uniform_indices,
     segment_ranges,
 )
+from video_llama.media.sources import is_file, open_source
 from video_llama.processor.audio_features import finish_audio, log_mel_segments, to_mono
 from video_llama.processor.tensor_like import TensorLike
-from video_llama.processor.transforms import (
-    normalize_pixels,
-    random_crop_frames,
-    random_crop_image,
-    random_source,
-)
+from video_llama.processor.transforms import normalize_pixels, random_crop_frames, random_crop_image, random_source
 
 __all__ = ["AudioInput", "AudioSegments", "MediaProcessor", "VideoFrames"]
 
 logger = logging.getLogger(__name__)
 
-AudioInput = str | os.PathLike[str] | tuple[torch.Tensor | NDArray[np.generic], int]
-"""A file, or samples (samples,) or (channels, samples) with their rate in hertz."""
+# What stands for a file (`open_source`), or samples with their rate (`samples_of`).
+AudioInput = Any
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,6 +163,7 @@ class MediaProcessor:
             with pytorchvideo 0.1.5 ("pv015").
         log_mel: what becomes of a segment.
         video_reader: name in the registry `VIDEO_READERS`.
+        allow_urls: download inputs that are http or https addresses; never saved with a model, nor read from one.
 
     Raises:
         ConfigError: a setting that makes no sense.
@@ -183,6 +179,7 @@ class MediaProcessor:
     segment_spacing: SegmentSpacing = "main"
     log_mel: LogMelSettings = field(default_factory=LogMelSettings)
     video_reader: str = DEFAULT_VIDEO_READER
+    allow_urls: bool = False
 
     def __post_init__(self) -> None:
         # Configs and JSON hold lists and mappings.
@@ -210,13 +207,17 @@ class MediaProcessor:
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError(f"the scale of crops must rise within 0 to 1, not {self.crop_scale}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that results depend on, in types of JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "allow_urls"}
+
     def process_video(
-        self, path: str | os.PathLike[str], *, num_frames: int | None = None, audio: bool = True
+        self, path: Any, *, num_frames: int | None = None, audio: bool = True
     ) -> tuple[VideoFrames, AudioSegments | None]:
         """Sample a video's frames and its audio.
 
         Args:
-            path: a video file.
+            path: what stands for a file (`open_source`), or frames in memory (`FramesInMemory`), without times.
             num_frames: instead of the processor's setting. A shorter video gives as many frames as it has.
             audio: False leaves the sound unread.
 
@@ -252,7 +253,7 @@ class MediaProcessor:
         if num_frames is None:
             num_frames = self.num_frames
         size, reader, segments = self.image_size, self.video_reader, self.segment_settings
-        return ClipDecoder(size, num_frames, reader, segments, audio, window_seconds, sample)
+        return ClipDecoder(size, num_frames, reader, segments, audio, window_seconds, sample, self.allow_urls)
 
     def finish_frames(self, clip: DecodedClip, as_bytes: bool = False) -> VideoFrames:
         """Crop and normalise the frames of a decoded clip.
@@ -275,34 +276,36 @@ class MediaProcessor:
         """Read a still image as a video of one frame.
 
         Args:
-            image: a file, a PIL image, or an array (height, width[, channels]).
+            image: what stands for a file (`open_source`), a PIL image, or an array (`image_of_array`).
 
         Raises:
-            MediaError: the file is no image or is damaged.
+            MediaError: the file is no image or is damaged; an array that is no image.
         """
-        loaded = load_image(image)
+        if is_file(image):
+            with open_source(image, self.allow_urls) as file:
+                source, loaded = file.name, load_image(file.path)
+        else:
+            source, loaded = "image", load_image(image)
         if self.crop_scale is not None:
             pixels = random_crop_image(loaded, self.image_size, self.crop_scale)
         else:
             pixels = resize_image(loaded, self.image_size)
-        source = "image"
-        if isinstance(image, (str, os.PathLike)):
-            source = os.fspath(image)
         return self.finish_frames(DecodedClip(source, pixels[np.newaxis], "image", [], [], None))
 
     def process_audio(self, sound: AudioInput) -> AudioSegments:
-        """Read a sound file, the sound track of a video, or samples.
+        """Read a sound file, the sound track of a video, or samples: what `read_segments` decodes.
 
-        Of a file longer than `LONG_AUDIO_SECONDS` only what becomes a segment is decoded, where the format can be
-        sought in: damage elsewhere stays unnoticed.
+        Args:
+            sound: what stands for a file (`open_source`), or samples with their rate (`samples_of`).
 
         Raises:
             NoAudioTrackError: the file has no sound.
             MediaError: the sound cannot be decoded or is empty.
         """
-        if not isinstance(sound, tuple):
-            return self.finish_segments(read_segments(sound, self.segment_settings))
-        samples, rate = sound
+        if is_file(sound):
+            with open_source(sound, self.allow_urls) as file:
+                return self.finish_segments(read_segments(file.path, self.segment_settings).of(file.name))
+        samples, rate = samples_of(sound)
         mono = to_mono(samples, rate, rate).samples.numpy()
         return self.finish_segments(RawSegments("sound", [RawAudio("sound", [mono], rate)]))
 
@@ -333,9 +336,7 @@ class MediaProcessor:
             # All of the audio is there, not only its segments.
             cut = ranges
         values = log_mel_segments(samples, cut, settings.log_mel)
-        starts = []
-        for start, _ in ranges:
-            starts.append(start / rate_hz)
+        starts = [start / rate_hz for start, _ in ranges]
         segments = AudioSegments(values, starts, num_samples / rate_hz, raw.source)
         is_window = raw.num_samples is None and raw.audio[0].is_part
         if not is_window:

@@ -1,15 +1,19 @@
 """Messages in the form of transformers' chat templates, with media items, as a conversation.
 
 {"role": "user", "content": [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "What?"}]}
+
+A video stands for its frames. Right behind it, an audio item of the same file adds its audio track, and both are
+introduced together, as `Chat` introduces a video with its audio. Training, `apply_chat_template` and whatever else
+takes messages read them here, so one form of messages is one prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from video_llama.constants import Modality
 from video_llama.conversation import Conversation
 from video_llama.errors import MessagesError
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
@@ -33,20 +37,33 @@ class MediaReader(Protocol):
 
 
 @dataclass
+class _Item:
+    """One item of a message: text, or media and where to read them; None where the item names no file."""
+
+    kind: str
+    source: Any
+    is_heard: bool = False
+
+
+@dataclass
 class MessageReader:
     """Turn messages into a conversation and gather their media.
 
     Args:
-        media_processor: reads the files; None leaves them unread, so that no text names the sampled frames.
-        read_audio: read the audio tracks of videos.
+        media_processor: reads the files.
+        read_audio: read the audio tracks of all videos that have one.
         strict: for training data: consecutive user messages, which are otherwise joined, and an empty assistant
             message are errors.
+        has_audio: the model has an audio branch; without it audio items are errors.
+        allow_unnamed: media items may name no file; they get their place, without a sentence on sampled frames.
         visuals, audios: what was read, in order of appearance.
     """
 
-    media_processor: MediaReader | None
+    media_processor: MediaReader
     read_audio: bool
     strict: bool = False
+    has_audio: bool = True
+    allow_unnamed: bool = False
     visuals: list[Any] = field(default_factory=list)
     audios: list[Any] = field(default_factory=list)
 
@@ -77,30 +94,36 @@ class MessageReader:
         if isinstance(content, str):
             return [content]
         joined: list[str | Placeholder] = []
-        for item in content or ():
+        for item in _join_tracks(self._item(item) for item in content or ()):
             if joined:
                 joined.append(" ")
-            joined += self._item(item)
+            joined += self._read(item)
         return joined
 
-    def _item(self, item: Mapping[str, Any]) -> list[str | Placeholder]:
+    def _item(self, item: Mapping[str, Any]) -> _Item:
         kind = item.get("type")
         if kind == "text":
             if "text" not in item:
                 raise MessagesError(f"the text item {dict(item)} has no text")
-            return [str(item["text"])]
+            return _Item(kind, str(item["text"]))
         if kind not in _PREFIXES:
             raise MessagesError(f"the type of a content item must be text, image, video or audio, not {kind!r}")
-        # Files stay unread: the item gets its place in the text, without the sentence about sampled frames.
-        if self.media_processor is None:
-            return _PREFIXES[kind]()
+        if kind == "audio" and not self.has_audio:
+            raise MessagesError(f"the audio item {dict(item)} cannot be used: the model has no audio branch")
         # transformers names the file of an item by any of these keys.
         for key in (kind, "path", "url"):
             if item.get(key) is not None:
-                return self._read(kind, item[key], self.media_processor)
-        raise MessagesError(f"the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
+                return _Item(kind, item[key])
+        if not self.allow_unnamed:
+            raise MessagesError(f"the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
+        return _Item(kind, None)
 
-    def _read(self, kind: Modality, source: Any, media: MediaReader) -> list[str | Placeholder]:
+    def _read(self, item: _Item) -> list[str | Placeholder]:
+        kind, source, media = item.kind, item.source, self.media_processor
+        if kind == "text":
+            return [source]
+        if source is None:
+            return _PREFIXES[kind]()
         frames: Any = None
         audio: Any = None
         if isinstance(source, VideoFrames):
@@ -108,7 +131,10 @@ class MessageReader:
         elif isinstance(source, AudioSegments):
             audio = source
         elif kind == "video":
-            frames, audio = media.process_video(source, audio=self.read_audio)
+            frames, audio = media.process_video(source, audio=self.read_audio or item.is_heard)
+            if audio is None and item.is_heard:
+                # Audio that the messages name must be there: this raises the error that says why it is not.
+                audio = media.process_audio(source)
         elif kind == "image":
             frames = media.process_image(source)
         else:
@@ -119,6 +145,36 @@ class MessageReader:
             self.audios.append(audio)
         # Without the joining space: `_content` joins the items.
         return media_prefix(visuals, audio)[:-1]
+
+
+def _join_tracks(items: Iterator[_Item]) -> Iterator[_Item]:
+    """Yield the items, a video and right behind it the audio of the same file as one."""
+    before: _Item | None = None
+    for item in items:
+        if before is not None and _is_track_of(before, item):
+            before.is_heard = True
+            continue
+        if before is not None:
+            yield before
+        before = item
+    if before is not None:
+        yield before
+
+
+def _is_track_of(video: _Item, item: _Item) -> bool:
+    """Return whether an item is the audio track of a video before it; a second one is audio of its own."""
+    if video.kind != "video" or video.is_heard or item.kind != "audio":
+        return False
+    return _is_same_file(video.source, item.source)
+
+
+def _is_same_file(source: Any, other: Any) -> bool:
+    """Return whether two items name one file; arrays and what is in memory are no files."""
+    paths = (str, os.PathLike)
+    if isinstance(source, paths) and isinstance(other, paths):
+        return os.path.normpath(os.fspath(source)) == os.path.normpath(os.fspath(other))
+    # The fields of a file in a shard.
+    return isinstance(source, Mapping) and isinstance(other, Mapping) and source == other
 
 
 def _check_order(messages: Messages, strict: bool) -> None:

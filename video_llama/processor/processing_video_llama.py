@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -24,13 +23,15 @@ from video_llama.processor.prompt import (
     find_visual_kinds,
     parse_prompts,
 )
+from video_llama.processor.tensor_like import as_segments
 from video_llama.prompt_parts import PromptPart
 
 __all__ = ["VideoLlamaProcessor"]
 
-VideoItem = str | os.PathLike[str] | VideoFrames | Tensor
-ImageItem = ImageInput | VideoFrames | Tensor
-AudioItem = AudioInput | AudioSegments | Tensor
+# What a `MediaProcessor` reads, what it has read, or floating point tensors as the model takes them.
+VideoItem = Any
+ImageItem = ImageInput | VideoFrames
+AudioItem = AudioInput
 
 
 class VideoLlamaProcessor(ProcessorMixin):
@@ -43,7 +44,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         media_processor: how files are read; its settings, as a mapping, serve as well.
         num_video_query_tokens: ids that one video or image takes.
         num_audio_query_tokens: ids that one audio item takes.
-        use_audio: the model has an audio branch; without it `apply_chat_template` ignores the audio of videos.
+        use_audio: the model has an audio branch; without it audio items are errors.
         conv_template: name of the conversation template that the weights were trained with.
         chat_template: not used; transformers passes it.
 
@@ -83,7 +84,9 @@ class VideoLlamaProcessor(ProcessorMixin):
         self.image_token_id = image_token_id
         self.audio_token_id = audio_token_id
         if not isinstance(media_processor, MediaProcessor):
-            media_processor = MediaProcessor(**(media_processor or {}))
+            # The setting is the user's: a checkpoint that somebody else wrote must not make it.
+            saved = {name: value for name, value in (media_processor or {}).items() if name != "allow_urls"}
+            media_processor = MediaProcessor(**saved)
         self.media_processor = media_processor
         self.num_video_query_tokens = num_video_query_tokens
         self.num_audio_query_tokens = num_audio_query_tokens
@@ -107,7 +110,7 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings but the tokenizer, in types of JSON."""
-        return {**super().to_dict(), "media_processor": asdict(self.media_processor)}
+        return {**super().to_dict(), "media_processor": self.media_processor.to_dict()}
 
     def __call__(
         self,
@@ -118,6 +121,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         padding: bool | Literal["longest"] = True,
         padding_side: Literal["left", "right"] = "left",
         return_tensors: str = "pt",
+        allow_urls: bool = False,
     ) -> BatchFeature:
         """Process prompts and their media into model inputs.
 
@@ -125,13 +129,15 @@ class VideoLlamaProcessor(ProcessorMixin):
             text: a prompt or a list of them. A prompt is what `apply_chat_template` returns, a list of
                 parts, or a string in which every `<ImageHere>` and `<AudioHere>` is a media position (so a
                 string must not hold text typed by users).
-            videos: files, `VideoFrames`, or tensors (frames, 3, height, width); the audio track of files is not
-                read. A list holds those of all prompts, in order of appearance.
-            images: files, PIL images, arrays, or as for videos. With videos given too, `<Image>` or `<Video>`
+            videos: whatever `MediaProcessor.process_video` reads, `VideoFrames`, or floating point tensors
+                (frames, 3, height, width) as the model takes them; the audio track of files is not read. A list
+                holds those of all prompts, in order of appearance.
+            images: whatever `process_image` reads, or as for videos. With videos given too, `<Image>` or `<Video>`
                 before a position says which it is.
-            audios: files, (samples, rate in hertz), `AudioSegments`, or tensors (segments, 1, bins, frames).
+            audios: whatever `process_audio` reads, `AudioSegments`, or tensors (segments, 1, bins, frames).
             padding: False requires prompts of equal length.
             padding_side: left for generation, right for training.
+            allow_urls: download media that are http or https addresses.
 
         Returns:
             input_ids, attention_mask: (prompts, length), int64.
@@ -146,8 +152,9 @@ class VideoLlamaProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ValueError(f"return_tensors can only be 'pt', not {return_tensors!r}")
         prompts = parse_prompts(text)
-        visuals = self._order_visuals(prompts, _as_list(videos), _as_list(images))
-        read_audios = [self._read_audio(item) for item in _as_list(audios)]
+        media = self._media(allow_urls)
+        visuals = _order_visuals(media, prompts, _as_list(videos), _as_list(images))
+        read_audios = [_read_audio(media, item) for item in _as_list(audios)]
         return self._batch(prompts, visuals, read_audios, padding, padding_side)
 
     def apply_chat_template(
@@ -156,20 +163,25 @@ class VideoLlamaProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
-        load_audio_from_video: bool = True,
+        load_audio_from_video: bool = False,
+        allow_urls: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Write messages with media items in the conversation template that belongs to the weights.
 
         Args:
             conversation: messages, or a list of conversations. Items are `{"type": "text", "text": …}` and
-                `{"type": "image" | "video" | "audio", "path": …}`; typed text stays text. User and assistant take
+                `{"type": "image" | "video" | "audio", "path": …}`, as in training (docs/own_data.md); typed text stays
+                text. User and assistant take
                 turns after an optional system message; consecutive user messages are joined by a space.
             add_generation_prompt: end with the beginning of an answer.
-            tokenize: True reads the files and returns model inputs. False returns strings, to be passed to
-                `__call__` with the media: nothing is read, so no text names the sampled frames.
+            tokenize: True returns model inputs. False returns strings, to be passed to `__call__` with the media. Both
+                read the files, since the text names the frames that were sampled; only with False an item may name no
+                file, and then has no such sentence.
             return_dict: with `tokenize`, False returns the input_ids alone.
-            load_audio_from_video: read the audio tracks of videos, if the model has an audio branch.
+            load_audio_from_video: read the audio tracks of all videos that have one, if the model has an audio branch.
+                By default a video is its frames, and an audio item of the same file right behind it adds its audio.
+            allow_urls: download media that are http or https addresses.
             kwargs: padding, padding_side and return_tensors of `__call__`.
 
         Raises:
@@ -180,7 +192,10 @@ class VideoLlamaProcessor(ProcessorMixin):
         is_single = not conversation or not isinstance(conversation[0], Sequence)
         conversations: Any = [conversation] if is_single else conversation
         reader = MessageReader(
-            self.media_processor if tokenize else None, read_audio=self.use_audio and load_audio_from_video
+            self._media(allow_urls),
+            read_audio=self.use_audio and load_audio_from_video,
+            has_audio=self.use_audio,
+            allow_unnamed=not tokenize,
         )
         prompts = [self._parts(messages, add_generation_prompt, reader) for messages in conversations]
         if not tokenize:
@@ -196,38 +211,10 @@ class VideoLlamaProcessor(ProcessorMixin):
             conversation.append_message(conversation.roles[1], None)
         return conversation.get_parts(self.tokenizer)
 
-    def _order_visuals(
-        self, prompts: Sequence[Sequence[PromptPart]], videos: list[Any], images: list[Any]
-    ) -> list[Tensor]:
-        """Return the frames of all videos and images in the order of their positions in the prompts."""
-        # One list alone is in the order of the positions already, so no tags are needed.
-        if not videos or not images:
-            return [self._read_frames(item, is_image=bool(images)) for item in videos or images]
-        ordered = []
-        given = {"video": videos, "image": images}
-        # The tag before each position says from which list the next item comes.
-        for kind in find_visual_kinds(prompts):
-            if given[kind]:
-                ordered.append(self._read_frames(given[kind].pop(0), is_image=kind == "image"))
-        if videos or images:
-            raise ValueError(f"{len(videos)} video(s) and {len(images)} image(s) have no place in the text")
-        return ordered
-
-    def _read_frames(self, item: Any, is_image: bool) -> Tensor:
-        if isinstance(item, Tensor):
-            return item
-        if isinstance(item, VideoFrames):
-            return item.pixel_values
-        if is_image:
-            return self.media_processor.process_image(item).pixel_values
-        return self.media_processor.process_video(item, audio=False)[0].pixel_values
-
-    def _read_audio(self, item: Any) -> Tensor:
-        if isinstance(item, Tensor):
-            return item
-        if not isinstance(item, AudioSegments):
-            item = self.media_processor.process_audio(item)
-        return self.media_processor.adapt_audio(item).values
+    def _media(self, allow_urls: bool) -> MediaProcessor:
+        if not allow_urls:
+            return self.media_processor
+        return replace(self.media_processor, allow_urls=True)
 
     def _batch(
         self,
@@ -257,3 +244,40 @@ def _as_list(items: Any) -> list[Any]:
     if items is None:
         return []
     return list(items) if isinstance(items, list) else [items]
+
+
+def _order_visuals(
+    media: MediaProcessor, prompts: Sequence[Sequence[PromptPart]], videos: list[Any], images: list[Any]
+) -> list[Tensor]:
+    """Return the frames of all videos and images in the order of their positions in the prompts."""
+    # One list alone is in the order of the positions already, so no tags are needed.
+    if not videos or not images:
+        return [_read_frames(media, item, is_image=bool(images)) for item in videos or images]
+    ordered = []
+    given = {"video": videos, "image": images}
+    # The tag before each position says from which list the next item comes.
+    for kind in find_visual_kinds(prompts):
+        if given[kind]:
+            ordered.append(_read_frames(media, given[kind].pop(0), is_image=kind == "image"))
+    if videos or images:
+        raise ValueError(f"{len(videos)} video(s) and {len(images)} image(s) have no place in the text")
+    return ordered
+
+
+def _read_frames(media: MediaProcessor, item: Any, is_image: bool) -> Tensor:
+    # Other tensors are pixels of uint8.
+    if isinstance(item, Tensor) and item.is_floating_point():
+        return item
+    if isinstance(item, VideoFrames):
+        return item.pixel_values
+    if is_image:
+        return media.process_image(item).pixel_values
+    return media.process_video(item, audio=False)[0].pixel_values
+
+
+def _read_audio(media: MediaProcessor, item: Any) -> Tensor:
+    if isinstance(item, Tensor):
+        return as_segments(item)
+    if not isinstance(item, AudioSegments):
+        item = media.process_audio(item)
+    return media.adapt_audio(item).values

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from video_llama.conversation import Conversation
 from video_llama.prompt_parts import Placeholder, PromptPart, Text, parse_placeholders, render_parts
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RenderedPrompt",
     "check_positions",
     "encode_parts",
+    "end_token_ids",
     "find_visual_kinds",
     "parse_prompts",
 ]
@@ -156,6 +158,20 @@ def encode_parts(
         run = []
     prompt.extend(*_encode_run(run, tokenizer))
     return prompt
+
+
+def end_token_ids(template: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that end an answer in a template, in order; none if plain text ends it.
+
+    Raises:
+        ConfigError: the template cannot be written with this tokenizer.
+    """
+    conversation = template.copy()
+    conversation.messages = [[template.roles[0], "?"], [template.roles[1], "!"]]
+    sample = encode_parts(conversation.get_parts(tokenizer), tokenizer, {}, {})
+    learnt = [token for token, is_answer in zip(sample.input_ids, sample.is_answer, strict=True) if is_answer]
+    specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [token for token in learnt if token in specials]
 
 
 def _bos_ids(parts: Sequence[PromptPart], tokenizer: PreTrainedTokenizerBase) -> list[int]:

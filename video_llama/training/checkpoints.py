@@ -9,11 +9,13 @@ OUTPUT_DIR/checkpoints/step_00001000/
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,11 +37,13 @@ from torch.distributed.tensor import DTensor
 
 from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.errors import CheckpointError
+from video_llama.model.weight_names import to_model_name, to_saved_name
 from video_llama.utils.files import INCOMPLETE, sync, write_whole
 
 __all__ = [
     "TrainingState",
     "archive_later_checkpoints",
+    "checkpoint_identity",
     "find_checkpoint",
     "gather_trainable",
     "list_checkpoints",
@@ -64,8 +68,11 @@ class TrainingState:
         samples_seen, samples_bad: of all processes, each time one was drawn; the unreadable ones included in both.
         bad_ids: which samples cannot be used, each once, sorted.
         seed, batch_size, world_size, accum_grad_iters: what the order of samples depends on.
-        validation_due: an epoch has ended here, and its validation was not done when this was written.
+        validation_due: here the run validates, and had not when this was written.
         scaler: of the loss, in float16: its scale and how long it has held; None in other precisions.
+        settings: all that the result depends on, from `resume.describe_run`; empty in checkpoints of older versions.
+        best_loss, best_iteration: the lowest validation loss, and where the run had it; None before a validation.
+        early_stopping_counter: validations since then that were not better by `run.early_stopping_threshold`.
     """
 
     iteration: int = 0
@@ -78,6 +85,10 @@ class TrainingState:
     accum_grad_iters: int = 1
     validation_due: bool = False
     scaler: dict[str, float] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    best_loss: float | None = None
+    best_iteration: int | None = None
+    early_stopping_counter: int = 0
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -125,9 +136,10 @@ def save_checkpoint(
             torch.distributed.barrier()
         if not writes:
             return
-        save_file({name: value.contiguous() for name, value in trainable.items()}, in_progress / _TRAINABLE)
+        saved = {to_saved_name(name): value.contiguous() for name, value in trainable.items()}
+        save_file(saved, in_progress / _TRAINABLE)
         if optimizer_state is not None:
-            torch.save(optimizer_state, in_progress / _OPTIMIZER)
+            torch.save(_renamed(optimizer_state, to_saved_name), in_progress / _OPTIMIZER)
         (in_progress / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         _rename_folder(in_progress, final)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -206,7 +218,22 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     return newest[-1]
 
 
-def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters_per_epoch: int) -> Path | None:
+def checkpoint_identity(path: Path) -> str | None:
+    """Return a digest of what a checkpoint holds, the same for the same checkpoint; None if it is not there."""
+    digest = hashlib.sha256()
+    try:
+        for name in (_STATE, _TRAINABLE):
+            with (path / name).open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def archive_later_checkpoints(
+    folder: Path, resumed: Path, iteration: int, iters_per_epoch: int, others: Sequence[Path] = ()
+) -> Path | None:
     """Move what a run wrote after `iteration`, to which it goes back, so that nothing is written over.
 
     Args:
@@ -214,11 +241,12 @@ def archive_later_checkpoints(folder: Path, resumed: Path, iteration: int, iters
         resumed: the checkpoint that the run goes on from; it stays.
         iteration: of that checkpoint.
         iters_per_epoch: tells which `checkpoint_EPOCH.pth` are later.
+        others: more files that are later.
 
     Returns:
         the new folder in `folder` that holds it now; None if there is nothing.
     """
-    later = []
+    later = list(others)
     for path in list_checkpoints(folder / "checkpoints"):
         written_at = int(path.name.removeprefix("step_"))
         if written_at >= iteration and path.resolve() != resumed.resolve():
@@ -247,9 +275,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     optimizer_state = None
     try:
         state = TrainingState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
-        values: dict[str, Any] = load_file(path / _TRAINABLE)
+        values: dict[str, Any] = {to_model_name(name): value for name, value in load_file(path / _TRAINABLE).items()}
         if not _is_deepspeed(model):
             optimizer_state = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
+            optimizer_state = _renamed(optimizer_state, to_model_name)
     except _DAMAGED as error:
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(
@@ -286,6 +315,13 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by their names without the wrapper of DDP or DeepSpeed."""
     named = model.named_parameters()
     return {name.removeprefix("module."): parameter for name, parameter in named if parameter.requires_grad}
+
+
+def _renamed(optimizer_state: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """Return the state of an optimizer with other names of the parameters."""
+    states = {rename(name): state for name, state in optimizer_state["state"].items()}
+    groups = [{**group, "params": list(map(rename, group["params"]))} for group in optimizer_state["param_groups"]]
+    return {**optimizer_state, "state": states, "param_groups": groups}
 
 
 def _gathered() -> StateDictOptions:

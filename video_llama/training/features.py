@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from video_llama.config import FeaturesConfig
-from video_llama.data.batches import BadSample, SampleReader, load_samples
+from video_llama.data.batches import BadSample, SampleReader, SilentSample, load_samples
 from video_llama.data.build import EncodedDataset
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.data.sample_processor import InputName, MediaInput
@@ -166,6 +166,8 @@ def fill_cache(
         samples = load_samples(reader, indices, num_workers)
         is_shown = accelerator.is_main_process
         for sample in tqdm(samples, dataset.name, len(indices), unit="file", disable=not is_shown):
+            if isinstance(sample, SilentSample):
+                continue
             if isinstance(sample, BadSample):
                 note_bad([sample])
                 num_bad += 1

@@ -19,6 +19,7 @@ from video_llama.data.batches import Batch
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
+from video_llama.model.weight_names import to_saved_name
 from video_llama.training.features import FeatureFiller
 from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import is_sharded
@@ -45,12 +46,14 @@ class StepOutput:
         norm: of the gradient, before it was clipped.
         lr: the learning rate.
         is_skipped: loss or gradient were not finite, and the weights did not change.
+        shares: what each batch of the group contributes to the loss, which is their sum.
     """
 
     loss: float
     norm: float
     lr: float
     is_skipped: bool = False
+    shares: Sequence[float] = ()
 
 
 def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class Learner:
         self._trained: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                part = name.removeprefix("module.").partition(".")[0]
+                part = to_saved_name(name.removeprefix("module.")).partition(".")[0]
                 self._trained.setdefault(part, []).append(parameter)
         self.model.train()
         self._skipped_in_a_row = 0
@@ -150,25 +153,28 @@ class Learner:
                 context.enter_context(self._compiled.in_use())
             sums = self._backward(group, num_tokens)
         # `tolist` is the only place in a step that waits for a GPU.
-        norm, loss, *reached = torch.cat([self._clip().to(sums)[None], sums]).tolist()
+        first = torch.stack([sums[: len(group)].sum(), self._clip().to(sums)])
+        loss, norm, *rest = torch.cat([first, sums]).tolist()
+        shares, led_to = rest[: len(group)], rest[len(group) :]
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         # After an overflow of float16 the scaler itself skips the step, and lowers its scale.
         overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
         if is_finite or overflowed:
-            self._forget_gradients(branch for branch, number in zip(_BRANCHES, reached, strict=True) if not number)
+            self._forget_gradients(branch for branch, number in zip(_BRANCHES, led_to, strict=True) if not number)
             self._optimizer.step()
             self._skipped_in_a_row = 0
         else:
             self._skipped_in_a_row += 1
             self._report_skip(group, f"iteration {iteration}: loss {loss}, gradient norm {norm}")
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutput(loss, norm, lr, is_skipped=not is_finite)
+        return StepOutput(loss, norm, lr, not is_finite, shares)
 
     def _backward(self, group: Sequence[Batch], num_tokens: float) -> Tensor:
         """Sum up the gradients, and return what all processes have in common.
 
         Returns:
-            (1 + branches,), float64: the mean loss over all answer tokens; how many batches led to each branch.
+            (batches + branches,), float64: the share of each batch in the mean loss over all answer tokens; how many
+            batches led to each branch.
         """
         losses: list[Tensor] = []
         for number, batch in enumerate(group, start=1):
@@ -180,11 +186,15 @@ class Learner:
                 # over all answer tokens of all processes, however they are spread.
                 share = batch.num_label_tokens / num_tokens
                 loss = self._loss(batch)
+                # A process that only computes along has no tokens, and so no mean.
+                if not share:
+                    loss = loss.nan_to_num()
                 self._accelerator.backward(loss * (share * self._accelerator.num_processes))
             losses.append(loss.detach().double() * share)
-        led_to = [float(sum(branch in _reached_branches(batch) for batch in group)) for branch in _BRANCHES]
-        total = torch.stack(losses).sum()
-        sums = torch.cat([total[None], torch.tensor(led_to, dtype=total.dtype, device=total.device)])
+        # A batch that only computes along, without tokens to learn, gives no gradient.
+        reached = [_reached_branches(batch) for batch in group if batch.num_label_tokens]
+        led_to = [float(sum(branch in branches for branches in reached)) for branch in _BRANCHES]
+        sums = torch.cat([torch.stack(losses), torch.tensor(led_to, dtype=torch.float64, device=losses[0].device)])
         if self._accelerator.num_processes > 1:
             sums = self._accelerator.reduce(sums, "sum")
         return sums

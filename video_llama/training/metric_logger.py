@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from video_llama.checkpoints.trained_run import CONFIG_FILE
-from video_llama.config import Config, save_config
+from video_llama.config import Config, RunConfig, save_config
 from video_llama.data.batches import BadSample
 from video_llama.utils.files import make_folder
 from video_llama.utils.jsonl import append_jsonl, drop_cut_line, read_jsonl
@@ -56,7 +56,23 @@ class MetricLogger:
             for name, value in options.items():
                 if not isinstance(value, (int, float, str)):
                     options[name] = str(value)
-            self._accelerator.init_trackers("video_llama", config=options)
+            self._start_trackers(config.run, options)
+
+    def _start_trackers(self, run: RunConfig, options: Mapping[str, Any]) -> None:
+        """Start every tracker with the names of the project and of the run; TensorBoard has a folder for each."""
+        if run.run_name is None:
+            self._accelerator.init_trackers(run.project, config=options)
+            return
+        started = []
+        # accelerate gives one name to all of them, so they start one by one. W&B alone has a name for the run.
+        for tracker in list(self._accelerator.log_with):
+            self._accelerator.log_with, self._accelerator.trackers = [tracker], []
+            name, names = f"{run.project}/{run.run_name}", {}
+            if str(tracker) == "wandb":
+                name, names = run.project, {"wandb": {"name": run.run_name}}
+            self._accelerator.init_trackers(name, config=dict(options), init_kwargs=names)
+            started += self._accelerator.trackers
+        self._accelerator.trackers = started
 
     def close(self) -> None:
         """Let the trackers finish."""
@@ -66,15 +82,14 @@ class MetricLogger:
         """Append one line to the log, and send its numbers to the trackers.
 
         Args:
-            event: "train", "valid", "start", "resume", "abandon", "save", "skip" or "stop".
+            event: "train", "valid", "validation", "start", "resume", "abandon", "save", "skip" or "stop".
             iteration: where the run stands.
         """
         if not self._writes:
             return
         line = {"event": event, "iteration": iteration, "time": round(time.time(), 3), **values}
         append_jsonl(self._folder / _LOG, line)
-        # Trackers know numbers by event and name, such as train/loss.
-        numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
+        numbers = _tracked(event, values)
         if numbers and self._accelerator.trackers:
             self._accelerator.log(numbers, step=iteration)
 
@@ -97,19 +112,40 @@ class MetricLogger:
         bad = (f"{line.get('id')}: {line.get('reason')}" for line in lines if line.get("split", "train") == "train")
         return list(dict.fromkeys(bad))
 
-    def validated_datasets(self, iteration: int) -> set[str]:
-        """Return the datasets on which the run has already validated at an iteration."""
-        datasets = set()
+    def validations(self, iteration: int) -> dict[str, dict[str, Any]]:
+        """Return the figures of the datasets on which the run has already validated at an iteration, by their names.
+
+        Those of all datasets together have the name "".
+        """
+        found: dict[str, dict[str, Any]] = {}
         for line in reversed(list(self._read(_LOG))):
             # From here back the run had not come to this iteration yet, or left it again for an earlier checkpoint.
             if line.get("iteration", 0) < iteration:
                 break
-            if line.get("event") == "valid" and line["iteration"] == iteration:
-                datasets.add(str(line.get("dataset")))
-        return datasets
+            # Lines of older versions do not say how many tokens there were: such a dataset is done again.
+            if line.get("event") == "valid" and line["iteration"] == iteration and "num_tokens" in line:
+                found.setdefault(str(line.get("dataset")), line)
+            elif line.get("event") == "validation" and line["iteration"] == iteration:
+                found.setdefault("", line)
+        return found
 
     def _read(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the lines of a file; one that cannot be read is reported and left out."""
         path = self._folder / name
         if path.exists():
             yield from read_jsonl(path, None)
+
+
+def _tracked(event: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of the log by the names that trackers know them by.
+
+    `train/loss` and `valid/loss` are over all datasets, `train/NAME/loss` and `valid/NAME/loss` those of one.
+    """
+    # All sets together are logged as "validation".
+    prefix = "valid" if event == "validation" else event
+    if "dataset" in values:
+        prefix = f"{prefix}/{values['dataset']}"
+    numbers = {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
+    for name, loss in values.get("loss_by_dataset", {}).items():
+        numbers[f"{prefix}/{name}/loss"] = loss
+    return numbers

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +40,7 @@ class StepTotals:
         bad: samples that were replaced.
         stops: processes that received a SIGTERM.
         text_tokens, positions: of all sequences, media included: without and with padding.
+        batch_tokens: answer tokens of each batch of the step.
     """
 
     tokens: float
@@ -47,6 +49,7 @@ class StepTotals:
     stops: float
     text_tokens: float
     positions: float
+    batch_tokens: Sequence[float] = ()
 
 
 class DataMonitor:
@@ -103,7 +106,11 @@ class DataMonitor:
             float(sum(batch.num_text_tokens for batch in group)),
             float(sum(batch.num_positions for batch in group)),
         ]
-        totals = StepTotals(*sum_over_processes(self._accelerator, sums))
+        sums += [float(batch.num_label_tokens) for batch in group]
+        summed = sum_over_processes(self._accelerator, sums)
+        head = len(summed) - len(group)
+        tokens, samples, bad, stops, text_tokens, positions = summed[:head]
+        totals = StepTotals(tokens, samples, bad, stops, text_tokens, positions, summed[head:])
         state.samples_seen += int(totals.samples + totals.bad)
         state.samples_bad += int(totals.bad)
         if totals.bad:
@@ -181,6 +188,7 @@ class TrainWindow:
 
     Args:
         losses, norms: of every step that was not skipped.
+        by_dataset: the sum of the losses of all answer tokens, and their number, by the name of the dataset.
         tokens, samples, text_tokens, positions: see `StepTotals`.
         flops: operations of this process, as `batch_flops` counts them.
         data_seconds: time spent waiting for data.
@@ -188,6 +196,7 @@ class TrainWindow:
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    by_dataset: dict[str, tuple[float, float]] = field(default_factory=dict)
     lr: float = 0.0
     iterations: int = 0
     tokens: float = 0.0
@@ -198,24 +207,35 @@ class TrainWindow:
     data_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, output: StepOutput, totals: StepTotals, iterations: int) -> None:
-        """Add a step of some iterations."""
+    def add(self, output: StepOutput, totals: StepTotals, group: Sequence[Batch]) -> None:
+        """Add a step; `group` are the batches of the main process in it."""
         if not output.is_skipped:
             self.losses.append(output.loss)
             self.norms.append(output.norm)
+            self._add_by_dataset(output, totals, group)
         self.lr = output.lr
-        self.iterations += iterations
+        self.iterations += len(group)
         self.tokens += totals.tokens
         self.samples += totals.samples
         self.text_tokens += totals.text_tokens
         self.positions += totals.positions
+
+    def _add_by_dataset(self, output: StepOutput, totals: StepTotals, group: Sequence[Batch]) -> None:
+        # A process that only computes along has no ids, and is not the one that logs.
+        if not all(batch.ids for batch in group):
+            return
+        for batch, share, tokens in zip(group, output.shares, totals.batch_tokens, strict=True):
+            # A batch is of one dataset, with whose name the ids begin.
+            name = batch.ids[0].partition("/")[0]
+            loss, count = self.by_dataset.get(name, (0.0, 0.0))
+            self.by_dataset[name] = (loss + share * totals.tokens, count + tokens)
 
     @property
     def samples_per_second(self) -> float:
         """Return the samples per second of all processes."""
         return self.samples / max(time.perf_counter() - self.started, 1e-9)
 
-    def summary(self, iterations_left: int, *, peak_flops: float | None, memory: int | None) -> dict[str, float | None]:
+    def summary(self, iterations_left: int, *, peak_flops: float | None, memory: int | None) -> dict[str, Any]:
         """Return the means over the window (None if every step was skipped), speeds, and the time that is left.
 
         Args:
@@ -224,8 +244,9 @@ class TrainWindow:
             memory: most bytes of the device in use so far; None leaves out `memory_gib`.
         """
         seconds = time.perf_counter() - self.started
-        summary = {
+        summary: dict[str, Any] = {
             "loss": _mean(self.losses),
+            "loss_by_dataset": {name: loss / tokens for name, (loss, tokens) in sorted(self.by_dataset.items())},
             "grad_norm": _mean(self.norms),
             "lr": self.lr,
             "samples_per_second": round(self.samples / seconds, 3),

@@ -95,7 +95,8 @@ class Schedule:
 
     Args:
         init_lr, min_lr: the rate at the end of the warm-up, and of training.
-        warmup_lr: the rate of the first step; negative for `init_lr`, that is, no warm-up.
+        warmup_lr: the rate of the first iteration; negative for `init_lr`, that is, no warm-up.
+        warmup_steps: iterations of the warm-up.
         lr_decay_rate: factor per epoch of the step schedule; the cosine does not use it.
     """
 
@@ -108,7 +109,10 @@ class Schedule:
     lr_decay_rate: float = 1.0
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of optimizer step `step`, counted from 0 over all epochs."""
+        """Return the learning rate of iteration `step`, counted from 0 over all epochs.
+
+        Iterations are batches of each process. With `run.accum_grad_iters`, a step of the optimizer has several.
+        """
         if step >= self.warmup_steps:
             return self._after_warmup(step)
         start = self.warmup_lr

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, get_int_from_env, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    get_int_from_env,
+    parse_flag_from_env,
+)
 from torch import Tensor
 
 from video_llama.config import RunConfig
-from video_llama.errors import ConfigError
+from video_llama.errors import ConfigError, VideoLlamaError
 from video_llama.utils.devices import resolve_device, resolve_dtype
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
     "check_launcher",
     "check_processes",
     "describe_processes",
+    "from_main_process",
     "is_sharded",
     "mixed_precision",
     "sum_over_processes",
@@ -26,6 +35,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 # The number of processes of an MPI job, and of those on this machine, in the variables that accelerate reads.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -150,6 +161,21 @@ def describe_processes(accelerator: Accelerator) -> str:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether weights are shared out over processes, so that all of them must run each part together."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def from_main_process(compute: Callable[[], Value]) -> Value:
+    """Return what the main process computes, on every process; its error is raised on all of them."""
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = compute()
+        except (VideoLlamaError, OSError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    value: Value = outcome[0]
+    return value
 
 
 def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[float]:

@@ -52,8 +52,9 @@ def _of_device(config: Config) -> Iterator[str]:
 
 def _of_run(config: Config) -> Iterator[str]:
     run = config.run
+    # The number of batches of one pass over the data (null) is no multiple in general: its last step is smaller.
     if run.accum_grad_iters > 0 and (
-        run.iters_per_epoch % run.accum_grad_iters or run.save_freq % run.accum_grad_iters
+        (run.iters_per_epoch or 0) % run.accum_grad_iters or run.save_freq % run.accum_grad_iters
     ):
         yield "run.iters_per_epoch and run.save_freq must be multiples of run.accum_grad_iters"
     if run.compile:
@@ -109,8 +110,22 @@ def _of_datasets(config: Config) -> Iterator[str]:
             mixture_weights([1] * len(sections), ratios, list(sections))
         except ConfigError as error:
             yield str(error)
-    if config.run.evaluate and all(section.valid_build_info == BuildInfo() for section in sections.values()):
-        yield "run.evaluate is True, but no dataset has a valid_build_info: there is nothing to measure"
+    if config.run.iters_per_epoch is None:
+        for name, section in sections.items():
+            if section.sample_ratio not in (None, 0, 1):
+                yield (
+                    f"datasets.{name}.sample_ratio is {section.sample_ratio}, but with run.iters_per_epoch: null every "
+                    f"epoch takes each sample once: it may be 1, or 0 to leave the dataset out"
+                )
+    if all(section.valid_build_info == BuildInfo() for section in sections.values()):
+        run = config.run
+        keys = ("evaluate", "valid_freq", "early_stopping_patience", "load_best_model_at_end")
+        for key in keys:
+            if getattr(run, key):
+                yield (
+                    f"run.{key} is {getattr(run, key)}, but no dataset has a valid_build_info: there is nothing to "
+                    f"measure"
+                )
 
 
 def _of_processor(processor: ProcessorConfig, key: str) -> Iterator[str]:

@@ -9,39 +9,34 @@ import itertools
 import logging
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from video_llama.checkpoints.trained_run import checkpoint_name
 from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
 from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, index_shards
+from video_llama.data.templates import bind_template
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
-from video_llama.model.parts import freeze_for_training, trained_parts
+from video_llama.model.parts import enable_checkpointing, freeze_for_training, trained_parts
 from video_llama.registry import MODELS
-from video_llama.training.checkpoints import (
-    TrainingState,
-    archive_later_checkpoints,
-    find_checkpoint,
-    gather_trainable,
-    load_checkpoint,
-    save_checkpoint,
-    write_file,
-)
-from video_llama.training.export import original_checkpoint
+from video_llama.training.checkpoints import TrainingState, archive_later_checkpoints, save_checkpoint
+from video_llama.training.exporter import Exporter
 from video_llama.training.features import FeatureFiller, fill_cache, open_feature_store
 from video_llama.training.flops import batch_flops
 from video_llama.training.learner import Learner, StepOutput
 from video_llama.training.metric_logger import MetricLogger
+from video_llama.training.model_selection import ModelSelection, combine
 from video_llama.training.monitor import StepTotals, TrainWindow, build_monitor, device_peak_flops
-from video_llama.training.processes import build_accelerator, describe_processes, is_sharded, sum_over_processes
+from video_llama.training.processes import build_accelerator, describe_processes, from_main_process, is_sharded
+from video_llama.training.progress import RunLength, is_due
 from video_llama.training.reach import Reach, check_reach, sends_images_to_audio
+from video_llama.training.resume import agree_on_checkpoint, check_shared_folder, start_or_restore
 from video_llama.training.settings import check_settings
 from video_llama.training.torch_settings import CompiledLayers, check_compiler, prepare_determinism, training_switches
 from video_llama.training.validation import ValidationReport, validate
@@ -90,7 +85,9 @@ class Trainer:
         leaves_run_alone = for_features or (run.evaluate and run.resume_ckpt_path is None)
         self._resumed_from: Path | None = None
         if not leaves_run_alone:
-            self._resumed_from = find_checkpoint(run.resume_ckpt_path, self.folder / "checkpoints")
+            check_shared_folder(self.accelerator, self.folder)
+            checkpoints = self.folder / "checkpoints"
+            self._resumed_from = agree_on_checkpoint(self.accelerator, run.resume_ckpt_path, checkpoints)
         self.metric_logger = MetricLogger(self.accelerator, self.folder)
         if datasets is None:
             index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
@@ -105,12 +102,7 @@ class Trainer:
         if model is None:
             model = self._build_model(images_as_audio)
         self.processor, self.model = model.processor, model.model
-        freeze_for_training(self.model, trained_parts(config.model))
-        if self._is_sharded:
-            # Processes may have different numbers of frames, but all must run the encoders equally often.
-            self.model.set_chunk_size(None)
-        if config.model.use_grad_checkpoint:
-            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._prepare_model()
 
         self._filler: FeatureFiller | None = None
         store = open_feature_store(config.features, self.model, images_as_audio=images_as_audio)
@@ -124,22 +116,28 @@ class Trainer:
             self.valid_datasets = build_datasets(config, self.processor, training=False, **common)
             if not leaves_run_alone:
                 check_reach(config, Reach.of_datasets(config, self.datasets), has_model=has_model)
+        if self.datasets:
+            # What loads the run's folder asks in the template that was learnt.
+            self.config = bind_template(config, self.processor, self.datasets[0].encoder.text.template)
 
+        self.length = self._run_length()
         compiled = CompiledLayers(self.model) if run.compile else None
-        self.learner = Learner(self.accelerator, self.model, run, self._filler, compiled)
+        # The schedule needs the length of an epoch as a number.
+        counted = dataclasses.replace(run, iters_per_epoch=self.length.iters_per_epoch)
+        self.learner = Learner(self.accelerator, self.model, counted, self._filler, compiled)
         self._monitor = build_monitor(config, self.datasets, self.accelerator, self.metric_logger)
-        self.state = self._start_or_restore(self._resumed_from)
+        self._exporter = Exporter(self.accelerator, self.folder, self.model, self.learner.model, self.config)
+        self._selection = ModelSelection(run, self.length, self._exporter, self.metric_logger)
+        self.state = start_or_restore(
+            self._resumed_from, config, self.datasets, self.length, self.learner, self.accelerator
+        )
         self._stop_signal: int | None = None
         self._peak_flops = device_peak_flops(self.accelerator)
 
     @property
     def num_iterations(self) -> int:
         """Return the number of iterations of the whole run."""
-        return self.config.run.max_epoch * self.config.run.iters_per_epoch
-
-    @property
-    def _epoch_ends(self) -> bool:
-        return self.state.iteration % self.config.run.iters_per_epoch == 0
+        return self.length.num_iterations
 
     @property
     def _is_sharded(self) -> bool:
@@ -174,6 +172,7 @@ class Trainer:
             event = "start" if self._resumed_from is None else "resume"
             self.metric_logger.log(event, self.state.iteration, processes=processes)
             try:
+                self._selection.settle(self.state)
                 self._catch_up_on_validation()
                 self._run()
             finally:
@@ -204,6 +203,8 @@ class Trainer:
                     batch_size=run.batch_size_eval,
                     max_batches=run.max_valid_batches,
                     num_generations=run.num_generations,
+                    num_workers=run.num_workers,
+                    seed=run.seed,
                     note_bad=note_bad,
                     filler=self._filler,
                     stop_strings=conv_templates[self.processor.conv_template].stop_strings,
@@ -213,6 +214,9 @@ class Trainer:
             self.metric_logger.log("valid", iteration, dataset=dataset.name, **values)
             logger.info("validation on %s: %s", dataset.name, values)
             reports[dataset.name] = report
+        if datasets is None and len(reports) > 1:
+            overall = combine([dataclasses.asdict(report) for report in reports.values()])
+            self.metric_logger.log("validation", iteration, **dataclasses.asdict(overall))
         return reports
 
     def cache_features(self) -> tuple[int, int]:
@@ -247,42 +251,38 @@ class Trainer:
         if self.config.run.resume_ckpt_path in (None, "auto") or self._resumed_from is None:
             return
         if self.accelerator.is_main_process:
-            iteration, per_epoch = self.state.iteration, self.config.run.iters_per_epoch
-            archive = archive_later_checkpoints(self.folder, self._resumed_from, iteration, per_epoch)
+            iteration, per_epoch = self.state.iteration, self.length.iters_per_epoch
+            # The best weights may be those of a later iteration, too.
+            best = self._exporter.best_iteration() or 0
+            later = [self._exporter.best_file] * (best > iteration)
+            archive = archive_later_checkpoints(self.folder, self._resumed_from, iteration, per_epoch, later)
             if archive is not None:
                 logger.warning("what was written after iteration %d is in %s now", iteration, archive)
                 self.metric_logger.log("abandon", iteration, folder=archive.name)
         self.accelerator.wait_for_everyone()
 
+    def _prepare_model(self) -> None:
+        freeze_for_training(self.model, trained_parts(self.config.model))
+        if self._is_sharded:
+            # Processes may have different numbers of frames, but all must run the encoders equally often.
+            self.model.set_chunk_size(None)
+        if self.config.model.use_grad_checkpoint:
+            enable_checkpointing(self.model)
+
     def _build_model(self, images_as_audio: bool) -> VideoLlama:
-        model: VideoLlama = MODELS.get(self.config.model.arch)(
-            self.config.model,
-            device=self.accelerator.device,
-            for_training=True,
-            audio_from_images=images_as_audio,
-            trainable_dtype=torch.float32,
-        )
+        options: dict[str, Any] = {"for_training": True, "trainable_dtype": torch.float32}
+        options |= {"device": self.accelerator.device, "audio_from_images": images_as_audio}
+        model: VideoLlama = MODELS.get(self.config.model.arch)(self.config.model, **options)
         return model
 
-    def _start_or_restore(self, path: Path | None) -> TrainingState:
+    def _run_length(self) -> RunLength:
+        """Return the length of the run; without `run.iters_per_epoch` an epoch is one pass over the data."""
         run = self.config.run
-        order = {
-            "seed": run.seed,
-            "batch_size": run.batch_size_train,
-            "world_size": self.accelerator.num_processes,
-            "accum_grad_iters": run.accum_grad_iters,
-        }
-        if path is None:
-            return TrainingState(**order)
-        state = load_checkpoint(path, self.learner.model, self.learner.optimizer)
-        for name, now in order.items():
-            before = getattr(state, name)
-            if before != now:
-                logger.warning("%s was %s and is %s now: the order of samples differs from here on", name, before, now)
-        if self.accelerator.scaler is not None and state.scaler:
-            self.accelerator.scaler.load_state_dict(state.scaler)
-        logger.info("going on from %s", path)
-        return dataclasses.replace(state, **order)
+        per_epoch = run.iters_per_epoch
+        if per_epoch is None and self.datasets:
+            # The batches of one epoch are counted, so the number of epochs does not matter here.
+            per_epoch = len(self.batches()) // run.max_epoch
+        return RunLength(run.max_epoch, per_epoch or 1, run.accum_grad_iters)
 
     def _switches(self) -> contextlib.AbstractContextManager[None]:
         return training_switches(self.accelerator, self.config.run.deterministic)
@@ -295,23 +295,25 @@ class Trainer:
         is_shown = self.accelerator.is_main_process
         window = TrainWindow()
         with tqdm(total=self.num_iterations, initial=left.start, disable=not is_shown, unit="it") as bar:
-            while self.state.iteration < self.num_iterations:
+            while self.state.iteration < self.num_iterations and not self._selection.stops_early(self.state):
                 waited = time.perf_counter()
-                group = list(itertools.islice(batches, run.accum_grad_iters))
+                before = self.state.iteration
+                group = list(itertools.islice(batches, self.length.step_size(before)))
                 window.data_seconds += time.perf_counter() - waited
                 # Before the step: what it encodes for the cache would no longer be counted after it.
                 if self._peak_flops is not None:
                     window.flops += sum(batch_flops(self.model.config, batch) for batch in group if not batch.gave_up)
                 output, totals = self._step(group)
-                window.add(output, totals, len(group))
+                window.add(output, totals, group)
                 bar.update(len(group))
                 speed = f"{window.samples_per_second:.1f}/s"
                 bar.set_postfix(loss=f"{output.loss:.4f}", lr=f"{output.lr:.2e}", samples=speed)
-                is_log_due = self.state.iteration % run.log_freq < len(group)
-                if is_log_due or self._epoch_ends or totals.stops:
+                iteration = self.state.iteration
+                is_log_due = is_due(run.log_freq, before, iteration) or self.length.ends_epoch(iteration)
+                if is_log_due or totals.stops:
                     self._log(window)
                     window = TrainWindow()
-                if self._after_step(must_stop=bool(totals.stops)):
+                if self._after_step(before, must_stop=bool(totals.stops)):
                     # Saving and validating do not count as training time.
                     window.started = time.perf_counter()
                 if totals.stops:
@@ -330,50 +332,48 @@ class Trainer:
         iteration, device = self.state.iteration, self.accelerator.device
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         summary = window.summary(self.num_iterations - iteration, peak_flops=self._peak_flops, memory=memory)
-        epoch = (iteration - 1) // self.config.run.iters_per_epoch
+        epoch = self.length.epoch(iteration)
         self.metric_logger.log("train", iteration, epoch=epoch, samples_bad=self.state.samples_bad, **summary)
 
-    def _after_step(self, must_stop: bool) -> bool:
-        """Export, save and validate where it is due; return whether it was.
+    def _after_step(self, before: int, must_stop: bool) -> bool:
+        """Export, save and validate where it is due after the step from iteration `before`; return whether it was.
 
-        After a SIGTERM the validation of an epoch that ends here is left to the run that goes on.
+        After a SIGTERM a validation that is due is left to the run that goes on.
         """
-        run, iteration, epoch_ends = self.config.run, self.state.iteration, self._epoch_ends
+        run, iteration = self.config.run, self.state.iteration
+        epoch_ends = self.length.ends_epoch(iteration)
         # Before the checkpoint: a run that goes on from there does not come by this iteration again.
         if epoch_ends:
-            self._export(iteration // run.iters_per_epoch - 1)
-        # Saved, so that a run that is killed before its validation catches up on it.
-        self.state.validation_due = epoch_ends and bool(self.valid_datasets)
-        is_due = must_stop or epoch_ends or (run.save_freq > 0 and iteration % run.save_freq == 0)
-        if is_due:
+            self._exporter.export(self.length.epoch(iteration), iteration)
+        # Saved before each validation, so that a run that is killed during it catches up on it.
+        is_validation_due = epoch_ends or is_due(run.valid_freq, before, iteration)
+        self.state.validation_due = is_validation_due and bool(self.valid_datasets)
+        is_save_due = must_stop or epoch_ends or self.state.validation_due or is_due(run.save_freq, before, iteration)
+        if is_save_due:
             self.save()
         if must_stop:
             self.metric_logger.log("stop", iteration, reason="SIGTERM")
             logger.info("stopped by SIGTERM at iteration %d; the checkpoint is written", iteration)
-        elif epoch_ends:
-            self.evaluate()
-            self.state.validation_due = False
-        return is_due
-
-    def _export(self, epoch: int) -> None:
-        """Write `checkpoint_EPOCH.pth` in the original's layout."""
-        trained = gather_trainable(self.learner.model)
-        if self.accelerator.is_main_process:
-            content = original_checkpoint(self.model, trained, self.config, epoch)
-            write_file(self.folder / checkpoint_name(epoch), content)
-        self.accelerator.wait_for_everyone()
+        elif self.state.validation_due:
+            self._validate({})
+        return is_save_due
 
     def _catch_up_on_validation(self) -> None:
-        """Validate as the end of an epoch should have, where the run was stopped before it could."""
-        if not self.state.validation_due:
-            return
-        # Only the main process has the log; the sum tells the others which datasets are done.
-        done: set[str] = set()
-        if self.accelerator.is_main_process:
-            done = self.metric_logger.validated_datasets(self.state.iteration)
-        flags = sum_over_processes(self.accelerator, [float(dataset.name in done) for dataset in self.valid_datasets])
-        self.evaluate(dataset for dataset, flag in zip(self.valid_datasets, flags, strict=True) if not flag)
+        """Validate as the run should have, where it was stopped before it could."""
+        if self.state.validation_due and self.valid_datasets:
+            # Only the main process has the log.
+            self._validate(from_main_process(lambda: self.metric_logger.validations(self.state.iteration)))
         self.state.validation_due = False
+
+    def _validate(self, done: Mapping[str, Mapping[str, Any]]) -> None:
+        """Validate, and let the selection of the best weights take it in.
+
+        Args:
+            done: figures of the log, of datasets that this was done for; of all together by the name "".
+        """
+        reports = self.evaluate([dataset for dataset in self.valid_datasets if dataset.name not in done])
+        figures = {**done, **{name: dataclasses.asdict(report) for name, report in reports.items()}}
+        self._selection.note(self.state, [figures[dataset.name] for dataset in self.valid_datasets], "" in done)
 
     @contextlib.contextmanager
     def _catch_sigterm(self) -> Iterator[None]:

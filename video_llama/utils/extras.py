@@ -16,6 +16,7 @@ EXTRAS = {
     "gradio": "demo",
     "matplotlib": "plots",
     "pillow_heif": "heif",
+    "pyarrow": "tables",
     "pycocoevalcap": "metrics",
     "tensorboard": "trackers",
     "wandb": "trackers",

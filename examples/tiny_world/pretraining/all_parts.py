@@ -26,6 +26,7 @@ from video_llama.checkpoints.load import build_processor
 from video_llama.checkpoints.weight_files import Weights
 from video_llama.checkpoints.weight_mapping import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.model.weight_names import to_saved_name
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 __all__ = ["PARTS", "SCALES", "Scale", "prepare", "pretrain", "write_parts"]
@@ -142,7 +143,8 @@ class _PretrainedWeights(Weights):
 
     def __init__(self, model: VideoLlamaForConditionalGeneration) -> None:
         trained = {VIDEO_BRANCH, PROJECTION, AUDIO_BRANCH}
-        self._tensors = {name: value for name, value in model.state_dict().items() if part_of(name) not in trained}
+        kept = {name: value for name, value in model.state_dict().items() if part_of(name) not in trained}
+        self._tensors = {to_saved_name(name): value for name, value in kept.items()}
         super().__init__(Path("pretrained"), {name: value.to("meta") for name, value in self._tensors.items()})
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:

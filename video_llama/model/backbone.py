@@ -1,0 +1,362 @@
+"""VideoLlamaModel: two media branches and the layers of a language model, without its output layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from timm.models.eva import EvaAttention
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from video_llama.model.audio_branch import AudioBranch
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.encoder_graph import ChunkSize
+from video_llama.model.frozen import in_own_precision, keep_frozen_parts_evaluating
+from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
+from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE
+from video_llama.model.video_branch import VideoBranch
+from video_llama.model.weight_names import to_model_places
+
+__all__ = [
+    "VideoLlamaModel",
+    "VideoLlamaPreTrainedModel",
+    "cache_argument",
+    "decoder_inputs",
+    "find_placeholders",
+    "pop_media",
+]
+
+MEDIA_INPUTS = (
+    *("pixel_values", "frame_mask", "audio_values", "segment_mask", "audio_pixel_values"),
+    *("frame_tokens", "segment_vectors", "video_features", "audio_features", "placeholders"),
+)
+"""Arguments of `forward` and `generate` that are media, features of media, or their places."""
+
+
+def pop_media(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of `get_inputs_embeds` out of those of `forward` or `generate`."""
+    return {name: arguments.pop(name) for name in MEDIA_INPUTS if name in arguments}
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """Return what a language model of this version of transformers calls the keys and values of earlier tokens."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def decoder_inputs(
+    forward: Callable[..., Any], attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
+) -> dict[str, Any]:
+    """Return the arguments of a language model beside its embeddings.
+
+    Args:
+        forward: of the language model.
+        attention_mask, position_ids: as for `VideoLlamaForConditionalGeneration.forward`.
+        kwargs: the cache, under either name, and what is passed on as it is.
+    """
+    # `cache` is the name in newer versions of transformers.
+    past = kwargs.pop("past_key_values", None)
+    past = kwargs.pop("cache", past)
+    if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
+        # Left padding must not shift positions.
+        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    if past is not None:
+        kwargs[cache_argument(forward)] = past
+    return kwargs | {"attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def find_placeholders(input_ids: Tensor, config: VideoLlamaConfig) -> tuple[Tensor, Tensor]:
+    """Find where the media of a batch go.
+
+    On a GPU this waits for the device: call it while the ids are on the CPU where possible.
+
+    Args:
+        input_ids: (batch, length), int64.
+        config: names the placeholder ids.
+
+    Returns:
+        positions of images and of audio in the flattened ids, (positions,), int64 each, on the device of the ids.
+    """
+    ids = input_ids.flatten()
+    return (ids == config.image_token_id).nonzero()[:, 0], (ids == config.audio_token_id).nonzero()[:, 0]
+
+
+def _splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor | None, modality: str) -> Tensor:
+    """Replace the embeddings at the placeholder positions by media features, in order of appearance.
+
+    Args:
+        inputs_embeds: (batch, length, width).
+        positions: (positions,), int64, of placeholders among the batch * length embeddings.
+        features: (items, tokens, width), on any device; items of the whole batch, first sample first.
+        modality: "image" or "audio", for the error message.
+
+    Returns:
+        (batch, length, width), with the dtype and the device of `inputs_embeds`; differentiable in both inputs.
+
+    Raises:
+        ValueError: the number of placeholders is not items * tokens.
+    """
+    items, tokens = (0, 0) if features is None else features.shape[:2]
+    if len(positions) != items * tokens:
+        raise ValueError(
+            f"the prompt holds {len(positions)} {modality} placeholder ids, but {items} {modality} item(s) of "
+            f"{tokens} tokens were given; each item needs one run of placeholders"
+        )
+    if features is None:
+        return inputs_embeds
+    length = inputs_embeds.shape[1]
+    rows = (positions // length).to(inputs_embeds.device, non_blocking=True)
+    columns = (positions % length).to(inputs_embeds.device, non_blocking=True)
+    # No view of a flat tensor: a compiled first layer would be compiled once more for it.
+    return inputs_embeds.index_put((rows, columns), features.flatten(0, 1).to(inputs_embeds))
+
+
+class VideoLlamaPreTrainedModel(PreTrainedModel):
+    """What both models tell transformers about themselves."""
+
+    config_class = VideoLlamaConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("video", "image", "audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # What stays together on one device; FSDP shards each by itself, and blocks within a branch as well. The audio
+    # branch, where there is one, names itself: FSDP refuses a name that is not in the model.
+    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "EvaBlock"]
+    # A folder may hold more than is wanted: an audio branch that is left out, ImageBind's vision trunk.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?audio_branch\."]
+    _keep_in_fp32_modules: ClassVar[list[str]] = list(KEPT_FROM_FLOAT16)
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [LOGIT_SCALE]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does; a `device_map` may name parts as files do (`language_model`, `video_branch`)."""
+        if "device_map" in kwargs:
+            kwargs["device_map"] = to_model_places(kwargs["device_map"])
+        return super().from_pretrained(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> VideoLlamaPreTrainedModel:
+        """Set the mode as torch does, except that frozen parts stay in evaluation mode, without dropout."""
+        if not mode:
+            return super().train(mode)
+        # It sets the mode of every module; torch's own walk would do so once more for each model within.
+        keep_frozen_parts_evaluating(self)
+        return self
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what no checkpoint holds; encoders are meant to be loaded, never trained from here."""
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, VideoBranch):
+            init.normal_(module.query_tokens, std=std)
+            init.normal_(module.video_query_tokens, std=std)
+            init.trunc_normal_(module.vision_encoder.cls_token, std=std)
+            init.trunc_normal_(module.vision_encoder.pos_embed, std=std)
+        elif isinstance(module, AudioBranch):
+            init.normal_(module.audio_query_tokens, std=std)
+        elif isinstance(module, ImageBindTrunk):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.position_embedding, std=std)
+            if module.log_logit_scale is not None:
+                init.constant_(module.log_logit_scale, torch.tensor(AUDIO_LOGIT_SCALE).log().item())
+        elif isinstance(module, Attention) and module.bias_k is not None:
+            init.normal_(module.bias_k, std=std)
+            init.normal_(module.bias_v, std=std)
+        elif isinstance(module, EvaAttention) and module.k_bias is not None:
+            init.zeros_(module.q_bias)
+            init.zeros_(module.v_bias)
+            # Not saved: zero by definition, but empty after a meta-device load.
+            init.zeros_(module.k_bias)
+
+
+class VideoLlamaModel(VideoLlamaPreTrainedModel):
+    """The media branches and the layers of the language model.
+
+    Args:
+        config: sizes of all parts.
+        build_decoder: returns the layers of a causal language model; by default they are built from
+            `config.text_config`.
+
+    Example:
+        >>> from transformers import AutoModel
+        >>> from video_llama.checkpoints.hub import PACKAGED_MODELS
+        >>> model = AutoModel.from_pretrained(PACKAGED_MODELS / "video-llama-tiny")
+        >>> model(input_ids=torch.tensor([[1, 5, 6]])).last_hidden_state.shape  # (batch, length, width)
+        torch.Size([1, 3, 128])
+    """
+
+    # The output layer of a whole model.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        *VideoLlamaPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^lm_head\.",
+    ]
+
+    language_model: Any
+
+    def __init__(self, config: VideoLlamaConfig, build_decoder: Callable[[], nn.Module] | None = None) -> None:
+        super().__init__(config)
+        self.video_branch = VideoBranch(config)
+        self.audio_branch = AudioBranch(config) if config.use_audio else None
+        if build_decoder is not None:
+            self.language_model = build_decoder()
+        else:
+            self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model
+
+    def set_chunk_size(self, chunk_size: ChunkSize) -> None:
+        """Set how many frames or segments the encoders take at once; None for all, which sharded weights need.
+
+        With "auto", the default, frozen encoders run as CUDA graphs on a GPU (see `EncoderGraphs`).
+        """
+        self.video_branch.chunk_size = chunk_size
+        if self.audio_branch is not None:
+            self.audio_branch.chunk_size = chunk_size
+
+    def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Map frames (videos, frames, 3, height, width) to language-model tokens (videos, video_queries, width)."""
+        return self.video_branch(pixel_values, frame_mask)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Map images to language-model tokens (images, video_queries, width): each is a video of one frame.
+
+        Args:
+            pixel_values: (images, 3, height, width), or (images, 1, 3, height, width) as the processor makes them.
+        """
+        if pixel_values.ndim == 4:
+            pixel_values = pixel_values[:, None]
+        return self.video_branch(pixel_values)
+
+    def get_audio_features(self, audio_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+        """Map log-mel (audios, segments, 1, bins, frames) to language-model tokens (audios, audio_queries, width)."""
+        return self._require_audio_branch()(audio_values, segment_mask)
+
+    def get_audio_features_from_images(self, pixel_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
+        """Map frames (audios, frames, 3, 224, 224) in place of audio, to train the audio branch on images."""
+        return self._require_audio_branch()(segment_mask=segment_mask, pixel_values=pixel_values)
+
+    def get_audio_video_features(self, pixel_values: Tensor, audio_values: Tensor) -> Tensor:
+        """Pool frames and audio together, by the video Q-Former alone.
+
+        The original's variant of the model that needs no audio Q-Former: the audio segments join the frame tokens
+        as further tokens, with positions from the same table. It requires an ImageBind audio trunk as wide as the
+        Q-Former, as the published one is.
+
+        Args:
+            pixel_values: (videos, frames, 3, height, width), float, CLIP-normalised.
+            audio_values: (videos, segments, 1, mel_bins, mel_frames), float, normalised log-mel.
+
+        Returns:
+            (videos, video_queries, language_width).
+        """
+        branch = self.video_branch
+        segment_states = self._require_audio_branch().audio_encoder.encode(audio_values)  # (videos, segments, width)
+        frame_tokens = branch.encode_frames(pixel_values)
+        states = [branch.add_frame_positions(tokens) for tokens in (frame_tokens, segment_states[:, :, None])]
+        return branch.project(torch.cat(states, dim=1))
+
+    def get_placeholder_mask(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the ids that stand for media.
+
+        Args:
+            input_ids: (batch, length), int64; labels serve as well.
+
+        Returns:
+            where images and videos are, and where audio is: (batch, length), bool, each.
+        """
+        return input_ids == self.config.image_token_id, input_ids == self.config.audio_token_id
+
+    def get_inputs_embeds(
+        self,
+        input_ids: Tensor | None,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        placeholders: tuple[Tensor, Tensor] | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        audio_values: Tensor | None = None,
+        segment_mask: Tensor | None = None,
+        audio_pixel_values: Tensor | None = None,
+        frame_tokens: Tensor | None = None,
+        segment_vectors: Tensor | None = None,
+    ) -> Tensor:
+        """Return token embeddings with media features in place of the placeholder ids.
+
+        Args:
+            input_ids: (batch, length), int64; runs of `image_token_id` / `audio_token_id` mark media.
+            video_features: (videos, video_queries, width), all videos and images in order of appearance.
+            audio_features: (audios, audio_queries, width), all audio items in order of appearance.
+            placeholders: what `find_placeholders` returned for the ids, if they were on the CPU before.
+            pixel_values, frame_mask, frame_tokens: as for `VideoLlamaForConditionalGeneration.forward`, where
+                video_features are not given.
+            audio_values, segment_mask, audio_pixel_values, segment_vectors: the same of audio_features.
+
+        Returns:
+            (batch, length, width).
+
+        Raises:
+            ValueError: no ids, placeholders that do not fit the features, or audio without an audio branch.
+        """
+        if input_ids is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        if video_features is None and (pixel_values is not None or frame_tokens is not None):
+            video_features = self.video_branch(pixel_values, frame_mask, frame_tokens)
+        has_audio = any(value is not None for value in (audio_values, audio_pixel_values, segment_vectors))
+        if audio_features is None and has_audio:
+            branch = self._require_audio_branch()
+            audio_features = branch(audio_values, segment_mask, audio_pixel_values, segment_vectors)
+        is_image, is_audio = self.get_placeholder_mask(input_ids)
+        # Placeholder ids lie above the vocabulary; any valid id serves where the embedding is replaced anyway.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image | is_audio, 0))
+        image_positions, audio_positions = placeholders or find_placeholders(input_ids, self.config)
+        embeds = _splice_features(embeds, image_positions, video_features, "image")
+        return _splice_features(embeds, audio_positions, audio_features, "audio")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Compute the states that an output layer makes logits from.
+
+        Args:
+            input_ids, inputs_embeds, attention_mask, position_ids: as for `VideoLlamaForConditionalGeneration.forward`.
+            kwargs: media (`MEDIA_INPUTS`), as there, and arguments of the language model.
+
+        Returns:
+            the language model's output, with `last_hidden_state` (batch, length, width).
+
+        Raises:
+            ValueError: as `get_inputs_embeds`.
+        """
+        media = pop_media(kwargs)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_inputs_embeds(input_ids, **media)
+        inputs = decoder_inputs(self.language_model.forward, attention_mask, position_ids, **kwargs)
+        with in_own_precision(self.language_model, inputs_embeds) as embeds:
+            return self.language_model(inputs_embeds=embeds, **inputs)
+
+    def _require_audio_branch(self) -> AudioBranch:
+        if self.audio_branch is None:
+            raise ValueError("this model was built without its audio branch; set use_audio (equip_audio_branch: True)")
+        return self.audio_branch
