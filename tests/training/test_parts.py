@@ -47,7 +47,10 @@ def only(*parts: str) -> list[str]:
 def test_the_originals_keys_name_the_same_parts() -> None:
     assert trained_parts(ModelConfig()) == set()
     assert trained_parts(ModelConfig(frozen_audio_Qformer=False)) == {"audio_qformer", "audio_projection"}
-    assert trained_parts(ModelConfig(freeze_vit=False, frozen_llama_proj=False)) == {"frame_encoder", "video_projection"}
+    assert trained_parts(ModelConfig(freeze_vit=False, frozen_llama_proj=False)) == {
+        "frame_encoder",
+        "video_projection",
+    }
     assert trained_parts(ModelConfig(unfreeze=["audio_projection"])) == {"audio_projection"}
     assert trained_parts(ModelConfig(unfreeze=[])) == set()
 
@@ -56,7 +59,10 @@ def test_the_originals_keys_name_the_same_parts() -> None:
     ("options", "message"),
     [
         (["model.unfreeze=[video_qformer]"], "frozen_llama_proj is False, but model.unfreeze does not name video_proj"),
-        (["model.freeze_vit=True", "model.unfreeze=frame_encoder", *FROZEN], "freeze_vit is True, but .* names frame_e"),
+        (
+            ["model.freeze_vit=True", "model.unfreeze=frame_encoder", *FROZEN],
+            "freeze_vit is True, but .* names frame_e",
+        ),
         (["model.unfreeze=[llm]"], "model.unfreeze must be one of frame_encoder, .*, but is 'llm'"),
     ],
 )
@@ -70,13 +76,13 @@ def test_two_keys_that_contradict_each_other_are_named(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (only("language_model") + ["model.load_in_4bit=True"], "4 bit does not train whole.*lora.target"),
+        ([*only("language_model"), "model.load_in_4bit=True"], "4 bit does not train whole.*lora.target"),
         (only("audio_projection"), "unfreeze trains the audio_projection, but equip_audio_branch is False"),
         (["run.part_lr.language_model=1e-5"], "part_lr names language_model, which does not train"),
         (["run.part_lr.llm=1e-5"], "part_lr names 'llm'; known: frame_encoder"),
         (["run.part_lr.video_qformer=-1"], "part_lr.video_qformer must be at least 0"),
         (["run.part_lr.video_qformer=1e-5", "run.init_lr=0"], "init_lr must be more than 0"),
-        (only("frame_qformer") + ["features.dir=cache"], "features.dir keeps .* but the frame_qformer would train"),
+        ([*only("frame_qformer"), "features.dir=cache"], "features.dir keeps .* but the frame_qformer would train"),
     ],
 )
 def test_a_choice_of_parts_that_makes_no_sense_is_named(
@@ -201,7 +207,11 @@ AUDIO = ["model.equip_audio_branch=True", "model.frozen_audio_Qformer=False"]
 @pytest.mark.parametrize(
     ("kinds", "options", "message"),
     [
-        (None, AUDIO, "frozen_llama_proj, model.frozen_video_Qformer: video_projection, .*two runs, or name videos and"),
+        (
+            None,
+            AUDIO,
+            "frozen_llama_proj, model.frozen_video_Qformer: video_projection, .*two runs, or name videos and",
+        ),
         (["audio"], AUDIO, "no dataset leads to the video branch.*messages with them"),
         (["video"], AUDIO, "audio_projection, audio_qformer would train, .*data_type: audio, or messages with audio"),
         ([], [], "no dataset leads to the video branch"),

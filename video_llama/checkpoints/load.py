@@ -156,6 +156,7 @@ def load_model(
     *,
     trainable_dtype: torch.dtype | None = None,
     trained: Collection[str] = (),
+    override: Path | None = None,
     skeleton: VideoLlamaForConditionalGeneration | None = None,
     **options: Any,
 ) -> VideoLlamaForConditionalGeneration:
@@ -169,6 +170,7 @@ def load_model(
         trainable_dtype: of the parts that train in the published recipe and of `trained`, if it shall differ; their
             weights are not rounded on the way.
         trained: more parts that train, by the names of `model/parts.py`.
+        override: a checkpoint whose weights count in the place of those of a folder.
         skeleton: what `build_skeleton(config)` gave, to save its time.
         options: `device_map`, `attn_implementation`, `quantization_config` and whatever else transformers'
             `from_pretrained` takes.
@@ -180,10 +182,11 @@ def load_model(
     folder = source if isinstance(source, Path) else None
     is_quantized = folder is not None and getattr(config, "quantization_config", None) is not None
     # Weights that were saved quantized have names of their own.
-    report = LoadReport() if is_quantized else match_checkpoint(source, config, skeleton)
+    report = LoadReport() if is_quantized else match_checkpoint(source, config, skeleton, override)
     # transformers reads a folder of its own itself, but would keep all that it has read mapped until the end: four
     # times what remains in 4 bit.
     is_direct = folder is not None and (is_quantized or options.get("quantization_config") is None)
+    is_direct = is_direct and override is None
     if not is_direct:
         options["state_dict"] = _stored_tensors(report.found, dtype, config)
     with _reported_by_us():

@@ -119,13 +119,17 @@ class LoadReport:
 
 
 def match_checkpoint(
-    source: OriginalFiles | Path, config: VideoLlamaConfig, skeleton: VideoLlamaForConditionalGeneration | None = None
+    source: OriginalFiles | Path,
+    config: VideoLlamaConfig,
+    skeleton: VideoLlamaForConditionalGeneration | None = None,
+    override: Path | None = None,
 ) -> LoadReport:
     """Find every weight of a model, and log what was found.
 
     Args:
         source: the files of the original layout, or a folder that `save_pretrained` wrote.
         config: of the model, and `skeleton`: what `build_skeleton(config)` gave, to save its time.
+        override: a checkpoint whose weights count in the place of those of a folder.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its weights do not fit the model.
@@ -141,7 +145,10 @@ def match_checkpoint(
         expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
     if isinstance(source, Path):
         language_model = Source(open_weights(source))
-        report = match_weights(expected, [language_model], MODEL_PARTS, source)
+        sources = [language_model]
+        if override is not None:
+            sources.append(Source(open_weights(override)))
+        report = match_weights(expected, sources, MODEL_PARTS, source)
     else:
         files = _files_and_parts(source)
         sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
@@ -153,8 +160,7 @@ def match_checkpoint(
     report.raise_for_problems()
     if is_renamed:
         report.found |= _as_stored(language_model)
-        if not isinstance(source, Path):
-            report.found |= _trained_language_model(sources)
+        report.found |= _trained_language_model([one for one in sources if one is not language_model])
     logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
     return report
 

@@ -18,6 +18,7 @@ __all__ = [
     "ADAPTERS",
     "AUDIO_PARTS",
     "adapted_parts",
+    "adapter_layers",
     "adapter_parameters",
     "branch_of",
     "enable_checkpointing",
@@ -90,12 +91,17 @@ def branch_of(part: str) -> str | None:
     return None if branch == "language_model" else branch
 
 
+def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that PEFT has put into a model, by name."""
+    # Each lists the attributes that hold what it adds, so PEFT itself is not needed here.
+    return {name: module for name, module in model.named_modules() if getattr(module, "adapter_layer_names", ())}
+
+
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the parameters that PEFT has put into a model, whether they train or not."""
-    for module in model.modules():
-        # Each layer of PEFT lists the attributes that hold what it adds, so PEFT itself is not needed here.
-        for name in getattr(module, "adapter_layer_names", ()):
-            held = getattr(module, name, None)
+    for layer in adapter_layers(model).values():
+        for name in layer.adapter_layer_names:
+            held = getattr(layer, name, None)
             if isinstance(held, nn.Module):
                 yield from held.parameters()
 

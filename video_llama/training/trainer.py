@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from video_llama.checkpoints.adapters import add_lora, check_adapters
 from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
@@ -23,7 +24,13 @@ from video_llama.data.build import EncodedDataset, build_batch_reader, build_dat
 from video_llama.data.templates import bind_template
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
-from video_llama.model.parts import enable_checkpointing, freeze_for_training, trained_parts
+from video_llama.model.parts import (
+    adapted_parts,
+    adapter_layers,
+    enable_checkpointing,
+    freeze_for_training,
+    trained_parts,
+)
 from video_llama.registry import MODELS
 from video_llama.training.checkpoints import TrainingState, archive_later_checkpoints, save_checkpoint
 from video_llama.training.exporter import Exporter
@@ -262,11 +269,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _prepare_model(self) -> None:
-        freeze_for_training(self.model, trained_parts(self.config.model))
+        section = self.config.model
+        adapted = adapted_parts(self.config.lora, section)
+        if adapted:
+            add_lora(self.model, self.config.lora, adapted)
+        check_adapters(self.model)
+        freeze_for_training(self.model, trained_parts(section))
         if self._is_sharded:
+            if adapter_layers(self.model):
+                raise ConfigError("adapters (lora) do not train with FSDP or DeepSpeed: start the run with torchrun")
             # Processes may have different numbers of frames, but all must run the encoders equally often.
             self.model.set_chunk_size(None)
-        if self.config.model.use_grad_checkpoint:
+        if section.use_grad_checkpoint:
             enable_checkpointing(self.model)
 
     def _build_model(self, images_as_audio: bool) -> VideoLlama:

@@ -15,6 +15,7 @@ EXTRAS = {
     "decord": "decord",
     "gradio": "demo",
     "matplotlib": "plots",
+    "peft": "lora",
     "pillow_heif": "heif",
     "pyarrow": "tables",
     "pycocoevalcap": "metrics",
