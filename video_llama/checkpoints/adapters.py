@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -87,36 +87,40 @@ def add_lora(model: VideoLlamaForConditionalGeneration, lora: LoraConfig, parts:
         ConfigError: PEFT is not installed, or a name of `lora.modules` is that of no layer.
     """
     peft = import_extra("peft", "lora")
-    layers = list(_linear_layers(model, parts))
-    chosen = layers
-    if lora.modules is not None:
-        chosen = [name for name in layers if _is_named(name, lora.modules)]
-        for wanted in lora.modules:
-            if not any(_is_named(name, [wanted]) for name in layers):
-                known = sorted({name.rpartition(".")[2] for name in layers})
-                raise ConfigError(
-                    f"lora.modules names {wanted!r}, which is no linear layer of {', '.join(sorted(parts))}; there "
-                    f"are {', '.join(known)}"
-                )
-    peft.get_peft_model(
-        model,
-        peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen),
-    )
+    chosen = list(lora_layers(model, lora, parts))
+    config = peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen)
+    peft.get_peft_model(model, config)
 
 
-def _linear_layers(model: VideoLlamaForConditionalGeneration, parts: Collection[str]) -> Iterator[str]:
-    """Yield the names of the linear layers of parts, quantized ones included, except the output layer."""
+def lora_layers(
+    model: VideoLlamaForConditionalGeneration, lora: LoraConfig, parts: Collection[str]
+) -> dict[str, nn.Linear]:
+    """Return the layers that get adapters, by name: linear ones, quantized ones included, but not the output layer.
+
+    Raises:
+        ConfigError: a name of `lora.modules` is that of no layer.
+    """
+    layers = {}
     for name, module in model.named_modules():
         # Layers of bitsandbytes are linear layers of torch, too.
         is_linear = isinstance(module, nn.Linear) and module is not model.lm_head
         if is_linear and part_of_parameter(f"{name}.weight") in parts:
-            yield name
+            layers[name] = module
+    if lora.modules is None:
+        return layers
+    for wanted in lora.modules:
+        if not any(_is_named(name, wanted) for name in layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ConfigError(
+                f"lora.modules names {wanted!r}, which is no linear layer of {', '.join(sorted(parts))}; there are "
+                f"{known}"
+            )
+    return {name: layer for name, layer in layers.items() if any(_is_named(name, wanted) for wanted in lora.modules)}
 
 
-def _is_named(layer: str, names: Collection[str]) -> bool:
-    """Whether one of the names is that of a layer, or the end of it: `q_proj`, `self_attn.q_proj`."""
-    # A full name may be the one that the layer has in files.
-    return any(f".{full}".endswith(f".{name}") for full in (layer, to_saved_name(layer)) for name in names)
+def _is_named(layer: str, wanted: str) -> bool:
+    """Whether a name is that of a layer, in the model or in files, or the end of it: `q_proj`, `self_attn.q_proj`."""
+    return any(f".{name}".endswith(f".{wanted}") for name in (layer, to_saved_name(layer)))
 
 
 def check_adapters(model: VideoLlamaForConditionalGeneration) -> None:
@@ -127,9 +131,7 @@ def check_adapters(model: VideoLlamaForConditionalGeneration) -> None:
     """
     names = sorted({name for layer in adapter_layers(model).values() for name in _adapters_of(layer)})
     if len(names) > 1:
-        raise ConfigError(
-            f"the model has several adapters ({', '.join(names)}), but one trains at a time: delete others"
-        )
+        raise ConfigError(f"the model has several adapters ({', '.join(names)}), of which one trains: delete others")
 
 
 def save_adapter(model: VideoLlamaForConditionalGeneration, folder: Path, base: str | None = None) -> None:
