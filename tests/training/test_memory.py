@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny_model import make_tiny_config
+from video_llama.model.parts import freeze_for_training
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.memory import (
     TrainingSample,
@@ -17,9 +18,9 @@ from video_llama.training.memory import (
     estimate_training_memory,
     language_model_saved_bytes,
 )
-from video_llama.training.optim import TrainedParts, build_optimizer, freeze_for_training
+from video_llama.training.optim import build_optimizer
 
-VIDEO = TrainedParts(video=True, projection=True, audio=False)
+VIDEO = ("video_qformer", "video_projection")
 
 
 def saved_bytes(run: Callable[[], Tensor], model: nn.Module) -> int:
@@ -92,6 +93,6 @@ def test_checkpointing_and_quantization_need_less_and_larger_batches_more() -> N
     assert estimate_training_memory(config, VIDEO, sample, batch_size=4, checkpointing=True).total < base.total
     assert estimate_training_memory(config, VIDEO, sample, batch_size=4, language_model_bits=4).frozen < base.frozen
     assert estimate_training_memory(config, VIDEO, sample, batch_size=8).activations == 2 * base.activations
-    with_sound = estimate_training_memory(config, TrainedParts(True, True, True), sample, batch_size=4)
+    with_sound = estimate_training_memory(config, (*VIDEO, "audio_qformer", "audio_projection"), sample, batch_size=4)
     assert with_sound.optimizer > base.optimizer
     assert with_sound.activations > base.activations
