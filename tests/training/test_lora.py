@@ -195,7 +195,7 @@ def test_an_adapter_of_another_model_or_damaged_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("on", ["language_model", "whole"])
+@pytest.mark.parametrize("on", ["language_model", "layers", "whole", "wrapped", "beside a whole projection"])
 def test_adapters_that_the_caller_made_train_and_are_saved(
     on: str, make_config: MakeConfig, published: list[str]
 ) -> None:
@@ -205,13 +205,17 @@ def test_adapters_that_the_caller_made_train_and_are_saved(
     def with_adapter() -> VideoLlama:
         torch.manual_seed(0)
         model = build_model(config.model, device="cpu")
-        target: Any = model.model if on == "whole" else model.model.language_model
-        peft.get_peft_model(target, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        targets = {"language_model": model.model.language_model, "layers": model.model.model.language_model}
+        kept = ["video_branch.projection"] if on == "beside a whole projection" else None
+        lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=kept)
+        adapted = peft.get_peft_model(targets.get(on, model.model), lora)
+        if on == "wrapped":
+            return VideoLlama(adapted, model.processor)
         return model
 
     trainer = Trainer(config, model=with_adapter())
     before = values(trainer)
-    lora = {name for name in before if ".lora_" in name}
+    lora = {name for name in before if ".lora_" in name or ".modules_to_save." in name}
     assert {name for name, value in trainer.model.named_parameters() if value.requires_grad} == lora != set()
     batch = trainer.batches()[0]
     trainer.train()
@@ -231,7 +235,25 @@ def test_several_adapters_are_refused(make_config: MakeConfig, published: list[s
     model = build_model(config.model, device="cpu")
     adapted = peft.get_peft_model(model.model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
     adapted.add_adapter("other", peft.LoraConfig(r=4, target_modules=["q_proj"]))
-    with pytest.raises(ConfigError, match="several adapters .default, other."):
+    with pytest.raises(ConfigError, match=r"several adapters \(default, other\)"):
+        Trainer(config, model=model)
+
+
+@pytest.mark.slow
+def test_adapters_of_several_calls_and_what_is_no_adapter_are_refused(
+    make_config: MakeConfig, published: list[str]
+) -> None:
+    config = make_config(*published)
+    model = build_model(config.model, device="cpu")
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=1, num_attention_heads=1)
+    wrapped = peft.get_peft_model(model.model, prompts)
+    with pytest.raises(ConfigError, match="such as prompt tuning"):
+        Trainer(config, model=VideoLlama(wrapped, model.processor))
+    model = build_model(config.model, device="cpu")
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "query"])
+    peft.get_peft_model(model.model.language_model, lora)
+    peft.get_peft_model(model.model.video_branch.video_qformer, lora)
+    with pytest.raises(ConfigError, match=r"several parts of the model \(language_model, model\.video_branch"):
         Trainer(config, model=model)
 
 

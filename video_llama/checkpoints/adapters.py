@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from video_llama.checkpoints.trained_run import adapter_beside, run_checkpoint
 from video_llama.config import LoraConfig
 from video_llama.errors import CheckpointError, ConfigError
-from video_llama.model.parts import adapter_layers, part_of_parameter
+from video_llama.model.parts import adapter_containers, adapter_layers, part_of_parameter
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_names import to_model_name, to_saved_name
 from video_llama.utils.extras import import_extra
@@ -32,12 +32,12 @@ __all__ = [
     "load_adapter",
     "resolve_adapter",
     "save_adapter",
+    "without_wrapper",
 ]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """In front of the names in PEFT's files."""
-_SHOWN = 8
 
 
 def is_adapter_folder(path: Path) -> bool:
@@ -123,15 +123,35 @@ def _is_named(layer: str, wanted: str) -> bool:
     return any(f".{name}".endswith(f".{wanted}") for name in (layer, to_saved_name(layer)))
 
 
+def without_wrapper(model: Any) -> VideoLlamaForConditionalGeneration:
+    """Return the model that PEFT has wrapped, with the adapter in it; any other model as it is.
+
+    Raises:
+        ConfigError: what trains would be outside of the model, as with prompt tuning.
+    """
+    if not hasattr(model, "get_base_model"):
+        plain: VideoLlamaForConditionalGeneration = model
+        return plain
+    base: VideoLlamaForConditionalGeneration = model.get_base_model()
+    if not adapter_layers(base):
+        raise ConfigError("the model has a PEFT method that adds no layers, such as prompt tuning: train adapters")
+    return base
+
+
 def check_adapters(model: VideoLlamaForConditionalGeneration) -> None:
     """Refuse a model whose adapters could not be saved.
 
     Raises:
         ConfigError: there are several.
     """
-    names = sorted({name for layer in adapter_layers(model).values() for name in _adapters_of(layer)})
+    names = _adapter_names(model)
     if len(names) > 1:
         raise ConfigError(f"the model has several adapters ({', '.join(names)}), of which one trains: delete others")
+    owners = [prefix.removesuffix(".") or "the whole model" for prefix, _ in _owners(model)]
+    if len(owners) > 1:
+        raise ConfigError(
+            f"PEFT was called for several parts of the model ({', '.join(owners)}): call it once, for the whole model"
+        )
 
 
 def save_adapter(model: VideoLlamaForConditionalGeneration, folder: Path, base: str | None = None) -> None:
@@ -145,18 +165,16 @@ def save_adapter(model: VideoLlamaForConditionalGeneration, folder: Path, base: 
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
-    peft = import_extra("peft", "adapters")
-    layers = adapter_layers(model)
-    [adapter] = {name for layer in layers.values() for name in _adapters_of(layer)}
+    import_extra("peft", "adapters")
+    [adapter], [(prefix, owner)] = _adapter_names(model), _owners(model)
     values: dict[str, Tensor] = {}
-    for prefix, owner in _owners(model):
-        for name, value in peft.get_peft_model_state_dict(owner, adapter_name=adapter).items():
-            plain = name.removeprefix(_PREFIX)
-            values[_PREFIX + to_model_name(prefix + plain)] = value.detach().cpu().contiguous()
-        config = copy.deepcopy(owner.peft_config[adapter])
+    for name, value in _adapter_weights(owner, adapter).items():
+        plain = prefix + name.removeprefix(_PREFIX)
+        values[_PREFIX + to_model_name(plain)] = value.detach().cpu().contiguous()
+    config = copy.deepcopy(owner.peft_config[adapter])
     # By their full names, because those that the adapter was made with may mean more layers in the whole model.
     if isinstance(getattr(config, "target_modules", None), (list, set, str)):
-        config.target_modules = sorted(layers)
+        config.target_modules = _adapted_layers(model)
     config.base_model_name_or_path = base
     config.inference_mode = True
     folder.mkdir(parents=True)
@@ -165,19 +183,43 @@ def save_adapter(model: VideoLlamaForConditionalGeneration, folder: Path, base: 
 
 
 def _owners(model: VideoLlamaForConditionalGeneration) -> list[tuple[str, Any]]:
-    """Return the module, with the beginning of the names below it, that PEFT was called with, as a list of one.
+    """Return the modules, each with the beginning of the names below it, that PEFT was called with.
 
-    That is the whole model, the causal language model, which is no module of it, or any other part.
+    These are the whole model, the causal language model, which is no module of it, or any other parts.
     """
     candidates: list[tuple[str, Any]] = [("", model), ("language_model.", model.language_model)]
     candidates += [(f"{name}.", module) for name, module in model.named_modules() if name]
-    return next([candidate] for candidate in candidates if "peft_config" in vars(candidate[1]))
+    return [candidate for candidate in candidates if "peft_config" in vars(candidate[1])]
 
 
-def _adapters_of(layer: nn.Module) -> set[str]:
-    """Return the names of the adapters that a layer of PEFT holds."""
-    held = [getattr(layer, name) for name in layer.adapter_layer_names if hasattr(layer, name)]
-    return {str(adapter) for container in held for adapter in container}
+def _adapter_names(model: nn.Module) -> list[str]:
+    names: set[str] = set()
+    for layer in adapter_layers(model).values():
+        for held in adapter_containers(layer):
+            if isinstance(held, (nn.ModuleDict, nn.ParameterDict)):
+                names.update(held)
+    return sorted(names)
+
+
+def _adapter_weights(model: Any, adapter: str = "default") -> dict[str, Tensor]:
+    # Embeddings that train are in the checkpoint beside it. Left to itself, PEFT asks the hub about the base model.
+    peft = import_extra("peft", "adapters")
+    weights: dict[str, Tensor] = peft.get_peft_model_state_dict(
+        model, adapter_name=adapter, save_embedding_layers=False
+    )
+    return weights
+
+
+def _adapted_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that an adapter stands beside, without those that it has in their place."""
+    tuners = import_extra("peft.tuners.tuners_utils", "adapters")
+    layers = adapter_layers(model)
+    replaced = tuple(f"{name}." for name, layer in layers.items() if not isinstance(layer, tuners.BaseTunerLayer))
+    return sorted(
+        name
+        for name, layer in layers.items()
+        if isinstance(layer, tuners.BaseTunerLayer) and not name.startswith(replaced)
+    )
 
 
 def load_adapter(
@@ -206,7 +248,7 @@ def load_adapter(
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{folder}: not a PEFT adapter of this model ({reason})") from error
     # PEFT only warns of what it did not find.
-    wanted = peft.get_peft_model_state_dict(adapted)
+    wanted = _adapter_weights(adapted)
     differing = sorted(wanted.keys() ^ stored.keys())
     if differing:
         raise CheckpointError(

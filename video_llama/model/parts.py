@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator
+from operator import attrgetter
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +21,7 @@ __all__ = [
     "ADAPTERS",
     "AUDIO_PARTS",
     "adapted_parts",
+    "adapter_containers",
     "adapter_layers",
     "adapter_parameters",
     "branch_of",
@@ -100,10 +104,19 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the parameters that PEFT has put into a model, whether they train or not."""
     for layer in adapter_layers(model).values():
-        for name in layer.adapter_layer_names:
-            held = getattr(layer, name, None)
+        for held in adapter_containers(layer):
+            yield from held.parameters()
+
+
+def adapter_containers(layer: nn.Module) -> Iterator[nn.Module]:
+    """Yield what a layer of PEFT has added, each by the names of the adapters: an `nn.ModuleDict`, for instance."""
+    names: Any = layer.adapter_layer_names
+    for name in names:
+        with contextlib.suppress(AttributeError):
+            # Names may be dotted, and some name what only other settings add.
+            held = attrgetter(name)(layer)
             if isinstance(held, nn.Module):
-                yield from held.parameters()
+                yield held
 
 
 def freeze_for_training(model: VideoLlamaForConditionalGeneration, parts: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from video_llama.checkpoints.weight_mapping import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of, to_original_name
 from video_llama.config import Config
-from video_llama.model.parts import AUDIO_PARTS, trained_parts
+from video_llama.model.parts import AUDIO_PARTS, adapter_parameters, trained_parts
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
 __all__ = ["original_checkpoint"]
@@ -32,10 +32,14 @@ def original_checkpoint(
         parts.add(AUDIO_BRANCH)
     if whole - AUDIO_PARTS:
         parts |= {VIDEO_BRANCH, PROJECTION}
+    adapters = {id(parameter) for parameter in adapter_parameters(model)}
     weights = {}
     for name, parameter in model.named_parameters():
-        # Weights beside adapters lie one level deeper; the adapters themselves have files of their own.
-        plain = name.replace(".base_layer.", ".")
+        # Adapters have files of their own.
+        if id(parameter) in adapters:
+            continue
+        # Weights beside them lie one level deeper.
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
         part = part_of(plain)
         if part is not None and (name in trained or part in parts):
             value = trained[name] if name in trained else parameter.detach().cpu()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from video_llama.checkpoints.adapters import add_lora, check_adapters
+from video_llama.checkpoints.adapters import add_lora, check_adapters, without_wrapper
 from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
@@ -108,7 +108,7 @@ class Trainer:
         set_seed(run.seed)
         if model is None:
             model = self._build_model(images_as_audio)
-        self.processor, self.model = model.processor, model.model
+        self.processor, self.model = model.processor, without_wrapper(model.model)
         self._prepare_model()
 
         self._filler: FeatureFiller | None = None
