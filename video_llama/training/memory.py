@@ -90,12 +90,18 @@ def estimate_training_memory(
         batch_size=batch_size,
         skeleton=model,
     )
-    learning = {*parts, *adapted}
-    saved = _saved_bytes(config, learning, sample, bytes_per_value, checkpointing)
-    if not checkpointing:
-        # Each adapter keeps the input of its layer.
+    text = config.get_text_config()
+    inputs = 0
+    if LM in parts or (LM in adapted and bytes_per_value == 4):
+        inputs = 2 * text.hidden_size + text.intermediate_size
+    elif LM in adapted:
+        # Autocast gives each adapter a copy of its layer's input, also where layers share it.
         inside = [layer for name, layer in layers.items() if part_of_parameter(f"{name}.weight") == LM]
-        saved += sample.num_tokens * bytes_per_value * sum(layer.in_features for layer in inside)
+        inputs = sum(layer.in_features for layer in inside) // text.num_hidden_layers
+    saved = language_model_saved_bytes(text, sample.num_tokens, bytes_per_value, checkpointing, inputs=inputs)
+    saved += _branches_saved_bytes(config, {*parts, *adapted}, sample, bytes_per_value, checkpointing)
+    # Logits, their float32 copy, its log-softmax, and the gradient of one of them.
+    saved += sample.num_answer_tokens * text.vocab_size * (bytes_per_value + 3 * 4)
     activations = max(batch_size * saved, inference.activations)
     if bytes_per_value < 4:
         # Autocast keeps what it has cast of the large parts until the end of the step.
@@ -113,14 +119,11 @@ def estimate_training_memory(
     )
 
 
-def _saved_bytes(
+def _branches_saved_bytes(
     config: VideoLlamaConfig, learning: set[str], sample: TrainingSample, bytes_per_value: int, checkpointing: bool
 ) -> int:
-    """Return what the backward pass through one sample keeps, where these parts learn whole or by adapters."""
-    text = config.get_text_config()
-    saved = language_model_saved_bytes(text, sample.num_tokens, bytes_per_value, checkpointing, trains=LM in learning)
-    # Logits, their float32 copy, its log-softmax, and the gradient of one of them.
-    saved += sample.num_answer_tokens * text.vocab_size * (bytes_per_value + 3 * 4)
+    """Return what the backward pass through the media of one sample keeps, where these parts learn."""
+    saved = 0
     encoders = learning & {"frame_encoder", "frame_qformer"}
     if encoders:
         tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
@@ -153,22 +156,20 @@ def vit_saved_bytes(vision: Any, num_tokens: int, bytes_per_value: int, checkpoi
 
 
 def language_model_saved_bytes(
-    text: Any, num_tokens: int, bytes_per_value: int, checkpointing: bool = False, trains: bool = False
+    text: Any, num_tokens: int, bytes_per_value: int, checkpointing: bool = False, inputs: int = 0
 ) -> int:
     """Return the bytes that the backward pass through a LLaMA keeps for one sequence.
 
     Gradients pass through frozen layers to the media, but a linear layer then keeps nothing of its input. What is
     kept of a layer, for each token: the float32 states of its two norms; queries, keys, values and result of the
-    attention; gate, activated gate and up of the MLP. Where the layers train, what the norms return and the product in
-    the MLP come on top.
+    attention; gate, activated gate and up of the MLP. Where layers learn, whole or by adapters, their `inputs` come on
+    top: so many values for each token.
     """
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     attention = 2 * (heads + key_heads) * head_width
-    layer = 2 * 4 * text.hidden_size + bytes_per_value * (attention + 3 * text.intermediate_size)
-    if trains:
-        layer += bytes_per_value * (2 * text.hidden_size + text.intermediate_size)
+    layer = 2 * 4 * text.hidden_size + bytes_per_value * (attention + 3 * text.intermediate_size + inputs)
     # Each layer keeps only its input; one layer at a time is computed again in full.
     if checkpointing:
         return num_tokens * (text.num_hidden_layers * text.hidden_size * bytes_per_value + layer)
