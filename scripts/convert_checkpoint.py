@@ -136,6 +136,24 @@ def to_merged(arguments: argparse.Namespace) -> None:
     model.processor.save_pretrained(folder)
 
 
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that would have no effect with or without --merge.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    if arguments.model_base and not arguments.merge:
+        raise CheckpointError("--model-base belongs to --merge; --llama-model names the language model")
+    if not arguments.merge:
+        return
+    if arguments.to == "original":
+        raise CheckpointError("--merge writes a folder for transformers; --to original turns that into files")
+    # The run's configuration, or --model-base, says where everything is.
+    for name in ("llama_model", "vit_ckpt", "q_former_model", "imagebind_ckpt_path", "imagebind_vision", "name"):
+        if getattr(arguments, name):
+            raise CheckpointError(f"--{name.replace('_', '-')} has no effect with --merge")
+
+
 def _progress(weights: Weights, dtype: torch.dtype | None) -> tqdm:
     headers = {name: weights.header(name) for name in weights}
     size = sum(header.numel() * converted_dtype(name, header, dtype).itemsize for name, header in headers.items())
@@ -148,10 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.merge:
         convert = to_merged
     try:
-        if arguments.merge and arguments.to == "original":
-            raise CheckpointError("--merge writes a folder for transformers; --to original turns that into files")
-        if arguments.model_base and not arguments.merge:
-            raise CheckpointError("--model-base belongs to --merge; --llama-model names the language model")
+        check_options(arguments)
         convert(arguments)
     except (VideoLlamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts import convert_checkpoint
+from scripts import caption_videos, convert_checkpoint
 from tests.training.conftest import MakeConfig
 from tests.training.test_parts import SHORT, only, published, values
 from tests.training.test_trainer import trained
 from video_llama.data.batches import Batch
+from video_llama.demo import terminal
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.load import build_model, load_pretrained_model
@@ -82,6 +84,9 @@ def test_only_the_adapters_and_what_is_named_change_and_a_run_goes_on_exactly(
     learning = lora | {name for name in before if part_of_parameter(name) == "video_projection"}
     assert {name for name, value in trainer.model.named_parameters() if value.requires_grad} == learning
     assert {before[name].dtype for name in learning} == {torch.float32}
+    dropout = [module.training for name, module in trainer.model.train().named_modules() if "lora_dropout." in name]
+    assert dropout
+    assert all(dropout)
     trainer.train()
     assert {name for name, value in values(trainer).items() if not torch.equal(value, before[name])} == learning
     whole = trained(trainer.folder)
@@ -93,24 +98,62 @@ def test_only_the_adapters_and_what_is_named_change_and_a_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_the_first_loss_is_that_of_the_model_without_adapters(
-    make_config: MakeConfig, published: list[str], tmp_path: Path
+def test_adapters_of_all_qformers_learn_from_video_and_audio(
+    make_config: MakeConfig, published: list[str], corpus: Path
 ) -> None:
+    sources = ["datasets.webvid.sample_ratio=0", "datasets.cc_sbu_align.sample_ratio=0"]
+    sources += ["datasets.messages.sample_ratio=1"]
+    sources += [f"datasets.messages.build_info.anno_dir={corpus / 'train' / 'messages'}"]
+    options = [*published, *only(), *FAST, *sources, "lora.target=qformers", "run.batch_size_train=8"]
+    options += ["model.max_txt_len=400"]
+    trainer = Trainer(make_config(*options))
+    before = values(trainer)
+    lora = {name for name in before if ".lora_" in name}
+    assert {part_of_parameter(name) for name in lora} == {"frame_qformer", "video_qformer", "audio_qformer"}
+    batch = trainer.batches()[0]
+    assert {item.name for item in batch.media} == {"pixel_values", "audio_values"}
+    trainer.train()
+    assert {name for name, value in values(trainer).items() if not torch.equal(value, before[name])} == lora
+    expected = loss_of(VideoLlama(trainer.model, trainer.processor), batch)
+    assert loss_of(load_pretrained_model(trainer.folder, device="cpu", dtype="float32"), batch) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "tolerance"), [("run.seed=42", 1e-6), ("model.load_in_4bit=True", 1e-6), ("run.amp=True", 1e-2)]
+)
+def test_the_first_loss_is_that_of_the_model_without_adapters(
+    option: str, tolerance: float, make_config: MakeConfig, published: list[str], tmp_path: Path
+) -> None:
+    if "4bit" in option:
+        pytest.importorskip("bitsandbytes")
+
     def first_loss(*options: str) -> float:
-        trainer = Trainer(make_config(*published, *SHORT, *only("video_projection"), *options))
+        trainer = Trainer(make_config(*published, *SHORT, *only("video_projection"), option, *options))
         return trainer.step([trainer.batches()[0]]).loss
 
     plain = first_loss(f"run.output_dir={tmp_path / 'plain'}")
-    assert first_loss("lora.target=[language_model, frame_encoder]") == pytest.approx(plain, rel=1e-6)
+    assert first_loss("lora.target=[language_model, frame_encoder]") == pytest.approx(plain, rel=tolerance)
+
+
+def test_without_peft_one_line_says_what_to_install(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in ("training.settings", "utils.extras"):
+        monkeypatch.setattr(f"video_llama.{module}.is_installed", lambda package: package != "peft")
+    with pytest.raises(ConfigError, match=r'^lora: peft is not installed: pip install "video_llama\[lora\]"$'):
+        check_settings(make_config("lora.target=language_model"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^adapters: peft is not installed"):
+        load_pretrained_model(tmp_path, model_base="video-llama-tiny", device="cpu")
 
 
 @pytest.mark.slow
 def test_a_run_its_adapter_peft_and_the_merged_model_answer_alike(
-    make_config: MakeConfig, published: list[str], tmp_path: Path
+    make_config: MakeConfig, published: list[str], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Adapters alone: nothing else of the model that they belong to changes.
-    flags = [option for option in only() if "unfreeze" not in option]
-    config = make_config(*published, *flags, *FAST, "lora.target=language_model", "lora.alpha=64")
+    config = make_config(*published, *only(), *FAST, "lora.target=language_model", "lora.alpha=64")
     trainer = Trainer(config)
     batch = trainer.batches()[0]
     untrained = loss_of(build_model(config.model, device="cpu"), batch)
@@ -142,6 +185,40 @@ def test_a_run_its_adapter_peft_and_the_merged_model_answer_alike(
     command = ["--merge", str(folder), "--model-base", str(Path(base).parent), str(tmp_path / "merged2")]
     assert convert_checkpoint.main(command) == 0
     assert loss_of(load_pretrained_model(tmp_path / "merged2", **loading), batch) == pytest.approx(expected, rel=1e-5)
+
+    # The same text from the commands.
+    clip = next((corpus / "train" / "webvid" / "videos").rglob("*.mp4"))
+    ways = [
+        ["--model", str(run)],
+        ["--model", str(folder), "--model-base", base],
+        ["--model", str(tmp_path / "merged")],
+    ]
+    assert len({answer_of(way, clip, capsys) for way in ways}) == 1
+    assert len({caption_of(way, clip, tmp_path / f"{number}.jsonl") for number, way in enumerate(ways)}) == 1
+
+
+def answer_of(way: list[str], clip: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    command = [*way, "--device", "cpu", "--dtype", "float32", "--input", str(clip), "--question", "What is there?"]
+    assert terminal.main([*command, "--max-new-tokens", "8"]) == 0
+    return capsys.readouterr().out
+
+
+def caption_of(way: list[str], clip: Path, output: Path) -> str:
+    command = [*way, "--dtype", "float32", "--max-new-tokens", "8", "--workers", "0", "--output", str(output)]
+    assert caption_videos.main([*command, str(clip)]) == 0
+    return str(json.loads(output.read_text())["caption"])
+
+
+def test_options_without_effect_on_a_merge_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, words in (
+        (["--merge", "--llama-model", "x"], "--llama-model has no effect with --merge"),
+        (["--merge", "--imagebind-vision"], "--imagebind-vision has no effect with --merge"),
+        (["--merge", "--to", "original"], "--merge writes a folder for transformers"),
+        (["--model-base", "x"], "--model-base belongs to --merge"),
+    ):
+        assert convert_checkpoint.main([*options, "source", "output"]) == 1
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

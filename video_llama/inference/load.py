@@ -47,6 +47,7 @@ from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import end_token_ids
 from video_llama.registry import MODELS
 from video_llama.utils.devices import LESS_TO_LOAD, computing_on, resolve_device, resolve_dtype
+from video_llama.utils.extras import require_extra
 
 __all__ = ["build_model", "build_model_processor", "load_pretrained_model"]
 
@@ -306,6 +307,8 @@ def _load(
 ) -> VideoLlama:
     """Load what was located but for its adapter; `precision` is what `resolve_dtype` takes before the model's width."""
     source, config, template = located.source, located.config, located.template
+    if located.adapter is not None:
+        require_extra("peft", "adapters")
     if isinstance(source, Path):
         overrides: dict[str, Any] = {"use_audio": config.use_audio}
         if template is not None:

@@ -17,7 +17,7 @@ from video_llama.model.parts import ADAPTERS, adapted_parts, trained_parts
 from video_llama.registry import DATASETS, SCHEDULES, Registry
 from video_llama.schema import FREEZING_KEYS
 from video_llama.training.processes import mixed_precision, training_device
-from video_llama.utils.extras import how_to_install
+from video_llama.utils.extras import how_to_install, is_installed
 
 __all__ = ["check_settings"]
 
@@ -81,6 +81,8 @@ def _of_parts(config: Config) -> Iterator[str]:
         yield str(error)
         return
     has_adapters = bool(adapted) or section.adapter is not None
+    if has_adapters and not is_installed("peft"):
+        yield f"lora: peft is not installed: {how_to_install('peft')}"
     if adapted and section.adapter is not None:
         yield "choose one of lora.target, which begins new adapters, and model.adapter, which goes on with those there"
     for part, rate in run.part_lr.items():
