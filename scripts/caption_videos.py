@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="captions as JSON lines")
     parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder, file or hub id")
     parser.add_argument(
-        "--model-base", metavar="PATH", help="the language model, if it is not in the folder of --model"
+        "--model-base",
+        metavar="PATH",
+        help="the language model, if it is not in the folder of --model; the whole model, if that is an adapter",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="the question about every clip")
     parser.add_argument(
