@@ -66,7 +66,8 @@ DECLARED.pop("video-llama")  # extras that name each other
 
 def test_the_lowest_versions_are_the_lower_ends_of_the_ranges() -> None:
     lowest = read_pins("scripts/lowest.txt")
-    used_by_the_package = set(BASE).union(*(names for extra, names in OF_EXTRAS.items() if extra not in {"all", "dev", *OF_ENGINES}))
+    others = {"all", "dev", *OF_ENGINES}
+    used_by_the_package = set(BASE).union(*(names for extra, names in OF_EXTRAS.items() if extra not in others))
     assert used_by_the_package <= set(lowest)
     for name, pin in lowest.items():
         [specifier] = pin.specifier

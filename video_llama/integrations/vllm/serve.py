@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from video_llama.checkpoints.hub import resolve_source
+from video_llama.checkpoints.original_layout import is_transformers_folder
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, VideoLlamaError
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.processor.prompt import end_token_ids
 from video_llama.utils.extras import require_extra
 
 __all__ = ["main", "server_options"]
@@ -55,13 +58,10 @@ def server_options(model: str, options: Sequence[str]) -> list[str]:
     Raises:
         CheckpointError: there is no such model, or vLLM cannot load its layout.
     """
-    folder = resolve_source(model, "model")
-    config = folder / "config.json"
-    if not config.is_file() or json.loads(config.read_text(encoding="utf-8")).get("model_type") != "video_llama":
-        raise CheckpointError(
-            f"{folder}: no folder that save_pretrained has written, and vLLM loads no other; "
-            "scripts/convert_checkpoint.py makes one"
-        )
+    folder = resolve_source(model, "a saved folder, a hub id or the name of a packaged model")
+    if not is_transformers_folder(folder):
+        hint = "scripts/convert_checkpoint.py makes one of the original's files"
+        raise CheckpointError(f"{folder}: not a folder that save_pretrained has written, and vLLM loads no other; {hint}")
     _report_stop_strings(folder)
     defaults = {**_DEFAULTS, "--served-model-name": model}
     given = {option.partition("=")[0].replace("_", "-") for option in options}
@@ -71,12 +71,10 @@ def server_options(model: str, options: Sequence[str]) -> list[str]:
 
 def _report_stop_strings(folder: Path) -> None:
     """Say what requests must name as `stop`: vLLM ends answers at special tokens by itself, at text only if asked."""
-    config = folder / "processor_config.json"
-    if not config.is_file():
-        return
-    template = json.loads(config.read_text(encoding="utf-8")).get("conv_template")
-    if template in conv_templates and conv_templates[template].stop_strings:
-        logger.info("answers of this model end with text: send stop=%s", conv_templates[template].stop_strings)
+    processor = VideoLlamaProcessor.from_pretrained(folder)
+    template = conv_templates[processor.conv_template]
+    if not end_token_ids(template, processor.tokenizer):
+        logger.warning("answers of this model end with text: requests need stop=%s", template.stop_strings)
 
 
 def _serve(arguments: Sequence[str]) -> None:
