@@ -57,12 +57,18 @@ def _media(clip: Path, image: Path, audio: Path) -> Iterator[Broken]:
         "zeros": bytes(4096),
         "noise": random.Random(1).randbytes(4096),
     }
-    for kind, content in whole.items():
+    for kind in KINDS:
         for name, bad in nonsense.items():
             yield Broken(f"{kind}: {name}", chat(part(kind, data(kind, bad))), words=f"{kind} 1: ")
-    yield Broken("audio as image", chat(part("image_url", data("image_url", whole["audio_url"]))), words="image_url 1: ")
-    yield Broken("image as audio", chat(part("audio_url", data("audio_url", whole["image_url"]))), words="audio_url 1: ")
-    yield Broken("audio as video", chat(part("video_url", data("video_url", whole["audio_url"]))), words="video_url 1: ")
+    yield Broken(
+        "audio as image", chat(part("image_url", data("image_url", whole["audio_url"]))), words="image_url 1: "
+    )
+    yield Broken(
+        "image as audio", chat(part("audio_url", data("audio_url", whole["image_url"]))), words="audio_url 1: "
+    )
+    yield Broken(
+        "audio as video", chat(part("video_url", data("video_url", whole["audio_url"]))), words="video_url 1: "
+    )
     # Whole files may still be read in part: then the answer is one, and no error of the server in any case.
     for number in range(60):
         rng = random.Random(number)
@@ -105,6 +111,7 @@ def _messages(clip: Path) -> Iterator[Broken]:
     text = {"type": "text", "text": "What?"}
     dialogues: dict[str, list[Any]] = {
         "nothing": [],
+        "a system message alone": [{"role": "system", "content": "Be short."}],
         "no user": [{"role": "system", "content": "Be short."}, {"role": "assistant", "content": "No."}],
         "an answer first": [{"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}],
         "two answers": [*({"role": "user", "content": "a"}, *[{"role": "assistant", "content": "b"}] * 2)],
@@ -183,4 +190,6 @@ def _protocol(clip: Path) -> Iterator[Broken]:
     ids: dict[str, Any] = {"above the vocabulary": [1, 840], "the mark of videos": [842] * 12, "below 0": [-1]}
     for name, prompt in ids.items():
         yield Broken(f"ids: {name}", {"model": "video-llama-tiny", "prompt": prompt}, (400, 422), path=completions)
-    yield Broken("lone surrogate", b'{"model": "video-llama-tiny", "messages": [{"role": "user", "content": "\\ud800"}]}')
+    yield Broken(
+        "lone surrogate", b'{"model": "video-llama-tiny", "messages": [{"role": "user", "content": "\\ud800"}]}'
+    )

@@ -142,13 +142,19 @@ def test_parts_of_openai_become_items_of_ours() -> None:
     ],
 )
 def test_paths_and_other_parts_are_refused(part: dict[str, Any]) -> None:
-    with pytest.raises(MessagesError, match="the type of a part must be|names no file"):
+    with pytest.raises(MessagesError, match=r"the type of a part must be|names no file"):
         to_messages([{"role": "user", "content": [part]}])
 
 
 def test_tool_calls_are_refused() -> None:
     with pytest.raises(MessagesError, match="tool_calls"):
         to_messages([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}])
+
+
+def test_there_must_be_a_question() -> None:
+    for messages in ([], [{"role": "system", "content": "Be short."}]):
+        with pytest.raises(MessagesError, match="no message of the user"):
+            to_messages(messages)
 
 
 def test_requests_set_only_what_cannot_harm_the_server() -> None:

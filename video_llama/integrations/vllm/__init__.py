@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["ARCHITECTURE", "TOKENIZER_MODE", "register"]
+__all__ = ["register"]
 
 logger = logging.getLogger(__name__)
-
-ARCHITECTURE = "VideoLlamaForConditionalGeneration"
-"""What `config.json` of a saved folder names."""
-TOKENIZER_MODE = "video_llama"
-"""What selects the renderer; set for every Video-LLaMA folder."""
 
 
 def register() -> None:
     """Tell vLLM of the model; called in each of its processes, possibly more than once.
 
-    vLLM runs every installed plug-in at each start, whatever model is wanted: an error here would stop them all, so it is
-    logged, and only Video-LLaMA is missing then.
+    vLLM runs every installed plug-in at each start, whatever model is wanted. An error here would stop them all, so it
+    is logged, and only Video-LLaMA is missing then.
     """
     try:
         _register()
@@ -39,7 +34,7 @@ def _register() -> None:
 
     # Tells AutoConfig of the folders.
     import video_llama.model  # noqa: F401
-    from video_llama.integrations.vllm.settings import VideoLlamaSettings
+    from video_llama.integrations.vllm.settings import ARCHITECTURE, TOKENIZER_MODE, VideoLlamaSettings
 
     if TOKENIZER_MODE in RENDERER_REGISTRY.renderers:
         return

@@ -1,4 +1,4 @@
-"""What vLLM's engine is given of a prompt: where its media go, and their tensors, which the renderer has read already."""
+"""What vLLM's engine gets of a prompt: where its media go, and their tensors, which the renderer has read already."""
 
 from __future__ import annotations
 
@@ -171,7 +171,9 @@ class VideoLlamaMultiModalProcessor(BaseMultiModalProcessor[VideoLlamaInfo]):
     ) -> Sequence[PromptReplacement]:
         marks = self.info.marks
         return [
-            PromptReplacement(kind, marks.run(kind), _features(marks.lengths[kind])) for kind in INPUTS if kind in mm_items
+            PromptReplacement(kind, marks.run(kind), _features(marks.lengths[kind]))
+            for kind in INPUTS
+            if kind in mm_items
         ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
@@ -64,13 +63,15 @@ class VideoLlamaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         super().__init__()
         config: VideoLlamaConfig = vllm_config.model_config.hf_config
         self.config = config
-        with self._mark_tower_model(vllm_config, {"image", "video"}):
+        # vLLM leaves out what a server does not use: the branch of media that are limited to none.
+        mark: Any = self
+        with mark._mark_tower_model(vllm_config, {"image", "video"}):
             self.video_branch = _prepared(VideoBranch(config))
         self.audio_branch: nn.Module | None = None
         if config.use_audio:
-            with self._mark_tower_model(vllm_config, "audio"):
+            with mark._mark_tower_model(vllm_config, "audio"):
                 self.audio_branch = _prepared(AudioBranch(config))
-        with self._mark_language_model(vllm_config):
+        with mark._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 prefix=maybe_prefix(prefix, "language_model"),
@@ -85,12 +86,12 @@ class VideoLlamaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         Args:
             kwargs: by `INPUTS`, items of one length as one tensor, of several as a list.
         """
-        branches = {"image": self.video_branch, "video": self.video_branch, "audio": self.audio_branch}
+        branches: dict[str, Any] = {"image": self.video_branch, "video": self.video_branch, "audio": self.audio_branch}
         features: list[Tensor] = []
         for kind, name in INPUTS.items():
             if kwargs.get(name) is not None:
                 items, mask = pad_items(list(kwargs[name]))
-                features += branches[kind](items, mask).unbind()  # type: ignore[misc]
+                features += branches[kind](items, mask).unbind()
         return features
 
     def forward(

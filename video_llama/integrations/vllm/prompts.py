@@ -81,7 +81,8 @@ def to_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
     """Return OpenAI's messages in our form, and their media items, whose files are still to be loaded.
 
     Raises:
-        MessagesError: a part that is neither text nor media, a media part without its address, or tool calls.
+        MessagesError: a part that is neither text nor media, a media part without its address, tool calls, or no message
+            of the user.
     """
     converted: list[dict[str, Any]] = []
     media: list[MediaPart] = []
@@ -92,6 +93,8 @@ def to_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
         if not isinstance(content, str) and content is not None:
             content = [_convert_part(part, media) for part in content]
         converted.append({"role": _ROLES.get(str(role), role), "content": content})
+    if not any(message["role"] == "user" for message in converted):
+        raise MessagesError("there is no message of the user to answer")
     return converted, media
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_extra("vllm", "video-llama serve")
         _serve(server_options(arguments.model, options))
     except VideoLlamaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 
@@ -61,7 +61,9 @@ def server_options(model: str, options: Sequence[str]) -> list[str]:
     folder = resolve_source(model, "a saved folder, a hub id or the name of a packaged model")
     if not is_transformers_folder(folder):
         hint = "scripts/convert_checkpoint.py makes one of the original's files"
-        raise CheckpointError(f"{folder}: not a folder that save_pretrained has written, and vLLM loads no other; {hint}")
+        raise CheckpointError(
+            f"{folder}: not a folder that save_pretrained has written, and vLLM loads no other; {hint}"
+        )
     _report_stop_strings(folder)
     defaults = {**_DEFAULTS, "--served-model-name": model}
     given = {option.partition("=")[0].replace("_", "-") for option in options}

@@ -6,9 +6,12 @@ from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from video_llama.integrations.vllm import TOKENIZER_MODE
+__all__ = ["ARCHITECTURE", "TOKENIZER_MODE", "VideoLlamaSettings"]
 
-__all__ = ["VideoLlamaSettings"]
+ARCHITECTURE = "VideoLlamaForConditionalGeneration"
+"""What `config.json` of a saved folder names."""
+TOKENIZER_MODE = "video_llama"
+"""What selects the renderer."""
 
 
 class VideoLlamaSettings(VerifyAndUpdateConfig):
