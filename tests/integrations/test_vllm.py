@@ -6,6 +6,8 @@ The judge is `VideoLlamaForConditionalGeneration.generate` in float32.
 from __future__ import annotations
 
 import base64
+import copy
+import json
 import os
 import random
 import socket
@@ -20,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("vllm", reason="vLLM is not installed: bash scripts/test_engines.sh vllm")
 
@@ -93,11 +96,15 @@ class Judge:
         self.model = VideoLlamaForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32).eval()
         self.processor = VideoLlamaProcessor.from_pretrained(FOLDER)
 
-    def dialogue(self, media: Media, *turns: str) -> Dialogue:
+    def inputs(self, media: Media, turns: Sequence[str], **options: Any) -> Any:
         items = [{"type": kind, "path": str(path)} for kind, path in media]
-        inputs = self.processor.apply_chat_template(
-            messages_of(items, turns), tokenize=True, add_generation_prompt=True, load_audio_from_video=True
+        options = {"load_audio_from_video": True, **options}
+        return self.processor.apply_chat_template(
+            messages_of(items, turns), tokenize=True, add_generation_prompt=True, **options
         )
+
+    def dialogue(self, media: Media, *turns: str) -> Dialogue:
+        inputs = self.inputs(media, turns)
         ids = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)[0].tolist()
         return Dialogue(media, turns, ids, inputs["input_ids"][0].tolist())
 
@@ -182,6 +189,8 @@ def llm() -> Iterator[Any]:
             enable_chunked_prefill=True,
             enable_prefix_caching=True,
             block_size=BLOCK_SIZE,
+            enable_lora=True,
+            max_lora_rank=8,
         )
 
 
@@ -236,16 +245,43 @@ def test_a_request_may_leave_audio_out_and_take_other_frames(
 ) -> None:
     clip = next(path for path in world["video"] if has_audio(path))
     for keywords in ({"load_audio_from_video": False}, {"num_frames": 3}):
-        ours = {"load_audio_from_video": True, **keywords}
-        content = [{"type": "video", "path": str(clip)}, {"type": "text", "text": "What happens?"}]
-        inputs = judge.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True, **ours
-        )
+        inputs = judge.inputs([("video", clip)], ["What happens?"], **keywords)
         expected = judge.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)[0].tolist()
         part = {"type": "video_url", "video_url": {"url": data_address(clip)}}
         messages = messages_of([part], ["What happens?"])
         [output] = ask_offline(llm, [messages], mm_processor_kwargs=keywords)
         assert new_ids(output) == expected
+
+
+@pytest.mark.slow
+def test_adapters_of_the_language_model_are_applied(
+    llm: Any, judge: Judge, world: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    from vllm.lora.request import LoRARequest
+
+    rank, scale, width = 4, 16, judge.model.config.text_config.hidden_size
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank * scale, "target_modules": ["q_proj", "v_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "bias": "none", "task_type": "CAUSAL_LM"}))
+    random_numbers = torch.Generator().manual_seed(0)
+    merged = copy.deepcopy(judge.model)
+    weights: dict[str, torch.Tensor] = {}
+    for name, parameter in merged.named_parameters():
+        if name.startswith("model.language_model.") and name.endswith(("q_proj.weight", "v_proj.weight")):
+            down, up = (0.3 * torch.randn(*shape, generator=random_numbers) for shape in ((rank, width), (width, rank)))
+            place = f"base_model.model.{name.removesuffix('.weight')}"
+            weights |= {f"{place}.lora_A.weight": down, f"{place}.lora_B.weight": up}
+            parameter.data += scale * up @ down
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    plain = judge.dialogue([("video", world["video"][0])], "What happens?")
+    inputs = judge.inputs(plain.media, plain.turns)
+    expected = merged.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)[0].tolist()
+    assert expected != plain.expected
+    adapter = LoRARequest("random", 1, str(tmp_path))
+    [output] = ask_offline(llm, [plain.messages(data_address)], lora_request=adapter)
+    assert new_ids(output) == expected
+    # Equal prompts without it come from another cache.
+    [output] = ask_offline(llm, [plain.messages(data_address)])
+    assert new_ids(output) == plain.expected
 
 
 # By server

@@ -163,6 +163,8 @@ def test_requests_set_only_what_cannot_harm_the_server() -> None:
         "num_frames": 8,
         "load_audio_from_video": False,
     }
+    # `--limit-mm-per-prompt '{"audio": 0}'` leaves the audio branch unloaded.
+    assert request_keywords({"load_audio_from_video": True}, 8, takes_audio=False) == {"load_audio_from_video": False}
     for number in (0, 9, "8", 2.0):
         with pytest.raises(ConfigError, match="num_frames must be from 1 to 8"):
             request_keywords({"num_frames": number}, 8)

@@ -81,8 +81,8 @@ def to_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
     """Return OpenAI's messages in our form, and their media items, whose files are still to be loaded.
 
     Raises:
-        MessagesError: a part that is neither text nor media, a media part without its address, tool calls, or no message
-            of the user.
+        MessagesError: a part that is neither text nor media, a media part without its address, tool calls, or no
+            message of the user.
     """
     converted: list[dict[str, Any]] = []
     media: list[MediaPart] = []
@@ -124,12 +124,13 @@ def _address_in(given: Mapping[str, Any]) -> Any:
     return given.get("url")
 
 
-def request_keywords(given: Mapping[str, Any] | None, max_num_frames: int) -> dict[str, Any]:
+def request_keywords(given: Mapping[str, Any] | None, max_num_frames: int, takes_audio: bool = True) -> dict[str, Any]:
     """Return what a request sets about its media, as keywords of `make_prompt`.
 
     Args:
         given: `mm_processor_kwargs` of the request.
         max_num_frames: more frames are refused: they would need more memory than vLLM has set aside.
+        takes_audio: the server takes audio; otherwise videos are answered by their frames.
 
     Raises:
         ConfigError: something else than `num_frames` and `load_audio_from_video`, or too many frames.
@@ -144,6 +145,8 @@ def request_keywords(given: Mapping[str, Any] | None, max_num_frames: int) -> di
     number = keywords.get("num_frames")
     if number is not None and (not isinstance(number, int) or not 1 <= number <= max_num_frames):
         raise ConfigError(f"num_frames must be from 1 to {max_num_frames}, not {number!r}")
+    if not takes_audio:
+        keywords["load_audio_from_video"] = False
     return keywords
 
 

@@ -80,7 +80,7 @@ class VideoLlamaRenderer(HfRenderer):
                 chat_template=params.chat_template,
                 add_generation_prompt=template.get("add_generation_prompt", True),
                 continue_final_message=template.get("continue_final_message", False),
-                **request_keywords(given, info.max_num_frames),
+                **request_keywords(given, info.max_num_frames, info.allowed_mm_limits.get("audio", 0) > 0),
             )
 
     def _connector(self) -> Any:
