@@ -109,6 +109,7 @@ def load_pretrained_model(
         config.imagebind_vision_config = None
         model = _load(source, config, template, (dtype, target, half), options)
     model.media_cache.max_items = MAX_ITEMS
+    model.origin = source if isinstance(source, Path) else model_path
     if allow_urls:
         model.processor.media_processor = replace(model.processor.media_processor, allow_urls=True)
     return model
