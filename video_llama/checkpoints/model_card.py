@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from video_llama.checkpoints.original_layout import IMAGEBIND_FILE, QFORMER_FILE
 from video_llama.checkpoints.trained_run import CONFIG_FILE, run_checkpoint
 from video_llama.config import Config, ModelConfig, load_config
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.utils.files import write_whole
+from video_llama.utils.files import read_json_object, write_whole
 from video_llama.utils.jsonl import read_jsonl
 
 __all__ = ["write_model_card"]
@@ -153,7 +152,7 @@ def _record(run: Path, checkpoint: Path) -> dict[str, Any]:
     """Return what `checkpoints.json` says of a checkpoint; nothing in the folders of older versions."""
     if not (run / _RECORD).is_file():
         return {}
-    entries = json.loads((run / _RECORD).read_text(encoding="utf-8")).values()
+    entries = read_json_object(run / _RECORD).values()
     return next((entry for entry in entries if entry.get("file") == checkpoint.name), {})
 
 

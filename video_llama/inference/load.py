@@ -137,7 +137,7 @@ def load_pretrained_model(
             load_adapter(model.model, located.adapter, merge=merge_adapter)
             model.eval()
     model.media_cache.max_items = MAX_ITEMS
-    model.origin = source if isinstance(source, Path) else model_path
+    model.origin = located.source if isinstance(located.source, Path) else model_path
     if allow_urls:
         model.processor.media_processor = replace(model.processor.media_processor, allow_urls=True)
     return model
