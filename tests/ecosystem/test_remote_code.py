@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,16 @@ AUTO_CLASSES = {
     "AutoModelForMultimodalLM": "VideoLlamaForConditionalGeneration",
     "AutoProcessor": "VideoLlamaProcessor",
 }
-# Each in a process of its own, which has imported transformers only.
-LOAD = "import sys, transformers; loaded = getattr(transformers, sys.argv[1]).from_pretrained(sys.argv[2], {})"
-TRUSTED = LOAD.format("trust_remote_code=True")
+# Run in a process that has imported transformers only.
+LOAD = """
+import sys, transformers
+folder, target, *names = sys.argv[1:]
+for name in names:
+    loaded = getattr(transformers, name).from_pretrained(folder, trust_remote_code=%s)
+    loaded.save_pretrained(f"{target}/{name}")
+    print(type(loaded))
+"""
+TRUSTED = LOAD % True
 HIDDEN = """
 class Hidden:
     def find_spec(self, name, *_):
@@ -42,28 +50,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(program: str, name: str, folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    root = Path(video_llama.__file__).parents[1]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(cache), "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
-    arguments = [sys.executable, "-c", program, name, str(folder)]
+def run(program: str, folder: Path, target: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    root = {"PYTHONPATH": str(Path(video_llama.__file__).parents[1]), "HF_MODULES_CACHE": str(target / "modules")}
+    arguments = [sys.executable, "-c", program, str(folder), str(target), *names]
+    environment = {**os.environ, **root, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", AUTO_CLASSES)
-def test_an_auto_class_loads_a_saved_folder_that_it_may_trust(name: str, folder: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "again"
-    program = f"{TRUSTED}; print(type(loaded)); loaded.save_pretrained({str(saved)!r})"
-    done = run(program, name, folder, tmp_path / "modules")
+@pytest.mark.parametrize(
+    "names",
+    [("AutoProcessor", "AutoModel", "AutoModelForImageTextToText"), ("AutoModelForMultimodalLM", "AutoConfig")],
+    ids=["processor first", "model first"],
+)
+def test_auto_classes_load_a_saved_folder_that_they_may_trust(
+    names: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    done = run(TRUSTED, folder, tmp_path, *names)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("<class 'video_llama.")
-    assert f".{AUTO_CLASSES[name]}'" in done.stdout
+    assert [re.findall(r"video_llama\.\S*\b(\w+)'", line)[0] for line in done.stdout.splitlines()] == [
+        AUTO_CLASSES[name] for name in names
+    ]
     # What was loaded so is saved as ever: no other file of Python comes along, and it can be loaded in its turn.
-    assert [path.name for path in saved.glob("*.py")] == [SHIM]
-    [config] = [path for path in saved.glob("*config.json") if "auto_map" in json.loads(path.read_text())]
-    assert json.loads(config.read_text())["auto_map"].items() <= {
-        key: f"modeling_video_llama.{value}" for key, value in AUTO_CLASSES.items()
-    }.items()  # fmt: skip
+    expected = {key: f"modeling_video_llama.{value}" for key, value in AUTO_CLASSES.items()}
+    for name in names:
+        assert [path.name for path in (tmp_path / name).glob("*.py")] == [SHIM]
+        configs = [json.loads(path.read_text()) for path in (tmp_path / name).glob("*config.json")]
+        [auto_map] = [config["auto_map"] for config in configs if "auto_map" in config]
+        assert auto_map.items() <= expected.items()
+        assert name in auto_map
 
 
 @pytest.mark.slow
@@ -71,12 +86,12 @@ def test_an_auto_class_loads_a_saved_folder_that_it_may_trust(name: str, folder:
     ("program", "expected"),
     [
         (HIDDEN + TRUSTED, "ImportError: this model needs the package video_llama, which is not installed: run `pip"),
-        (LOAD.format("trust_remote_code=False"), "pass the argument `trust_remote_code=True`"),
+        (LOAD % False, "pass the argument `trust_remote_code=True`"),
     ],
     ids=["not installed", "not trusted"],
 )
 def test_what_is_missing_is_said(program: str, expected: str, folder: Path, tmp_path: Path) -> None:
-    done = run(program, "AutoModelForMultimodalLM", folder, tmp_path / "modules")
+    done = run(program, folder, tmp_path, "AutoModelForMultimodalLM")
     assert done.returncode != 0
     assert expected in done.stderr.strip().splitlines()[-1]
 

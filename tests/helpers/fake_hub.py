@@ -55,10 +55,14 @@ class _Handler(BaseHTTPRequestHandler):
         if info and info[1] in self.repositories:
             files = [{"rfilename": name} for name in self.repositories[info[1]]]
             return self._answer({"id": info[1], "modelId": info[1], "sha": SHA, "siblings": files, "tags": []})
+        tree = re.match(r"/api/models/(\w+/[\w-]+)/tree/\w+(/.+)?$", path)
+        if tree and not tree[2] and tree[1] in self.repositories:
+            sizes = {name: len(content) for name, content in self.repositories[tree[1]].items()}
+            return self._answer([{"type": "file", "path": n, "size": size, "oid": SHA} for n, size in sizes.items()])
         file = re.match(r"/(\w+/[\w-]+)/resolve/\w+/(.+)$", path)
         content = self.repositories.get(file[1], {}).get(file[2]) if file else None
         if content is None:
-            missing = "EntryNotFound" if file else "RepoNotFound"
+            missing = "EntryNotFound" if file or tree else "RepoNotFound"
             return self._answer({"error": "not found"}, 404, X_Error_Code=missing, X_Repo_Commit=SHA)
         return self._answer(content, X_Repo_Commit=SHA, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
 
