@@ -19,7 +19,7 @@ import numpy as np
 from av import ContainerFormat
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -27,12 +27,13 @@ from video_llama.media.containers import demux_packets, translate_errors
 from video_llama.media.sampling import frame_seconds
 from video_llama.media.signatures import has_gif_image
 
-__all__ = ["FrameIndex", "first_frame_seconds", "index_frames", "read_mp4_index"]
+__all__ = ["FrameIndex", "clock_jumps", "first_frame_seconds", "index_frames", "read_mp4_index"]
 
 # AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
 # reliable.
 _FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
 _FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
+_FORMATS_THAT_JOIN = {"mpeg", "mpegts"}
 # Bare streams of a codec: AVFMT_NOTIMESTAMPS. The times that FFmpeg makes up for them change with each seek.
 _NO_TIMES_FLAG = 0x80
 
@@ -67,6 +68,7 @@ class FrameIndex:
             where only those are known; None for a bare stream without any.
         last_duration: how long the last one is shown; 0 if the file does not say.
         tolerance_seconds: what these times may be rounded by.
+        jumps: whether the clock jumps back, where recordings were put together; `shown_at` goes on there.
     """
 
     num_frames: int
@@ -76,6 +78,7 @@ class FrameIndex:
     shown_at: list[int] | None
     last_duration: int
     tolerance_seconds: float = _ROUNDING_SECONDS
+    jumps: bool = False
 
     def seconds(self, stream: VideoStream, fps: float) -> tuple[float, list[float], float]:
         """Return times in seconds, for a stream of that average rate.
@@ -135,6 +138,20 @@ def first_frame_seconds(path: str | os.PathLike[str], container: InputContainer)
     return index.seconds(stream, 1.0)[0]
 
 
+def clock_jumps(path: str | os.PathLike[str], container: InputContainer, stream: Stream) -> bool | None:
+    """Return whether the clock of a stream jumps back, from its packets; None in a format that cannot be put together
+    byte by byte, where none are read."""
+    if container.format.name not in _FORMATS_THAT_JOIN:
+        return None
+    latest: int | None = None
+    for packet in demux_packets(container, stream, path):
+        if packet.dts is not None:
+            if latest is not None and packet.dts < latest:
+                return True
+            latest = packet.dts
+    return False
+
+
 def index_frames(packets: Iterable[Packet], container_format: ContainerFormat) -> FrameIndex:
     """From all packets of a stream in a container of this format."""
     format_name = container_format.name
@@ -169,7 +186,7 @@ def index_frames(packets: Iterable[Packet], container_format: ContainerFormat) -
     shown_at = [time for time, _ in stated]
     keyframes = {bisect.bisect_left(shown_at, time): seek_time for time, seek_time in sorted(keyframe_times)}
     tolerance = _GUESS_SECONDS if format_name == "mpeg" else _ROUNDING_SECONDS
-    index = FrameIndex(num_frames, shown_at, keyframes, rewind_time, shown_at, stated[-1][1], tolerance)
+    index = FrameIndex(num_frames, shown_at, keyframes, rewind_time, shown_at, stated[-1][1], tolerance, jumps)
     if has_times and not jumps:
         return index
     return index.counted()

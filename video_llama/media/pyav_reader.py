@@ -76,7 +76,7 @@ class PyAVReader:
         height, width: size the frames are scaled to.
 
     Attributes:
-        container, start_seconds: as of an `OpenedFile`, whose audio is read, too.
+        container, start_seconds, clock_jumps: as of an `OpenedFile`, whose audio is read, too.
 
     Raises:
         MediaError: no video stream, no frames, or a damaged one.
@@ -103,6 +103,7 @@ class PyAVReader:
         # For decoding at several places at once, with one thread each.
         self._decoders: list[_Decoder] = []
         self.num_frames = index.num_frames
+        self.clock_jumps = index.jumps
         self._take_times(index)
 
     def _take_times(self, index: FrameIndex) -> None:
