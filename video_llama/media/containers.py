@@ -40,7 +40,11 @@ __all__ = [
 _HEAD_BYTES = 1024
 
 # What video and audio files begin with: Pillow need not be asked. One of its formats (TGA) has no signature.
-_MEDIA_SIGNATURES = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"FLV\x01", b"0&\xb2u", b"RF64", b"FORM", b"\xff\xfb")
+_MEDIA_SIGNATURES = (
+    *(b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"FLV\x01", b"0&\xb2u", b"RF64", b"FORM", b"\xff\xfb"),
+    # Uncompressed video with a line of text as its header.
+    b"YUV4MPEG2 ",
+)
 
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
 _BOXES = {*_FIRST_BOXES, b"moof", b"mfra", b"sidx", b"styp", b"meta", b"udta", b"uuid", b"pdin", b"emsg"}

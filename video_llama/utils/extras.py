@@ -16,6 +16,7 @@ EXTRAS = {
     "decord": "decord",
     "gradio": "demo",
     "matplotlib": "plots",
+    "peft": "lora",
     "pillow_heif": "heif",
     "pyarrow": "tables",
     "pycocoevalcap": "metrics",

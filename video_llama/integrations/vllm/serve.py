@@ -11,9 +11,9 @@ from pathlib import Path
 
 from video_llama.checkpoints.hub import resolve_source
 from video_llama.checkpoints.original_layout import is_transformers_folder
+from video_llama.checkpoints.saved_folder import read_saved_config, read_saved_processor
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, VideoLlamaError
-from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import end_token_ids
 from video_llama.utils.extras import require_extra
 
@@ -73,7 +73,7 @@ def server_options(model: str, options: Sequence[str]) -> list[str]:
 
 def _report_stop_strings(folder: Path) -> None:
     """Say what requests must name as `stop`: vLLM ends answers at special tokens by itself, at text only if asked."""
-    processor = VideoLlamaProcessor.from_pretrained(folder)
+    processor = read_saved_processor(folder, read_saved_config(folder))
     template = conv_templates[processor.conv_template]
     if not end_token_ids(template, processor.tokenizer):
         logger.warning("answers of this model end with text: requests need stop=%s", template.stop_strings)
