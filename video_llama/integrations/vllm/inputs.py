@@ -17,7 +17,6 @@ from vllm.multimodal.processing import (
     BaseProcessingInfo,
     ProcessorInputs,
     PromptReplacement,
-    PromptUpdateDetails,
 )
 from vllm.transformers_utils.processor import cached_get_processor
 
@@ -170,13 +169,9 @@ class VideoLlamaMultiModalProcessor(BaseMultiModalProcessor[VideoLlamaInfo]):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
         marks = self.info.marks
+        # Features replace the embeddings of all these ids; vLLM refuses prompts with ids above the vocabulary.
         return [
-            PromptReplacement(kind, marks.run(kind), _features(marks.lengths[kind]))
+            PromptReplacement(kind, marks.run(kind), [_FILLING] * marks.lengths[kind])
             for kind in INPUTS
             if kind in mm_items
         ]
-
-
-def _features(length: int) -> PromptUpdateDetails:
-    """Return ids of the vocabulary, all of which features replace: vLLM refuses prompts with any other ids."""
-    return PromptUpdateDetails([_FILLING] * length, lambda ids: torch.ones(len(ids), dtype=torch.bool))
