@@ -192,7 +192,7 @@ def test_only_saved_folders_are_served(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"convert_checkpoint\.py"):
         server_options(str(tmp_path), [])
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="not a configuration"):
+    with pytest.raises(CheckpointError, match="not a JSON object"):
         server_options(str(tmp_path), [])
 
 
