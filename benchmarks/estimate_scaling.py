@@ -22,7 +22,7 @@ from benchmarks.workload import ClipFlops, Workload, caption_flops, training_flo
 from scripts.estimate_memory import read_config
 from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.training.optim import TrainedParts, freeze_for_training
+from video_llama.model.parts import freeze_for_training
 
 STORED = {"float32": (4.0, 0), "bfloat16": (2.0, 0), "int8": (1.0, 4)}  # bytes of a value, and of each token's scale
 ENTRY_BYTES = 256  # checksum, header, the sentence on the sampled frames
@@ -128,7 +128,7 @@ def print_gpus(config: VideoLlamaConfig, captions: Workload, samples: Workload, 
 
 def print_restarts(config: VideoLlamaConfig, arguments: argparse.Namespace) -> None:
     model = build_skeleton(config)
-    freeze_for_training(model, TrainedParts(video=True, projection=True, audio=False))
+    freeze_for_training(model, ("video_qformer", "video_projection"))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     saved = 3 * 4 * trained  # weights and both moments of Adam, float32
     seconds = saved / (arguments.disk_megabytes * 1e6)

@@ -15,8 +15,8 @@ from benchmarks.workload import Workload, training_flops
 from video_llama.config import Config
 from video_llama.data.batches import Batch
 from video_llama.data.sample_processor import MediaInput
+from video_llama.model.parts import freeze_for_training
 from video_llama.training.memory import TrainingSample, estimate_training_memory
-from video_llama.training.optim import TrainedParts, freeze_for_training
 from video_llama.training.trainer import Trainer
 
 NUM_FRAMES = 8
@@ -38,7 +38,7 @@ def training(bench: Bench, figures: Figures) -> None:
 def _stages(bench: Bench, figures: Figures, trainer: Any, way: str, before: int) -> None:
     """Both stages, encoded and from cached features."""
     config = bench.model.model.config
-    parts = TrainedParts(video=True, projection=True, audio=False)
+    parts = ("video_qformer", "video_projection")
     for stage, batch_size, num_tokens, num_answers in bench.sizes.stages:
         words = num_tokens - num_answers - config.num_video_query_tokens
         work = Workload(NUM_FRAMES, 0, words, num_answers)
@@ -75,7 +75,7 @@ def _stages(bench: Bench, figures: Figures, trainer: Any, way: str, before: int)
 def make_trainer(bench: Bench, compiled: bool = False) -> Any:
     """A trainer of the vision branch of the model, without data; what trains becomes float32."""
     model = bench.model
-    parts = TrainedParts(video=True, projection=True, audio=False)
+    parts = ("video_qformer", "video_projection")
     freeze_for_training(model.model, parts)
     for weight in model.model.parameters():
         if weight.requires_grad:

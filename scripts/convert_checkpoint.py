@@ -3,9 +3,13 @@
 
     python scripts/convert_checkpoint.py CHECKPOINTS OUTPUT
     python scripts/convert_checkpoint.py --to original MODEL OUTPUT
+    python scripts/convert_checkpoint.py --merge RUN OUTPUT
 
 CHECKPOINTS is the folder (or hub id) with VL_*.pth, AL_*.pth, imagebind_huge.pth and the language model. The
 result loads faster, needs no other file and no network, and runs no pickle. Memory stays near one shard.
+
+With --merge, RUN is the output folder of a training run with adapters (lora), or an adapter's folder with --model-base;
+the adapter is added to the weights, for which the whole model is in memory in float32; --dtype sets what is written.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from video_llama.checkpoints.load import build_processor, original_config
 from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder, resolve_checkpoint
 from video_llama.checkpoints.weight_files import Weights, converted_dtype
 from video_llama.errors import CheckpointError, VideoLlamaError
+from video_llama.inference.load import load_pretrained_model
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help="convert the weights (keep)")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, and memory (5GB)")
     parser.add_argument("--name", help="with --to original: VL_NAME.pth, AL_NAME.pth (the output folder's name)")
+    parser.add_argument("--merge", action="store_true", help="add a trained adapter to the weights")
+    parser.add_argument("--model-base", metavar="MODEL", help="with --merge: what the adapter was trained on")
     files = parser.add_argument_group("files that lie elsewhere")
     files.add_argument("--llama-model", metavar="FOLDER", help="language model: folder or hub id")
     files.add_argument("--vit-ckpt", metavar="FILE", help="eva_vit_g.pth: path or address")
@@ -111,6 +118,42 @@ def to_original(arguments: argparse.Namespace) -> None:
         )
 
 
+def to_merged(arguments: argparse.Namespace) -> None:
+    """Write a model with its adapter added to the weights as a folder for transformers."""
+    # Sums are taken in float32, and rounded once if another precision is asked for.
+    model = load_pretrained_model(
+        arguments.source,
+        arguments.model_base,
+        arguments.conv_template,
+        device="cpu",
+        dtype="float32",
+        audio=False if arguments.no_audio else None,
+        merge_adapter=True,
+    )
+    folder, dtype = prepare_output_folder(arguments.output), DTYPES[arguments.dtype]
+    model.model.to(dtype or torch.float32)
+    model.model.save_pretrained(folder, max_shard_size=arguments.max_shard_size)
+    model.processor.save_pretrained(folder)
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that would have no effect with or without --merge.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    if arguments.model_base and not arguments.merge:
+        raise CheckpointError("--model-base belongs to --merge; --llama-model names the language model")
+    if not arguments.merge:
+        return
+    if arguments.to == "original":
+        raise CheckpointError("--merge writes a folder for transformers; --to original turns that into files")
+    # The run's configuration, or --model-base, says where everything is.
+    for name in ("llama_model", "vit_ckpt", "q_former_model", "imagebind_ckpt_path", "imagebind_vision", "name"):
+        if getattr(arguments, name):
+            raise CheckpointError(f"--{name.replace('_', '-')} has no effect with --merge")
+
+
 def _progress(weights: Weights, dtype: torch.dtype | None) -> tqdm:
     headers = {name: weights.header(name) for name in weights}
     size = sum(header.numel() * converted_dtype(name, header, dtype).itemsize for name, header in headers.items())
@@ -120,7 +163,10 @@ def _progress(weights: Weights, dtype: torch.dtype | None) -> tqdm:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     convert: Callable[[argparse.Namespace], None] = to_original if arguments.to == "original" else to_transformers
+    if arguments.merge:
+        convert = to_merged
     try:
+        check_options(arguments)
         convert(arguments)
     except (VideoLlamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,8 @@
     python scripts/estimate_memory.py eval_configs/video_llama_eval_withaudio.yaml
     python scripts/estimate_memory.py configs/train/visionbranch_stage1_pretrain.yaml
 
-A configuration that trains something is counted with gradients, the optimizer's state and what the backward pass keeps.
+A configuration that trains something, whole or by adapters, is counted with gradients, the optimizer's state and what
+the backward pass keeps.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from video_llama.config import Config, ModelConfig, load_config
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import VideoLlamaError
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
+from video_llama.model.parts import AUDIO_PARTS, adapted_parts, trained_parts
 from video_llama.training.memory import TrainingSample, estimate_training_memory
-from video_llama.training.optim import trained_branches
 
 SIZES: dict[str, dict[str, Any]] = {
     "7b": {},
@@ -94,7 +95,7 @@ def configured_model(config: Config, use_audio: bool) -> tuple[VideoLlamaConfig,
     sizes = VideoLlamaConfig.get_config_dict(beside)[0] if beside else configured_sizes(model)
     text, found = language_model_config(model.llama_model)
     sizes |= {"text_config": text, "use_audio": use_audio, "image_token_id": None, "audio_token_id": None}
-    if not model.frozen_audio_Qformer:
+    if AUDIO_PARTS & trained_parts(model):
         # The audio branch trains on images.
         sizes["imagebind_vision_config"] = ImageBindTrunkConfig.vision_huge()
     return VideoLlamaConfig(**sizes), found
@@ -131,7 +132,8 @@ def print_inference(config: VideoLlamaConfig, arguments: argparse.Namespace) -> 
 
 
 def print_training(config: VideoLlamaConfig, training: Config, arguments: argparse.Namespace) -> None:
-    parts, model, run = trained_branches(training.model), training.model, training.run
+    model, run, lora = training.model, training.run, training.lora
+    parts, adapted = trained_parts(model), adapted_parts(lora, model)
     frames = [section.vis_processor.train.n_frms or DEFAULT_NUM_FRAMES for section in training.datasets.values()]
     media = config.num_video_query_tokens + (config.num_audio_query_tokens if config.use_audio else 0)
     sample = TrainingSample(
@@ -147,9 +149,19 @@ def print_training(config: VideoLlamaConfig, training: Config, arguments: argpar
     print("| precision | frozen weights | trained weights | gradients | optimizer | activations | together |")
     print("|---|---|---|---|---|---|---|")
     for name, precision in PRECISIONS.items():
+        # A quantized language model does not train whole.
+        if "language_model" in parts and "language_model_bits" in precision:
+            continue
         for checkpointing in (False, True):
             estimate = estimate_training_memory(
-                config, parts, sample, batch_size=batch_size, checkpointing=checkpointing, **precision
+                config,
+                parts,
+                sample,
+                batch_size=batch_size,
+                checkpointing=checkpointing,
+                lora=lora if adapted else None,
+                adapted=adapted,
+                **precision,
             )
             uses = (estimate.frozen, estimate.trained, estimate.gradients, estimate.optimizer, estimate.activations)
             print_line(f"{name}, use_grad_checkpoint" if checkpointing else name, uses, estimate.total)
@@ -161,8 +173,7 @@ def print_line(name: str, parts: Sequence[int], total: int) -> None:
 
 
 def trains_something(config: Config) -> bool:
-    model = config.model
-    return not (model.frozen_video_Qformer and model.frozen_llama_proj and model.frozen_audio_Qformer)
+    return bool(trained_parts(config.model) or adapted_parts(config.lora, config.model))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,10 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from video_llama.errors import ConfigError
 from video_llama.schema import (
+    FREEZING_KEYS,
     BuildInfo,
     Config,
     DatasetConfig,
     FeaturesConfig,
+    LoraConfig,
     ModelConfig,
     ProcessorConfig,
     ProcessorSplits,
@@ -36,6 +38,7 @@ __all__ = [
     "Config",
     "DatasetConfig",
     "FeaturesConfig",
+    "LoraConfig",
     "ModelConfig",
     "ProcessorConfig",
     "ProcessorSplits",
@@ -83,6 +86,7 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Co
         # An option that refers to nothing, or ???, which stands for no value.
         raise ConfigError(f"{path}: {_one_line(error)}") from error
     assert isinstance(resolved, Config)
+    _agree_on_what_trains(path, leaves, resolved.model)
     _note_without_effect(path, leaves, resolved)
     return resolved
 
@@ -105,7 +109,8 @@ def find_out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
             yield from find_out_of_range(value, f"{key}.")
         elif isinstance(value, dict):
             for name, item in value.items():
-                yield from find_out_of_range(item, f"{key}.{name}.")
+                if dataclasses.is_dataclass(item):
+                    yield from find_out_of_range(item, f"{key}.{name}.")
         bounds = field.metadata.get("bounds", {})
         # All comparisons are false for NaN.
         if value is not None and not all(_COMPARISONS[name](value, limit) for name, limit in bounds.items()):
@@ -125,7 +130,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = OmegaConf.to_container(_parse_yaml(path, text), resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
     if not values:
         raise ConfigError(f"{path}: the file has no settings")
@@ -203,6 +208,9 @@ def _set(config: Any, key: str, value: Any) -> None:
             raise ConfigError(f"{key} must be a section with keys of its own, but is {value!r}")
         return
     choices = rules.get("choices")
+    # One name may stand where a list of names is meant.
+    if choices and isinstance(value, str) and list[str] in (expected, *get_args(expected)):
+        value = [value]
     first = first_alternative(value)
     if choices and first in choices:
         # The original's files write `model_type: pretrain_vicuna or pretrain_llama_v2`, which is one text to YAML.
@@ -212,8 +220,9 @@ def _set(config: Any, key: str, value: Any) -> None:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key} must be {_type_name(expected)}, but is {value!r}") from error
-    if choices and value is not None and value not in choices:
-        raise ConfigError(f"{key} must be one of {', '.join(choices)}, but is {value!r}")
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item is not None and item not in choices:
+            raise ConfigError(f"{key} must be one of {', '.join(choices)}, but is {item!r}")
 
 
 def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
@@ -250,6 +259,28 @@ def _type_name(expected: Any) -> str:
     if get_origin(expected) is list:
         return f"a list, each item {_type_name(get_args(expected)[0])}"
     return " or ".join(_type_name(argument) for argument in get_args(expected))
+
+
+def _agree_on_what_trains(path: str | os.PathLike[str], leaves: Mapping[str, Any], model: ModelConfig) -> None:
+    """Set the original's keys as `model.unfreeze` says, so that the configuration that a run writes is of one piece.
+
+    Raises:
+        ConfigError: one of these keys was set, and says otherwise.
+    """
+    if model.unfreeze is None:
+        return
+    mistakes = []
+    # The one key of both audio parts speaks of the Q-Former here, so that the projection can train by itself.
+    for part, key in FREEZING_KEYS.items():
+        if key is None or part == "audio_projection":
+            continue
+        trains = part in model.unfreeze
+        if leaves.get(f"model.{key}") is trains:
+            verb = "names" if trains else "does not name"
+            mistakes.append(f"model.{key} is {trains}, but model.unfreeze {verb} {part}")
+        setattr(model, key, not trains)
+    if mistakes:
+        raise ConfigError(f"{path}: {'; '.join(mistakes)}. Leave out one of the two keys")
 
 
 def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any], config: Config) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 __all__ = [
     "EVA_VIT_G_URL",
+    "FREEZING_KEYS",
     "QFORMER_URL",
     "BuildInfo",
     "Config",
     "DatasetConfig",
     "FeaturesConfig",
+    "LoraConfig",
     "ModelConfig",
     "ProcessorConfig",
     "ProcessorSplits",
@@ -35,6 +37,17 @@ MODEL_TYPES = (
     *("default", "v1", "vision", "video_vicuna", "instruct_vicuna", "llama_2", "video_llama_2"),
 )
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+FREEZING_KEYS: dict[str, str | None] = {
+    "frame_encoder": "freeze_vit",
+    "frame_qformer": "freeze_qformer",
+    "video_qformer": "frozen_video_Qformer",
+    "video_projection": "frozen_llama_proj",
+    "audio_qformer": "frozen_audio_Qformer",
+    "audio_projection": "frozen_audio_Qformer",
+    "language_model": None,
+}
+"""The parts that can train, each with the original's key of the model section that freezes it."""
+LORA_TARGETS = ("language_model", "qformers", "frame_encoder", "frame_qformer", "video_qformer", "audio_qformer")
 SPLITS = {"instead": "datasets.NAME.build_info names the training split, valid_build_info a validation split"}
 
 
@@ -43,7 +56,7 @@ def setting(default: Any, *, choices: tuple[str, ...] = (), instead: str = "", *
 
     Args:
         default: of the field.
-        choices: the values there are; empty for all.
+        choices: the values there are, of a list those of its items; empty for all.
         instead: of a key that is accepted only so that the original's files load: what has its effect here.
         bounds: `at_least`, `more_than`, `at_most` or `less_than`, each with its number.
     """
@@ -65,6 +78,9 @@ class ModelConfig:
         ckpt_2: checkpoint of the audio branch (`AL_*.pth`), or the output folder of its training.
         vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
         q_former_model: BLIP-2 checkpoint, a path or an address.
+        adapter: folder of a PEFT adapter, or of a run that trained one; it answers with the model, and goes on training
+            in a run (new).
+        unfreeze: the parts that train, in place of the original's keys (`freeze_vit` to `frozen_audio_Qformer`; new).
         max_txt_len: longest text of a training sample, in tokens.
         end_sym: what ends an answer.
         prompt_path: file of prompts, of which stage 1 takes the lines that contain `<ImageHere>`.
@@ -86,6 +102,7 @@ class ModelConfig:
     ckpt_2: str | None = None
     vit_ckpt: str | None = EVA_VIT_G_URL
     q_former_model: str | None = QFORMER_URL
+    adapter: str | None = None
 
     # Sizes, and what stays frozen.
     vit_model: str = setting("eva_clip_g", choices=("eva_clip_g",))
@@ -105,6 +122,7 @@ class ModelConfig:
     frozen_llama_proj: bool = True
     frozen_video_Qformer: bool = True
     frozen_audio_Qformer: bool = True
+    unfreeze: list[str] | None = field(default=None, metadata={"choices": tuple(FREEZING_KEYS)})
 
     # Text.
     max_txt_len: int = setting(32, at_least=1)
@@ -220,6 +238,8 @@ class RunConfig:
         resume_ckpt_path: a checkpoint folder to continue from; "auto" takes the newest of `output_dir`, if any.
         evaluate: only validate.
         world_size: if more than 1, the number of processes there must be.
+        part_lr: the `init_lr` of single parts, by their names in `model.unfreeze` and `lora` for adapters; warm-up and
+            `min_lr` change in the same proportion (new).
         max_grad_norm: clip the gradient to this norm; null does not (new).
         save_freq: iterations between two checkpoints within an epoch; 0 saves at the end of epochs only (new).
         keep_checkpoints: how many of them to keep (new).
@@ -271,6 +291,7 @@ class RunConfig:
     dist_url: str = setting("env://", instead="torchrun or accelerate launch set the rendezvous")
     distributed: bool = setting(True, instead="torchrun or accelerate launch make a run distributed")
     # New keys.
+    part_lr: dict[str, float] = field(default_factory=dict)
     max_grad_norm: float | None = setting(None, more_than=0)
     save_freq: int = setting(0, at_least=0)
     keep_checkpoints: int = setting(3, at_least=1)
@@ -304,10 +325,31 @@ class FeaturesConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Adapters of low rank (Hu et al. 2021) that train in place of the weights beside them, by PEFT (new).
+
+    Args:
+        target: the parts that get adapters; `qformers` are all Q-Formers of the model. None by default.
+        r: rank.
+        alpha: the product of the two matrices counts `alpha / r` times.
+        dropout: of their input, while they train.
+        modules: the linear layers that get adapters, by the end of their names, e.g. [q_proj, v_proj]; by default all
+            of the target.
+    """
+
+    target: list[str] | None = field(default=None, metadata={"choices": LORA_TARGETS})
+    r: int = setting(16, at_least=1)
+    alpha: float = setting(32.0, more_than=0)
+    dropout: float = setting(0.0, at_least=0, less_than=1)
+    modules: list[str] | None = None
+
+
+@dataclass
 class Config:
     """A whole configuration file."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)

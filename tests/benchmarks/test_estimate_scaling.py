@@ -18,9 +18,9 @@ from benchmarks.workload import Workload, branch_flops, caption_flops, encoder_f
 from tests.helpers.tiny_model import make_tiny_config
 from video_llama.data.features import Features, FeatureStore
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.parts import freeze_for_training
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.flops import language_model_flops, vit_flops
-from video_llama.training.optim import TrainedParts, freeze_for_training
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 WORK = Workload(num_frames=3, num_segments=2, num_text_tokens=20, num_answer_tokens=4)
@@ -89,7 +89,7 @@ def test_a_caption_costs_what_torch_counts(config: VideoLlamaConfig, model: Vide
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_a_training_step_costs_what_torch_counts(config: VideoLlamaConfig, is_cached: bool) -> None:
     model = VideoLlamaForConditionalGeneration(config)
-    freeze_for_training(model, TrainedParts(video=True, projection=True, audio=False))
+    freeze_for_training(model, ("video_qformer", "video_projection"))
     pixels, _ = media(config)
     input_ids = ids(config, False, extra=4)
     labels = torch.full_like(input_ids, -100)

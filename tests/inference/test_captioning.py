@@ -215,9 +215,13 @@ def test_an_array_is_sampled_as_a_video_of_its_frames(model: VideoLlama) -> None
     assert torch.equal(normalize_pixels(window.frames.pixel_values)[2], still.pixel_values[0])
 
 
-@pytest.mark.parametrize("array", [np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8, 4), np.uint8)], ids=["float", "rgba"])
-def test_an_array_of_another_form_is_an_error(model: VideoLlama, array: np.ndarray) -> None:
-    with pytest.raises(MediaError, match=r"give .frames, height, width, 3. of uint8"):
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [(np.zeros((2, 8, 8, 5), np.uint8), "shape"), (np.full((2, 8, 8, 3), np.nan), "not finite numbers")],
+    ids=["five channels", "NaN"],
+)
+def test_an_array_of_another_form_is_an_error(model: VideoLlama, array: np.ndarray, reason: str) -> None:
+    with pytest.raises(MediaError, match=reason):
         model.caption([array])
 
 

@@ -207,6 +207,8 @@ def sabotage_each_place(path: Path, kinds_at_each: int) -> int:
         for error in source.sample(KINDS, kinds_at_each):
             with in_place_of_pyav(Sabotage(raise_at=place, error=error)):
                 read_everything(path, media)
+            # One error serves many readings: what it went through would stay open with it.
+            error.__traceback__ = error.__context__ = None
     return len(seen.places)
 
 
@@ -221,7 +223,7 @@ def test_wherever_pyav_fails_on_an_animation_a_media_error_leaves(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts"])
 def test_wherever_pyav_fails_in_any_way_a_media_error_leaves(name: str, make_video: MakeVideo) -> None:
-    assert sabotage_each_place(make_video(name, num_frames=6, audio=True), len(KINDS)) > 40
+    assert sabotage_each_place(make_video(name, num_frames=6, audio=True), 4) > 40
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])

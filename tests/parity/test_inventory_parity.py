@@ -31,8 +31,8 @@ from video_llama.checkpoints.weight_mapping import (
 )
 from video_llama.config import load_config
 from video_llama.model.configuration import ImageBindTrunkConfig
+from video_llama.model.parts import freeze_for_training, trained_parts
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.optim import freeze_for_training, trained_branches
 
 STAGES = [
     "visionbranch_stage1_pretrain",
@@ -114,7 +114,7 @@ def test_the_parameters_of_the_record_train_and_no_others(
 ) -> None:
     settings = load_config(STAGE_CONFIGS / f"{stage}.yaml").model
     model = models_7b[settings.equip_audio_branch]
-    freeze_for_training(model, trained_branches(settings))
+    freeze_for_training(model, trained_parts(settings))
     trains = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     recorded = {name for name, value in inventory[stage]["parameters"].items() if value["requires_grad"]}
     assert {to_original_name(name) for name in trains} == recorded

@@ -21,8 +21,9 @@ from video_llama.data.batches import Batch
 from video_llama.data.sample_processor import MediaInput
 from video_llama.data.tokenization import build_caption_sample, collate_text
 from video_llama.inference.engine import VideoLlama
+from video_llama.model.parts import freeze_for_training, trained_parts
 from video_llama.registry import SCHEDULES
-from video_llama.training.optim import freeze_for_training, split_by_weight_decay, trained_branches
+from video_llama.training.optim import split_by_weight_decay
 from video_llama.training.trainer import Trainer
 
 
@@ -61,7 +62,7 @@ def test_weight_decay_is_split_as_in_the_record(
 ) -> None:
     record = reference_json("common/weight_decay_split.json")["configs"][stage]
     model = load_reference_model(reference)
-    freeze_for_training(model, trained_branches(load_config(STAGE_CONFIGS / f"{stage}.yaml").model))
+    freeze_for_training(model, trained_parts(load_config(STAGE_CONFIGS / f"{stage}.yaml").model))
     decay, no_decay = split_by_weight_decay(model.named_parameters())
     assert {to_original_name(name) for name in decay} == set(record["decay"])
     assert {to_original_name(name) for name in no_decay} == set(record["no_decay"])

@@ -9,7 +9,7 @@ import pytest
 from scripts.estimate_memory import main
 
 ROOT = Path(__file__).parents[2]
-TRAINING = sorted((ROOT / "configs" / "train").glob("[!t]*.yaml"))
+TRAINING = sorted((ROOT / "configs" / "train").glob("[!t]*branch_stage*.yaml"))
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
@@ -48,6 +48,22 @@ def test_a_training_configuration_is_counted_with_gradients_and_optimizer(
     assert gradients == trained
     assert optimizer == pytest.approx(2 * trained, abs=0.011)
     assert float(checkpointed[4]) < activations
+
+
+@pytest.mark.slow
+def test_the_configuration_for_24_gb_is_counted_as_the_documentation_says(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = lines_of(capsys, str(ROOT / "configs" / "train" / "visionbranch_qlora_24gb.yaml"))
+    totals = {cells[1].strip(): float(cells[-2].split()[0]) for cells in (line.split("|") for line in shown[4:])}
+    documented = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for precision, row in (
+        ("half, language model 4 bit", "| 4 bit, as configured |"),
+        ("half, language model 8 bit", "| 8 bit (`load_in_8bit`) |"),
+        ("half (bfloat16, float16)", "| bfloat16 |"),
+    ):
+        total = totals[f"{precision}, use_grad_checkpoint"]
+        [line] = [line for line in documented.splitlines() if line.startswith(row)]
+        assert line.endswith(f"| {total:.1f} GiB |")
+        assert total < 24
 
 
 def test_the_language_model_that_is_there_is_counted(

@@ -24,10 +24,10 @@ from tests.training.distributed_run import drop_nothing
 from tests.training.test_distributed import ROOT, succeeded
 from tests.training.test_trainer import assert_same, events, read_log, trained
 from video_llama.errors import ConfigError
+from video_llama.model.parts import freeze_for_training
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training import trainer as trainer_module
 from video_llama.training.checkpoints import list_checkpoints
-from video_llama.training.optim import TrainedParts, freeze_for_training
 from video_llama.training.torch_settings import CompiledLayers, check_compiler
 from video_llama.training.trainer import Trainer
 
@@ -58,7 +58,7 @@ def model_that_trains() -> VideoLlamaForConditionalGeneration:
     config = make_tiny_config(use_audio=False)
     config.text_config.num_hidden_layers = 5
     model = VideoLlamaForConditionalGeneration(config)
-    freeze_for_training(model, TrainedParts(video=True, projection=True, audio=False))
+    freeze_for_training(model, ("video_qformer", "video_projection"))
     drop_nothing(model)
     return model.train()
 

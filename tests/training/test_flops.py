@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.helpers.tiny_model import make_tiny_config, prompt_ids
 from video_llama.data.batches import DataCollator
 from video_llama.data.sample_processor import MediaInput, ProcessedSample
+from video_llama.model.parts import freeze_for_training
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.flops import batch_flops, peak_flops
 from video_llama.training.learner import teaching_inputs
-from video_llama.training.optim import TrainedParts, freeze_for_training
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
@@ -21,7 +21,7 @@ from video_llama.training.optim import TrainedParts, freeze_for_training
 def test_a_batch_costs_what_torch_counts(kind: str, is_cached: bool) -> None:
     config = make_tiny_config()
     model = VideoLlamaForConditionalGeneration(config)
-    freeze_for_training(model, TrainedParts(video=True, projection=True, audio=True))
+    freeze_for_training(model, ("video_qformer", "video_projection", "audio_qformer", "audio_projection"))
     model.eval()
     if kind == "video":
         item = MediaInput("pixel_values", torch.randn(3, 3, 28, 28))

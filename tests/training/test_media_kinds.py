@@ -19,21 +19,21 @@ pytestmark = pytest.mark.slow
 TALK = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Two of them."}]}
 
 
-def talk_only(make_config: MakeConfig, tmp_path: Path, *options: str) -> Config:
-    """A configuration whose samples have no media."""
+def mostly_talk(make_config: MakeConfig, tmp_path: Path, *options: str) -> Config:
+    """A configuration whose samples hardly ever have media."""
     file = tmp_path / "talk.jsonl"
     file.write_text("".join(json.dumps(TALK) + "\n" for _ in range(4)))
     return make_config(
-        "datasets.messages.sample_ratio=1",
+        "datasets.messages.sample_ratio=1000000",
         f"datasets.messages.build_info.anno_dir={file}",
-        "datasets.webvid.sample_ratio=0",
+        "datasets.webvid.sample_ratio=1",
         "datasets.cc_sbu_align.sample_ratio=0",
         *options,
     )
 
 
 def test_talk_without_media_teaches_the_branches_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
-    trainer = Trainer(talk_only(make_config, tmp_path, "run.weight_decay=0"))
+    trainer = Trainer(mostly_talk(make_config, tmp_path, "run.weight_decay=0.5"))
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     state = trainer.train()
     assert state.iteration == 8
@@ -41,19 +41,34 @@ def test_talk_without_media_teaches_the_branches_nothing(make_config: MakeConfig
     assert [line["grad_norm"] for line in read_log(trainer.folder) if line["event"] == "train"] == [0.0] * 4
 
 
-def test_both_branches_train_together_on_batches_of_either(make_config: MakeConfig, corpus: Path) -> None:
+def test_both_branches_train_together_on_batches_of_either(
+    make_config: MakeConfig, corpus: Path, tmp_path: Path
+) -> None:
     folder = corpus / "train" / "audio_caption"
+    video = next((corpus / "train" / "webvid" / "videos").rglob("*.mp4"))
+    ask = [{"type": "video", "path": str(video)}, {"type": "text", "text": "What?"}]
+    seen = {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": "A shape."}]}
+    file = tmp_path / "seen.jsonl"
+    file.write_text(json.dumps(seen) + "\n")
     trainer = Trainer(
         make_config(
             "model.equip_audio_branch=True",
             "model.frozen_audio_Qformer=False",
+            "model.max_txt_len=300",
+            "datasets.webvid.sample_ratio=0",
+            "datasets.cc_sbu_align.sample_ratio=0",
+            "datasets.messages.sample_ratio=1",
+            f"datasets.messages.build_info.anno_dir={file}",
             "datasets.audio_caption.data_type=audio",
             f"datasets.audio_caption.build_info.anno_dir={folder / 'captions.csv'}",
             f"datasets.audio_caption.build_info.videos_dir={folder / 'audio'}",
             "datasets.audio_caption.sample_ratio=1",
         )
     )
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     assert trainer.train().iteration == 8
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
 
 
 def test_processes_with_and_without_media_train_together(config_file: Path, corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny_model import make_tiny_config
+from video_llama.checkpoints.adapters import add_lora
+from video_llama.config import LoraConfig
+from video_llama.model.parts import enable_checkpointing, freeze_for_training
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.memory import (
     TrainingSample,
@@ -17,9 +21,9 @@ from video_llama.training.memory import (
     estimate_training_memory,
     language_model_saved_bytes,
 )
-from video_llama.training.optim import TrainedParts, build_optimizer, freeze_for_training
+from video_llama.training.optim import build_optimizer
 
-VIDEO = TrainedParts(video=True, projection=True, audio=False)
+VIDEO = ("video_qformer", "video_projection")
 
 
 def saved_bytes(run: Callable[[], Tensor], model: nn.Module) -> int:
@@ -61,6 +65,43 @@ def test_what_a_qformer_keeps_is_about_what_the_formula_counts() -> None:
     assert kept == pytest.approx(4 * _qformer_saved_values(qformer.config, 256, 32), rel=0.35)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_adapters_on_a_llama_need_is_what_the_estimate_adds(dtype: torch.dtype, checkpointing: bool) -> None:
+    pytest.importorskip("peft")
+    config = make_tiny_config()
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers, text.vocab_size = 64, 160, 6, 96
+    model = VideoLlamaForConditionalGeneration(config).to(dtype)
+    lora, adapted = LoraConfig(target=["language_model"], r=2), {"language_model"}
+    add_lora(model, lora, adapted)
+    freeze_for_training(model, ())
+    if checkpointing:
+        enable_checkpointing(model)
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    embeds = torch.randn(1, 96, 64, dtype=dtype, requires_grad=True)
+    layers = model.train().model.language_model
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            states: Tensor = layers(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        return states
+
+    kept = saved_bytes(run, model)
+    sample = TrainingSample(96, 0)  # without answers there are no logits
+    options: dict[str, Any] = {"batch_size": 1, "bytes_per_value": dtype.itemsize, "lora": lora, "adapted": adapted}
+    plain = estimate_training_memory(config, (), sample, **options)
+    assert plain.trained == plain.gradients == sum(parameter.nbytes for parameter in adapters)
+    frozen = sum(value.nbytes for value in model.parameters() if not value.requires_grad)
+    assert plain.frozen == pytest.approx(frozen, rel=1e-2)
+    if checkpointing:
+        # One layer at a time is computed again, beside what is kept of the whole pass.
+        estimate = estimate_training_memory(config, (), sample, checkpointing=True, **options)
+        assert estimate.activations == pytest.approx(kept + plain.activations / text.num_hidden_layers, rel=0.12)
+    else:
+        assert plain.activations == pytest.approx(kept, rel=0.12)
+
+
 SMALL = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 384}
 
 
@@ -92,6 +133,6 @@ def test_checkpointing_and_quantization_need_less_and_larger_batches_more() -> N
     assert estimate_training_memory(config, VIDEO, sample, batch_size=4, checkpointing=True).total < base.total
     assert estimate_training_memory(config, VIDEO, sample, batch_size=4, language_model_bits=4).frozen < base.frozen
     assert estimate_training_memory(config, VIDEO, sample, batch_size=8).activations == 2 * base.activations
-    with_sound = estimate_training_memory(config, TrainedParts(True, True, True), sample, batch_size=4)
+    with_sound = estimate_training_memory(config, (*VIDEO, "audio_qformer", "audio_projection"), sample, batch_size=4)
     assert with_sound.optimizer > base.optimizer
     assert with_sound.activations > base.activations

@@ -118,9 +118,9 @@ def test_the_weights_of_the_lowest_loss_are_kept_beside_the_last_and_the_folder_
     # As its configuration says, it is its best.
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("load_best_model_at_end: false", "load_best_model_at_end: true"))
-    section = find_trained_run(folder)
-    assert section is not None
-    assert section.ckpt == str(folder / "checkpoint_best.pth")
+    run = find_trained_run(folder)
+    assert run is not None
+    assert run.section.ckpt == str(folder / "checkpoint_best.pth")
     (folder / "checkpoint_best.pth").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint_best\.pth yet"):
         find_trained_run(folder)

@@ -471,7 +471,6 @@ def test_the_output_folder_of_a_run_without_an_epoch_is_no_model_yet(make_config
 def test_parts_and_processes_that_do_not_fit_are_refused(make_config: MakeConfig) -> None:
     for option, message in {
         "model.frozen_audio_Qformer=False": "equip_audio_branch is False",
-        "model.freeze_vit=False": "encoders do not train",
         "run.world_size=3": "3 processes were asked for, but this run has 1",
         "run.resume_ckpt_path=/nowhere": "is no training checkpoint",
     }.items():

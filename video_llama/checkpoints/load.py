@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +29,7 @@ from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.eva_vit import interpolate_position_table
+from video_llama.model.parts import part_of_parameter
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_names import to_saved_name
 from video_llama.processor.audio_features import LogMelSettings
@@ -154,6 +155,8 @@ def load_model(
     dtype: torch.dtype,
     *,
     trainable_dtype: torch.dtype | None = None,
+    trained: Collection[str] = (),
+    override: Path | None = None,
     skeleton: VideoLlamaForConditionalGeneration | None = None,
     **options: Any,
 ) -> VideoLlamaForConditionalGeneration:
@@ -164,7 +167,10 @@ def load_model(
         config: the model to build. It may leave out parts that the files have, and its image size may differ from that
             of the original's files: the position table is interpolated.
         dtype: of all parameters.
-        trainable_dtype: of the parts that train, if it shall differ; their weights are not rounded on the way.
+        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it shall differ; their
+            weights are not rounded on the way.
+        trained: more parts that train, by the names of `model/parts.py`.
+        override: a checkpoint whose weights count in the place of those of a folder.
         skeleton: what `build_skeleton(config)` gave, to save its time.
         options: `device_map`, `attn_implementation`, `quantization_config` and whatever else transformers'
             `from_pretrained` takes.
@@ -176,10 +182,11 @@ def load_model(
     folder = source if isinstance(source, Path) else None
     is_quantized = folder is not None and getattr(config, "quantization_config", None) is not None
     # Weights that were saved quantized have names of their own.
-    report = LoadReport() if is_quantized else match_checkpoint(source, config, skeleton)
+    report = LoadReport() if is_quantized else match_checkpoint(source, config, skeleton, override)
     # transformers reads a folder of its own itself, but would keep all that it has read mapped until the end: four
     # times what remains in 4 bit.
     is_direct = folder is not None and (is_quantized or options.get("quantization_config") is None)
+    is_direct = is_direct and override is None
     if not is_direct:
         options["state_dict"] = _stored_tensors(report.found, dtype, config)
     with _reported_by_us():
@@ -201,7 +208,7 @@ def load_model(
     if folder is not None and not is_direct and (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if trainable_dtype is not None:
-        _reload_trainable(model, report, trainable_dtype)
+        _reload_trainable(model, report, trainable_dtype, trained)
     return model
 
 
@@ -272,12 +279,16 @@ def _check_language_model_is_whole(source: OriginalFiles | Path, info: Mapping[s
         )
 
 
-def _reload_trainable(model: VideoLlamaForConditionalGeneration, report: LoadReport, dtype: torch.dtype) -> None:
+def _reload_trainable(
+    model: VideoLlamaForConditionalGeneration, report: LoadReport, dtype: torch.dtype, trained: Collection[str]
+) -> None:
     """Give the parts that train their own dtype, with values read anew so that none was rounded."""
     for name, parameter in model.named_parameters():
-        if part_of(name) in TRAINABLE_PARTS:
+        if part_of(name) in TRAINABLE_PARTS or part_of_parameter(name) in trained:
             # The loaded value was rounded to the dtype of the frozen parts, so read the stored one again. A part
             # without a file keeps its initial values.
             stored = report.found.get(to_saved_name(name))
             value = stored.read() if stored else parameter.data
+            if to_saved_name(name) == POSITION_TABLE:
+                value = interpolate_position_table(value, parameter.shape[1] - 1)
             parameter.data = value.to(device=parameter.device, dtype=dtype)

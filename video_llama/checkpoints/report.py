@@ -119,13 +119,17 @@ class LoadReport:
 
 
 def match_checkpoint(
-    source: OriginalFiles | Path, config: VideoLlamaConfig, skeleton: VideoLlamaForConditionalGeneration | None = None
+    source: OriginalFiles | Path,
+    config: VideoLlamaConfig,
+    skeleton: VideoLlamaForConditionalGeneration | None = None,
+    override: Path | None = None,
 ) -> LoadReport:
     """Find every weight of a model, and log what was found.
 
     Args:
         source: the files of the original layout, or a folder that `save_pretrained` wrote.
         config: of the model, and `skeleton`: what `build_skeleton(config)` gave, to save its time.
+        override: a checkpoint whose weights count in the place of those of a folder.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its weights do not fit the model.
@@ -141,18 +145,22 @@ def match_checkpoint(
         expected = {name: tensor for name, tensor in expected.items() if part_of(name) is not LANGUAGE_MODEL}
     if isinstance(source, Path):
         language_model = Source(open_weights(source))
-        report = match_weights(expected, [language_model], MODEL_PARTS, source)
+        sources = [language_model]
+        if override is not None:
+            sources.append(Source(open_weights(override)))
+        report = match_weights(expected, sources, MODEL_PARTS, source)
     else:
         files = _files_and_parts(source)
         sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
-        # The language model comes last. Leave it out where transformers renames its weights: names would not match.
-        language_model = sources[-1]
+        # The language model comes first. Leave it out where transformers renames its weights: names would not match.
+        language_model = sources[0]
         if is_renamed:
-            sources.pop()
+            sources.pop(0)
         report = match_weights(expected, sources, {part for _, parts in files for part in parts})
     report.raise_for_problems()
     if is_renamed:
         report.found |= _as_stored(language_model)
+        report.found |= _trained_language_model([one for one in sources if one is not language_model])
     logger.log(logging.WARNING if report.unknown else logging.INFO, report.summary())
     return report
 
@@ -160,16 +168,17 @@ def match_checkpoint(
 def _files_and_parts(files: OriginalFiles) -> list[tuple[Path, Sequence[Part]]]:
     """Return the files with the parts that each must hold whole; trainable parts without a file start untrained.
 
-    The order is the original's: later files override earlier ones. The language model is the last.
+    The order is the original's: later files override earlier ones. The language model is the first, so that a
+    checkpoint that holds a trained one overrides it.
     """
     in_order: list[tuple[Path | None, Sequence[Part]]] = [
+        (files.language_model, [LANGUAGE_MODEL]),
         (files.vision_encoder, [VISION_ENCODER]),
         (files.qformer, [QFORMER]),
         (files.imagebind, [AUDIO_ENCODER, IMAGEBIND_VISION]),
         (files.projection, [PROJECTION]),
         (files.video_branch, [VIDEO_BRANCH, PROJECTION]),
         (files.audio_branch, [AUDIO_BRANCH]),
-        (files.language_model, [LANGUAGE_MODEL]),
     ]
     return [(path, parts) for path, parts in in_order if path is not None]
 
@@ -263,6 +272,17 @@ def _as_stored(source: Source) -> dict[str, TensorRef]:
         ours = f"language_model.{name}" if source.prefix else name
         if part_of(ours) is LANGUAGE_MODEL and not is_stray(source.prefix + name):
             found[ours] = TensorRef(source.weights, name)
+    return found
+
+
+def _trained_language_model(sources: Sequence[Source]) -> dict[str, TensorRef]:
+    """Return the weights of a language model that trained, from the checkpoints that hold them beside others."""
+    found = {}
+    for source in sources:
+        for name in source.weights:
+            ours = to_our_name(source.prefix + name)
+            if ours is not None and part_of(ours) is LANGUAGE_MODEL:
+                found[ours] = TensorRef(source.weights, name)
     return found
 
 

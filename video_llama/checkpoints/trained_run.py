@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from video_llama.config import ModelConfig, load_config
 from video_llama.errors import CheckpointError
+from video_llama.model.parts import AUDIO_PARTS, trained_parts
 
-__all__ = ["BEST", "CONFIG_FILE", "checkpoint_name", "find_trained_run", "run_checkpoint"]
+__all__ = [
+    "BEST",
+    "CONFIG_FILE",
+    "TrainedRun",
+    "adapter_beside",
+    "adapter_name",
+    "checkpoint_name",
+    "find_trained_run",
+    "run_checkpoint",
+]
 
 CONFIG_FILE = "config.yaml"
 BEST = "best"
@@ -21,18 +32,46 @@ def checkpoint_name(epoch: int | str) -> str:
     return f"checkpoint_{epoch}.pth"
 
 
-def find_trained_run(path: str | os.PathLike[str]) -> ModelConfig | None:
-    """Return the model section of a run's configuration, with the checkpoint of what was trained.
+def adapter_name(epoch: int | str) -> str:
+    """Return the name of the adapter's folder beside the file of the same epoch."""
+    return f"adapter_{epoch}"
+
+
+def adapter_beside(checkpoint: Path) -> Path:
+    """Return the folder of the adapter that belongs to a `checkpoint_EPOCH.pth`, whether there is one or not."""
+    return checkpoint.with_name(adapter_name(checkpoint.stem.partition("_")[2]))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run as a model.
 
     Args:
-        path: an `output_dir`, which stands for the file that `run_checkpoint` says, or a `checkpoint_EPOCH.pth` in it;
-            None is returned for anything else.
+        section: the model section of its configuration, with the checkpoint of what was trained in the place of what
+            the run started from, and its adapter.
+        checkpoint: that file.
+        base: `model.ckpt` of the run itself.
+    """
+
+    section: ModelConfig
+    checkpoint: Path
+    base: str | None
+
+
+def find_trained_run(path: str | os.PathLike[str]) -> TrainedRun | None:
+    """Return what a run's configuration and its checkpoint say of the model that it trained.
+
+    Args:
+        path: an `output_dir`, which stands for the file that `run_checkpoint` says, or a `checkpoint_EPOCH.pth` or
+            `adapter_EPOCH` in it; None is returned for anything else.
 
     Raises:
         CheckpointError: as `run_checkpoint`.
         ConfigError: its configuration cannot be read.
     """
     path = Path(path).expanduser()
+    if path.name.startswith("adapter_"):
+        path = path.with_name(checkpoint_name(path.name.removeprefix("adapter_")))
     if path.is_file() and _CHECKPOINT.fullmatch(path.name) and (path.parent / CONFIG_FILE).is_file():
         checkpoint, folder = path, path.parent
     else:
@@ -42,11 +81,14 @@ def find_trained_run(path: str | os.PathLike[str]) -> ModelConfig | None:
         checkpoint, folder = found, path
     config = load_config(folder / CONFIG_FILE).model
     # A checkpoint of a run holds only what was trained. A frozen branch keeps the file that the configuration names.
-    if not config.frozen_audio_Qformer:
+    trained, base = trained_parts(config), config.ckpt
+    if adapter_beside(checkpoint).is_dir():
+        config.adapter = str(adapter_beside(checkpoint))
+    if trained & AUDIO_PARTS:
         config.ckpt_2 = str(checkpoint)
-    if not (config.frozen_video_Qformer and config.frozen_llama_proj):
+    if trained - AUDIO_PARTS:
         config.ckpt = str(checkpoint)
-    return config
+    return TrainedRun(config, checkpoint, base)
 
 
 def run_checkpoint(folder: Path) -> Path | None:

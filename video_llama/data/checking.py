@@ -22,6 +22,7 @@ from video_llama.data.examples import Example, MediaSource, media_kinds, media_s
 from video_llama.data.mixture import mixture_weights
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError, NoAudioTrackError
+from video_llama.model.parts import AUDIO_PARTS, trained_parts
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 __all__ = ["DatasetCheck", "SampleCheck", "check_datasets", "describe_tokens", "share_of_bad_samples"]
@@ -197,8 +198,7 @@ def check_datasets(
     Raises:
         ConfigError, DatasetError: as `build_datasets`.
     """
-    model = config.model
-    as_audio = model.equip_audio_branch and not model.frozen_audio_Qformer
+    as_audio = bool(AUDIO_PARTS & trained_parts(config.model))
     for dataset in build_datasets(config, processor, training=training, images_as_audio=as_audio):
         examples = dataset.examples
         check = DatasetCheck(dataset.name, len(examples), skips_silent=dataset.encoder.skip_silent)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from video_llama.constants import IMAGE_MEAN, IMAGE_STD, Modality
 from video_llama.data.examples import Example, MediaSource, open_media, source_of
 from video_llama.data.features import FeatureStore
 from video_llama.data.tokenization import (
+    NoRoomError,
     build_caption_sample,
     build_conversation_sample,
     build_dialogue_sample,
@@ -121,7 +123,8 @@ class SampleProcessor:
         # The placeholder depends on the branch that gets the input, not on the file: frames may go to the audio branch.
         kind = "image" if item.name == "pixel_values" else "audio"
         placeholder = (self.text.placeholder_ids[kind], self.text.placeholder_lengths[kind])
-        tokens = self._tokenise(example.text, placeholder, item)
+        with self._explaining_length([item]):
+            tokens = self._tokenise(example.text, placeholder, item)
         return ProcessedSample(example.id, **tokens, media=[item])
 
     def _tokenise(
@@ -173,15 +176,31 @@ class SampleProcessor:
         messages = example.text["messages"]
         reader.fill(conversation, messages)
         answers = [message for message in messages if message["role"] == "assistant"]
-        tokens = build_conversation_sample(
-            conversation,
-            self.text.tokenizer,
-            placeholder_ids=self.text.placeholder_ids,
-            placeholder_lengths=self.text.placeholder_lengths,
-            max_txt_len=self.text.max_txt_len,
-            unlearnt=[number for number, answer in enumerate(answers) if answer.get("loss") is False],
-        )
+        with self._explaining_length(reader.visuals):
+            tokens = build_conversation_sample(
+                conversation,
+                self.text.tokenizer,
+                placeholder_ids=self.text.placeholder_ids,
+                placeholder_lengths=self.text.placeholder_lengths,
+                max_txt_len=self.text.max_txt_len,
+                unlearnt=[number for number, answer in enumerate(answers) if answer.get("loss") is False],
+            )
         return ProcessedSample(example.id, **tokens, media=[*reader.visuals, *reader.audios])
+
+    @contextlib.contextmanager
+    def _explaining_length(self, media: Sequence[MediaInput]) -> Iterator[None]:
+        """Add to an error about too little room how much of it the sentences on the sampled frames take."""
+        try:
+            yield
+        except NoRoomError as error:
+            messages = [item.message for item in media if item.message]
+            if not messages:
+                raise
+            ids = [self.text.tokenizer(message, add_special_tokens=False).input_ids for message in messages]
+            raise NoRoomError(
+                f"{error}; {sum(map(len, ids))} text tokens are the sentence on the sampled frames and their times: "
+                "take fewer frames (n_frms) or raise model.max_txt_len"
+            ) from error
 
     def read(self, kind: Modality, source: MediaSource) -> MediaInput:
         """Return one file as model input, from the feature cache if it is there."""

@@ -30,6 +30,7 @@ from video_llama.prompt_parts import (
 )
 
 __all__ = [
+    "NoRoomError",
     "Turn",
     "answer_spans",
     "build_caption_sample",
@@ -60,6 +61,10 @@ def answer_spans(labels: Sequence[int]) -> list[range]:
             spans.append(range(start, end))
         start = end
     return spans
+
+
+class NoRoomError(DatasetError):
+    """What comes before the first answer takes all tokens of `max_txt_len`."""
 
 
 def build_caption_sample(
@@ -156,7 +161,8 @@ def build_conversation_sample(
         input_ids and labels of equal length; labels are IGNORE_INDEX except on answers and what ends them.
 
     Raises:
-        DatasetError: the cut removes all answers, or a media position.
+        DatasetError: there is no answer to learn.
+        NoRoomError: the cut removes all answers, or a media position.
     """
     # Only text counts towards the limit: BOS and media features come on top.
     sample = encode_parts(conversation.get_parts(tokenizer), tokenizer, placeholder_ids, placeholder_lengths)
@@ -167,7 +173,13 @@ def build_conversation_sample(
     is_learnt = _without_answers(sample.is_answer, unlearnt)
     cut = EncodedPrompt(sample.input_ids[:length], is_learnt[:length])
     if sum(token_id in media_ids for token_id in cut.input_ids) < num_media_ids:
-        raise DatasetError(f"a media position lies beyond the first {max_txt_len} text tokens (max_txt_len)")
+        raise NoRoomError(f"a media position lies beyond the first {max_txt_len} text tokens (max_txt_len)")
+    if any(is_learnt) and not any(cut.is_answer):
+        num_before = is_learnt.index(True) - num_media_ids - int(has_bos)
+        raise NoRoomError(
+            f"no token of an answer is left: the questions fill max_txt_len, with {num_before} text tokens before the "
+            f"first answer, where {max_txt_len} are allowed"
+        )
     return _with_labels(cut)
 
 
@@ -302,8 +314,7 @@ def _without_answers(is_answer: Sequence[bool], unlearnt: Collection[int]) -> li
 def _with_labels(sample: EncodedPrompt) -> dict[str, list[int]]:
     if not any(sample.is_answer):
         raise DatasetError(
-            f"no token of an answer is left among the {len(sample.input_ids)} of the sample: there is none, "
-            "or the questions fill max_txt_len"
+            f"none of the {len(sample.input_ids)} tokens of the sample is of an answer: there is nothing to learn"
         )
     marked = zip(sample.input_ids, sample.is_answer, strict=True)
     labels = [token_id if is_answer else IGNORE_INDEX for token_id, is_answer in marked]

@@ -75,7 +75,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     model = f"checkpoint folder, file, hub id or packaged model (default: {DEFAULT_MODEL}, without --cfg-path)"
     source.add_argument("--model", metavar="PATH", help=model)
     source.add_argument("--cfg-path", metavar="YAML", help="configuration with a model section (eval_configs/)")
-    add("--model-base", metavar="PATH", help="the language model, if --model is a checkpoint that lies elsewhere")
+    base = "the language model, if --model is a checkpoint that lies elsewhere; the whole model, if it is an adapter"
+    add("--model-base", metavar="PATH", help=base)
     overrides = "override settings of --cfg-path: model.ckpt=…"
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help=overrides)
     add(

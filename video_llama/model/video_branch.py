@@ -91,7 +91,9 @@ class VideoBranch(nn.Module):
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Map frames (frames, 3, height, width) to query outputs (frames, queries, width)."""
-        return run_qformer(self.qformer, self.query_tokens, self.vision_norm(self.vision_encoder(frames)))
+        states = self.vision_norm(self.vision_encoder(frames))
+        # What trains is in float32, which need not be both of the two.
+        return run_qformer(self.qformer, self.query_tokens, states.to(self.qformer.layernorm.weight.dtype))
 
     def pool(self, frame_tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Map frame tokens to language-model tokens.

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from video_llama.checkpoints.trained_run import checkpoint_name
+from video_llama.checkpoints.trained_run import adapter_beside, checkpoint_name
 from video_llama.errors import CheckpointError
 from video_llama.model.weight_names import to_model_name, to_saved_name
 from video_llama.utils.files import INCOMPLETE, sync, write_whole
@@ -43,11 +43,13 @@ from video_llama.utils.files import INCOMPLETE, sync, write_whole
 __all__ = [
     "TrainingState",
     "archive_later_checkpoints",
+    "cannot_be_written",
     "checkpoint_identity",
     "find_checkpoint",
     "gather_trainable",
     "list_checkpoints",
     "load_checkpoint",
+    "rename_folder",
     "save_checkpoint",
     "write_file",
 ]
@@ -141,18 +143,18 @@ def save_checkpoint(
         if optimizer_state is not None:
             torch.save(_renamed(optimizer_state, to_saved_name), in_progress / _OPTIMIZER)
         (in_progress / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-        _rename_folder(in_progress, final)
+        rename_folder(in_progress, final)
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch.save and safetensors wrap the system's errors in their own.
         shutil.rmtree(in_progress, ignore_errors=True)
-        raise _cannot_be_written(final, error) from error
+        raise cannot_be_written(final, error) from error
     # Higher numbers are of a course that the run has left; they are not counted among the newest.
     until_here = [path for path in list_checkpoints(folder) if path.name <= final.name]
     for old in until_here[: -max(keep, 1)]:
         shutil.rmtree(old)
 
 
-def _rename_folder(in_progress: Path, final: Path) -> None:
+def rename_folder(in_progress: Path, final: Path) -> None:
     """Give a folder its final name once all of its content is on the disk, so that a power cut leaves no half of it."""
     # The order matters: first the contents, then the name, then the folder that holds the name.
     for path in in_progress.rglob("*"):
@@ -171,10 +173,10 @@ def write_file(path: Path, content: Any) -> None:
     try:
         write_whole(path, partial(torch.save, content))
     except (OSError, RuntimeError) as error:
-        raise _cannot_be_written(path, error) from error
+        raise cannot_be_written(path, error) from error
 
 
-def _cannot_be_written(path: Path, error: Exception) -> CheckpointError:
+def cannot_be_written(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: cannot be written ({error}); is the disk full? Earlier checkpoints are whole. Make room, then go on "
         f"with --resume (run.resume_ckpt_path=auto)"
@@ -256,6 +258,7 @@ def archive_later_checkpoints(
         # Epochs count from 0, so the file of an epoch is written after (epoch + 1) * iters_per_epoch iterations.
         if epoch.isdecimal() and (int(epoch) + 1) * iters_per_epoch > iteration:
             later.append(path)
+    later += [adapter_beside(path) for path in later if path.suffix == ".pth" and adapter_beside(path).is_dir()]
     if not later:
         return None
     archive = folder / f"abandoned-{iteration:08d}-{time.strftime('%Y%m%d-%H%M%S')}"

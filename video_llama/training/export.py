@@ -10,8 +10,8 @@ from torch import Tensor
 
 from video_llama.checkpoints.weight_mapping import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of, to_original_name
 from video_llama.config import Config
+from video_llama.model.parts import AUDIO_PARTS, adapter_parameters, trained_parts
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.optim import trained_branches
 
 __all__ = ["original_checkpoint"]
 
@@ -21,16 +21,27 @@ def original_checkpoint(
 ) -> dict[str, Any]:
     """Return `{"model", "config", "epoch"}` as `ckpt` and `ckpt_2` read it.
 
-    Each trained branch is whole, with the frozen tensors of `model` beside what trained (`trained`: our names, on the
-    CPU), under the original's names; no optimizer and no buffers. The configuration is kept as plain values.
+    Each branch of which a Q-Former or a projection trained is whole, with the frozen tensors of `model` beside what
+    trained (`trained`: our names, on the CPU), under the original's names. So is the video branch where the frame
+    encoder, its Q-Former or the language model trained, of which only these are added. There is no optimizer and no
+    buffer. The configuration is kept as plain values.
     """
-    trains = trained_branches(config.model)
-    parts = {VIDEO_BRANCH, PROJECTION} if trains.video or trains.projection else set()
-    if trains.audio:
+    whole = trained_parts(config.model)
+    parts = set()
+    if whole & AUDIO_PARTS:
         parts.add(AUDIO_BRANCH)
+    if whole - AUDIO_PARTS:
+        parts |= {VIDEO_BRANCH, PROJECTION}
+    adapters = {id(parameter) for parameter in adapter_parameters(model)}
     weights = {}
     for name, parameter in model.named_parameters():
-        if part_of(name) in parts:
+        # Adapters have files of their own.
+        if id(parameter) in adapters:
+            continue
+        # Weights beside them lie one level deeper.
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        part = part_of(plain)
+        if part is not None and (name in trained or part in parts):
             value = trained[name] if name in trained else parameter.detach().cpu()
-            weights[to_original_name(name)] = value.contiguous()
+            weights[to_original_name(plain)] = value.contiguous()
     return {"model": weights, "config": OmegaConf.to_container(OmegaConf.structured(config)), "epoch": epoch}

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 
-from video_llama.checkpoints.trained_run import BEST, checkpoint_name
+from video_llama.checkpoints.adapters import save_adapter
+from video_llama.checkpoints.original_layout import is_transformers_folder
+from video_llama.checkpoints.trained_run import BEST, adapter_name, checkpoint_name
 from video_llama.config import Config
+from video_llama.model.parts import adapter_layers
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
-from video_llama.training.checkpoints import gather_trainable, write_file
+from video_llama.training.checkpoints import cannot_be_written, gather_trainable, rename_folder, write_file
 from video_llama.training.export import original_checkpoint
-from video_llama.utils.files import write_whole
+from video_llama.utils.files import INCOMPLETE, write_whole
 
 __all__ = ["Exporter"]
 
@@ -22,7 +27,7 @@ _RECORD = "checkpoints.json"
 
 
 class Exporter:
-    """Write `checkpoint_EPOCH.pth` and `checkpoint_best.pth` in the original's layout.
+    """Write `checkpoint_EPOCH.pth` and `checkpoint_best.pth` in the original's layout, and `adapter_EPOCH` beside them.
 
     `checkpoints.json` beside them says which file is the best and which the last, and what each holds.
 
@@ -76,11 +81,27 @@ class Exporter:
         trained = gather_trainable(self._wrapped)
         if self._accelerator.is_main_process:
             file = checkpoint_name(name)
+            # The adapter first: a checkpoint that is there has its adapter beside it.
+            if adapter_layers(self._model):
+                self._write_adapter(self._folder / adapter_name(name))
             write_file(self._folder / file, original_checkpoint(self._model, trained, self._config, epoch))
             what = {"file": file, "epoch": epoch, "iteration": iteration, **figures}
             content = json.dumps({**self._read(), kind: what}, indent=2) + "\n"
             write_whole(self._folder / _RECORD, lambda partial: partial.write_text(content, encoding="utf-8"))
         self._accelerator.wait_for_everyone()
+
+    def _write_adapter(self, folder: Path) -> None:
+        in_progress = folder.with_name(folder.name + INCOMPLETE)
+        shutil.rmtree(in_progress, ignore_errors=True)
+        base = self._config.model.ckpt
+        if base is not None and not is_transformers_folder(Path(base).expanduser()):
+            # Other checkpoints are a part of the model that the adapter belongs to.
+            base = None
+        try:
+            save_adapter(self._model, in_progress, base)
+            rename_folder(in_progress, folder)
+        except (OSError, SafetensorError) as error:
+            raise cannot_be_written(folder, error) from error
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from video_llama.config import RunConfig
+from video_llama.checkpoints.adapters import add_lora, check_adapters
+from video_llama.config import Config, RunConfig
 from video_llama.data.batches import Batch
-from video_llama.errors import VideoLlamaError
+from video_llama.errors import ConfigError, VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.parts import (
+    adapted_parts,
+    adapter_layers,
+    enable_checkpointing,
+    freeze_for_training,
+    trained_parts,
+)
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
 from video_llama.model.weight_names import to_saved_name
 from video_llama.training.features import FeatureFiller
@@ -25,11 +33,12 @@ from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import is_sharded
 from video_llama.training.torch_settings import CompiledLayers
 
-__all__ = ["Learner", "StepOutput", "TrainingStopped", "teaching_inputs"]
+__all__ = ["Learner", "StepOutput", "TrainingStopped", "prepare_model", "teaching_inputs"]
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20
+_BRANCHES = ("video_branch", "audio_branch")
 
 
 class TrainingStopped(VideoLlamaError):
@@ -68,6 +77,31 @@ def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device
     return {**inputs, "placeholders": placeholders, "answers_only": True, "use_cache": False}
 
 
+def _reached_branches(batch: Batch) -> set[str]:
+    """Return the branches that the media of a batch lead to, by their names in the model."""
+    return {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
+
+
+def prepare_model(model: VideoLlamaForConditionalGeneration, config: Config, is_sharded: bool) -> None:
+    """Add the adapters that a configuration names, and let only its parts train.
+
+    Raises:
+        ConfigError: adapters that cannot train as they are.
+    """
+    adapted = adapted_parts(config.lora, config.model)
+    if adapted:
+        add_lora(model, config.lora, adapted)
+    check_adapters(model)
+    freeze_for_training(model, trained_parts(config.model))
+    if is_sharded:
+        if adapter_layers(model):
+            raise ConfigError("adapters (lora) do not train with FSDP or DeepSpeed: start the run with torchrun")
+        # Processes may have different numbers of frames, but all must run the encoders equally often.
+        model.set_chunk_size(None)
+    if config.model.use_grad_checkpoint:
+        enable_checkpointing(model)
+
+
 class Learner:
     """A model with its optimizer, on one process or many.
 
@@ -100,11 +134,14 @@ class Learner:
             weight_decay=run.weight_decay,
             beta2=run.beta2,
             is_scaled=accelerator.scaler is not None,
+            part_lr=run.part_lr,
         )
+        # Kept here, because a checkpoint brings the rates of its own step along.
+        self._rate_factors = [group["lr"] / run.init_lr if run.part_lr else 1.0 for group in optimizer.param_groups]
         # `prepare` may wrap the model. The plain one is kept for its configuration and its mode.
         self._inner = model
         self.model, self._optimizer = accelerator.prepare(model, optimizer)
-        # Trained parameters by the part of the model that holds them: video_branch, audio_branch. Not before `prepare`,
+        # Trained parameters by what of the model holds them: a branch, language_model. Not before `prepare`,
         # which may replace parameters by this process's share of them.
         self._trained: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
@@ -137,19 +174,21 @@ class Learner:
         self._seed(iteration)
         # The rate of the group's last iteration: the original sets a rate at every iteration and steps at the last.
         lr = self._schedule.lr(iteration + len(group) - 1)
-        for parameters in self._optimizer.param_groups:
-            parameters["lr"] = lr
+        for parameters, factor in zip(self._optimizer.param_groups, self._rate_factors, strict=True):
+            parameters["lr"] = lr * factor
         with contextlib.ExitStack() as context:
             if self._compiled is not None:
                 context.enter_context(self._compiled.in_use())
-            loss_shares = self._backward(group, num_tokens)
+            sums = self._backward(group, num_tokens)
         # `tolist` is the only place in a step that waits for a GPU.
-        norm_of_gradient = self._clip().to(loss_shares)
-        loss, norm, *shares = torch.cat([torch.stack([loss_shares.sum(), norm_of_gradient]), loss_shares]).tolist()
+        first = torch.stack([sums[: len(group)].sum(), self._clip().to(sums)])
+        loss, norm, *rest = torch.cat([first, sums]).tolist()
+        shares, led_to = rest[: len(group)], rest[len(group) :]
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         # After an overflow of float16 the scaler itself skips the step, and lowers its scale.
         overflowed = self._accelerator.scaler is not None and math.isfinite(loss)
         if is_finite or overflowed:
+            self._forget_gradients(branch for branch, number in zip(_BRANCHES, led_to, strict=True) if not number)
             self._optimizer.step()
             self._skipped_in_a_row = 0
         else:
@@ -159,9 +198,11 @@ class Learner:
         return StepOutput(loss, norm, lr, not is_finite, shares)
 
     def _backward(self, group: Sequence[Batch], num_tokens: float) -> Tensor:
-        """Sum up the gradients; return the share of each batch in the mean loss over all answer tokens, (batches,).
+        """Sum up the gradients, and return what all processes have in common.
 
-        Tokens are those of all processes; float64.
+        Returns:
+            (batches + branches,), float64: the share of each batch in the mean loss over all answer tokens; how many
+            batches led to each branch.
         """
         losses: list[Tensor] = []
         for number, batch in enumerate(group, start=1):
@@ -178,10 +219,13 @@ class Learner:
                     loss = loss.nan_to_num()
                 self._accelerator.backward(loss * (share * self._accelerator.num_processes))
             losses.append(loss.detach().double() * share)
-        shares = torch.stack(losses)
+        # A batch that only computes along, without tokens to learn, gives no gradient.
+        reached = [_reached_branches(batch) for batch in group if batch.num_label_tokens]
+        led_to = [float(sum(branch in branches for branches in reached)) for branch in _BRANCHES]
+        sums = torch.cat([torch.stack(losses), torch.tensor(led_to, dtype=torch.float64, device=losses[0].device)])
         if self._accelerator.num_processes > 1:
-            shares = self._accelerator.reduce(shares, "sum")
-        return shares
+            sums = self._accelerator.reduce(sums, "sum")
+        return sums
 
     def _loss(self, batch: Batch) -> Tensor:
         if self._filler is not None:
@@ -191,11 +235,20 @@ class Learner:
             return loss
         # A batch of plain text leads to no branch. DDP would wait for the gradients of the branch that trains, so they
         # are made zero instead of absent.
-        reached = {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
-        unreached = [parameter for part, held in self._trained.items() if part not in reached for parameter in held]
-        if unreached:
-            loss = loss + sum(parameter.sum() for parameter in unreached) * 0.0
+        for branch in set(_BRANCHES) - _reached_branches(batch):
+            for parameter in self._trained.get(branch, ()):
+                loss = loss + parameter.sum() * 0.0
         return loss
+
+    def _forget_gradients(self, branches: Iterable[str]) -> None:
+        """Take the gradients away from branches that no batch of any process led to.
+
+        They are zero, and with a gradient of zero the optimizer would still decay the weights, and move them on by what
+        it remembers of earlier steps.
+        """
+        for branch in branches:
+            for parameter in self._trained.get(branch, ()):
+                parameter.grad = None
 
     def _clip(self) -> Tensor:
         """Clip the gradient to `run.max_grad_norm`, if that is set; return its norm before, ()."""

@@ -1,88 +1,25 @@
-"""Choose what trains, and build its optimizer and the two learning-rate schedules of the published recipe."""
+"""Build the optimizer of what trains, and the two learning-rate schedules of the published recipe."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from torch import nn
 from torch.optim import AdamW
 
-from video_llama.config import ModelConfig, RunConfig
-from video_llama.errors import ConfigError
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
+from video_llama.config import RunConfig
+from video_llama.model.parts import ADAPTERS, adapter_parameters, part_of_parameter
 from video_llama.registry import SCHEDULES
 
 __all__ = [
     "Schedule",
     "StepSchedule",
-    "TrainedParts",
     "build_optimizer",
     "build_schedule",
-    "freeze_for_training",
     "split_by_weight_decay",
-    "trained_branches",
 ]
-
-
-@dataclass(frozen=True)
-class TrainedParts:
-    """Which small parts train; the encoders and the language model never do.
-
-    Args:
-        video: the video Q-Former, its queries and the frame positions (`frozen_video_Qformer: False`).
-        projection: the video projection (`frozen_llama_proj: False`).
-        audio: the audio Q-Former, its queries, the segment positions and the audio projection
-            (`frozen_audio_Qformer: False`).
-    """
-
-    video: bool
-    projection: bool
-    audio: bool
-
-
-def trained_branches(config: ModelConfig) -> TrainedParts:
-    """Return the parts that a configuration trains.
-
-    Raises:
-        ConfigError: nothing trains, an encoder should train, or the audio branch should train but is not built.
-    """
-    if not config.freeze_vit or not config.freeze_qformer:
-        raise ConfigError("model.freeze_vit and model.freeze_qformer must be True: the encoders do not train")
-    parts = TrainedParts(not config.frozen_video_Qformer, not config.frozen_llama_proj, not config.frozen_audio_Qformer)
-    if not (parts.video or parts.projection or parts.audio):
-        raise ConfigError(
-            "everything is frozen: set model.frozen_video_Qformer and frozen_llama_proj, or frozen_audio_Qformer, "
-            "to False"
-        )
-    if parts.audio and not config.equip_audio_branch:
-        raise ConfigError("model.frozen_audio_Qformer is False, but equip_audio_branch is False, too")
-    return parts
-
-
-def freeze_for_training(model: VideoLlamaForConditionalGeneration, parts: TrainedParts) -> None:
-    """Set `requires_grad` so that only the given parts train (Zhang, Li and Bing 2023, section 2.3).
-
-    Raises:
-        ConfigError: the audio branch should train, but the model has none.
-    """
-    # Freeze everything first, so that only the parts named below train.
-    model.requires_grad_(False)
-    video, audio = model.video_branch, model.audio_branch
-    if parts.video:
-        video.video_qformer.requires_grad_(True)
-        video.frame_position_embedding.requires_grad_(True)
-        video.video_query_tokens.requires_grad_(True)
-    if parts.projection:
-        video.projection.requires_grad_(True)
-    if parts.audio:
-        if audio is None:
-            raise ConfigError("the audio branch cannot train: the model was built without it")
-        audio.audio_qformer.requires_grad_(True)
-        audio.segment_position_embedding.requires_grad_(True)
-        audio.audio_query_tokens.requires_grad_(True)
-        audio.projection.requires_grad_(True)
 
 
 def split_by_weight_decay(
@@ -103,24 +40,49 @@ def split_by_weight_decay(
 
 
 def build_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, beta2: float = 0.999, is_scaled: bool = False
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    beta2: float = 0.999,
+    is_scaled: bool = False,
+    part_lr: Mapping[str, float] | None = None,
 ) -> AdamW:
-    """Build AdamW over the model's trainable parameters, in the recipe's two groups.
+    """Build AdamW over the model's trainable parameters, in the recipe's two groups for each learning rate.
 
     Args:
         is_scaled: the loss is scaled, as float16 needs it.
+        part_lr: the rates of single parts, and of the adapters (`lora`), that differ from `lr`.
 
     Raises:
         ValueError: nothing in the model trains.
     """
-    decay, no_decay = (list(group.values()) for group in split_by_weight_decay(model.named_parameters()))
-    devices = {parameter.device.type for parameter in decay + no_decay}
+    rates = _rates(model, lr, part_lr or {})
+    decay, no_decay = split_by_weight_decay(model.named_parameters())
+    devices = {parameter.device.type for parameter in [*decay.values(), *no_decay.values()]}
     if not devices:
         raise ValueError("no parameter requires a gradient: every part of the model is frozen")
+    groups = []
+    # The recipe's own rate comes first, so that its two groups are the first and the second in every run.
+    for rate in dict.fromkeys([lr, *rates.values()]):
+        for parameters, decay_of_group in ((decay, weight_decay), (no_decay, 0.0)):
+            held = [parameter for name, parameter in parameters.items() if rates[name] == rate]
+            if held or rate == lr:
+                groups.append({"params": held, "weight_decay": decay_of_group, "lr": rate})
     # The fused kernel goes through memory once. Elsewhere, and with gradient scaling on a GPU, torch chooses.
     is_fused = devices == {"cpu"} or (devices == {"cuda"} and not is_scaled)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     return AdamW(groups, lr=lr, betas=(0.9, beta2), fused=is_fused or None)
+
+
+def _rates(model: nn.Module, lr: float, part_lr: Mapping[str, float]) -> dict[str, float]:
+    """Return the learning rate of each trainable parameter, by name."""
+    adapters = {id(parameter) for parameter in adapter_parameters(model)}
+    rates = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = ADAPTERS if id(parameter) in adapters else part_of_parameter(name)
+            rates[name] = part_lr.get(part or "", lr)
+    return rates
 
 
 @SCHEDULES.register("linear_warmup_cosine_lr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,11 @@ from video_llama.config import BuildInfo, Config, ProcessorConfig, find_out_of_r
 from video_llama.data.mixture import mixture_weights
 from video_llama.errors import ConfigError
 from video_llama.media.decode import check_video_reader
+from video_llama.model.parts import ADAPTERS, adapted_parts, trained_parts
 from video_llama.registry import DATASETS, SCHEDULES, Registry
+from video_llama.schema import FREEZING_KEYS
 from video_llama.training.processes import mixed_precision, training_device
-from video_llama.utils.extras import how_to_install
+from video_llama.utils.extras import how_to_install, is_installed
 
 __all__ = ["check_settings"]
 
@@ -25,7 +28,8 @@ def check_settings(config: Config) -> None:
     Raises:
         ConfigError: there are some; all are named.
     """
-    mistakes = [*find_out_of_range(config), *_of_device(config), *_of_run(config), *_of_datasets(config)]
+    mistakes = [*find_out_of_range(config), *_of_device(config), *_of_run(config)]
+    mistakes += [*_of_parts(config), *_of_datasets(config)]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
 
@@ -66,6 +70,33 @@ def _of_run(config: Config) -> Iterator[str]:
         elif LoggerType(tracker) not in [LoggerType.ALL, *get_available_trackers()]:
             # An error here, because accelerate would leave the tracker out silently.
             yield f"run.trackers names {tracker!r}, which is not installed: {how_to_install(tracker)}"
+
+
+def _of_parts(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the choice of what trains."""
+    run, section = config.run, config.model
+    try:
+        whole, adapted = trained_parts(section), adapted_parts(config.lora, section)
+    except ConfigError as error:
+        yield str(error)
+        return
+    has_adapters = bool(adapted) or section.adapter is not None
+    if has_adapters and not is_installed("peft"):
+        yield f"lora: peft is not installed: {how_to_install('peft')}"
+    if adapted and section.adapter is not None:
+        yield "choose one of lora.target, which begins new adapters, and model.adapter, which goes on with those there"
+    for part, rate in run.part_lr.items():
+        if not (rate >= 0 and math.isfinite(rate)):
+            yield f"run.part_lr.{part} must be at least 0, but is {rate}"
+        if part not in (*FREEZING_KEYS, ADAPTERS):
+            yield f"run.part_lr names {part!r}; known: {', '.join((*FREEZING_KEYS, ADAPTERS))}"
+        elif part not in whole and not (part == ADAPTERS and has_adapters):
+            yield f"run.part_lr names {part}, which does not train (model.unfreeze, lora.target)"
+    if run.part_lr and run.init_lr == 0:
+        yield "run.init_lr must be more than 0 where run.part_lr is set: the rates of the parts go with its schedule"
+    changing = sorted((whole | adapted) & {"frame_encoder", "frame_qformer"})
+    if changing and config.features.dir is not None:
+        yield f"features.dir keeps what frozen encoders return, but the {' and the '.join(changing)} would train"
 
 
 def _of_datasets(config: Config) -> Iterator[str]:

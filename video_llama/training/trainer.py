@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from video_llama.checkpoints.adapters import without_wrapper
 from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
-from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, holds_messages, index_shards
+from video_llama.data.build import EncodedDataset, build_batch_reader, build_datasets, index_shards
 from video_llama.data.templates import bind_template
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
@@ -28,17 +29,13 @@ from video_llama.training.checkpoints import TrainingState, archive_later_checkp
 from video_llama.training.exporter import Exporter
 from video_llama.training.features import FeatureFiller, fill_cache, open_feature_store
 from video_llama.training.flops import batch_flops
-from video_llama.training.learner import Learner, StepOutput
+from video_llama.training.learner import Learner, StepOutput, prepare_model
 from video_llama.training.metric_logger import MetricLogger
 from video_llama.training.model_selection import ModelSelection, combine
 from video_llama.training.monitor import StepTotals, TrainWindow, build_monitor, device_peak_flops
-from video_llama.training.optim import (
-    TrainedParts,
-    freeze_for_training,
-    trained_branches,
-)
 from video_llama.training.processes import build_accelerator, describe_processes, from_main_process, is_sharded
 from video_llama.training.progress import RunLength, is_due
+from video_llama.training.reach import Reach, check_reach, sends_images_to_audio
 from video_llama.training.resume import agree_on_checkpoint, check_shared_folder, start_or_restore
 from video_llama.training.settings import check_settings
 from video_llama.training.torch_settings import CompiledLayers, check_compiler, prepare_determinism, training_switches
@@ -77,7 +74,6 @@ class Trainer:
         self.config, run = config, config.run
         # Everything that can be wrong with the configuration is found before anything large is loaded.
         check_settings(config)
-        parts = trained_branches(config.model)
         if run.deterministic:
             prepare_determinism()
         dtype = config.model.dtype if model is None else model.model.video_branch.query_tokens.dtype
@@ -92,18 +88,21 @@ class Trainer:
             check_shared_folder(self.accelerator, self.folder)
             checkpoints = self.folder / "checkpoints"
             self._resumed_from = agree_on_checkpoint(self.accelerator, run.resume_ckpt_path, checkpoints)
-        self.metric_logger = MetricLogger(self.accelerator, self.folder)
+        self.metric_logger = MetricLogger(self.accelerator, self.folder, exclusive=not leaves_run_alone)
         if datasets is None:
             index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
             self.accelerator.wait_for_everyone()
 
-        images_as_audio = _trains_audio_on_images(config, parts)
+        images_as_audio = sends_images_to_audio(config)
+        has_model = model is not None
+        if datasets is None and not leaves_run_alone:
+            check_reach(config, Reach.of_sections(config), has_model=has_model)
         # Weights that no checkpoint holds start from random values.
         set_seed(run.seed)
         if model is None:
             model = self._build_model(images_as_audio)
-        self.processor, self.model = model.processor, model.model
-        self._prepare_model(parts)
+        self.processor, self.model = model.processor, without_wrapper(model.model)
+        prepare_model(self.model, config, self._is_sharded)
 
         self._filler: FeatureFiller | None = None
         store = open_feature_store(config.features, self.model, images_as_audio=images_as_audio)
@@ -115,6 +114,8 @@ class Trainer:
             common: dict[str, Any] = {"images_as_audio": images_as_audio, "features": store}
             self.datasets = build_datasets(config, self.processor, training=True, **common)
             self.valid_datasets = build_datasets(config, self.processor, training=False, **common)
+            if not leaves_run_alone:
+                check_reach(config, Reach.of_datasets(config, self.datasets), has_model=has_model)
         if self.datasets:
             # What loads the run's folder asks in the template that was learnt.
             self.config = bind_template(config, self.processor, self.datasets[0].encoder.text.template)
@@ -260,14 +261,6 @@ class Trainer:
                 self.metric_logger.log("abandon", iteration, folder=archive.name)
         self.accelerator.wait_for_everyone()
 
-    def _prepare_model(self, parts: TrainedParts) -> None:
-        freeze_for_training(self.model, parts)
-        if self._is_sharded:
-            # Processes may have different numbers of frames, but all must run the encoders equally often.
-            self.model.set_chunk_size(None)
-        if self.config.model.use_grad_checkpoint:
-            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-
     def _build_model(self, images_as_audio: bool) -> VideoLlama:
         options: dict[str, Any] = {"for_training": True, "trainable_dtype": torch.float32}
         options |= {"device": self.accelerator.device, "audio_from_images": images_as_audio}
@@ -389,10 +382,3 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def _trains_audio_on_images(config: Config, parts: TrainedParts) -> bool:
-    """Whether the audio branch trains on images, as in the original; messages name their audio files themselves."""
-    return parts.audio and any(
-        section.data_type != "audio" and not holds_messages(name, section) for name, section in config.datasets.items()
-    )

@@ -16,10 +16,12 @@ EXTRAS = {
     "decord": "decord",
     "gradio": "demo",
     "matplotlib": "plots",
+    "peft": "lora",
     "pillow_heif": "heif",
     "pyarrow": "tables",
     "pycocoevalcap": "metrics",
     "tensorboard": "trackers",
+    "vllm": "vllm",
     "wandb": "trackers",
     "webdataset": "train",
 }
