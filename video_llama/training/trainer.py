@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from video_llama.checkpoints.adapters import add_lora, check_adapters, without_wrapper
 from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
@@ -24,13 +23,6 @@ from video_llama.data.build import EncodedDataset, build_batch_reader, build_dat
 from video_llama.data.templates import bind_template
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
-from video_llama.model.parts import (
-    adapted_parts,
-    adapter_layers,
-    enable_checkpointing,
-    freeze_for_training,
-    trained_parts,
-)
 from video_llama.registry import MODELS
 from video_llama.training.checkpoints import TrainingState, archive_later_checkpoints, save_checkpoint
 from video_llama.training.exporter import Exporter
@@ -40,6 +32,7 @@ from video_llama.training.learner import Learner, StepOutput
 from video_llama.training.metric_logger import MetricLogger
 from video_llama.training.model_selection import ModelSelection, combine
 from video_llama.training.monitor import StepTotals, TrainWindow, build_monitor, device_peak_flops
+from video_llama.training.preparing import prepare_model
 from video_llama.training.processes import build_accelerator, describe_processes, from_main_process, is_sharded
 from video_llama.training.progress import RunLength, is_due
 from video_llama.training.reach import Reach, check_reach, sends_images_to_audio
@@ -108,8 +101,8 @@ class Trainer:
         set_seed(run.seed)
         if model is None:
             model = self._build_model(images_as_audio)
-        self.processor, self.model = model.processor, without_wrapper(model.model)
-        self._prepare_model()
+        self.processor = model.processor
+        self.model = prepare_model(model.model, config, is_sharded=self._is_sharded)
 
         self._filler: FeatureFiller | None = None
         store = open_feature_store(config.features, self.model, images_as_audio=images_as_audio)
@@ -267,21 +260,6 @@ class Trainer:
                 logger.warning("what was written after iteration %d is in %s now", iteration, archive)
                 self.metric_logger.log("abandon", iteration, folder=archive.name)
         self.accelerator.wait_for_everyone()
-
-    def _prepare_model(self) -> None:
-        section = self.config.model
-        adapted = adapted_parts(self.config.lora, section)
-        if adapted:
-            add_lora(self.model, self.config.lora, adapted)
-        check_adapters(self.model)
-        freeze_for_training(self.model, trained_parts(section))
-        if self._is_sharded:
-            if adapter_layers(self.model):
-                raise ConfigError("adapters (lora) do not train with FSDP or DeepSpeed: start the run with torchrun")
-            # Processes may have different numbers of frames, but all must run the encoders equally often.
-            self.model.set_chunk_size(None)
-        if section.use_grad_checkpoint:
-            enable_checkpointing(self.model)
 
     def _build_model(self, images_as_audio: bool) -> VideoLlama:
         options: dict[str, Any] = {"for_training": True, "trainable_dtype": torch.float32}
