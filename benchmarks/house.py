@@ -32,15 +32,15 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # The goal for the first features was 16 000 lines. This limit is raised on purpose only, with new features.
 LIMITS = {
-    "lines of Python": 28_000,
+    "lines of Python": 31_000,
     "lines of the longest file": 400,
     "lines of the longest function": 70,
     "conditional expressions per 1000 lines": 12,
     "comment lines, %": 3,
     "typed signatures, %": 100,
     "files that import each other in a circle": 0,
-    "decode a clip with audio: files entered": 10,
-    "decode a clip with audio: functions entered": 56,
+    "decode a clip with audio: files entered": 11,
+    "decode a clip with audio: functions entered": 62,
     "decode a clip with audio: container opened": 1,
     "load the small model: calls of our functions": 6_000,
 }

@@ -18,6 +18,7 @@ import argparse
 import logging
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from video_llama.errors import ConfigError, VideoLlamaError
 
-SOME_FAILED, INTERRUPTED = 1, 130
+SOME_FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
 def positive(text: str) -> int:
@@ -65,6 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that decode ahead (for a GPU, all cores; for a CPU, 2)"
+    )
+    parser.add_argument(
+        "--decode-timeout",
+        type=seconds,
+        default=600.0,
+        metavar="S",
+        help="a clip or window that a worker decodes longer gets an error (600)",
     )
     parser.add_argument("--resume", action="store_true", help="continue after a stop; finished clips stay as they are")
     parser.add_argument("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (1)")
@@ -188,45 +196,54 @@ def run(arguments: argparse.Namespace) -> int:
         num_frames=arguments.num_frames,
         audio=arguments.audio,
         window_seconds=arguments.segment_seconds,
+        decode_seconds=arguments.decode_timeout,
     )
     precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
     for name in ("video_reader", "model_base"):
         if getattr(arguments, name) is not None:
             begun_with[name] = getattr(arguments, name)
-    file = CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume)
-    todo = sum(not file.is_complete(clip.id) for clip in clips)
-    where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
-    print(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}", file=sys.stderr)
-    failed = sum(file.has_failed(clip.id) for clip in clips)
-    if todo:
-        model = load_pretrained_model(
-            arguments.model,
-            arguments.model_base,
-            device=device,
-            dtype=arguments.dtype,
-            load_in_8bit=arguments.load_in_8bit,
-            load_in_4bit=arguments.load_in_4bit,
-            audio=None if arguments.audio else False,
-            allow_urls=arguments.allow_urls,
-        )
-        workers = arguments.workers
-        if workers is None:
-            workers = default_workers(model.device, local_processes())
-        settings = replace(settings, num_workers=max(0, workers))
-        if arguments.video_reader is not None:
-            media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
-            model.processor.media_processor = media
-        with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
+    with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
+        todo = sum(not file.is_complete(clip.id) for clip in clips)
+        where = f" (part {part} of {num_parts})" if num_parts > 1 else ""
+        print(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}", file=sys.stderr)
+        failed = sum(file.has_failed(clip.id) for clip in clips)
+        if todo:
+            model = load_pretrained_model(
+                arguments.model,
+                arguments.model_base,
+                device=device,
+                dtype=arguments.dtype,
+                load_in_8bit=arguments.load_in_8bit,
+                load_in_4bit=arguments.load_in_4bit,
+                audio=None if arguments.audio else False,
+                allow_urls=arguments.allow_urls,
+            )
+            workers = arguments.workers
+            if workers is None:
+                workers = default_workers(model.device, local_processes())
+            settings = replace(settings, num_workers=max(0, workers))
+            if arguments.video_reader is not None:
+                media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
+                model.processor.media_processor = media
+            with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
 
-            def advance(new_windows: int) -> None:
-                bar.total += new_windows
-                bar.update()
+                def advance(new_windows: int) -> None:
+                    bar.total += new_windows
+                    bar.update()
 
-            failed = caption_corpus(model, clips, file, settings, advance)
+                failed = caption_corpus(model, clips, file, settings, advance)
     if failed:
         print(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error", file=sys.stderr)
     return SOME_FAILED if failed else 0
+
+
+class Terminated(BaseException):
+    """A SIGTERM, by which schedulers end a job."""
+
+
+def terminate(signal_number: int, frame: Any) -> None:
+    raise Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -241,7 +258,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; continue with --resume", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print("\nterminated; continue with --resume", file=sys.stderr)
+        return TERMINATED
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(main())

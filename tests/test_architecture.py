@@ -83,7 +83,7 @@ def test_the_document_lists_every_file() -> None:
     listed, folder = set(), ""
     for line in section.split("```")[1].splitlines():
         if not line.startswith(" "):
-            folder = "".join(re.findall(r"^\w+/", line))
+            folder = "".join(re.findall(r"^[\w/]+/", line))
         # A line begins with one file, or with several that are separated by commas.
         names = re.match(r" *\w+\.py(, \w+\.py)*", line)
         if names:

@@ -37,7 +37,12 @@ else:
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(video_llama.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-ONLY_WITH_AN_ENGINE = ("video_llama.integrations.lmms_eval",)
+ONLY_WITH_AN_ENGINE = (
+    "video_llama.integrations.lmms_eval",
+    *(f"video_llama.integrations.vllm.{name}" for name in ("inputs", "model", "renderer", "settings")),
+)
+# Not in `all`: it pins torch and transformers.
+OF_ENGINES = {"vllm"}
 ONLY_WITH_GRADIO = {f"video_llama.demo.{name}" for name in ("events", "page", "server")}
 
 
@@ -61,7 +66,8 @@ DECLARED.pop("video-llama")  # extras that name each other
 
 def test_the_lowest_versions_are_the_lower_ends_of_the_ranges() -> None:
     lowest = read_pins("scripts/lowest.txt")
-    used_by_the_package = set(BASE).union(*(names for extra, names in OF_EXTRAS.items() if extra not in ("all", "dev")))
+    others = {"all", "dev", *OF_ENGINES}
+    used_by_the_package = set(BASE).union(*(names for extra, names in OF_EXTRAS.items() if extra not in others))
     assert used_by_the_package <= set(lowest)
     for name, pin in lowest.items():
         [specifier] = pin.specifier
@@ -91,16 +97,18 @@ def test_each_extra_installs_the_package_it_is_named_for() -> None:
     for package, extra in EXTRAS.items():
         assert any(name.replace("-", "_").startswith(package) for name in OF_EXTRAS[extra]), package
     [everything] = PROJECT["optional-dependencies"]["all"]
-    assert Requirement(everything).extras == set(OF_EXTRAS) - {"all", "dev"}
+    assert Requirement(everything).extras == set(OF_EXTRAS) - {"all", "dev"} - OF_ENGINES
 
 
 # Without the extras
 
 
 def test_the_engines_of_others_are_imported_by_nothing_else_in_the_package() -> None:
-    names = {f"video_llama.integrations.{path.stem}" for path in (PACKAGE / "integrations").glob("[!_]*.py")}
-    assert names == set(ONLY_WITH_AN_ENGINE)
-    for path in PACKAGE.rglob("*.py"):
+    folder = PACKAGE / "integrations"
+    files = {path.relative_to(PACKAGE.parent).with_suffix("") for path in folder.rglob("[!_]*.py")}
+    names = {".".join(file.parts) for file in files}
+    assert set(ONLY_WITH_AN_ENGINE) <= names
+    for path in set(PACKAGE.rglob("*.py")) - set(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert not {alias.name for alias in node.names} & names, path

@@ -7,6 +7,8 @@ Every message says what is wrong, where (path, key or sample id) and what to do 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
@@ -18,11 +20,14 @@ __all__ = [
     "NoAudioTrackError",
     "OutOfMemoryError",
     "VideoLlamaError",
+    "translate_foreign",
 ]
 
 
 # Of a file, in messages: longer than the longest that file systems know for one part of a path.
 _MAX_NAME = 400
+# Of what another library says, in messages.
+_MAX_REASON = 300
 
 
 class VideoLlamaError(Exception):
@@ -82,3 +87,42 @@ class DeviceError(VideoLlamaError):
 
 class MessagesError(DatasetError, ValueError):
     """Chat messages that do not have the documented form: a bad sample in training, a bad argument elsewhere."""
+
+
+@contextmanager
+def translate_foreign(
+    kind: Callable[[str], VideoLlamaError], where: object, advice: str = "download it again"
+) -> Iterator[None]:
+    """Turn whatever another library raises while it reads something a user gave into an error that says where.
+
+    Libraries raise every class there is on damaged files: the tokenizers library bare `Exception`, json
+    `RecursionError`, transformers `AttributeError`. So this is for calls into them alone, never for our own code,
+    whose faults must keep their names.
+
+    Args:
+        kind: the class of the error.
+        where: the file, or a few words on what is read.
+        advice: what to do about it.
+
+    Raises:
+        VideoLlamaError: of `kind`; an error that is ours already passes through.
+    """
+    try:
+        yield
+    except (VideoLlamaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        # Libraries in Rust panic with an error that is no `Exception`.
+        raise kind(f"{where}: {_reason(error)}; {advice}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return in one line what another library says."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if isinstance(error, (MemoryError, RecursionError)):
+        return "not usable: reading it takes more memory than there is, or it is nested too deeply"
+    text = " ".join(str(error).split())
+    if len(text) > _MAX_REASON:
+        text = text[:_MAX_REASON] + "…"
+    return f"damaged or cut off, or not what is expected here ({type(error).__name__}: {text})"

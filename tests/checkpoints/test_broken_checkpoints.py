@@ -111,7 +111,7 @@ def grow_the_vocabulary(tensors: dict[str, Tensor]) -> None:
         ),
         (
             lambda folder: (folder / "language_model/config.json").write_text("{"),
-            "no configuration of a language model",
+            "language_model/config.json: damaged or cut off",
         ),
         (lambda folder: (folder / "language_model" / "tokenizer.model").write_bytes(b"x"), "damaged or cut off"),
         (lambda folder: (folder / "language_model" / "tokenizer.model").unlink(), "no tokenizer can be loaded"),

@@ -56,7 +56,10 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
 def test_a_missing_or_damaged_configuration_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=f"{tmp_path}: config.json is no configuration of a language model"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"{tmp_path}/config.json: (missing|damaged or cut off|.* no configuration of a language model)",
+    ):
         read_language_config(tmp_path)
 
 
@@ -87,9 +90,10 @@ def test_a_tokenizer_with_more_tokens_than_the_weights_is_vicunas_on_llama(tmp_p
         check_language_model(llama_weights(tmp_path / name), LLAMA)
 
 
-def test_a_damaged_table_of_added_tokens_is_named(tmp_path: Path) -> None:
-    (tmp_path / "added_tokens.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"added_tokens\.json: not a table of tokens"):
+@pytest.mark.parametrize("content", ["[]", '{"<unk>": "0"}', '{"<unk>": null}'])
+def test_a_damaged_table_of_added_tokens_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "added_tokens.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json: (not a table of tokens|holds a list)"):
         check_language_model(llama_weights(tmp_path), LLAMA)
 
 

@@ -141,7 +141,7 @@ def remove(name: str) -> Callable[[Path], Any]:
         ),
         (
             lambda folder: (folder / "config.json").write_text("{"),
-            r"config\.json: not a configuration .* download it again",
+            r"config\.json: damaged or cut off, .* download it again",
         ),
     ],
 )

@@ -95,16 +95,26 @@ def test_json_files_are_read_and_lines_are_numbered(write: WriteText) -> None:
     assert list(read_json_lines(write("a.jsonl", lines))) == [(1, {"a": 1}), (3, {"a": "\u2028"})]
 
 
-@pytest.mark.parametrize(("name", "cause"), [("a.json", "not JSON"), ("absent.json", "no such file"), (".", "folder")])
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("a.json", "not JSON"), ("deep.json", "not JSON"), ("absent.json", "no such file"), (".", "folder")],
+)
 def test_what_is_no_json_file_is_a_dataset_error(name: str, cause: str, write: WriteText, tmp_path: Path) -> None:
     write("a.json", "[1, ")
+    write("deep.json", "[" * 99_999)
     with pytest.raises(DatasetError, match=cause):
         read_json(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("content", "cause"),
-    [("", "empty"), ("\n \n", "empty"), ('{"a": 1}\n{"a"\n', "line 2: not JSON"), ("[1]\n", "line 1: a list")],
+    [
+        ("", "empty"),
+        ("\n \n", "empty"),
+        ('{"a": 1}\n{"a"\n', "line 2: not JSON"),
+        ("[1]\n", "line 1: a list"),
+        ("[" * 99_999, "line 1: not JSON"),
+    ],
 )
 def test_a_damaged_line_is_named_by_its_number(content: str, cause: str, write: WriteText) -> None:
     with pytest.raises(DatasetError, match=cause):

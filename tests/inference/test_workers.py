@@ -19,6 +19,7 @@ import torch
 from tests.helpers.damage import damage_sound
 from video_llama.data.examples import MediaSource, ShardMember
 from video_llama.errors import ConfigError, MediaError
+from video_llama.inference import decode_process
 from video_llama.inference.workers import WindowRead, read_ahead
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
@@ -246,3 +247,18 @@ def test_errors_name_the_clip_and_not_the_file_it_was_copied_to(tmp_path: Path) 
     [read] = read_all([member], ClipReader(MEDIA), 1)
     assert isinstance(read.window, MediaError)
     assert read.window.path == f"{shard}#b.mp4"
+
+
+def test_a_process_that_does_not_answer_costs_its_clip_alone(
+    files: list[ClipSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that reads from a network file system that is gone."""
+    reader = ClipReader(MEDIA)
+    with monkeypatch.context() as patched:
+        patched.setattr(decode_process, "_START", "import time; time.sleep(600)")
+        begun = time.monotonic()
+        (read,) = read_ahead(enumerate(files[:1]), reader, 1, seconds=1.0)
+    assert "takes too long" in str(read.window)
+    assert time.monotonic() - begun < 300
+    (read,) = read_ahead(enumerate(files[:1]), reader, 1, seconds=300.0)
+    assert isinstance(read.window, Window)

@@ -31,12 +31,13 @@ LATE_SECONDS, GAP_ENDS = 1.5, 3.0
 CORNERS = ("red", "green", "blue", "yellow")
 _COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220), "yellow": (220, 220, 40)}
 
-# Video codec, audio codec; whether the container or the codec's own messages state the orientation.
+# Video codec, audio codec; where the orientation is stated: by an MP4 file's track, by a Matroska file's projection,
+# which FFmpeg copies from an MP4 file, or by the codec's own messages.
 _CODECS = {
     "mp4": ("libx264", "aac", "container"),
     "mov": ("libx264", "aac", "container"),
     "mkv": ("libx264", "libopus", "codec"),
-    "webm": ("libvpx", "libopus", ""),
+    "webm": ("libvpx-vp9", "libopus", "projection"),
     "ts": ("libx264", "aac", "codec"),
     "avi": ("libx264", "pcm_s16le", "codec"),
 }
@@ -94,14 +95,11 @@ class ClipSpec:
 def all_specs() -> Iterator[ClipSpec]:
     """Every clip that its container can express, as FFmpeg writes and reads it.
 
-    WebM states no orientation. In AVI, chunks of audio follow each other without times, so they are never late, and the
-    first frame is at the start.
+    In AVI, chunks of audio follow each other without times: they are never late, and the first frame is at the start.
     """
+    orientations: tuple[Orientation, ...] = ("rotated", "mirrored")
     faults: tuple[Fault, ...] = ("late audio", "late video", "gap")
-    for suffix, (_, _, states_orientation) in _CODECS.items():
-        orientations: tuple[Orientation, ...] = ("upright",)
-        if states_orientation:
-            orientations = ("rotated", "mirrored")
+    for suffix in _CODECS:
         expressible = faults
         if suffix == "avi":
             expressible = ("none",)
@@ -152,6 +150,21 @@ def corner_colours(frame: NDArray[np.uint8]) -> tuple[str, ...]:
 def write_clip(folder: Path, spec: ClipSpec) -> Path:
     """Write a clip and return its path."""
     path = folder / f"{spec}.{spec.suffix}"
+    states_it = _CODECS[spec.suffix][2]
+    if spec.orientation == "upright" or states_it == "codec":
+        _write_container(path, spec)
+        return path
+    boxes = path.with_suffix(".mp4")
+    if states_it == "container":
+        boxes = path
+    _write_container(boxes, spec)
+    _write_matrix(boxes, _MATRICES[spec.orientation])
+    if boxes != path:
+        _copy_streams(boxes, path)
+    return path
+
+
+def _write_container(path: Path, spec: ClipSpec) -> None:
     video_codec, audio_codec, _ = _CODECS[spec.suffix]
     with av.open(str(path), "w") as container:
         video = container.add_stream(video_codec, rate=spec.rate, options=_video_options(spec.suffix))
@@ -164,9 +177,16 @@ def write_clip(folder: Path, spec: ClipSpec) -> Path:
         packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
         for packet in packets:
             container.mux(packet)
-    if spec.orientation != "upright" and _CODECS[spec.suffix][2] == "container":
-        _write_matrix(path, _MATRICES[spec.orientation])
-    return path
+
+
+def _copy_streams(source: Path, path: Path) -> None:
+    """Put the streams of a file into another container, with what is said of them."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        copies = {stream.index: output.add_stream_from_template(stream) for stream in container.streams}
+        for packet in container.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                output.mux(packet)
 
 
 def _video_options(suffix: str) -> dict[str, str]:

@@ -65,8 +65,8 @@ def test_only_the_window_and_a_little_more_is_decoded(
     decoded: list[int] = []
     decode = audio.decode_timed_frames
 
-    def count(*args: object) -> object:
-        for time, samples in decode(*args):
+    def count(*args: object, **options: object) -> object:
+        for time, samples in decode(*args, **options):
             decoded.append(samples.shape[-1])
             yield time, samples
 
@@ -82,11 +82,11 @@ def test_a_format_without_seeking_is_decoded_from_its_start(
     path = make_audio("tone.wav", samples=sweep(6.0, RATE))
     expected = decode_audio(path, RATE, mono=True).samples[:, 4 * RATE : 5 * RATE]
     if fails == "seeking":
-        monkeypatch.setattr(audio, "_seek", lambda *args: False)
+        monkeypatch.setattr(audio, "_seek", lambda *args, **options: False)
     else:
         decode = audio.decode_timed_frames
         monkeypatch.setattr(
-            audio, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
+            audio, "decode_timed_frames", lambda *args, **options: ((None, samples) for _, samples in decode(*args))
         )
     assert (decode_audio_window(path, 4.0, 5.0, RATE).samples - expected).abs().max() < 1e-6
 
@@ -211,11 +211,11 @@ def test_what_cannot_be_sought_or_is_not_long_is_decoded_whole(
     processor = MediaProcessor(num_audio_segments=16 if why == "many segments" else 2)
     expected = processor.process_audio((decode_audio(path, RATE, mono=True).samples, RATE))
     if why == "no seeking":
-        monkeypatch.setattr(audio, "_seek", lambda *args: False)
+        monkeypatch.setattr(audio, "_seek", lambda *args, **options: False)
     elif why == "no times":
         decode = audio.decode_timed_frames
         monkeypatch.setattr(
-            audio, "decode_timed_frames", lambda *args: ((None, samples) for _, samples in decode(*args))
+            audio, "decode_timed_frames", lambda *args, **options: ((None, samples) for _, samples in decode(*args))
         )
     elif why == "a wrong length":
         measure = audio._measure
@@ -234,8 +234,8 @@ def _count_decoded(monkeypatch: pytest.MonkeyPatch, rate_hz: int) -> list[float]
     seconds: list[float] = []
     decode = audio.decode_timed_frames
 
-    def count(*args: object) -> object:
-        for time, samples in decode(*args):
+    def count(*args: object, **options: object) -> object:
+        for time, samples in decode(*args, **options):
             seconds.append(samples.shape[-1] / rate_hz)
             yield time, samples
 

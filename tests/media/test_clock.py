@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from itertools import count
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.media.barcode import CORNERS, ClipSpec, all_specs, corner_colours, read_barcode, write_clip
-from video_llama.media import audio
+from tests.media.barcode import CORNERS, ClipSpec, all_specs, corner_colours, draw_barcode, read_barcode, write_clip
+from video_llama.media import audio, containers
 from video_llama.media.frame_index import FrameIndex
 from video_llama.processor.clips import ClipReader, Window
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
@@ -121,3 +123,75 @@ def test_frames_and_audio_are_on_one_clock_in_whatever_a_container_can_express(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: ClipSpec
 ) -> None:
     check_clip(tmp_path, spec, monkeypatch)
+
+
+def write_odd_clip(folder: Path, suffix: str, begins: float = 0.0) -> Path:
+    """Six seconds of numbered frames, ten or 25 a second; a beep from 4.0 to 4.2 s; audio that may begin late."""
+    path = folder / f"odd.{suffix}"
+    video_codec, audio_codec, rate, size = "libx264", "aac", 10, 1024
+    if suffix == "mpg":
+        # MPEG-2 has no 10 frames a second.
+        video_codec, audio_codec, rate, size = "mpeg2video", "mp2", 25, 1152
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(video_codec, rate=rate, options={"g": "12", "bf": "2"})
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        sound = container.add_stream(audio_codec, rate=48_000, layout="mono")
+        packets = []
+        for number in range(6 * rate):
+            packets += video.encode(av.VideoFrame.from_ndarray(draw_barcode(number), format="rgb24"))
+        packets += video.encode(None)
+        time = np.arange(6 * 48_000) / 48_000
+        beep = np.where((time >= 4.0) & (time < 4.2), 0.5 * np.sin(2 * np.pi * 880 * time), 0.0).astype(np.float32)
+        resampler = av.AudioResampler(format=sound.format, layout="mono", rate=48_000)
+        for first in range(0, len(beep) // size * size, size):
+            if first / 48_000 < begins:
+                continue
+            frame = av.AudioFrame.from_ndarray(beep[np.newaxis, first : first + size], format="flt", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, first, Fraction(1, 48_000)
+            for converted in resampler.resample(frame):
+                packets += sound.encode(converted)
+        packets += sound.encode(None)
+        packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
+        for packet in packets:
+            container.mux(packet)
+    return path
+
+
+def find_beeps(path: Path) -> list[tuple[int, float]]:
+    """(number of the window of one second, when the beep begins in the whole) for each window with a beep."""
+    reader = ClipReader(PROCESSOR, num_frames=100, window_seconds=1.0)
+    found, number = [], 0
+    for first in count(step=8):
+        total, windows = reader(path, first)
+        for window in windows:
+            assert isinstance(window, Window)
+            if window.audio is not None and (heard := hear(window.audio)):
+                found.append((number, number + heard[0]))
+            number += 1
+        if first + 8 >= total:
+            return found
+
+
+def test_windows_have_their_audio_where_seeking_leads_into_a_packet(tmp_path: Path) -> None:
+    path = write_odd_clip(tmp_path, "mpg")
+    assert find_beeps(path) == [(4, pytest.approx(4.0, abs=SLACK_SECONDS))]
+
+
+def test_windows_of_recordings_that_were_put_together_have_their_audio(tmp_path: Path) -> None:
+    path = write_odd_clip(tmp_path, "ts")
+    path.write_bytes(path.read_bytes() * 2)
+    beeps = [(4, pytest.approx(4.0, abs=SLACK_SECONDS)), (10, pytest.approx(10.0, abs=2 * SLACK_SECONDS))]
+    assert find_beeps(path) == beeps
+    alone, (_, together) = PROCESSOR.process_audio(path), PROCESSOR.process_video(path)
+    assert together is not None
+    assert torch.equal(alone.values, together.values)
+    assert alone.duration_seconds == pytest.approx(12.0, abs=2 * SLACK_SECONDS)
+
+
+def test_audio_that_begins_behind_what_ffmpeg_probes_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_odd_clip(tmp_path, "ts", begins=3.0)
+    # As if the frames before it were as large as those of a camera.
+    monkeypatch.setitem(containers._OPEN_OPTIONS, "probesize", "2000")
+    with av.open(str(path), container_options={"probesize": "2000"}) as container:
+        assert container.streams.best("audio") is None
+    assert find_beeps(path) == [(4, pytest.approx(4.0, abs=SLACK_SECONDS))]

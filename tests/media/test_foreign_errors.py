@@ -31,7 +31,7 @@ import video_llama
 from tests.conftest import MakeAudio, MakeVideo
 from video_llama.demo.limits import Limits
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.media import audio, pyav_reader
+from video_llama.media import audio_track, frame_scaling, pyav_reader
 from video_llama.media.containers import check_media_file, describe_content, media_kind, translate_errors
 from video_llama.processor.builders import load_processor
 from video_llama.processor.clips import ClipReader
@@ -161,9 +161,9 @@ def in_place_of_pyav(sabotage: Sabotage) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
             (av, "open"),
-            (pyav_reader, "Graph"),
+            (frame_scaling, "Graph"),
             (pyav_reader, "VideoFrame"),
-            (audio, "AudioResampler"),
+            (audio_track, "AudioResampler"),
         ):
             patch.setattr(module, name, StandIn(getattr(module, name), sabotage))
         yield

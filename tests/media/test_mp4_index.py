@@ -30,7 +30,7 @@ def index_of(path: Path) -> FrameIndex | None:
 def index_by_packets(path: Path) -> FrameIndex:
     with av.open(str(path)) as container:
         packets = demux_packets(container, container.streams.video[0], path)
-        return index_frames(packets, container.format.name)
+        return index_frames(packets, container.format)
 
 
 @needs_index
@@ -107,7 +107,7 @@ def test_frames_that_an_edit_list_cuts_away_are_left_to_the_packets(make_video: 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert read_mp4_index(path, container, stream) is None
-        assert index_frames(demux_packets(container, stream, path), container.format.name) == expected
+        assert index_frames(demux_packets(container, stream, path), container.format) == expected
 
 
 @pytest.mark.parametrize("format_name", ["clip.mkv", "clip.avi", "clip.ts"])

@@ -36,9 +36,9 @@ def assert_same(first: VideoFrames, second: VideoFrames) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 0}, "image_size must be at least 1, not 0"),
-        ({"num_frames": 0}, "num_frames must be at least 1"),
-        ({"num_audio_segments": -1}, "num_audio_segments must be at least 1"),
+        ({"image_size": 0}, "image_size must be a whole number of at least 1, not 0"),
+        ({"num_frames": 0}, "num_frames must be a whole number of at least 1"),
+        ({"num_audio_segments": -1}, "num_audio_segments must be a whole number of at least 1"),
         ({"mean": (0.5, 0.5)}, "mean and std need three values"),
         ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
         ({"sampling": "random"}, "sampling must be 'uniform' or 'headtail', not 'random'"),

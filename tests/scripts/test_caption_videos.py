@@ -121,6 +121,32 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(
     assert captions(output) == expected
 
 
+def test_a_second_run_on_one_output_is_refused_and_a_sigterm_says_how_to_go_on(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, expected: dict[str, str | None]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    slow = (
+        "import runpy, sys, time; from video_llama.captioning.records import CaptionFile; write = CaptionFile.write;"
+        "CaptionFile.write = lambda self, record: (write(self, record), time.sleep(60))[0];"
+        f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    options = ["--model", tiny_checkpoint, "--output", output, "--max-new-tokens", "4", "--dtype", "float32"]
+    command = [str(word) for word in (sys.executable, "-c", slow, folder, *options, "--workers", "1", "--resume")]
+    first = subprocess.Popen(command, cwd=SCRIPT.parents[1], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (output.exists() and output.read_bytes()) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    second = subprocess.run(command, cwd=SCRIPT.parents[1], stderr=subprocess.PIPE, text=True, check=False)
+    assert second.returncode == 1
+    assert f"error: {output}: process {first.pid} on " in second.stderr
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate()
+    assert first.returncode == 143
+    assert said.rstrip().endswith("terminated; continue with --resume")
+    assert run(tiny_checkpoint, output, folder, "--resume") == 0
+    assert captions(output) == expected
+
+
 def test_parts_together_are_the_whole(
     tiny_checkpoint: Path, folder: Path, tmp_path: Path, expected: dict[str, str | None]
 ) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from scripts import plot_training
 from tests.training.conftest import MakeConfig
 from tests.training.test_trainer import read_log
 from video_llama.data.batches import BadSample
+from video_llama.errors import ConfigError
 from video_llama.training.metric_logger import MetricLogger
 from video_llama.training.trainer import Trainer
 
@@ -122,3 +126,28 @@ def test_a_validation_counts_until_the_run_goes_back_before_it(
     for event, iteration in [("start", 0), ("train", 2), ("save", 4), ("valid", 4), *later]:
         metrics.log(event, iteration, **({"dataset": "clips", "num_tokens": 3} if event == "valid" else {}))
     assert metrics.validations(4).keys() == datasets
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(accelerator: Accelerator, tmp_path: Path) -> None:
+    hold = (
+        "import sys; from pathlib import Path; from video_llama.utils.locks import OutputLock;"
+        "lock = OutputLock(Path(sys.argv[1], '.lock'), Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} on .*writes to it"):
+            MetricLogger(accelerator, tmp_path, exclusive=True)
+        # What does not go on with the run may use its folder.
+        MetricLogger(accelerator, tmp_path).log("valid", 4, loss=1.0)
+        other.kill()
+    MetricLogger(accelerator, tmp_path, exclusive=True)
+
+
+def test_a_folder_that_vanishes_ends_the_run(accelerator: Accelerator, tmp_path: Path) -> None:
+    metrics = MetricLogger(accelerator, tmp_path / "run", exclusive=True)
+    metrics.log("train", 4, loss=1.0)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(ConfigError, match="removed or moved"):
+        metrics.log("train", 5, loss=1.0)

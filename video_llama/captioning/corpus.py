@@ -12,6 +12,7 @@ import torch
 from video_llama.captioning.inputs import Clip
 from video_llama.captioning.records import CaptionFile
 from video_llama.inference.captioning import DEFAULT_PROMPT, BatchCaptioner, WindowCaption
+from video_llama.inference.decode_process import DECODE_SECONDS
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.workers import read_ahead
@@ -32,6 +33,7 @@ class CorpusSettings:
         num_frames: of each clip or window; by default as many as the model was trained with.
         audio: use audio tracks, if the model has an audio branch.
         window_seconds: length of the windows that a video is captioned in; None captions it as a whole.
+        decode_seconds: that a decoding process has for a clip or window, before the clip gets an error.
     """
 
     prompt: str = DEFAULT_PROMPT
@@ -41,6 +43,7 @@ class CorpusSettings:
     num_frames: int | None = None
     audio: bool = True
     window_seconds: float | None = None
+    decode_seconds: float = DECODE_SECONDS
 
     def of_captions(self) -> dict[str, Any]:
         """Return the settings that the captions depend on, for `CaptionFile`."""
@@ -88,7 +91,7 @@ def caption_corpus(
     # Enough decoded clips to fill a batch while the workers are at the next one.
     ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
     sources = ((key, clip.source) for key, clip in enumerate(readable))
-    reads = read_ahead(sources, reader, settings.num_workers, ahead)
+    reads = read_ahead(sources, reader, settings.num_workers, ahead, settings.decode_seconds)
     # A clip may be captioned in part, so drop the windows that the file has. This stays lazy: nothing is decoded
     # before it is needed.
     missing = (read for read in reads if not file.has(readable[read.key].id, read.number))

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from video_llama.errors import ConfigError
+from video_llama.errors import ConfigError, translate_foreign
 from video_llama.utils.files import write_whole
 from video_llama.utils.jsonl import append_jsonl, drop_cut_line, read_jsonl
+from video_llama.utils.locks import OutputLock
 
 __all__ = ["CaptionFile", "file_of_shard"]
 
@@ -32,9 +33,11 @@ class CaptionFile:
         settings: what the captions depend on; kept beside the file, so that no run continues with others.
         resume: continue what is there; a last line that was cut off is removed.
 
+    While it is open no other process can write there. It is a context manager; `close` ends it.
+
     Raises:
-        ConfigError: the file exists without `resume`, holds something else, was begun with other settings, or cannot
-            be written.
+        ConfigError: the file exists without `resume`, holds something else, was begun with other settings, cannot be
+            written, or another process writes it.
     """
 
     def __init__(
@@ -53,27 +56,68 @@ class CaptionFile:
             raise ConfigError(f"{self.path}: a folder; name the file for the captions")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and self.path.stat().st_size and not resume:
-                raise ConfigError(f"{self.path}: has captions already; continue them with --resume or name another")
-            _check_settings(output, settings or {}, resume)
-            if resume:
-                self._read_earlier(output, num_shards)
-            # An output that cannot be written must be an error now, not after the model is loaded.
-            self.path.open("ab").close()
+            self._lock = OutputLock(self.path.with_name(f".{self.path.name}.lock"), self.path)
+            try:
+                self._begin(output, num_shards, settings or {}, resume)
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be written ({error}); name another file") from error
+
+    def _begin(self, output: Path, num_shards: int, settings: Mapping[str, Any], resume: bool) -> None:
+        if self.path.exists() and self.path.stat().st_size and not resume:
+            raise ConfigError(f"{self.path}: has captions already; continue them with --resume or name another")
+        _check_settings(output, settings, resume)
+        if resume:
+            self._read_earlier(output, num_shards)
+        # An output that cannot be written must be an error now, not after the model is loaded.
+        self.path.open("ab").close()
+        self._size = self.path.stat().st_size
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; the operating system has all of it when this returns.
 
         Raises:
-            ConfigError: it cannot be written, for instance because the disk is full.
+            ConfigError: it cannot be written, for instance because the disk is full, or what was written before is
+                gone.
         """
+        self._check_is_there()
         try:
             append_jsonl(self.path, {key: _without_surrogates(key, value) for key, value in record.items()})
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be written ({error}); continue with --resume") from error
+        self._size = self.path.stat().st_size
         self._note(record)
+
+    def close(self) -> None:
+        """Let other processes write the file.
+
+        Raises:
+            ConfigError: it is gone.
+        """
+        try:
+            self._check_is_there()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> CaptionFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        # After another error the file's own would hide it.
+        if kind is None:
+            self.close()
+        else:
+            self._lock.release()
+
+    def _check_is_there(self) -> None:
+        self._lock.check()
+        if not self.path.is_file() or self.path.stat().st_size < self._size:
+            raise ConfigError(
+                f"{self.path}: was removed or cut while captions were written to it; they are gone. Begin again, "
+                "or restore the file and continue with --resume"
+            )
 
     def has(self, clip_id: str, window: int) -> bool:
         """Return whether there is a record of this window."""
@@ -137,10 +181,8 @@ def _check_settings(output: Path, settings: Mapping[str, Any], resume: bool) -> 
     if not resume or not path.exists():
         write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
         return
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}); remove it if you know the settings of the run") from error
+    with translate_foreign(ConfigError, path, "remove it if you know the settings of the run"):
+        begun = dict(json.loads(path.read_text(encoding="utf-8")))
     # Compare both in the form that JSON gives them, since it turns tuples into lists.
     now = json.loads(text)
     for key in sorted({*begun, *now}):

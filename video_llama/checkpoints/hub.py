@@ -11,12 +11,18 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
 from video_llama.errors import CheckpointError
 
-__all__ = ["CHECKPOINT_PATTERNS", "LANGUAGE_MODEL_PATTERNS", "WITHOUT_AUDIO_PATTERNS", "resolve_source"]
+__all__ = [
+    "CHECKPOINT_PATTERNS",
+    "LANGUAGE_MODEL_PATTERNS",
+    "WITHOUT_AUDIO_PATTERNS",
+    "resolve_source",
+    "upload_folder",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +70,26 @@ def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequen
     if not is_hub_id:
         raise CheckpointError(f"{path}: no such file or folder; it should be {wanted}")
     return _download_repository(text, wanted, patterns)
+
+
+def upload_folder(folder: Path, hub_id: str, message: str, private: bool | None = None, token: Any = None) -> str:
+    """Upload the files of a folder to a repository of the hub, which is made if need be.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, or does not let this account write there.
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(hub_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=hub_id, folder_path=folder, commit_message=message))
+    except (OSError, HFValidationError, _HTTP_ERROR) as error:
+        raise CheckpointError(
+            f"{hub_id}: cannot be written at the hub ({_first_line(error)}); log in with `hf auth login`, "
+            "as an account that may write there"
+        ) from error
 
 
 def _download_repository(hub_id: str, wanted: str, patterns: Sequence[str]) -> Path:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from video_llama.checkpoints.weight_files import Weights
 from video_llama.conversation import conv_templates
-from video_llama.errors import CheckpointError
+from video_llama.errors import CheckpointError, translate_foreign
+from video_llama.utils.files import read_json_object
 
 __all__ = ["check_language_model", "family_of", "guess_conv_template", "named_template", "read_language_config"]
 
@@ -35,10 +35,10 @@ def read_language_config(folder: Path) -> PreTrainedConfig:
     Raises:
         CheckpointError: it is missing, damaged, or of a kind that transformers does not know.
     """
-    try:
+    file = folder / "config.json"
+    read_json_object(file)
+    with translate_foreign(CheckpointError, file, "no configuration of a language model that transformers knows"):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: config.json is no configuration of a language model ({error})") from error
 
 
 def guess_conv_template(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -118,10 +118,9 @@ def _check_added_tokens(folder: Path, rows: int) -> None:
     file = folder / "added_tokens.json"
     if not file.exists():
         return
-    try:
-        added = {token: int(number) for token, number in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file}: not a table of tokens ({error}); download it again") from error
+    added = read_json_object(file)
+    if not all(isinstance(number, int) for number in added.values()):
+        raise CheckpointError(f"{file}: not a table of tokens and their numbers; download it again")
     # Ids count from 0, so an id that equals the number of rows is already without an embedding.
     beyond = [token for token, number in added.items() if number >= rows]
     if beyond:

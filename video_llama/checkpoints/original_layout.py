@@ -11,7 +11,6 @@ config.json                          sizes, where they are not the published one
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable
@@ -39,6 +38,7 @@ from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.schema import EVA_VIT_G_URL, QFORMER_URL
+from video_llama.utils.files import read_json_object
 
 __all__ = [
     "OriginalFiles",
@@ -83,7 +83,13 @@ class OriginalFiles:
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Return whether this folder was written by `save_pretrained` (or `scripts/convert_checkpoint.py`)."""
+    """Return whether this folder was written by `save_pretrained` (or `scripts/convert_checkpoint.py`).
+
+    Raises:
+        CheckpointError: it was, but its config.json is missing or damaged.
+    """
+    if (folder / "processor_config.json").exists():
+        read_json_object(folder / "config.json")
     return _is_our_config(folder / "config.json") and _has_weights(folder)
 
 
@@ -214,12 +220,7 @@ def resolve_language_model(source: Source) -> Path:
 
 
 def _is_our_config(path: Path) -> bool:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type") == VideoLlamaConfig.model_type
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a configuration ({error}); download it again") from error
+    return os.path.lexists(path) and read_json_object(path).get("model_type") == VideoLlamaConfig.model_type
 
 
 def _has_weights(folder: Path) -> bool:

@@ -6,7 +6,6 @@ read by torch's restricted unpickler only; a file that would run code is refused
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import pickletools
@@ -28,8 +27,9 @@ from omegaconf.nodes import AnyNode
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from video_llama.errors import CheckpointError
+from video_llama.errors import CheckpointError, translate_foreign
 from video_llama.model.precision import kept_dtype
+from video_llama.utils.files import read_json_object
 
 __all__ = ["FOLDER_FILES", "GatheredWeights", "TensorRef", "Weights", "converted_dtype", "open_weights"]
 
@@ -184,10 +184,9 @@ def _open_shards(index: Path) -> Weights:
     """Open the files that an index lists."""
     _check_is_weights(index)
     folder = index.parent
-    try:
-        file_names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index}: not a shard index ({error!r}); download it again") from error
+    file_names = read_json_object(index).get("weight_map")
+    if not isinstance(file_names, dict) or not all(_is_in_folder(name) for name in file_names.values()):
+        raise CheckpointError(f"{index}: not a table of weights and of files beside it; download it again")
     shards = sorted(set(file_names.values()))
     absent = [name for name in shards if not (folder / name).exists()]
     if absent:
@@ -203,13 +202,19 @@ def _open_shards(index: Path) -> Weights:
     return GatheredWeights(folder, {name: TensorRef(files[shard], name) for name, shard in file_names.items()})
 
 
+def _is_in_folder(name: object) -> bool:
+    """Whether a name from an index is that of a file in its folder: the index may be a stranger's."""
+    return isinstance(name, str) and not os.path.isabs(name) and ".." not in Path(name).parts
+
+
 def _check_is_weights(path: Path) -> None:
     """Refuse what is not a file of weights at all, for the reasons that occur in practice."""
-    try:
+    with translate_foreign(CheckpointError, path):
+        # A pipe or a device would be waited for, or read, without an end.
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: a folder, pipe or device, not a file of weights")
         with path.open("rb") as stream:
             start = stream.read(512)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty; download it again")
     if start.startswith(b"version https://git-lfs"):
@@ -233,13 +238,14 @@ def _map(path: Path) -> dict[str, Tensor]:
 
 
 def _map_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        if re.search("not fully covered|header length|too small", str(error)):
-            raise _cut_off(path, error) from error
-        raise _not_weights(path) from error
+    with translate_foreign(CheckpointError, path):
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            if re.search("not fully covered|header length|too small", str(error)):
+                raise _cut_off(path, error) from error
+            raise _not_weights(path) from error
 
 
 def _map_pickle(path: Path) -> dict[str, Tensor]:
@@ -254,7 +260,11 @@ def _map_pickle(path: Path) -> dict[str, Tensor]:
 def _unpickle(path: Path) -> Any:
     # Files of torch before 1.6 are no archives; they cannot be mapped, nor their globals listed.
     is_zip = zipfile.is_zipfile(path)
-    unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if is_zip else set()
+    unsafe: set[str] = set()
+    if is_zip:
+        with translate_foreign(CheckpointError, path):
+            _check_archive(path)
+            unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     refused = sorted(unsafe - _HARMLESS_GLOBALS.keys())
     if refused:
         raise _runs_code(path, ", ".join(refused))
@@ -273,9 +283,17 @@ def _unpickle(path: Path) -> Any:
         raise _not_weights(path) from error
     except (RuntimeError, EOFError) as error:
         raise _cut_off(path, error) from error
-    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError, struct.error) as error:
         # Other bytes, read as instructions.
         raise _not_weights(path) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that would unpack to more than it has bytes: torch stores its members as they are."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise CheckpointError(f"{path}: {packed[0]} in it is compressed, as torch never does; download it again")
 
 
 def _calls(path: Path) -> bool:

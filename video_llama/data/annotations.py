@@ -109,7 +109,7 @@ def read_json(path: Path) -> Any:
         raise DatasetError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise DatasetError(f"{path}: a folder; name the JSON file in it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}: not JSON ({error})") from error
 
 
@@ -132,7 +132,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 if not isinstance(entry, Mapping):
                     raise DatasetError(f"{path}, line {number}: a {type(entry).__name__}, not an object")
                 yield number, entry
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}, line {number}: not JSON ({error})") from error
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such file") from error

@@ -116,5 +116,5 @@ def _parse(value: Any, column: str, where: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: the column {column!r} holds no JSON ({error}): {value[:60]!r}") from error

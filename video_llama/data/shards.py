@@ -190,7 +190,7 @@ def _read_text(
     if ".json" in members:
         try:
             entry = json.loads(_read(shard, members[".json"]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where}.json: not JSON ({error})") from error
         forms: Sequence[str] = ("messages", "conversations", "QA", "caption")
         for form in forms:

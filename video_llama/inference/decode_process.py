@@ -15,12 +15,17 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from video_llama.media.decode import ClipDecoder, Decoded
 from video_llama.registry import VIDEO_READERS
 
-__all__ = ["DecodeProcess", "ProcessDied", "home_of_reader", "serve"]
+__all__ = ["DECODE_SECONDS", "DecodeProcess", "ProcessDied", "TookTooLong", "home_of_reader", "serve"]
+
+DECODE_SECONDS = 600.0
+"""Default time for one file or window. Real files take seconds; a network file system that hangs takes for ever."""
 
 _START = (
     # Its owner ends it.
@@ -35,15 +40,21 @@ class ProcessDied(Exception):
     """The process is no longer there: its decoder crashed, or it was killed."""
 
 
+class TookTooLong(ProcessDied):
+    """The process was ended, because it did not answer in time."""
+
+
 class DecodeProcess:
     """Start, use and end one decoding process.
 
     Args:
         decoder: what the process does; its video reader's module is imported there.
+        seconds: after which a process that has not answered is ended.
     """
 
-    def __init__(self, decoder: ClipDecoder) -> None:
+    def __init__(self, decoder: ClipDecoder, seconds: float = DECODE_SECONDS) -> None:
         self._decoder = decoder
+        self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -53,15 +64,20 @@ class DecodeProcess:
 
         Raises:
             ProcessDied: before it answered; the next call starts another one.
+            TookTooLong: it did not answer in time, and was ended.
             RuntimeError: an error of the program, with the process's traceback.
         """
+        is_late = threading.Event()
         try:
             process = self._running()
             _send(cast(IO[bytes], process.stdin), (packed_source, first))
-            answer = pickle.load(cast(IO[bytes], process.stdout))
+            with _end_after(self._seconds, process, is_late):
+                answer = pickle.load(cast(IO[bytes], process.stdout))
         except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             # The process has closed its end of the pipe, perhaps in the middle of an answer.
             self._end()
+            if is_late.is_set():
+                raise TookTooLong from error
             raise ProcessDied from error
         if isinstance(answer, str):
             raise RuntimeError(f"while decoding: {answer}")
@@ -95,6 +111,23 @@ class DecodeProcess:
         if process is not None:
             process.kill()
             process.communicate()
+
+
+@contextmanager
+def _end_after(seconds: float, process: subprocess.Popen[bytes], is_late: threading.Event) -> Iterator[None]:
+    """Kill a process that is still at work after some time: reading from it then fails."""
+
+    def end() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def home_of_reader(decoder: ClipDecoder) -> str:

@@ -33,11 +33,12 @@ from video_llama.checkpoints.original_layout import (
     resolve_checkpoint,
 )
 from video_llama.checkpoints.quantization import quantization_config
+from video_llama.checkpoints.saved_folder import read_saved_config, read_saved_processor
 from video_llama.checkpoints.trained_run import TrainedRun, find_trained_run
 from video_llama.checkpoints.weight_files import open_weights
 from video_llama.config import ModelConfig
 from video_llama.conversation import SeparatorStyle, conv_templates
-from video_llama.errors import CheckpointError, ConfigError
+from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 from video_llama.inference.cache import MAX_ITEMS
 from video_llama.inference.engine import VideoLlama
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig
@@ -136,6 +137,7 @@ def load_pretrained_model(
             load_adapter(model.model, located.adapter, merge=merge_adapter)
             model.eval()
     model.media_cache.max_items = MAX_ITEMS
+    model.origin = located.source if isinstance(located.source, Path) else model_path
     if allow_urls:
         model.processor.media_processor = replace(model.processor.media_processor, allow_urls=True)
     return model
@@ -195,8 +197,9 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     sources = [Path(source).expanduser() for source in (config.ckpt, config.ckpt_2, config.vit_ckpt) if source]
     folders = [path if path.is_dir() else path.parent for path in sources]
     if config.ckpt is not None and is_transformers_folder(folders[0]):
-        check_sizes(config, VideoLlamaConfig.from_pretrained(folders[0]), folders[0] / "config.json")
-        return VideoLlamaProcessor.from_pretrained(folders[0], use_audio=use_audio)
+        saved = read_saved_config(folders[0])
+        check_sizes(config, saved, folders[0] / "config.json")
+        return read_saved_processor(folders[0], saved, use_audio=use_audio)
     if config.llama_model is None:
         raise ConfigError("model.llama_model must name the language model's folder or hub id: its tokenizer is needed")
     no_weights = [pattern for pattern in LANGUAGE_MODEL_PATTERNS if pattern != "*.safetensors"]
@@ -294,7 +297,7 @@ def _locate_configured(section: ModelConfig, for_training: bool = False) -> _Loc
 
 
 def _saved_config(folder: Path, audio: bool | None) -> VideoLlamaConfig:
-    config = VideoLlamaConfig.from_pretrained(folder)
+    config = read_saved_config(folder)
     if audio and not config.use_audio:
         raise CheckpointError(f"{folder}: the model was saved without its audio branch; load it with audio=False")
     if audio is not None:
@@ -313,7 +316,7 @@ def _load(
         overrides: dict[str, Any] = {"use_audio": config.use_audio}
         if template is not None:
             overrides["conv_template"] = template
-        processor = VideoLlamaProcessor.from_pretrained(source, **overrides)
+        processor = read_saved_processor(source, config, **overrides)
     else:
         # Before the tokenizer, because one that does not fit the weights fails with less to say about why.
         check_language_model(open_weights(source.language_model), config.text_config)
@@ -321,7 +324,9 @@ def _load(
     width = max(config.vision_config.hidden_size, config.get_text_config().hidden_size)
     dtype = resolve_dtype(*precision, width=width)
     # A model of shapes alone: it shows whether the weights will fit before any of them is read.
-    skeleton = build_skeleton(config)
+    where = f"the configuration of {getattr(source, 'language_model', source)}"
+    with translate_foreign(CheckpointError, where, "it must be the one that was saved with the weights"):
+        skeleton = build_skeleton(config)
     check_model_fits(
         config,
         dtype,

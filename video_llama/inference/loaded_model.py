@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from video_llama.checkpoints.hub import upload_folder
+from video_llama.checkpoints.model_card import write_model_card
 from video_llama.conversation import Conversation, conv_templates
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import MediaCache
@@ -69,6 +74,8 @@ class LoadedModel:
         self.processor = processor
         self.media_cache = MediaCache()
         self.decoders = DecoderPool(model)
+        # What it was loaded from, for its card.
+        self.origin: str | os.PathLike[str] | None = None
         self._logged: set[str] = set()
 
     @property
@@ -146,6 +153,37 @@ class LoadedModel:
     def float(self: Self) -> Self:
         """Convert the model to float32."""
         return self.to(torch.float32)
+
+    # Sharing.
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, name: str | None = None, **options: Any
+    ) -> None:
+        """Write model, processor and a model card to a folder, which `load_pretrained_model` and transformers read.
+
+        Args:
+            save_directory: is made if need be.
+            name: of the model on its card; by default the folder's.
+            options: of transformers' `save_pretrained`, such as `max_shard_size`.
+        """
+        folder = Path(save_directory).expanduser()
+        self.model.save_pretrained(folder, **options)
+        self.processor.save_pretrained(folder)
+        write_model_card(folder, self.config, self.origin, name or folder.name)
+
+    def push_to_hub(
+        self, repo_id: str, *, commit_message: str = "Upload model", private: bool | None = None, token: Any = None
+    ) -> str:
+        """Upload model, processor and a model card to the hub; the address of the commit.
+
+        The card of a model that was loaded from a training run names its data, stages, figures and licences.
+
+        Raises:
+            CheckpointError: the hub cannot be reached, or does not let this account write there.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=repo_id)
+            return upload_folder(Path(folder), repo_id, commit_message, private, token)
 
     # Media to features.
 

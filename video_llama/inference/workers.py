@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.inference.decode_process import DecodeProcess, ProcessDied, home_of_reader
+from video_llama.inference.decode_process import DECODE_SECONDS, DecodeProcess, ProcessDied, TookTooLong, home_of_reader
 from video_llama.media.decode import Decoded
 from video_llama.media.sources import describe_source, is_file
 from video_llama.processor.clips import ClipReader, ClipSource, Window
@@ -47,7 +47,11 @@ class _Task:
 
 
 def read_ahead(
-    clips: Iterable[tuple[int, ClipSource]], reader: ClipReader, num_workers: int, num_ahead: int = 8
+    clips: Iterable[tuple[int, ClipSource]],
+    reader: ClipReader,
+    num_workers: int,
+    num_ahead: int = 8,
+    seconds: float = DECODE_SECONDS,
 ) -> Iterator[WindowRead]:
     """Read clips; with workers the results come as they are done, whatever the order of the clips.
 
@@ -56,8 +60,12 @@ def read_ahead(
         reader: how a clip is read.
         num_workers: processes; 0 reads in this one.
         num_ahead: clips that are read or wait to be taken.
+        seconds: that a worker has for a clip or window; it is then ended, and the clip has an error.
     """
-    results = _read_here(clips, reader) if num_workers == 0 else _Pool(reader, num_workers, num_ahead).read(clips)
+    if num_workers == 0:
+        results = _read_here(clips, reader)
+    else:
+        results = _Pool(reader, num_workers, num_ahead, seconds).read(clips)
     for task, (num_windows, windows) in results:
         for offset, window in enumerate(windows):
             yield WindowRead(task.key, task.first + offset, num_windows, window)
@@ -83,11 +91,11 @@ def _rest(task: _Task, num_windows: int, num_read: int) -> _Task | None:
 class _Pool:
     """Decoding processes, each with a thread of this one that waits for it and finishes what it has decoded."""
 
-    def __init__(self, reader: ClipReader, num_workers: int, num_ahead: int) -> None:
+    def __init__(self, reader: ClipReader, num_workers: int, num_ahead: int, seconds: float) -> None:
         self._reader = reader
         self._num_ahead = max(num_ahead, num_workers)
         self._threads = ThreadPoolExecutor(num_workers, "video-llama-decode")
-        self._processes = [DecodeProcess(reader.decoder) for _ in range(num_workers)]
+        self._processes = [DecodeProcess(reader.decoder, seconds) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[DecodeProcess] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -159,11 +167,14 @@ def _pack(source: ClipSource) -> bytes | None:
 
 
 def _decode(process: DecodeProcess, packed: bytes, task: _Task) -> Decoded | None:
+    reason = "the process that decodes it crashes"
     for _ in range(_ATTEMPTS):
         try:
             return process.decode(packed, task.first)
+        except TookTooLong:
+            reason = "decoding it takes too long, or the place where it lies does not answer"
+            break
         except ProcessDied:
             continue
-    # Say that this window is the last one, so that the rest of a file that crashes decoders is not tried.
-    error = MediaError(describe_source(task.source), "the process that decodes it crashes")
-    return task.first + 1, [error]
+    # Say that this window is the last one, so that the rest of such a file is not tried.
+    return task.first + 1, [MediaError(describe_source(task.source), reason)]

@@ -12,24 +12,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
-from av import AudioResampler, FFmpegError
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from numpy.typing import NDArray
+from av import FFmpegError
 
 from video_llama.errors import MediaError
-from video_llama.media.containers import demux_packets, open_container, select_stream, translate_errors
-from video_llama.media.frame_index import first_frame_seconds
-from video_llama.media.samples import PLAUSIBLE_RATES_HZ
+from video_llama.media.audio_track import AudioTrack, OpenedFile, Path, Samples, decode_timed_frames, open_audio_track
 from video_llama.media.sampling import (
-    CLOCK_TOLERANCE_SECONDS,
     SegmentSettings,
     place_on_clock,
     resampling_period,
@@ -37,22 +28,13 @@ from video_llama.media.sampling import (
 )
 
 __all__ = [
-    "AudioTrack",
-    "OpenedFile",
     "RawAudio",
     "RawSegments",
-    "Samples",
     "decode_blocks",
-    "decode_timed_frames",
-    "open_audio_track",
     "read_part",
     "read_segments",
     "read_window",
 ]
-
-Path = str | os.PathLike[str]
-Samples = NDArray[np.float32]
-"""(channels, samples), full scale from -1 to 1."""
 
 LONG_AUDIO_SECONDS = 60.0
 """Of longer audio only the segments are decoded."""
@@ -66,41 +48,6 @@ _PREROLLS_SECONDS = (1.0, 10.0, 100.0, 1000.0)
 _MARGIN_SECONDS = 0.25
 # How far before its stated end the real end of an audio track is looked for.
 _TAIL_SECONDS = 2.0
-# In any time base.
-_BEFORE_ALL = -(2**40)
-# Seeking to the start of these gives the very packets that opening them does, encoder delay included.
-_REWINDABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2"}
-
-
-@runtime_checkable
-class OpenedFile(Protocol):
-    """An open file; its first frame, if it has any, is shown at `start_seconds` of the container's clock."""
-
-    container: InputContainer
-    start_seconds: float | None
-
-
-@dataclass(eq=False)
-class AudioTrack:
-    """An open audio track; an `OpenedFile`.
-
-    Attributes:
-        path: the file.
-        container, stream: the file, opened, and its track.
-        start_seconds: when the first frame is shown, on the container's clock; None without video.
-        begin_seconds: when the track begins, on that clock.
-        zero_seconds: what that clock shows at t = 0: `start_seconds`, or `begin_seconds` where there is no video or it
-            begins at the same time, give or take `CLOCK_TOLERANCE_SECONDS`.
-        end_seconds: where the track ends, or else its file, as stated there, from t = 0 on; 0 if nothing is stated.
-    """
-
-    path: Path
-    container: InputContainer
-    stream: AudioStream
-    start_seconds: float | None
-    begin_seconds: float
-    zero_seconds: float
-    end_seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,73 +167,6 @@ def read_part(
         return _read_part(track, start_seconds, end_seconds, sample_rate_hz)
 
 
-@contextmanager
-def open_audio_track(path: Path, opened: OpenedFile | None = None) -> Iterator[AudioTrack]:
-    """Open the audio track that a player would choose; the container stands at the track's first packet.
-
-    Args:
-        path: the file.
-        opened: the same file, if it is open already: it is used where going back to its start is exact.
-
-    Raises:
-        NoAudioTrackError: there is none.
-        MediaError: the file cannot be read, or the track's header is damaged.
-    """
-    with ExitStack() as files:
-        if opened is None:
-            container = files.enter_context(open_container(path))
-            stream = cast(AudioStream, select_stream(container, path, "audio"))
-            start = first_frame_seconds(path, container)
-        else:
-            container, start = opened.container, opened.start_seconds
-            stream = cast(AudioStream, select_stream(container, path, "audio"))
-        # What is there already has moved on. A file in fragments does not count its frames in the header.
-        if container.format.name in _REWINDABLE_FORMATS and stream.frames:
-            with translate_errors(path, "the sound track is damaged"):
-                container.seek(_BEFORE_ALL, stream=stream)
-        elif opened is not None or start is not None:
-            container = files.enter_context(open_container(path))
-            stream = cast(AudioStream, select_stream(container, path, "audio"))
-        if stream.rate not in PLAUSIBLE_RATES_HZ:
-            raise MediaError(path, f"a sound track of {stream.rate} samples per second: damaged")
-        tick = float(stream.time_base or 0)
-        begin = zero = (stream.start_time or 0) * tick
-        if start is not None and abs(begin - start) >= CLOCK_TOLERANCE_SECONDS:
-            zero = start
-        end = zero
-        if stream.duration is not None:
-            end = begin + stream.duration * tick
-        elif container.duration is not None:
-            end = ((container.start_time or 0) + container.duration) / 1_000_000
-        yield AudioTrack(path, container, stream, start, begin, zero, end - zero)
-
-
-def decode_timed_frames(track: AudioTrack) -> Iterator[tuple[float | None, Samples]]:
-    """Decode a track from the current position on, in the rate and with the channels of its start.
-
-    Yields:
-        when the frame is heard, in seconds of the container's clock, or None if the file does not say; and its
-        samples, (channels, samples), float32.
-    """
-    # PyAV's stream follows the changes that a broadcast may have midway; what is yielded does not.
-    stream = track.stream
-    rate_hz, layout = stream.rate, None
-    converter, converts_from = None, None
-    for packet in demux_packets(track.container, stream, track.path):
-        with translate_errors(track.path, "the sound track is damaged"):
-            for frame in packet.decode():
-                assert isinstance(frame, AudioFrame)
-                layout = layout or stream.layout
-                frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if converter is None or frame_format != converts_from:
-                    # "flt" interleaves the channels: PyAV crashes on planes from the eighth channel on.
-                    converter = AudioResampler(format="flt", layout=layout, rate=rate_hz)
-                    converts_from = frame_format
-                for converted in converter.resample(frame):
-                    interleaved = converted.to_ndarray()  # (1, samples * channels)
-                    yield frame.time, interleaved.reshape(-1, layout.nb_channels).T
-
-
 def decode_blocks(track: AudioTrack, mono: bool = False) -> Iterator[Samples]:
     """Decode the track from t = 0 on in blocks of about ten seconds, with `mono` the average of its channels.
 
@@ -352,7 +232,7 @@ def _measure(track: AudioTrack, sample_rate_hz: int) -> int | None:
     rate_hz, stated = track.stream.rate, track.end_seconds
     if not _seek(track, stated - _TAIL_SECONDS):
         return None
-    frames = decode_timed_frames(track)
+    frames = decode_timed_frames(track, is_after_seek=True)
     first = list(islice(frames, 1))
     # There are no times, or the seeking did not lead near the end.
     if not first or first[0][0] is None or not stated / 2 < first[0][0] - track.zero_seconds < stated:
@@ -371,7 +251,7 @@ def _decode_from(track: AudioTrack, first: int) -> Iterator[tuple[int, Samples]]
         target = first / rate_hz - preroll
         if target <= begin or not _seek(track, target):
             break
-        frames = decode_timed_frames(track)
+        frames = decode_timed_frames(track, is_after_seek=True)
         opening = list(islice(frames, 1))
         if not opening:
             return
@@ -389,7 +269,9 @@ def _decode_from(track: AudioTrack, first: int) -> Iterator[tuple[int, Samples]]
 
 
 def _seek(track: AudioTrack, seconds: float) -> bool:
-    """Seek to a time from t = 0 on, or return False in a format that cannot: it is decoded from the start."""
+    """Seek to a time from t = 0 on, or return False in a file that cannot: it is decoded from the start."""
+    if track.clock_jumps:
+        return False
     try:
         seconds += track.zero_seconds
         track.container.seek(round(seconds / float(track.stream.time_base or 1)), stream=track.stream)

@@ -40,7 +40,11 @@ __all__ = [
 _HEAD_BYTES = 1024
 
 # What video and audio files begin with: Pillow need not be asked. One of its formats (TGA) has no signature.
-_MEDIA_SIGNATURES = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"FLV\x01", b"0&\xb2u", b"RF64", b"FORM", b"\xff\xfb")
+_MEDIA_SIGNATURES = (
+    *(b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"FLV\x01", b"0&\xb2u", b"RF64", b"FORM", b"\xff\xfb"),
+    # Uncompressed video with a line of text as its header.
+    b"YUV4MPEG2 ",
+)
 
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
 _BOXES = {*_FIRST_BOXES, b"moof", b"mfra", b"sidx", b"styp", b"meta", b"udta", b"uuid", b"pdin", b"emsg"}
@@ -63,6 +67,8 @@ _OPEN_ARGUMENTS: dict[str, Any] = {"metadata_errors": "replace"} if hasattr(Inpu
 # does not name all streams (MPEG program and transport streams do not, damaged files need not).
 _DECODERS_TAKE_OPTIONS = int(av.__version__.split(".")[0]) >= 17
 _OPEN_TIMEOUT_SECONDS = 60.0
+# A day.
+_LONG_MICROSECONDS = str(86_400_000_000)
 
 _REPAIR = "copy or download it again; if it plays elsewhere, convert it to H.264 and AAC in an .mp4 file"
 
@@ -168,8 +174,12 @@ def limit_frames(pixels: int) -> Iterator[None]:
 
 
 @contextmanager
-def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
+def open_container(path: str | os.PathLike[str], probe_bytes: int | None = None) -> Iterator[InputContainer]:
     """Open a media file for demuxing and close it again.
+
+    Args:
+        path: the file.
+        probe_bytes: how much may be read to find out what its streams are like; None is what FFmpeg reads by default.
 
     Raises:
         MediaError: no such file, empty, truncated, or no video or sound at all (the message says what it
@@ -189,10 +199,13 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     with translate_errors(path, "not a media file, or damaged beyond reading"):
         # Opening decodes a frame of each stream.
         of_decoders = {"max_pixels": str(max_frame_pixels.get())} if _DECODERS_TAKE_OPTIONS else {}
+        of_demuxer = dict(_OPEN_OPTIONS)
+        if probe_bytes is not None:
+            of_demuxer |= {"probesize": str(probe_bytes), "analyzeduration": _LONG_MICROSECONDS}
         container = av.open(
             name,
             options=of_decoders,
-            container_options=_OPEN_OPTIONS,
+            container_options=of_demuxer,
             timeout=(_OPEN_TIMEOUT_SECONDS, None),
             **_OPEN_ARGUMENTS,
         )

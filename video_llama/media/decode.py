@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
-from video_llama.media.audio import OpenedFile, RawSegments, read_segments, read_window
+from video_llama.media.audio import RawSegments, read_segments, read_window
+from video_llama.media.audio_track import OpenedFile
 from video_llama.media.containers import check_media_file, describe_content, media_kind
 from video_llama.media.image import load_image, resize_image
 from video_llama.media.pixels import FramesInMemory

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from video_llama.errors import MediaError
 from video_llama.media.containers import check_media_file, describe_content, open_container, select_stream
 from video_llama.media.decode import VideoReader, num_decoder_threads
-from video_llama.media.pyav_reader import is_mirrored, open_pyav
+from video_llama.media.frame_scaling import is_mirrored
+from video_llama.media.pyav_reader import open_pyav
 from video_llama.media.sampling import frame_seconds
 from video_llama.registry import VIDEO_READERS
 from video_llama.utils.extras import import_extra

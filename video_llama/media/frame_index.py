@@ -11,27 +11,31 @@ import bisect
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
 import numpy as np
+from av import ContainerFormat
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from video_llama.media.containers import demux_packets, translate_errors
 from video_llama.media.sampling import frame_seconds
+from video_llama.media.signatures import has_gif_image
 
-__all__ = ["FrameIndex", "first_frame_seconds", "index_frames", "read_mp4_index"]
+__all__ = ["FrameIndex", "clock_jumps", "first_frame_seconds", "index_frames", "read_mp4_index"]
 
 # AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
 # reliable.
 _FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
 _FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
-
+_FORMATS_THAT_JOIN = {"mpeg", "mpegts"}
+# Bare streams of a codec: AVFMT_NOTIMESTAMPS. The times that FFmpeg makes up for them change with each seek.
+_NO_TIMES_FLAG = 0x80
 
 # What a time of whole milliseconds is off by, and one that FFmpeg makes up from a stream's rate and few times.
 _ROUNDING_SECONDS = 0.001
@@ -64,6 +68,7 @@ class FrameIndex:
             where only those are known; None for a bare stream without any.
         last_duration: how long the last one is shown; 0 if the file does not say.
         tolerance_seconds: what these times may be rounded by.
+        jumps: whether the clock jumps back, where recordings were put together; `shown_at` goes on there.
     """
 
     num_frames: int
@@ -73,6 +78,7 @@ class FrameIndex:
     shown_at: list[int] | None
     last_duration: int
     tolerance_seconds: float = _ROUNDING_SECONDS
+    jumps: bool = False
 
     def seconds(self, stream: VideoStream, fps: float) -> tuple[float, list[float], float]:
         """Return times in seconds, for a stream of that average rate.
@@ -88,6 +94,18 @@ class FrameIndex:
         stated = np.asarray(self.shown_at) * base.numerator / base.denominator
         tolerance = max(tick, self.tolerance_seconds)
         return float(stated[0]), *frame_seconds(stated, self.last_duration * tick, fps, tolerance)
+
+    def counted(self) -> FrameIndex:
+        """Return it for a stream that is to be decoded from its start, with its frames counted."""
+        return replace(self, times=None, keyframes={})
+
+    def delayed(self, count: int) -> FrameIndex:
+        """Return it for a decoder that gives the first frame after so many packets more, where only times of decoding
+        are known: each frame is shown when the packet is decoded that so many others precede."""
+        decoded = self.shown_at or []
+        step = decoded[-1] - decoded[-2]
+        # The file does not say of the last ones.
+        return replace(self, shown_at=decoded[count:] + [decoded[-1] + step * (number + 1) for number in range(count)])
 
     def group_by_keyframe(self, indices: Sequence[int]) -> dict[int, list[int]]:
         """For each keyframe that is needed, the frames to decode from there; without repeats."""
@@ -114,44 +132,64 @@ def first_frame_seconds(path: str | os.PathLike[str], container: InputContainer)
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         return None
     shown = (packet for packet in demux_packets(container, stream, path) if not packet.is_discard)
-    index = index_frames(islice(shown, _NUM_COMPARED), container.format.name)
+    index = index_frames(islice(shown, _NUM_COMPARED), container.format)
     if not index.shown_at:
         return None
     return index.seconds(stream, 1.0)[0]
 
 
-def index_frames(packets: Iterable[Packet], format_name: str) -> FrameIndex:
+def clock_jumps(path: str | os.PathLike[str], container: InputContainer, stream: Stream) -> bool | None:
+    """Return whether the clock of a stream jumps back, from its packets; None in a format that cannot be put together
+    byte by byte, where none are read."""
+    if container.format.name not in _FORMATS_THAT_JOIN:
+        return None
+    latest: int | None = None
+    for packet in demux_packets(container, stream, path):
+        if packet.dts is not None:
+            if latest is not None and packet.dts < latest:
+                return True
+            latest = packet.dts
+    return False
+
+
+def index_frames(packets: Iterable[Packet], container_format: ContainerFormat) -> FrameIndex:
     """From all packets of a stream in a container of this format."""
-    num_frames, rewind_time = 0, 0
+    format_name = container_format.name
+    num_frames, rewind_time, added, jumps = 0, 0, 0, False
     # Pairs of time and duration, and when a keyframe is shown with where to send the demuxer for it.
     shown: list[tuple[int, int]] = []
     decoded: list[tuple[int, int]] = []
     keyframe_times: list[tuple[int, int]] = []
     # The packets hold the whole file: none may be kept.
     for packet in packets:
-        if not packet.size or packet.is_discard:
+        if not packet.size or packet.is_discard or (format_name == "gif" and not has_gif_image(bytes(packet))):
             continue
         num_frames += 1
         rewind_time = min(rewind_time, *(time for time in (packet.pts, packet.dts) if time is not None), 0)
         if packet.dts is not None:
-            decoded.append((packet.dts, packet.duration or 0))
+            # Recordings that were put together begin again at their own zero.
+            if decoded and packet.dts + added < decoded[-1][0]:
+                jumps = True
+                added = sum(decoded[-1]) - packet.dts
+            decoded.append((packet.dts + added, packet.duration or 0))
         if packet.pts is not None:
-            shown.append((packet.pts, packet.duration or 0))
+            shown.append((packet.pts + added, packet.duration or 0))
             seek_time = packet.dts if format_name in _FORMATS_SOUGHT_BY_DECODING_TIME else packet.pts
             if packet.is_keyframe and seek_time is not None:
                 keyframe_times.append((packet.pts, seek_time))
     has_times = len(shown) == num_frames and format_name not in _FORMATS_WITHOUT_TIMES
     # Frames are shown as far apart as they are decoded, in order; AVI files leave numbers out where a frame stays.
     stated = shown if has_times else decoded
-    if not num_frames or len(stated) < num_frames:
+    if not num_frames or len(stated) < num_frames or container_format.flags & _NO_TIMES_FLAG:
         return FrameIndex(num_frames, None, {}, rewind_time, None, 0)
     stated.sort()
     shown_at = [time for time, _ in stated]
-    if not has_times:
-        tolerance = _GUESS_SECONDS if format_name == "mpeg" else _ROUNDING_SECONDS
-        return FrameIndex(num_frames, None, {}, rewind_time, shown_at, stated[-1][1], tolerance)
     keyframes = {bisect.bisect_left(shown_at, time): seek_time for time, seek_time in sorted(keyframe_times)}
-    return FrameIndex(num_frames, shown_at, keyframes, rewind_time, shown_at, stated[-1][1])
+    tolerance = _GUESS_SECONDS if format_name == "mpeg" else _ROUNDING_SECONDS
+    index = FrameIndex(num_frames, shown_at, keyframes, rewind_time, shown_at, stated[-1][1], tolerance, jumps)
+    if has_times and not jumps:
+        return index
+    return index.counted()
 
 
 def read_mp4_index(path: str | os.PathLike[str], container: InputContainer, stream: VideoStream) -> FrameIndex | None:

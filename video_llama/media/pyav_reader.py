@@ -7,24 +7,19 @@ that was FFmpeg's default then. The graph built here gives the same pixels, bit 
 from __future__ import annotations
 
 import bisect
-import logging
 import os
 import queue
-import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 from av import FFmpegError, VideoFrame
 from av.container import InputContainer
-from av.filter import Graph
-from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -41,12 +36,11 @@ from video_llama.media.containers import (
 )
 from video_llama.media.decode import num_decoder_threads
 from video_llama.media.frame_index import FrameIndex, index_frames, read_mp4_index
+from video_llama.media.frame_scaling import FrameScaler
 from video_llama.media.image import open_image, to_rgb, translate_image_errors
 from video_llama.registry import VIDEO_READERS
 
-__all__ = ["AnimationReader", "PyAVReader", "is_mirrored", "open_pyav"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["AnimationReader", "PyAVReader", "open_pyav"]
 
 # Codecs whose "non-reference" pictures nothing else is decoded from, so that unwanted ones need not be
 # decoded. (HEVC's may still be referred to by higher temporal layers.)
@@ -54,11 +48,6 @@ _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 
 # Less than a tenth of a second's work: opening the file once more for it would gain nothing.
 _MIN_PARALLEL_PIXELS = 50_000_000
-
-# Of ITU-T H.273: what FFmpeg converts to RGB. The others (YCgCo, ICtCp, Dolby Vision's IPT, …) it took for BT.601 up to
-# version 7, as it still takes what is unspecified.
-_CONVERTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
-_UNSPECIFIED = 2
 
 
 @VIDEO_READERS.register("pyav")
@@ -87,7 +76,7 @@ class PyAVReader:
         height, width: size the frames are scaled to.
 
     Attributes:
-        container, start_seconds: as of an `OpenedFile`, whose audio is read, too.
+        container, start_seconds, clock_jumps: as of an `OpenedFile`, whose audio is read, too.
 
     Raises:
         MediaError: no video stream, no frames, or a damaged one.
@@ -102,7 +91,10 @@ class PyAVReader:
         # From the tables of the file, so that a long one is not read, or else from all its packets.
         index = read_mp4_index(path, container, self._stream)
         if index is None:
-            index = index_frames(demux_packets(container, self._stream, path), container.format.name)
+            index = index_frames(demux_packets(container, self._stream, path), container.format)
+        if self._stream.codec_context.pix_fmt == "pal8":
+            # The container may state the colours once, at its start.
+            index = index.counted()
         self._index = index
         if not index.num_frames:
             raise MediaError(path, "the video has no frames")
@@ -111,11 +103,25 @@ class PyAVReader:
         # For decoding at several places at once, with one thread each.
         self._decoders: list[_Decoder] = []
         self.num_frames = index.num_frames
-        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 1)
+        self.clock_jumps = index.jumps
+        self._take_times(index)
+
+    def _take_times(self, index: FrameIndex) -> None:
+        """Set when frames are shown, and how many a second."""
+        stream = self._stream
+        rate = stream.average_rate or stream.guessed_rate
+        if index.shown_at is None:
+            # The codec's own header may state it, where FFmpeg takes 25 a second for the average.
+            rate = stream.guessed_rate or stream.average_rate
+        self.fps = float(rate or 1)
+        last = (self.num_frames - 1) / self.fps
         self.start_seconds: float | None
-        self.start_seconds, self.times_seconds, self.duration_seconds = index.seconds(self._stream, self.fps)
+        self.start_seconds, self.times_seconds, self.duration_seconds = index.seconds(stream, self.fps)
+        if index.times is None and self.times_seconds[-1] != last and stream.codec_context.has_b_frames:
+            index = index.delayed(min(self._decoder.count_delay(), self.num_frames - 1))
+            _, self.times_seconds, self.duration_seconds = index.seconds(stream, self.fps)
         # A header may speak of 30 frames a second where browsers recorded as many as they found time for.
-        if self.times_seconds[-1] != (self.num_frames - 1) / self.fps:
+        if self.times_seconds[-1] != last:
             self.fps = self.num_frames / self.duration_seconds
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
@@ -193,16 +199,14 @@ class AnimationReader:
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames by ascending index; see `VideoReader.read`."""
         found: dict[int, NDArray[np.uint8]] = {}
-        graph: Graph | None = None
+        scaler = FrameScaler(self._path, self._size)
         with translate_image_errors(self._path):
             for index in sorted(set(indices)):
                 self._image.seek(self._first + index)
                 pixels = np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
                 frame = VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = index, Fraction(1, 1000)
-                graph = graph or _build_graph(frame, frame, *self._size)
-                graph.push(frame)
-                found[index] = cast(NDArray[np.uint8], cast(VideoFrame, graph.pull()).to_ndarray())
+                found[index] = scaler.scale(frame)
         return np.stack(list(map(found.__getitem__, indices)))
 
 
@@ -230,12 +234,8 @@ class _Decoder:
         self._path = path
         self._reopened = files.enter_context(ExitStack())
         self._index = index
-        self._size = size
         self._num_threads = num_threads
-        self._graph: Graph | None = None
-        self._graph_is_for: tuple[int, int, str, int] | None = None
-        # A codec's own message of how to turn frames holds until the next keyframe.
-        self._turned_as: VideoFrame | None = None
+        self._scaler = FrameScaler(path, size)
         self._use(container)
 
     def _use(self, container: InputContainer) -> None:
@@ -278,34 +278,49 @@ class _Decoder:
             if start and previous is None and position >= start and (position > start or not frame.key_frame):
                 return found
             while pending and pending[0] < position:
-                found[pending.popleft()] = self._scale(previous or frame)
+                found[pending.popleft()] = self._scaler.scale(previous or frame)
             if pending and pending[0] == position:
-                found[pending.popleft()] = self._scale(frame)
+                found[pending.popleft()] = self._scaler.scale(frame)
             if not pending:
                 return found
             if position >= start:
                 previous = frame
         # Nothing follows the last frame, as where the file ends with a comment.
         while pending and previous is not None:
-            found[pending.popleft()] = self._scale(previous)
+            found[pending.popleft()] = self._scaler.scale(previous)
         return found
+
+    def _go_to(self, start: int) -> None:
+        """Go to a keyframe; without times to seek by, to the very start."""
+        index = self._index
+        if index.times is not None:
+            try:
+                self._container.seek(index.keyframes.get(start, index.rewind_time), stream=self._stream)
+                return
+            except FFmpegError:
+                # Opened again, it is at its start.
+                pass
+        self._reopened.close()
+        self._use(self._reopened.enter_context(open_container(self._path)))
+
+    def count_delay(self) -> int:
+        """Return how many packets the decoder takes before the one that gives the first frame."""
+        self._go_to(0)
+        # Each further thread delays it by one.
+        self._stream.codec_context.thread_count = 1
+        for number, packet in enumerate(demux_packets(self._container, self._stream, self._path)):
+            if packet.size and packet.decode():
+                return number
+        return 0
 
     def _decode(self, start: int, wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Frames with their indices from the keyframe `start` on; pictures nobody needs may be left out."""
+        self._go_to(start)
         index, context = self._index, self._stream.codec_context
         can_skip = index.times is not None and context.name in _CODECS_WITH_SKIPPABLE_FRAMES
         wanted_times: set[int] = set()
         if index.times is not None:
             wanted_times.update(map(index.times.__getitem__, wanted))
-        target = index.rewind_time
-        if start:
-            target = index.keyframes[start]
-        try:
-            self._container.seek(target, stream=self._stream)
-        except FFmpegError:
-            # A bare stream of a codec cannot be sought in.
-            self._reopened.close()
-            self._use(self._reopened.enter_context(open_container(self._path)))
         count = 0
         for number, packet in enumerate(demux_packets(self._container, self._stream, self._path)):
             if number == 0 and start and not packet.is_keyframe:
@@ -318,83 +333,10 @@ class _Decoder:
             with translate_errors(self._path, f"the video is damaged near frame {start + count}"):
                 frames: Sequence[Any] = packet.decode()
             for frame in frames:
-                if frame.key_frame or frame.rotation:
-                    self._turned_as = frame
+                self._scaler.follow(frame)
                 # The frame on the screen at this time; without times, frames are counted.
                 position = start + count
                 if index.times is not None and frame.pts is not None:
                     position = bisect.bisect_right(index.times, frame.pts) - 1
                 yield position, frame
                 count += 1
-
-    def _scale(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """Turn a decoded frame upright and into RGB of the wanted size."""
-        # The matrix itself is read for the first frame and after a turn: to look at it keeps a frame in memory.
-        if frame.colorspace not in _CONVERTED_MATRICES:
-            _warn_of_matrix(os.fspath(self._path), frame.colorspace)
-            frame.colorspace = _UNSPECIFIED
-        if hasattr(frame, "color_trc"):
-            # They change nothing here, but FFmpeg refuses unknown ones. (PyAV 15 cannot set them.)
-            frame.color_primaries = frame.color_trc = _UNSPECIFIED
-        turned_as = self._turned_as or frame
-        key = (frame.width, frame.height, frame.format.name, turned_as.rotation)
-        if self._graph is None or key != self._graph_is_for:
-            self._graph, self._graph_is_for = _build_graph(frame, turned_as, *self._size), key
-        self._graph.push(frame)
-        return cast(NDArray[np.uint8], cast(VideoFrame, self._graph.pull()).to_ndarray())
-
-
-@lru_cache(maxsize=1000)
-def _warn_of_matrix(path: str, matrix: int) -> None:
-    """Warn once for a file."""
-    logger.warning("%s: its colour matrix (%d in H.273) is not supported; shown as BT.601", path, matrix)
-
-
-def _upright_filters(matrix: bytes) -> list[tuple[str, str]]:
-    """Return the filters that show a frame as its display matrix says: turned, mirrored, or both.
-
-    Args:
-        matrix: (a, b, u, c, d, v, x, y, w) of 32 bits each: a point (x, y) is shown at (a x + c y, b x + d y).
-    """
-    a, b, _, c, d = struct.unpack_from("=5i", matrix)
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        # Columns become rows; the signs say at which end each begins.
-        directions = {(False, False): "cclock_flip", (True, False): "clock", (False, True): "cclock"}
-        return [("transpose", directions.get((c < 0, b < 0), "clock_flip"))]
-    filters = []
-    if a < 0:
-        filters.append(("hflip", ""))
-    if d < 0:
-        filters.append(("vflip", ""))
-    return filters
-
-
-def is_mirrored(frame: VideoFrame) -> bool:
-    """Return whether a frame is to be shown mirrored, turned or not: its display matrix has a negative determinant."""
-    matrix = cast(Any, frame.side_data).get(SideDataType.DISPLAYMATRIX)
-    if matrix is None:
-        return False
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
-    return bool(a * d - b * c < 0)
-
-
-def _build_graph(frame: VideoFrame, turned_as: VideoFrame, height: int, width: int) -> Graph:
-    """Build the filters for frames like this one, to be turned and mirrored as another one says."""
-    matrix = cast(Any, turned_as.side_data).get(SideDataType.DISPLAYMATRIX)
-    upright = []
-    if matrix is not None:
-        upright = _upright_filters(bytes(matrix))
-    graph = Graph()
-    if hasattr(graph, "threads"):
-        # PyAV 17 on: scaling one frame is over before other threads have woken up.
-        graph.threads = 1
-    filters = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)]
-    for name, arguments in (
-        *upright,
-        ("scale", f"w={width}:h={height}:flags=bilinear"),
-        ("format", "rgb24"),
-        ("buffersink", ""),
-    ):
-        filters.append(graph.add(name, arguments))
-    graph.link_nodes(*filters).configure()
-    return graph

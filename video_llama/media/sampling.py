@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import bisect
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import gcd
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from video_llama.constants import AUDIO_SAMPLE_RATE_HZ
+from video_llama.errors import ConfigError
 
 __all__ = [
     "CLOCK_TOLERANCE_SECONDS",
@@ -60,6 +61,9 @@ class LogMelSettings:
         num_mel_frames: frames of a segment; fewer are padded with zeros, more are cut.
         mean, std: of the training data's log-mel values.
         frame_length_ms, frame_shift_ms: analysis window and its step.
+
+    Raises:
+        ConfigError: a setting that is no number, or not above 0.
     """
 
     sample_rate_hz: int = AUDIO_SAMPLE_RATE_HZ
@@ -70,6 +74,15 @@ class LogMelSettings:
     std: float = 9.138
     frame_length_ms: float = 25.0
     frame_shift_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        settings: dict[str, Any] = vars(self)
+        for name, value in settings.items():
+            is_number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not is_number or (value <= 0 and name != "mean"):
+                raise ConfigError(f"log_mel.{name} must be a number above 0, not {value!r}")
+            if name in ("sample_rate_hz", "num_mel_bins", "num_mel_frames") and not isinstance(value, int):
+                raise ConfigError(f"log_mel.{name} must be a whole number, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -259,13 +272,13 @@ def place_on_clock(
 def resampling_period(source_rate_hz: int, target_rate_hz: int) -> tuple[int, int]:
     """Return after how many samples of either rate both meet on a sample."""
     source_rate_hz = round_odd_rate(source_rate_hz, target_rate_hz)
-    common = gcd(source_rate_hz, target_rate_hz)
+    common = math.gcd(source_rate_hz, target_rate_hz)
     return source_rate_hz // common, target_rate_hz // common
 
 
 def round_odd_rate(source_rate_hz: int, target_rate_hz: int) -> int:
     """Return the rate, or the nearest multiple of 50 Hz for one whose filter would fill the memory (44 101 Hz)."""
-    if source_rate_hz // gcd(source_rate_hz, target_rate_hz) <= _MAX_RESAMPLING_PERIOD:
+    if source_rate_hz // math.gcd(source_rate_hz, target_rate_hz) <= _MAX_RESAMPLING_PERIOD:
         return source_rate_hz
     return max(50, round(source_rate_hz / 50) * 50)
 

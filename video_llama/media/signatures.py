@@ -12,7 +12,7 @@ import zlib
 
 from PIL import Image
 
-__all__ = ["IMAGE_BRANDS", "PILLOW_ERRORS", "describe_image_boxes", "describe_other"]
+__all__ = ["IMAGE_BRANDS", "PILLOW_ERRORS", "describe_image_boxes", "describe_other", "has_gif_image"]
 
 # What Pillow's parsers raise on damaged files: OSError for truncation, the others for what they stumble over.
 PILLOW_ERRORS = (
@@ -135,6 +135,26 @@ def _ask_pillow(path: str) -> str | None:
             raise
         return None
     return f"a still image ({name.replace('WEBP', 'WebP')})"
+
+
+def has_gif_image(blocks: bytes) -> bool:
+    """Return whether an image is among these blocks of a GIF file, which may begin with the file's header.
+
+    Comments and what programs note (GIF89a, sections 23 to 26) may stand after the last image.
+    """
+    place = 0
+    if blocks.startswith(b"GIF"):
+        place = 13
+        # A table of 2 to 256 colours follows.
+        if blocks[10] & 0x80:
+            place += 3 << (blocks[10] & 7) + 1
+    while place < len(blocks) and blocks[place] == 0x21:
+        # Behind the kind of extension: blocks of up to 255 bytes, the last one empty.
+        place += 2
+        while place < len(blocks) and blocks[place]:
+            place += 1 + blocks[place]
+        place += 1
+    return place < len(blocks) and blocks[place] == 0x2C
 
 
 def _is_text(head: bytes) -> bool:

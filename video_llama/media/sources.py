@@ -114,14 +114,16 @@ def open_source(source: Any, allow_urls: bool = False) -> Iterator[LocalFile]:
 
 
 @contextmanager
-def _as_path(source: Any, allow_urls: bool) -> Iterator[LocalFile]:
-    name = describe_source(source)
+def _as_path(source: Any, allow_urls: bool, known_name: str | None = None) -> Iterator[LocalFile]:
+    name = known_name or describe_source(source)
     if isinstance(source, Mapping):
-        # Without its bytes, a path is looked for as it is.
-        inner = source.get("bytes")
+        # Without its bytes, a path is looked for as it is; with them, it is only their name.
+        inner, path_name = source.get("bytes"), None
         if inner is None:
             inner = source.get("path")
-        with _as_path(inner, allow_urls) as file:
+        elif source.get("path"):
+            path_name = name
+        with _as_path(inner, allow_urls, path_name) as file:
             yield file
     elif isinstance(source, (str, os.PathLike)):
         text = os.fsdecode(os.fspath(source))

@@ -13,6 +13,7 @@ from transformers import (
     AutoProcessor,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from video_llama.model.backbone import VideoLlamaModel
 from video_llama.model.configuration import VideoLlamaConfig
@@ -27,4 +28,8 @@ AutoModel.register(VideoLlamaConfig, VideoLlamaModel, exist_ok=True)
 for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(VideoLlamaConfig, VideoLlamaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoLlamaConfig, VideoLlamaProcessor, exist_ok=True)
+# `transformers serve` knows models by these names alone.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(
+    VideoLlamaConfig.model_type, VideoLlamaForConditionalGeneration.__name__
+)
 register_checkpoint_conversion_mapping(VideoLlamaConfig.model_type, saved_weight_renamings(), overwrite=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ __all__ = [
     "find_placeholders",
     "pop_media",
 ]
+
+logger = logging.getLogger(__name__)
 
 MEDIA_INPUTS = (
     *("pixel_values", "frame_mask", "audio_values", "segment_mask", "audio_pixel_values"),
@@ -149,6 +152,22 @@ class VideoLlamaPreTrainedModel(PreTrainedModel):
         if "quantization_config" in kwargs:
             kwargs["quantization_config"] = spare_parts(kwargs["quantization_config"])
         return super().from_pretrained(*args, **kwargs)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resize as transformers does; placeholder ids that the new vocabulary reaches move above it.
+
+        The processor has to learn the same ids, which is logged.
+        """
+        embeddings: nn.Module = super().resize_token_embeddings(*args, **kwargs)
+        vocab_size = self.config.get_text_config().vocab_size
+        if min(self.config.image_token_id, self.config.audio_token_id) < vocab_size:
+            self.config.image_token_id, self.config.audio_token_id = vocab_size, vocab_size + 1
+            logger.warning(
+                "the vocabulary has %d tokens now, so the placeholder ids move above it: set processor.image_token_id "
+                "= model.config.image_token_id and processor.audio_token_id = model.config.audio_token_id",
+                vocab_size,
+            )
+        return embeddings
 
     def train(self, mode: bool = True) -> VideoLlamaPreTrainedModel:
         """Set the mode as torch does, except that frozen parts stay in evaluation mode, without dropout."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
 
 from video_llama.model.precision import spare_parts
+from video_llama.utils.remote_code import auto_map, write_remote_code
 
 __all__ = ["ImageBindTrunkConfig", "VideoLlamaConfig", "VideoLlamaVisionConfig"]
 
@@ -159,7 +162,16 @@ class VideoLlamaConfig(PreTrainedConfig):
         # A folder that was saved quantized says what was left alone, by the names of that time.
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_parts(kwargs["quantization_config"])
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs | {"auto_map": auto_map()})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write `config.json`, and the module in which `trust_remote_code=True` finds the classes."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_remote_code(Path(save_directory))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: `save_pretrained` does what transformers would do from here on, without copying the source."""
 
 
 def _sub_config(

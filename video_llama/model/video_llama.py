@@ -234,7 +234,16 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
 
         Returns:
             (batch, new_tokens), int64: the new tokens only, or `transformers`' generation output if asked for.
+
+        Raises:
+            ValueError: an assistant model or a guidance scale.
         """
+        guidance_scale = kwargs.get("guidance_scale")
+        if kwargs.get("assistant_model") is not None or guidance_scale not in (None, 1):
+            raise ValueError(
+                "assistant_model and guidance_scale need a prompt of token ids alone, and here media are spliced in; "
+                "prompt_lookup_num_tokens speeds up without another model"
+            )
         media = pop_media(kwargs)
         kwargs.pop("mm_token_type_ids", None)
         if inputs_embeds is None:

@@ -17,7 +17,8 @@ from torchaudio.compliance.kaldi import fbank
 from torchaudio.transforms import Resample
 
 from video_llama.errors import MediaError, NoAudioTrackError
-from video_llama.media.audio import RawAudio, decode_blocks, open_audio_track, read_part
+from video_llama.media.audio import RawAudio, decode_blocks, read_part
+from video_llama.media.audio_track import open_audio_track
 from video_llama.media.sampling import LogMelSettings, resampling_period, round_odd_rate
 
 __all__ = [

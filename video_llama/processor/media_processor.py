@@ -196,8 +196,9 @@ class MediaProcessor:
 
     def _check(self) -> None:
         for name in ("image_size", "num_frames", "num_audio_segments"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean and std need three values, std above 0: not {self.mean} and {self.std}")
         if self.sampling not in ("uniform", "headtail"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +31,7 @@ from video_llama.processor.prompt import (
 )
 from video_llama.processor.request import MediaRequest
 from video_llama.prompt_parts import PromptPart, Text
+from video_llama.utils.remote_code import auto_map, write_remote_code
 
 __all__ = ["VideoLlamaProcessor"]
 
@@ -100,6 +103,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         bos = tokenizer.bos_token if begins_with_bos(tokenizer) else ""
         # For other programs: this class writes prompts by parts, which keep typed text apart.
         self.chat_template = write_jinja(conv_templates[conv_template], bos) or tokenizer.chat_template
+        self.auto_map = auto_map("AutoProcessor")
 
     # A video and an image are the same to the model: frames.
     image_token = video_token = IMAGE_PLACEHOLDER
@@ -128,6 +132,16 @@ class VideoLlamaProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """Return all settings but the tokenizer, in types of JSON."""
         return {**super().to_dict(), "media_processor": self.media_processor.to_dict()}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Write settings and tokenizer, and the module in which `trust_remote_code=True` finds this class."""
+        files = super().save_pretrained(save_directory, **kwargs)
+        write_remote_code(Path(save_directory))
+        return files
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Do nothing: `save_pretrained` does what transformers would do from here on, without copying the source."""
 
     def __call__(
         self,

@@ -8,7 +8,6 @@ SentencePiece rule (put "▁" in front, write spaces as "▁") is the normaliser
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import normalizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from video_llama.errors import CheckpointError
+from video_llama.errors import CheckpointError, translate_foreign
+from video_llama.utils.files import read_json_object
 
 __all__ = ["load_tokenizer"]
 
@@ -92,23 +92,19 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer_config.json"
     if not file.exists():
         return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error}); download it again") from error
+    return read_json_object(file)
 
 
 def _load_sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
     file, config = folder / _MODEL_FILE, _config(folder)
-    try:
+    with translate_foreign(CheckpointError, file):
         model = SentencePieceProcessor(model_file=str(file))
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{file}: damaged or cut off; download it again ({error})") from error
     ids = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
     # The first conversions of LLaMA name these tokens "", on which the class of transformers 5 fails.
     settings: dict[str, Any] = {name: model.id_to_piece(ids[name]) for name in ids if not config.get(name)}
     settings["add_bos_token"] = config.get("add_bos_token", True)
-    return LlamaTokenizer.from_pretrained(folder, local_files_only=True, **settings)
+    with translate_foreign(CheckpointError, f"{folder}: {_MODEL_FILE}, tokenizer_config.json"):
+        return LlamaTokenizer.from_pretrained(folder, local_files_only=True, **settings)
 
 
 def _load_any(source: str, is_local: bool) -> PreTrainedTokenizerBase:

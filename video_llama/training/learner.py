@@ -14,10 +14,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from video_llama.config import RunConfig
+from video_llama.checkpoints.adapters import add_lora, check_adapters
+from video_llama.config import Config, RunConfig
 from video_llama.data.batches import Batch
-from video_llama.errors import VideoLlamaError
+from video_llama.errors import ConfigError, VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.parts import (
+    adapted_parts,
+    adapter_layers,
+    enable_checkpointing,
+    freeze_for_training,
+    trained_parts,
+)
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
 from video_llama.model.weight_names import to_saved_name
 from video_llama.training.features import FeatureFiller
@@ -25,7 +33,7 @@ from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import is_sharded
 from video_llama.training.torch_settings import CompiledLayers
 
-__all__ = ["Learner", "StepOutput", "TrainingStopped", "teaching_inputs"]
+__all__ = ["Learner", "StepOutput", "TrainingStopped", "prepare_model", "teaching_inputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +80,26 @@ def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device
 def _reached_branches(batch: Batch) -> set[str]:
     """Return the branches that the media of a batch lead to, by their names in the model."""
     return {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
+
+
+def prepare_model(model: VideoLlamaForConditionalGeneration, config: Config, is_sharded: bool) -> None:
+    """Add the adapters that a configuration names, and let only its parts train.
+
+    Raises:
+        ConfigError: adapters that cannot train as they are.
+    """
+    adapted = adapted_parts(config.lora, config.model)
+    if adapted:
+        add_lora(model, config.lora, adapted)
+    check_adapters(model)
+    freeze_for_training(model, trained_parts(config.model))
+    if is_sharded:
+        if adapter_layers(model):
+            raise ConfigError("adapters (lora) do not train with FSDP or DeepSpeed: start the run with torchrun")
+        # Processes may have different numbers of frames, but all must run the encoders equally often.
+        model.set_chunk_size(None)
+    if config.model.use_grad_checkpoint:
+        enable_checkpointing(model)
 
 
 class Learner:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from video_llama.checkpoints.trained_run import CONFIG_FILE
 from video_llama.config import Config, RunConfig, save_config
 from video_llama.data.batches import BadSample
+from video_llama.training.processes import from_main_process
 from video_llama.utils.files import make_folder
 from video_llama.utils.jsonl import append_jsonl, drop_cut_line, read_jsonl
+from video_llama.utils.locks import OutputLock
 
 __all__ = ["MetricLogger"]
 
@@ -32,16 +34,20 @@ class MetricLogger:
     Args:
         accelerator: of the run; its trackers get the numbers, too.
         folder: where the files go.
+        exclusive: no other run may write to the folder meanwhile.
 
     Raises:
-        ConfigError: there cannot be such a folder.
+        ConfigError: there cannot be such a folder, or another run writes to it.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, exclusive: bool = False) -> None:
         self._accelerator = accelerator
         self._folder = folder
         self._writes = accelerator.is_main_process
+        self._lock: OutputLock | None = None
         make_folder(folder, "run.output_dir")
+        if exclusive:
+            from_main_process(self._hold)
         for name in (_LOG, _QUARANTINE, _ANSWERS):
             if self._writes and (folder / name).exists():
                 drop_cut_line(folder / name)
@@ -84,9 +90,15 @@ class MetricLogger:
         Args:
             event: "train", "valid", "validation", "start", "resume", "abandon", "save", "skip" or "stop".
             iteration: where the run stands.
+
+        Raises:
+            ConfigError: the folder was removed or moved.
         """
         if not self._writes:
             return
+        # Files that are appended to would come back without a word, but without what was in them.
+        if self._lock is not None:
+            self._lock.check()
         line = {"event": event, "iteration": iteration, "time": round(time.time(), 3), **values}
         append_jsonl(self._folder / _LOG, line)
         numbers = _tracked(event, values)
@@ -128,6 +140,9 @@ class MetricLogger:
             elif line.get("event") == "validation" and line["iteration"] == iteration:
                 found.setdefault("", line)
         return found
+
+    def _hold(self) -> None:
+        self._lock = OutputLock(self._folder / ".lock", self._folder)
 
     def _read(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the lines of a file; one that cannot be read is reported and left out."""

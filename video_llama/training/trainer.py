@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from video_llama.checkpoints.adapters import without_wrapper
 from video_llama.config import Config
 from video_llama.conversation import conv_templates
 from video_llama.data.batches import Batch, BatchReader, load_batches
@@ -28,11 +29,10 @@ from video_llama.training.checkpoints import TrainingState, archive_later_checkp
 from video_llama.training.exporter import Exporter
 from video_llama.training.features import FeatureFiller, fill_cache, open_feature_store
 from video_llama.training.flops import batch_flops
-from video_llama.training.learner import Learner, StepOutput
+from video_llama.training.learner import Learner, StepOutput, prepare_model
 from video_llama.training.metric_logger import MetricLogger
 from video_llama.training.model_selection import ModelSelection, combine
 from video_llama.training.monitor import StepTotals, TrainWindow, build_monitor, device_peak_flops
-from video_llama.training.preparing import prepare_model
 from video_llama.training.processes import build_accelerator, describe_processes, from_main_process, is_sharded
 from video_llama.training.progress import RunLength, is_due
 from video_llama.training.reach import Reach, check_reach, sends_images_to_audio
@@ -88,7 +88,7 @@ class Trainer:
             check_shared_folder(self.accelerator, self.folder)
             checkpoints = self.folder / "checkpoints"
             self._resumed_from = agree_on_checkpoint(self.accelerator, run.resume_ckpt_path, checkpoints)
-        self.metric_logger = MetricLogger(self.accelerator, self.folder)
+        self.metric_logger = MetricLogger(self.accelerator, self.folder, exclusive=not leaves_run_alone)
         if datasets is None:
             index_shards(config, self.accelerator.process_index, self.accelerator.num_processes)
             self.accelerator.wait_for_everyone()
@@ -101,8 +101,8 @@ class Trainer:
         set_seed(run.seed)
         if model is None:
             model = self._build_model(images_as_audio)
-        self.processor = model.processor
-        self.model = prepare_model(model.model, config, is_sharded=self._is_sharded)
+        self.processor, self.model = model.processor, without_wrapper(model.model)
+        prepare_model(self.model, config, self._is_sharded)
 
         self._filler: FeatureFiller | None = None
         store = open_feature_store(config.features, self.model, images_as_audio=images_as_audio)

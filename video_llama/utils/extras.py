@@ -21,6 +21,7 @@ EXTRAS = {
     "pyarrow": "tables",
     "pycocoevalcap": "metrics",
     "tensorboard": "trackers",
+    "vllm": "vllm",
     "wandb": "trackers",
     "webdataset": "train",
 }

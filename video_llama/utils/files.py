@@ -1,17 +1,22 @@
-"""Write files whole or not at all, and make the folders that configurations name."""
+"""Write files whole or not at all, make the folders that configurations name, and read settings of checkpoints."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from video_llama.errors import ConfigError
+from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 
-__all__ = ["INCOMPLETE", "make_folder", "sync", "write_whole"]
+__all__ = ["INCOMPLETE", "make_folder", "read_json_object", "sync", "write_whole"]
 
 INCOMPLETE = ".incomplete"
 """Suffix of files in progress."""
+
+# A configuration has kilobytes, a tokenizer of 256 000 words 40 MB.
+_MAX_SETTINGS_BYTES = 256 * 2**20
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -55,3 +60,25 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Return what a JSON file of a checkpoint holds.
+
+    Raises:
+        CheckpointError: it is absent, no ordinary file, far too large, or not a JSON object.
+    """
+    with translate_foreign(CheckpointError, file):
+        # A pipe or a device would be waited for without an end.
+        if not file.is_file():
+            there = "not a file"
+            if not file.exists():
+                there = "missing"
+            raise CheckpointError(f"{file}: {there}; the folder is incomplete, download or convert it again")
+        size = file.stat().st_size
+        if size > _MAX_SETTINGS_BYTES:
+            raise CheckpointError(f"{file}: {size:,} bytes are more than settings have; download it again")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not a JSON object; download it again")
+    return content

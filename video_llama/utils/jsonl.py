@@ -79,9 +79,9 @@ def drop_cut_line(path: Path) -> None:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    # A character that was cut in half is a ValueError as well.
+    # A character that was cut in half is a ValueError as well, and brackets without an end are a RecursionError.
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
