@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama.config import Config, load_config
@@ -79,3 +80,11 @@ def config_file(base: Path, corpus: Path, tmp_path: Path) -> Path:
 def make_config(config_file: Path) -> MakeConfig:
     """The same, read, with overrides: `make_config("run.seed=1")`."""
     return lambda *options: load_config(config_file, options)
+
+
+@pytest.fixture
+def any_precision() -> Iterator[None]:
+    """Let a test choose the precision of autocast, which accelerate allows once in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -174,6 +174,7 @@ def test_recomputed_activations_of_the_encoders_give_the_same_gradient(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("any_precision")
 @pytest.mark.parametrize("amp", [True, False])
 @pytest.mark.parametrize("part", ["frame_encoder", "frame_qformer", "language_model"])
 def test_a_part_in_float32_trains_beside_frozen_ones_in_half_precision(

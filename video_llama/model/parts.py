@@ -20,6 +20,7 @@ from video_llama.schema import FREEZING_KEYS
 __all__ = [
     "ADAPTERS",
     "AUDIO_PARTS",
+    "NOTHING_TRAINS",
     "adapted_parts",
     "adapter_containers",
     "adapter_layers",
@@ -53,6 +54,10 @@ _PREFIXES = {
 AUDIO_PARTS = frozenset({"audio_qformer", "audio_projection"})
 ADAPTERS = "lora"
 """What stands for all adapters where parts are named (`run.part_lr`)."""
+NOTHING_TRAINS = (
+    "everything is frozen: name what trains in model.unfreeze, set model.frozen_video_Qformer and "
+    "frozen_llama_proj, or frozen_audio_Qformer, to False, or train adapters (lora.target)"
+)
 
 
 def trained_parts(section: ModelConfig) -> frozenset[str]:
@@ -136,10 +141,7 @@ def freeze_for_training(model: VideoLlamaForConditionalGeneration, parts: Collec
             parameter.requires_grad_(part_of_parameter(name) in parts)
         is_trained = is_trained or parameter.requires_grad
     if not is_trained:
-        raise ConfigError(
-            "everything is frozen: name what trains in model.unfreeze, set model.frozen_video_Qformer and "
-            "frozen_llama_proj, or frozen_audio_Qformer, to False, or train adapters (lora.target)"
-        )
+        raise ConfigError(NOTHING_TRAINS)
 
 
 def enable_checkpointing(model: VideoLlamaForConditionalGeneration) -> None:

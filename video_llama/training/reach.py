@@ -12,7 +12,7 @@ from video_llama.constants import Modality
 from video_llama.data.build import EncodedDataset, holds_messages
 from video_llama.data.examples import media_kinds
 from video_llama.errors import ConfigError
-from video_llama.model.parts import AUDIO_PARTS, adapted_parts, branch_of, trained_parts
+from video_llama.model.parts import AUDIO_PARTS, NOTHING_TRAINS, adapted_parts, branch_of, trained_parts
 from video_llama.schema import FREEZING_KEYS
 
 __all__ = ["Reach", "check_reach", "sends_images_to_audio"]
@@ -87,6 +87,9 @@ def check_reach(config: Config, reach: Reach, *, has_model: bool = False) -> Non
         ConfigError: a part trains that no dataset leads to, a dataset leads through a branch that is frozen and whose
             weights no file holds, or nothing trains; the message names the keys.
     """
+    section = config.model
+    if not (has_model or section.adapter or trained_parts(section) or adapted_parts(config.lora, section)):
+        raise ConfigError(NOTHING_TRAINS)
     mistakes = [*_without_data(config, reach)]
     if not has_model:
         mistakes += _random(config.model, reach)
@@ -97,7 +100,7 @@ def check_reach(config: Config, reach: Reach, *, has_model: bool = False) -> Non
 def sends_images_to_audio(config: Config) -> bool:
     """Whether frames train the audio branch, as in the original; messages name their audio files themselves."""
     return bool(AUDIO_PARTS & trained_parts(config.model)) and any(
-        section.data_type != "audio" and not holds_messages(name, section) for name, section in config.datasets.items()
+        section.data_type != "audio" and not holds_messages(name, section) for name, section in _drawn(config)
     )
 
 
