@@ -62,7 +62,7 @@ def test_the_card_of_a_run_says_its_stages_data_figures_and_licences(
     assert card.data.pipeline_tag == "video-text-to-text"
     assert card.data.license == "other"
     assert 'load_pretrained_model("shared")' in card.text
-    parts = "video Q-Former, projection"
+    parts = "video Q-Former, video projection"
     assert row_of(card.text, "first", parts) == ["4", "2", "0.001"]
     assert row_of(card.text, "second", parts) == ["4", "3", "0.0005"]
     assert row_of(card.text, "second", "`webvid`") == ["video", "2.0"]

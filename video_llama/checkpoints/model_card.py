@@ -13,6 +13,8 @@ from video_llama.checkpoints.original_layout import IMAGEBIND_FILE, QFORMER_FILE
 from video_llama.checkpoints.trained_run import CONFIG_FILE, run_checkpoint
 from video_llama.config import Config, ModelConfig, load_config
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.parts import adapted_parts, trained_parts
+from video_llama.schema import FREEZING_KEYS
 from video_llama.utils.files import read_json_object, write_whole
 from video_llama.utils.jsonl import read_jsonl
 
@@ -124,17 +126,16 @@ def _stage_table(stages: Sequence[tuple[Path, Path]]) -> str:
         config = load_config(run / CONFIG_FILE)
         iterations = _record(run, checkpoint).get("iteration") or _last(run, "train").get("iteration", "?")
         batch = config.run.batch_size_train * config.run.accum_grad_iters
-        rows.append([run.name, _trained(config.model), iterations, batch, config.run.init_lr])
+        rows.append([run.name, _trained(config), iterations, batch, config.run.init_lr])
     return _table("stage | trained | iterations | samples per step and process | learning rate", rows)
 
 
-def _trained(model: ModelConfig) -> str:
-    parts = {
-        "video Q-Former": model.frozen_video_Qformer,
-        "projection": model.frozen_llama_proj,
-        "audio branch": model.frozen_audio_Qformer,
-    }
-    return ", ".join(name for name, is_frozen in parts.items() if not is_frozen)
+def _trained(config: Config) -> str:
+    whole, adapted = trained_parts(config.model), adapted_parts(config.lora, config.model)
+    names = {part: part.replace("_", " ").replace("qformer", "Q-Former") for part in FREEZING_KEYS}
+    said = [name for part, name in names.items() if part in whole]
+    said += [f"adapters of the {name}" for part, name in names.items() if part in adapted]
+    return ", ".join(said)
 
 
 def _data_table(stages: Sequence[tuple[Path, Path]]) -> str:
