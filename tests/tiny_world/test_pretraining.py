@@ -229,7 +229,8 @@ def test_parts_are_written_in_the_originals_layout_without_what_the_stages_train
         torch.save({"modules": state}, folder / f"{name}.pt")
     write_parts(folder, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    files = {"eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "imagebind_huge.pth", "language_model", "config.json"}
+    files = {"eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "imagebind_huge.pth", "language_model"}
+    files |= {"config.json", "modeling_video_llama.py"}
     assert names == files
     assert find_config([tmp_path / "out"]) is not None
     queries = torch.load(tmp_path / "out/blip2_pretrained_flant5xxl.pth", weights_only=True)["model"]["query_tokens"]
