@@ -14,6 +14,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from tests.conftest import needs_compiler
 from video_llama.utils.extras import is_installed
@@ -56,6 +58,8 @@ def test_an_example_runs_and_prints_what_it_says(
     for text, package in NEEDED.items():
         if text in block:
             pytest.importorskip(package)
+    if "assistant_only_loss" in block and Version(transformers.__version__) < Version("5.18"):
+        pytest.skip("TRL asks for transformers 5.18")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     run(block)

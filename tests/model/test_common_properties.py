@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from tests.helpers.tiny_model import frames, make_tiny_config, prompt_ids, sound
 from video_llama import VideoLlamaForConditionalGeneration, VideoLlamaProcessor
@@ -180,12 +178,6 @@ def test_a_processor_with_a_new_token_serves_the_resized_model(tmp_path: Path) -
         {"cache_implementation": "static"},
         {"past_key_values": DynamicCache},
         {"past_key_values": StaticCache},
-        pytest.param(
-            {"prompt_lookup_num_tokens": 3},
-            marks=pytest.mark.skipif(
-                Version(transformers.__version__) < Version("5.24"), reason="fails in transformers 5.16 without ids"
-            ),
-        ),
         {"num_beams": 1, "do_sample": False, "return_dict_in_generate": True, "output_scores": True},
     ],
     ids=str,
@@ -236,6 +228,12 @@ def test_the_same_seed_draws_the_same_sample(tiny_model: VideoLlamaForConditiona
 
 
 def test_what_needs_a_prompt_of_ids_alone_is_refused(tiny_model: VideoLlamaForConditionalGeneration) -> None:
-    for options in ({"assistant_model": tiny_model}, {"guidance_scale": 1.5}):
+    config = GenerationConfig(prompt_lookup_num_tokens=3)
+    for options in (
+        {"assistant_model": tiny_model},
+        {"guidance_scale": 1.5},
+        {"prompt_lookup_num_tokens": 3},
+        {"generation_config": config},
+    ):
         with pytest.raises(ValueError, match="media are spliced in"):
             tiny_model.generate(**inputs_of(tiny_model), **GREEDY, **options)

@@ -236,14 +236,12 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
             (batch, new_tokens), int64: the new tokens only, or `transformers`' generation output if asked for.
 
         Raises:
-            ValueError: an assistant model or a guidance scale.
+            ValueError: an assistant model, prompt lookup or a guidance scale.
         """
-        guidance_scale = kwargs.get("guidance_scale")
-        if kwargs.get("assistant_model") is not None or guidance_scale not in (None, 1):
-            raise ValueError(
-                "assistant_model and guidance_scale need a prompt of token ids alone, and here media are spliced in; "
-                "prompt_lookup_num_tokens speeds up without another model"
-            )
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "guidance_scale"):
+            # A scale of 1 guides nothing. Prompt lookup gives other tokens in some versions of transformers.
+            if kwargs.get(name, getattr(kwargs.get("generation_config"), name, None)) not in (None, 1):
+                raise ValueError(f"{name} needs a prompt of token ids alone, and here media are spliced in")
         media = pop_media(kwargs)
         kwargs.pop("mm_token_type_ids", None)
         if inputs_embeds is None:
