@@ -62,7 +62,13 @@ def test_an_example_runs_and_prints_what_it_says(
         pytest.skip("TRL asks for transformers 5.18")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    run(block)
+    try:
+        run(block)
+    except ImportError as error:
+        # Earlier versions of transformers want a package for audio that this model does not need.
+        if "librosa" not in str(error):
+            raise
+        pytest.skip(" ".join(str(error).split()))
     check_printed(block, capsys.readouterr().out)
 
 

@@ -137,6 +137,9 @@ class StandIn:
         self._sabotage.use("[]")
         return self._sabotage.wrap(self._value[key])
 
+    def __float__(self) -> float:
+        return float(self._value)
+
     def __bytes__(self) -> bytes:
         return bytes(self._value)
 
