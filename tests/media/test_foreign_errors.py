@@ -79,7 +79,10 @@ class Sabotage:
         """Return a stand-in for what belongs to PyAV; plain values as they are."""
         if isinstance(value, (list, tuple)):
             return type(value)(map(self.wrap, value))
-        if value is None or isinstance(value, (int, float, str, bytes, Fraction, enum.Enum, np.ndarray, StandIn)):
+        # PyAV 19 has a class of its own for fractions.
+        if value is None or type(value).__name__ == "AVRational":
+            return value
+        if isinstance(value, (int, float, str, bytes, Fraction, enum.Enum, np.ndarray, StandIn)):
             return value
         return StandIn(value, self)
 
@@ -136,9 +139,6 @@ class StandIn:
     def __getitem__(self, key: Any) -> Any:
         self._sabotage.use("[]")
         return self._sabotage.wrap(self._value[key])
-
-    def __float__(self) -> float:
-        return float(self._value)
 
     def __bytes__(self) -> bytes:
         return bytes(self._value)
