@@ -92,7 +92,8 @@ class PyAVReader:
         index = read_mp4_index(path, container, self._stream)
         if index is None:
             index = index_frames(demux_packets(container, self._stream, path), container.format)
-        if self._stream.codec_context.pix_fmt == "pal8":
+        # Not `pix_fmt`, which crashes in PyAV 17 where it is unknown.
+        if getattr(self._stream.codec_context.format, "name", "") == "pal8":
             # The container may state the colours once, at its start.
             index = index.counted()
         self._index = index
