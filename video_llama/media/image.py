@@ -76,20 +76,21 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         MediaError: no such file, no image, too large to unpack, or an image that a package is missing for.
     """
     name = check_media_file(path)
-    with translate_image_errors(path):
+    # Pillow reads on while the image is used. It gets the open file: Pillow 11 follows links, and files in memory have
+    # no path to follow.
+    with translate_image_errors(path), open(name, "rb") as file:
         try:
-            opened = Image.open(name)
+            opened = Image.open(file)
         except UnidentifiedImageError as error:
             content = describe_content(name)
             if "(HEI" not in content or "HEIF" in Image.OPEN or not is_installed("pillow_heif"):
                 raise _unidentified(path, content) from error
             import_extra("pillow_heif", "HEIC images").register_heif_opener()
-            opened = Image.open(name)
-    # Pillow reads on while the image is used.
-    with translate_image_errors(path), opened:
-        if opened.width * opened.height > _MAX_PIXELS:
-            raise MediaError(path, f"{opened.width}x{opened.height} pixels are too many", "make it smaller")
-        yield opened
+            opened = Image.open(file)
+        with opened:
+            if opened.width * opened.height > _MAX_PIXELS:
+                raise MediaError(path, f"{opened.width}x{opened.height} pixels are too many", "make it smaller")
+            yield opened
 
 
 @contextmanager

@@ -119,7 +119,8 @@ def describe_other(path: str, head: bytes) -> str:
 def _ask_pillow(path: str) -> str | None:
     """Return what a file is by its header: an image, an animation, "" for a video; None where Pillow knows none."""
     try:
-        with Image.open(path) as image:
+        # The open file, not the path: Pillow 11 follows links, and files in memory have no path to follow.
+        with open(path, "rb") as file, Image.open(file) as image:
             name = image.format or ""
             if name in _NOT_STILL_IMAGES:
                 return None
