@@ -10,6 +10,7 @@ from torch import Tensor
 from video_llama.constants import IGNORE_INDEX
 from video_llama.conversation import conv_templates
 from video_llama.data.annotations import KeyCheck
+from video_llama.data.columns import without_nulls
 from video_llama.data.rows import read_row
 from video_llama.data.tokenization import build_conversation_sample
 from video_llama.processor.collate import pad_ids, pad_items
@@ -97,7 +98,7 @@ class VideoLlamaDataCollator:
 
     def _tokenise(self, row: Mapping[str, Any], where: str, reader: MessageReader) -> dict[str, list[int]]:
         """Return the ids and labels of one row; its media are kept by the reader."""
-        messages = read_row(_without_nulls(row), where, self._keys)["messages"]
+        messages = read_row(without_nulls(row), where, self._keys)["messages"]
         conversation = conv_templates[self.processor.conv_template].copy()
         reader.fill(conversation, messages)
         answers = [message for message in messages if message["role"] == "assistant"]
@@ -113,12 +114,3 @@ class VideoLlamaDataCollator:
 
 def _is_learnt(answer: Mapping[str, Any]) -> bool:
     return answer.get("loss", True) is not False and answer.get("weight", 1) != 0
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return a row without its null keys: tables of `datasets` give every item the keys of all others."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value

@@ -14,7 +14,7 @@ from video_llama.data.examples import Example, source_of
 from video_llama.data.rows import FORMS, read_row
 from video_llama.errors import DatasetError
 
-__all__ = ["RowReader"]
+__all__ = ["RowReader", "without_nulls"]
 
 # Usual names of columns, the first of which is taken.
 _MEDIA_COLUMNS = ("path", "file", "file_name", "filename", "file_path")
@@ -52,7 +52,7 @@ class RowReader:
         Raises:
             DatasetError: a column or a cell is missing, or a column with media would not be used.
         """
-        cells = {column: value for column, value in _without_nulls(row).items() if value not in (None, "")}
+        cells = {column: value for column, value in without_nulls(row).items() if value not in (None, "")}
         id_ = f"{self.name}/{cells.get('id', number)}"
         if self.info.text_column is None and any(form in cells for form in FORMS):
             structured = {column: _parse(value, column, where) for column, value in cells.items()}
@@ -101,12 +101,12 @@ def _only_file(cell: Any, column: str, where: str) -> Any:
     return file
 
 
-def _without_nulls(value: Any) -> Any:
-    """Return a cell without the keys that are null: columnar files write each key in every row."""
+def without_nulls(value: Any) -> Any:
+    """Return a row or cell without the keys that are null: columnar files give every item the keys of all others."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 
