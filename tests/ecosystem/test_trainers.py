@@ -175,3 +175,10 @@ def test_trl_learns_answers_about_images_with_its_own_collator(
 def test_our_model_is_what_trl_expects(model: VideoLlamaForConditionalGeneration) -> None:
     assert model.base_model is not model
     assert "labels" in inspect.signature(model.forward).parameters
+
+
+def test_the_collator_refuses_a_weight_that_no_loss_has(processor: VideoLlamaProcessor) -> None:
+    [row, *_] = rows()
+    answer = {**row["messages"][-1], "weight": 0.5}
+    with pytest.raises(DatasetError, match=r"row 0: 'weight' of a message is 0\.5"):
+        VideoLlamaDataCollator(processor)([{**row, "messages": [*row["messages"][:-1], answer]}])

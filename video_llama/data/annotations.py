@@ -18,6 +18,7 @@ from video_llama.utils.extras import import_extra
 __all__ = [
     "KeyCheck",
     "find_files",
+    "is_learnt",
     "read_entries",
     "read_json",
     "read_json_lines",
@@ -319,14 +320,18 @@ def resolve_messages(
         elif not isinstance(content, str):
             raise DatasetError(f"{where}: the content of a message must be text or a list of items, but is {content!r}")
         clean: dict[str, Any] = {"role": message.get("role"), "content": content}
-        if not _is_learnt(message, where):
+        if not is_learnt(message, where):
             clean["loss"] = False
         resolved.append(clean)
     return resolved
 
 
-def _is_learnt(message: Mapping[str, Any], where: str) -> bool:
-    """Return whether an answer counts for the loss."""
+def is_learnt(message: Mapping[str, Any], where: str) -> bool:
+    """Return whether an answer counts for the loss.
+
+    Raises:
+        DatasetError: a weight between, which no loss here has.
+    """
     weights = {key: message[key] for key in ("loss", "weight") if message.get(key) is not None}
     for key, value in weights.items():
         if value not in (0, 1):

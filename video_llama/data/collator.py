@@ -9,7 +9,7 @@ from torch import Tensor
 
 from video_llama.constants import IGNORE_INDEX
 from video_llama.conversation import conv_templates
-from video_llama.data.annotations import KeyCheck
+from video_llama.data.annotations import KeyCheck, is_learnt
 from video_llama.data.columns import without_nulls
 from video_llama.data.rows import read_row
 from video_llama.data.tokenization import build_conversation_sample
@@ -108,9 +108,5 @@ class VideoLlamaDataCollator:
             placeholder_ids=self.processor.placeholder_ids,
             placeholder_lengths=self.processor.placeholder_lengths,
             max_txt_len=self.max_txt_len or _NO_LIMIT,
-            unlearnt=[number for number, answer in enumerate(answers) if not _is_learnt(answer)],
+            unlearnt=[number for number, answer in enumerate(answers) if not is_learnt(answer, where)],
         )
-
-
-def _is_learnt(answer: Mapping[str, Any]) -> bool:
-    return answer.get("loss", True) is not False and answer.get("weight", 1) != 0
