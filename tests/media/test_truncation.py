@@ -96,7 +96,11 @@ def test_tags_around_an_mp3_do_not_matter(make_audio: MakeAudio) -> None:
     content = path.read_bytes()
     start = content.index(b"\xff\xf3")
     assert content[:3] == b"ID3"
-    for variant in (content[start:], content + b"TAG" + bytes(125), b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + content[start:]):
+    for variant in (
+        content[start:],
+        content + b"TAG" + bytes(125),
+        b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + content[start:],
+    ):
         path.write_bytes(variant)
         assert find_truncation(str(path)) == ""
         path.write_bytes(variant[: len(variant) // 2])

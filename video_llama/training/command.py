@@ -26,6 +26,10 @@ _OUT_OF_MEMORY = (
     "model.use_grad_checkpoint: True, cache the encoders' features (features.dir), or load the language model in 8 or "
     "4 bit (model.load_in_8bit, model.load_in_4bit); scripts/estimate_memory.py says what a configuration needs"
 )
+_PROCESS_LOST = (
+    "another process of this run ended or does not answer; what it printed last says why. --resume goes on from the "
+    "newest checkpoint"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,14 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # OSError: what the system refuses, such as space on the disk.
         return _report(str(error))
     except RuntimeError as error:
-        # torch.OutOfMemoryError, or the driver's own words.
-        if "out of memory" not in str(error):
-            raise
-        return _report(f"{_OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})")
+        return _report(_explain(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; --resume goes on from the newest checkpoint (a SIGTERM would have saved one)\n")
         return 130
     return 0
+
+
+def _explain(error: RuntimeError) -> str:
+    """Return in words what devices and other processes did; what else there is are errors of the program."""
+    from video_llama.training.processes import is_of_other_process
+
+    first_line = str(error).partition("\n")[0]
+    # torch.OutOfMemoryError, or the driver's own words.
+    if "out of memory" in str(error):
+        return f"{_OUT_OF_MEMORY} ({first_line})"
+    if is_of_other_process(error):
+        return f"{_PROCESS_LOST} ({first_line})"
+    raise error
 
 
 def _report(message: str) -> int:

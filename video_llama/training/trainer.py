@@ -285,7 +285,8 @@ class Trainer:
         is_on_gpu = self.accelerator.device.type == "cuda"
         batches = load_batches(self.batches(), left, run.num_workers, pin_memory=is_on_gpu)
         is_shown = self.accelerator.is_main_process
-        window = TrainWindow()
+        window = TrainWindow.going_on(self.state.window)
+        self.state.window = window.kept()
         with tqdm(total=self.num_iterations, initial=left.start, disable=not is_shown, unit="it") as bar:
             while self.state.iteration < self.num_iterations and not self._selection.stops_early(self.state):
                 waited = time.perf_counter()
@@ -305,6 +306,7 @@ class Trainer:
                 if is_log_due or totals.stops:
                     self._log(window)
                     window = TrainWindow()
+                    self.state.window = window.kept()
                 if self._after_step(before, must_stop=bool(totals.stops)):
                     # Saving and validating do not count as training time.
                     window.started = time.perf_counter()
