@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also fuse that step with torch.compile (takes seconds at the start)",
     )
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="where the time went, as JSON, at the end")
     parser.add_argument(
         "--allow-urls", action="store_true", help="download inputs that are http or https addresses (also of lists)"
     )
@@ -164,8 +165,10 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.captioning import (
         CaptionFile,
         CorpusSettings,
+        RunProfile,
         caption_corpus,
         default_workers,
+        file_of_shard,
         find_clips,
         take_shard,
     )
@@ -173,9 +176,12 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.inference.generation import GenerationOptions
     from video_llama.inference.load import load_pretrained_model
     from video_llama.media.decode import check_video_reader
+    from video_llama.utils.files import make_folder
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)
+    if arguments.profile is not None:
+        make_folder(arguments.profile.parent, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
     device = device_of_process(arguments.device)
     clips = take_shard(find_clips(arguments.inputs), num_parts, part)
@@ -232,7 +238,11 @@ def run(arguments: argparse.Namespace) -> int:
                     bar.total += new_windows
                     bar.update()
 
-                failed = caption_corpus(model, clips, file, settings, advance)
+                profile = RunProfile()
+                failed = caption_corpus(model, clips, file, settings, advance, profile)
+            print(profile.summary(), file=sys.stderr)
+            if arguments.profile is not None:
+                profile.save(file_of_shard(arguments.profile, num_parts, part))
     if failed:
         print(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error", file=sys.stderr)
     return SOME_FAILED if failed else 0
