@@ -25,7 +25,7 @@ from video_llama.cli.options import (
 from video_llama.errors import ConfigError
 
 if TYPE_CHECKING:
-    from video_llama.captioning import CaptionFile, CorpusSettings
+    from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile
     from video_llama.captioning.inputs import Clip
 
 __all__ = ["main"]
@@ -85,6 +85,7 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     add("--static-cache", action=argparse.BooleanOptionalAction, help=static)
     fuse = "also fuse that step with torch.compile (takes seconds at the start)"
     add("--compile", action="store_true", help=fuse)
+    add("--profile", type=Path, metavar="FILE", help="where the time went, as JSON, at the end")
 
 
 def whole_part(num_shards: int, shard_id: int) -> tuple[int, int]:
@@ -136,12 +137,15 @@ def device_of_process(device: str | None) -> str | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Caption what is missing; return 1 if some clips could not be captioned."""
-    from video_llama.captioning import CaptionFile, CorpusSettings, find_clips, take_shard
+    from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile, file_of_shard, find_clips, take_shard
     from video_llama.inference.captioning import DEFAULT_PROMPT
     from video_llama.media.decode import check_video_reader
+    from video_llama.utils.files import make_folder
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)
+    if arguments.profile is not None:
+        make_folder(arguments.profile.parent, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
     device = device_of_process(arguments.device)
     clips = take_shard(find_clips(arguments.inputs), num_parts, part)
@@ -167,7 +171,11 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}\n")
         failed = sum(file.has_failed(clip.id) for clip in clips)
         if todo:
-            failed = _caption(arguments, device, clips, file, settings)
+            profile = RunProfile()
+            failed = _caption(arguments, device, clips, file, settings, profile)
+            sys.stderr.write(f"{profile.summary()}\n")
+            if arguments.profile is not None:
+                profile.save(file_of_shard(arguments.profile, num_parts, part))
     if failed:
         sys.stderr.write(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error\n")
         return FAILED
@@ -180,6 +188,7 @@ def _caption(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
+    profile: RunProfile,
 ) -> int:
     """Load the model and caption what the file lacks; return the number of clips that failed."""
     from tqdm import tqdm
@@ -212,7 +221,7 @@ def _caption(
             bar.total += new_windows
             bar.update()
 
-        return caption_corpus(model, clips, file, settings, advance)
+        return caption_corpus(model, clips, file, settings, advance, profile)
 
 
 class Terminated(BaseException):
