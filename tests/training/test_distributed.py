@@ -243,4 +243,4 @@ def test_a_process_whose_partner_was_killed_ends_with_one_line(config_file: Path
     assert "Traceback" not in error
     last = error.strip().splitlines()[-1]
     assert last.startswith("error: another process of this run ended or does not answer")
-    assert "--resume goes on" in last
+    assert "--resume continues" in last
