@@ -76,6 +76,7 @@ class TrainingState:
         best_loss, best_iteration: the lowest validation loss, and where the run had it; None before a validation.
         early_stopping_counter: validations since then that were not better by `run.early_stopping_threshold`.
         window: losses and norms since the last line of the log, from `TrainWindow.kept`.
+        streams: of each process, where the streamed datasets stand.
     """
 
     iteration: int = 0
@@ -93,6 +94,7 @@ class TrainingState:
     best_iteration: int | None = None
     early_stopping_counter: int = 0
     window: dict[str, Any] = field(default_factory=dict)
+    streams: list[dict[str, Any]] = field(default_factory=list)
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
