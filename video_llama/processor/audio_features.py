@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import ceil
 from typing import Any
 
@@ -42,6 +41,8 @@ __all__ = [
 # Far more than the resampling filter reaches to either side.
 _MARGIN_SECONDS = 0.1
 _MAX_SAMPLE = 1e6
+# Feature extractors of transformers, by their settings: mel filters take a while to compute.
+_EXTRACTORS: dict[str, Any] = {}
 _FULL_SCALE = {torch.int16: 2**15, torch.int32: 2**31}
 
 
@@ -259,17 +260,18 @@ def extract_features(samples: torch.Tensor, settings: LogMelSettings) -> torch.T
     Raises:
         ConfigError: there is no such feature extractor, or it does not take the segment.
     """
-    extractor = _build_extractor(json.dumps(settings.extractor, sort_keys=True))
+    key = json.dumps(settings.extractor, sort_keys=True)
+    if key not in _EXTRACTORS:
+        _EXTRACTORS[key] = _build_extractor(settings.extractor or {})
+    extractor = _EXTRACTORS[key]
     with translate_foreign(ConfigError, f"the feature extractor {type(extractor).__name__}"):
         features = extractor(samples.numpy(), sampling_rate=settings.sample_rate_hz, return_tensors="pt")
     values: torch.Tensor = next(iter(features.values())).to(torch.float32)
     return values.reshape(values.shape[-2:])
 
 
-@cache
-def _build_extractor(settings: str) -> Any:
-    """Return a feature extractor of transformers, from its settings as JSON."""
-    values = json.loads(settings)
+def _build_extractor(values: dict[str, Any]) -> Any:
+    """Return a feature extractor of transformers, from its settings."""
     name = str(values.get("feature_extractor_type"))
     kind: Any = getattr(transformers, name, None)
     # The settings may be a stranger's: nothing but a feature extractor is built.
