@@ -246,6 +246,9 @@ def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
         if get_origin(expected) is dict:
             expected = get_args(expected)[1]
             continue
+        if expected is Any:
+            # The keys of a part are its own.
+            continue
         if not dataclasses.is_dataclass(expected):
             raise ConfigError(f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}")
         fields = {field.name: field for field in dataclasses.fields(expected)}
