@@ -22,6 +22,7 @@ from tests.documents.pages import PAGES, ROOT, read_blocks
 
 # Pages whose blocks need more than the folder below.
 RUN_ELSEWHERE = {
+    "docs/migrate.md": "tests/compat/test_scripts.py",
     "docs/ecosystem.md": "tests/ecosystem/test_docs.py",
     "docs/data.md": "tests/data_pipeline/test_docs.py",
     "docs/own_data.md": "tests/data_pipeline/test_docs.py",
@@ -32,8 +33,6 @@ WEIGHTS = {
     "Video-LLaMA-2-7B-Finetuned": "hf",
     "video-llama-2-7b-hf": "hf",
     "llama-2-7b-chat-hf": "hf",
-    "finetune-vicuna7b-v2": "hf",
-    "vicuna-7b": "hf",
 }
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCKS = [block for name in NAMES for block in read_blocks(name) if block.language in ("bash", "python")]
