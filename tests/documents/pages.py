@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/*/*/README.md"), *ROOT.glob("*/*/README.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/*/*/README.md"), *ROOT.glob("*/*/README.md")]
+)
 
 _BLOCK = re.compile(
     r"^(?:<!-- not run here: (?P<reason>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
@@ -18,7 +20,7 @@ _LINK = re.compile(r"\]\(([^()\s]+)\)|^\[[^\]]+\]: (\S+)", re.M)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `reason` says why the tests of documents do not run it; `shown` is the output printed below it."""
+    """A fenced block. `reason` says why the tests do not run it; `shown` is the output that is printed below it."""
 
     page: str
     number: int

@@ -27,7 +27,17 @@ RUN_ELSEWHERE = {
     "docs/data.md": "tests/data_pipeline/test_docs.py",
     "docs/own_data.md": "tests/data_pipeline/test_docs.py",
 }
-LINKED = ("benchmarks", "configs", "eval_configs", "examples", "prompts", "scripts", "video_llama", "train.py", "demo_video.py")
+LINKED = (
+    "benchmarks",
+    "configs",
+    "eval_configs",
+    "examples",
+    "prompts",
+    "scripts",
+    "video_llama",
+    "train.py",
+    "demo_video.py",
+)
 # In the place of weights that cannot be shipped: random ones of a tiny model, in the same layout.
 WEIGHTS = {
     "Video-LLaMA-2-7B-Finetuned": "hf",
