@@ -31,6 +31,7 @@ def start_new(page: Any) -> None:
     """Begin a new conversation."""
     choose(page, "#vl-more", "#vl-clear")
     page.click("#vl-confirm-yes")
+    page.wait_for_selector(".vl-card", state="detached")
     page.wait_for_selector(".vl-empty")
     wait_until_idle(page)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from video_llama.captioning.inputs import Clip
+from video_llama.captioning.profile import RunProfile
 from video_llama.captioning.records import CaptionFile
 from video_llama.inference.captioning import DEFAULT_PROMPT, BatchCaptioner, WindowCaption
 from video_llama.inference.decode_process import DECODE_SECONDS
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.generation import GenerationOptions
-from video_llama.inference.workers import read_ahead
+from video_llama.inference.workers import WindowRead, read_ahead
 from video_llama.processor.clips import ClipReader
 
 __all__ = ["CorpusSettings", "caption_corpus", "default_workers"]
@@ -61,6 +62,7 @@ def caption_corpus(
     file: CaptionFile,
     settings: CorpusSettings,
     on_record: Callable[[int], object] = lambda new_windows: None,
+    profile: RunProfile | None = None,
 ) -> int:
     """Caption the clips that the file lacks.
 
@@ -70,6 +72,7 @@ def caption_corpus(
         file: takes captions and errors, as they come.
         settings: how.
         on_record: called after each record with the number of missing windows that it reveals.
+        profile: gets the seconds of each stage.
 
     Returns:
         the number of clips that could not be captioned, or not completely, earlier runs included.
@@ -94,18 +97,29 @@ def caption_corpus(
     reads = read_ahead(sources, reader, settings.num_workers, ahead, settings.decode_seconds)
     # A clip may be captioned in part, so drop the windows that the file has. This stays lazy: nothing is decoded
     # before it is needed.
-    missing = (read for read in reads if not file.has(readable[read.key].id, read.number))
+    spent = profile or RunProfile()
+    spent.num_workers = settings.num_workers
+    missing = (read for read in _add_up(reads, spent) if not file.has(readable[read.key].id, read.number))
     begun: set[int] = set()
-    for caption in captioner.run(missing):
-        clip_id = readable[caption.key].id
-        # The number of windows of a clip is known with the first of them.
-        num_new = 0
-        if caption.key not in begun:
-            num_new = sum(not file.has(clip_id, number) for number in range(caption.num_windows)) - 1
-        file.write(make_record(clip_id, caption))
-        on_record(num_new)
-        begun.add(caption.key)
+    with spent.watch(model):
+        for caption in spent.time_items("tokens", captioner.run(spent.time_items("wait", missing))):
+            clip_id = readable[caption.key].id
+            # The number of windows of a clip is known with the first of them.
+            num_new = 0
+            if caption.key not in begun:
+                num_new = sum(not file.has(clip_id, number) for number in range(caption.num_windows)) - 1
+            with spent.stage("write"):
+                file.write(make_record(clip_id, caption))
+            spent.note(caption.error is None)
+            on_record(num_new)
+            begun.add(caption.key)
     return sum(file.has_failed(clip.id) for clip in clips)
+
+
+def _add_up(reads: Iterable[WindowRead], profile: RunProfile) -> Iterator[WindowRead]:
+    for read in reads:
+        profile.decode_seconds += read.seconds
+        yield read
 
 
 def default_workers(device: torch.device, num_processes: int = 1) -> int:

@@ -38,7 +38,7 @@ def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> g
         concurrency: how many requests are processed at once; the model computes one at a time.
     """
     work = {"concurrency_id": "model", "concurrency_limit": concurrency}
-    with gr.Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
+    with _Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
         # First, so that they get the names that handlers of the page have as well.
         Endpoints(sessions, title).connect(work)
         page = Page(title, sessions.limits, sessions.defaults)
@@ -49,6 +49,16 @@ def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> g
         blocks.load(events.load, page.language, shown, js="() => vl.language", **hidden)
         blocks.unload(events.leave)
     return blocks.queue(max_size=QUEUE_SIZE)
+
+
+class _Blocks(gr.Blocks):
+    """Gradio's page, which says to scripts what their calls lack; Gradio says so in the log alone."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        needed = len(block_fn.inputs)
+        if len(inputs) < needed:
+            name = block_fn.api_name or block_fn.name
+            raise gr.Error(f"{name} takes {needed} values, but {len(inputs)} were sent", print_exception=False)
 
 
 class Events:
@@ -176,12 +186,12 @@ class Events:
         """Forget the conversation and its files."""
         return self._change(request, event, lambda session: session.clear())
 
-    def show_again(self, request: gr.Request, language: Any) -> Changes:
+    def show_again(self, request: gr.Request, language: Any) -> Any:
         """Show the conversation as it is a moment later."""
         time.sleep(0.5)
         session = self._find(request)
         if session is not None and session.busy:
-            return {}
+            return gr.skip()
         return self._everything(session, _texts(request, language))
 
     def stop(self, request: gr.Request) -> None:

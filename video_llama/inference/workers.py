@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -31,12 +32,14 @@ class WindowRead:
         number: of the window.
         num_windows: that the clip has.
         window: what was read, or the error.
+        seconds: that reading it took, in whatever process.
     """
 
     key: int
     number: int
     num_windows: int
     window: Window | VideoLlamaError
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,21 @@ def read_ahead(
         results = _read_here(clips, reader)
     else:
         results = _Pool(reader, num_workers, num_ahead, seconds).read(clips)
-    for task, (num_windows, windows) in results:
+    for task, (num_windows, windows, seconds) in results:
         for offset, window in enumerate(windows):
-            yield WindowRead(task.key, task.first + offset, num_windows, window)
+            yield WindowRead(task.key, task.first + offset, num_windows, window, seconds / len(windows))
 
 
-_Result = tuple[int, list[Window | VideoLlamaError]]
+_Result = tuple[int, list[Window | VideoLlamaError], float]
 
 
 def _read_here(clips: Iterable[tuple[int, ClipSource]], reader: ClipReader) -> Iterator[tuple[_Task, _Result]]:
     for key, source in clips:
         task: _Task | None = _Task(key, source)
         while task is not None:
+            begun = time.perf_counter()
             num_windows, windows = reader(task.source, task.first)
-            yield task, (num_windows, windows)
+            yield task, (num_windows, windows, time.perf_counter() - begun)
             task = _rest(task, num_windows, len(windows))
 
 
@@ -118,8 +122,9 @@ class _Pool:
                     self._running[self._threads.submit(self._read, task)] = task
                 if not self._running:
                     return
-                for task, (num_windows, windows) in self._take():
-                    yield task, (num_windows, windows)
+                for task, result in self._take():
+                    yield task, result
+                    num_windows, windows, _ = result
                     rest = _rest(task, num_windows, len(windows))
                     if rest is not None:
                         waiting.append(rest)
@@ -136,15 +141,19 @@ class _Pool:
         packed = None if self._only_here else _pack(task.source)
         # There are as many processes as threads, so one is always idle here.
         process = self._idle.get()
+        begun = time.perf_counter()
         try:
             decoded = None if packed is None else _decode(process, packed, task)
         finally:
             self._idle.put(process)
-        # The source cannot be sent to a process: this thread reads it.
+        windows: list[Window | VideoLlamaError]
         if decoded is None:
-            return self._reader(task.source, task.first)
-        num_windows, windows = decoded
-        return num_windows, [self._reader.finish(window, task.source) for window in windows]
+            # The source cannot be sent to a process: this thread reads it.
+            num_windows, windows = self._reader(task.source, task.first)
+        else:
+            num_windows = decoded[0]
+            windows = [self._reader.finish(window, task.source) for window in decoded[1]]
+        return num_windows, windows, time.perf_counter() - begun
 
     def _close(self) -> None:
         """End everything; a process that is still decoding for nobody is killed."""
