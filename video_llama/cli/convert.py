@@ -198,6 +198,10 @@ def run(arguments: argparse.Namespace) -> int:
         convert = to_original
     check_options(arguments)
     convert(arguments)
+    # Late: it imports torch.
+    from video_llama.checkpoints.integrity import write_checksums
+
+    write_checksums(Path(arguments.output).expanduser())
     sys.stdout.write(f"written to {arguments.output}\n")
     return 0
 
