@@ -224,7 +224,8 @@ def test_the_camera_and_the_microphone_are_recorded(visit: Visit) -> None:
 
 def test_a_browser_without_a_camera_says_so(visit: Visit) -> None:
     page = visit()
-    page.evaluate("navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error('no such device'))")
+    refuse = "navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error('no such device'))"
+    page.evaluate(f"() => {{ {refuse} }}")
     choose(page, "#vl-add", "#vl-sources [data-kind=camera]")
     page.locator("#vl-recorder-error", has_text="no such device").wait_for()
     page.keyboard.press("Escape")
