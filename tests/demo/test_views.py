@@ -73,7 +73,7 @@ def test_times_are_written_as_players_do(seconds: float, text: str) -> None:
 
 def test_messages_are_files_questions_and_answers_in_order(asked: Session) -> None:
     file, question, answer = views.messages(asked)
-    assert file["content"] == "4 frames seen, 1.2 s of sound heard, in 8 segments"
+    assert file["content"] == "4 frames seen, 1.2 s of audio, in 8 segments"
     assert file["metadata"]["title"].startswith("Video: &lt;img")
     assert (question["role"], answer["role"]) == ("user", "assistant")
     assert [views.is_last_question(asked, index) for index in range(-1, 4)] == [False, False, True, False, False]
@@ -89,7 +89,7 @@ def test_an_image_and_a_sound_have_players_of_their_kind(
     assert "Frames the model saw" not in panel
     assert [views.summary(item.upload) for item in session.media] == [
         "one image",
-        "1.0 s of sound heard, in 8 segments",
+        "1.0 s of audio, in 8 segments",
     ]
 
 

@@ -79,7 +79,7 @@ def test_every_format_that_pillow_reads_is_an_image(tmp_path: Path, name: str) -
     saved.rename(path)
     assert media_kind(path) == "image"
     assert colours(np.asarray(load_image(path))) == ["red", "green", "blue", "yellow"]
-    with pytest.raises(MediaError, match="neither video nor sound but a still image"), open_container(path):
+    with pytest.raises(MediaError, match="a still image"), open_container(path):
         pass
     _, (clip,) = ClipDecoder(32, 4, "pyav", SEGMENTS, audio=True)(path)
     assert not isinstance(clip, Exception)

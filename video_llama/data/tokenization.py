@@ -173,7 +173,7 @@ def build_conversation_sample(
     is_learnt = _without_answers(sample.is_answer, unlearnt)
     cut = EncodedPrompt(sample.input_ids[:length], is_learnt[:length])
     if sum(token_id in media_ids for token_id in cut.input_ids) < num_media_ids:
-        raise NoRoomError(f"a media position lies beyond the first {max_txt_len} text tokens (max_txt_len)")
+        raise NoRoomError(f"a media position is beyond the first {max_txt_len} text tokens (max_txt_len)")
     if any(is_learnt) and not any(cut.is_answer):
         num_before = is_learnt.index(True) - num_media_ids - int(has_bos)
         raise NoRoomError(

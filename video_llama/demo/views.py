@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 NOTHING_YET = (
-    '<div class="vl-empty"><strong>Nothing seen or heard yet</strong>'
+    '<div class="vl-empty"><strong>No files yet</strong>'
     "<span>Drop in a video, an image or a sound, or try an example.</span></div>"
 )
 _THUMBNAIL_SIZE, _PREVIEW_SIZE = 112, 224
@@ -50,7 +50,7 @@ def summary(upload: Upload) -> str:
     audio = upload.sound
     if upload.audio is not None:
         segments = _counted(len(upload.audio.start_seconds), "segment")
-        audio = f"{upload.audio.duration_seconds:.1f} s of sound heard, in {segments}"
+        audio = f"{upload.audio.duration_seconds:.1f} s of audio, in {segments}"
     if upload.frames is None:
         return audio
     if upload.frames.kind == "image":
@@ -134,7 +134,7 @@ def _card(file: SessionFile) -> str:
         low, high = float(values.min()), float(values.max())
         images = [_data_url(spectrum_image(segment, low, high), "PNG") for segment in values]
         cells = zip(images, audio.start_seconds, file.segment_shares, strict=True)
-        strips += _strip("Sound", "Sound the model heard", [*cells], not _is_gif(file))
+        strips += _strip("Sound", "Audio the model got", [*cells], not _is_gif(file))
     return (
         f'<section class="vl-card" aria-label="{name}"><header><strong>{name}</strong>'
         f"<span>{escape(summary(file.upload))}</span></header>{_player(file)}{strips}</section>"

@@ -181,7 +181,7 @@ def _decode(process: DecodeProcess, packed: bytes, task: _Task) -> Decoded | Non
         try:
             return process.decode(packed, task.first)
         except TookTooLong:
-            reason = "decoding it takes too long, or the place where it lies does not answer"
+            reason = "decoding it takes too long, or its file system does not answer"
             break
         except ProcessDied:
             continue
