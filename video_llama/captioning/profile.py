@@ -30,15 +30,18 @@ class RunProfile:
 
     A stage within another one counts alone: the time of the outer one goes on when it ends. `wait` is time in which no
     clip is decoded, so the model has nothing to do; with `num_workers=0` it is the decoding itself.
+
+    Args:
+        outside: the stage of all time that is in no other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside: str = "other") -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.decode_seconds = 0.0
         self.num_workers = 0
         self.captions = 0
         self.errors = 0
-        self._stage = "other"
+        self._stage = outside
         self._since = time.perf_counter()
         self._synchronize: Callable[[], object] = lambda: None
 
