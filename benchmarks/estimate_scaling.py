@@ -19,8 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.workload import ClipFlops, Workload, caption_flops, training_flops
-from scripts.estimate_memory import read_config
 from video_llama.checkpoints.memory import build_skeleton, estimate_memory
+from video_llama.cli.memory_tables import read_config
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.parts import freeze_for_training
 

@@ -1,155 +1,15 @@
 #!/usr/bin/env python
-"""Check the datasets of a training configuration: counts, absent files, media that cannot be decoded, texts that are
-too long, and a few samples as the model sees them.
-
-    python scripts/check_dataset.py configs/train/visionbranch_stage2_finetune.yaml
-    python scripts/check_dataset.py my.yaml --decode all --bad bad.jsonl --options model.max_txt_len=512
-
-Of the model only the tokenizer is read. The exit status is 1 if more samples are bad than run.max_bad_samples allows,
-so that the run would stop.
-"""
+"""Check the datasets of a configuration: the same as `video-llama check-data`."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
 
-from tqdm import tqdm
+# Also where the package is not installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from video_llama.config import load_config
-from video_llama.constants import Modality
-from video_llama.data.checking import OUTCOMES, DatasetCheck, check_datasets, describe_tokens, share_of_bad_samples
-from video_llama.errors import ConfigError, VideoLlamaError
-from video_llama.inference.load import build_model_processor
-from video_llama.processor.processing_video_llama import VideoLlamaProcessor
-from video_llama.utils.files import write_whole
-from video_llama.utils.jsonl import append_jsonl
-
-# Bad samples that are printed for each dataset; --bad writes all.
-NUM_NAMED = 5
-
-
-def number_or_all(text: str) -> int | None:
-    """Return the number, or None for `all`."""
-    if text == "all":
-        return None
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
-    return int(text)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG", help="a training configuration (YAML)")
-    parser.add_argument(
-        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
-    )
-    parser.add_argument("--split", choices=["train", "validation"], default="train", help="which one (train)")
-    parser.add_argument(
-        "--decode", type=number_or_all, default=200, metavar="N|all", help="samples of each dataset to read (200)"
-    )
-    parser.add_argument("--show", type=int, default=3, metavar="N", help="samples of each dataset to print (3)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read (2)")
-    parser.add_argument("--bad", type=Path, metavar="FILE", help="write ids and reasons of all bad samples (JSONL)")
-    return parser
-
-
-class Bars:
-    """One progress bar at a time; each goes away when the next begins."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def start(self, task: str, total: int) -> Callable[[int], object]:
-        self.close()
-        self._bar = tqdm(total=total, desc=task, leave=False)
-        update: Callable[[int], object] = self._bar.update
-        return update
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int) -> str:
-    """Return the result for a dataset as text."""
-    lines = [f"datasets.{check.name}: {check.num_examples} examples, {check.num_decoded} of them read"]
-    kinds = ", ".join(f"{check.media[kind]} with {kind}" for kind in get_args(Modality) if check.media[kind])
-    lines.append(f"         {kinds or '0 with media'}; {check.media['none']} without any media")
-    lines += [f"  {check.count(outcome):8d} bad: {what}" for outcome, what in OUTCOMES.items()]
-    lines += [
-        f"  {check.num_cut:8d} cut at model.max_txt_len: {max_txt_len}; the longest text has {check.longest} tokens",
-        f"  {check.share_of_bad:8.2%} bad",
-    ]
-    if check.num_changed:
-        lines.insert(
-            -1,
-            f"  {check.num_changed:8d} of {check.num_words} words of captions changed by the text processor "
-            "(clean_captions: False takes them as they are)",
-        )
-    if check.num_silent:
-        advice = "are left out (skip_silent)" if check.skips_silent else "are bad; skip_silent: True leaves them out"
-        lines.insert(-1, f"  {check.num_silent:8d} without the audio track that they name: they {advice}")
-    lines += [f"    {bad.id}: {bad.reason}" for bad in check.bad[:NUM_NAMED]]
-    if len(check.bad) > NUM_NAMED:
-        lines.append(f"    and {len(check.bad) - NUM_NAMED} more (--bad FILE writes all)")
-    media = {processor.image_token_id: "frames", processor.audio_token_id: "sound"}
-    for sample in check.samples:
-        lines += ["", f"  {sample.id}"]
-        for item in sample.media:
-            lines.append(f"    {item.name} {tuple(item.values.shape)}  {item.message}".rstrip())
-        text = describe_tokens(sample, processor.tokenizer, media)
-        lines += [f"    | {line}" for line in text.replace("\n", "↵\n").splitlines()]
-    return "\n".join(lines)
-
-
-def write_bad(path: Path, checks: Sequence[DatasetCheck]) -> None:
-    path.touch()
-    for check in checks:
-        for bad in check.failures():
-            append_jsonl(path, dataclasses.asdict(bad))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Check, print, and return the exit status."""
-    config = load_config(arguments.config, arguments.options)
-    processor = build_model_processor(config.model)
-    bars = Bars()
-    checks = []
-    for check in check_datasets(
-        config,
-        processor,
-        training=arguments.split == "train",
-        num_decoded=arguments.decode,
-        num_shown=arguments.show,
-        num_workers=arguments.workers,
-        start=bars.start,
-    ):
-        bars.close()
-        print(report(check, processor, config.model.max_txt_len), end="\n\n")
-        checks.append(check)
-    if not checks:
-        raise ConfigError(f"{arguments.config}: no dataset has a {arguments.split} split")
-    if arguments.bad is not None:
-        write_whole(arguments.bad, partial(write_bad, checks=checks))
-    share, limit = share_of_bad_samples(config, checks), config.run.max_bad_samples
-    print(f"{share:.2%} of the samples of a run are bad; run.max_bad_samples allows {limit:.2%}")
-    return int(share > limit)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
-    try:
-        return run(arguments)
-    except VideoLlamaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
+from video_llama.cli.check_data import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -169,7 +169,7 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_or_reading_help_loads_no_torch() -> None:
-    imports = "import sys, json, video_llama, video_llama.demo.arguments, video_llama.errors"
+    imports = "import sys, json, video_llama, video_llama.cli.options, video_llama.errors"
     code = f"{imports}; print(json.dumps(list(sys.modules)))"
     modules = json.loads(
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout

@@ -19,11 +19,11 @@ from packaging.version import Version
 
 import video_llama
 from examples.tiny_world.world.layouts import write_shard
-from scripts import caption_videos, plot_training
+from scripts import plot_training
 from tests.conftest import MakeVideo
 from video_llama.checkpoints.quantization import quantization_config
+from video_llama.cli import caption, demo_video
 from video_llama.data.shards import find_shards
-from video_llama.demo import terminal
 from video_llama.errors import ConfigError
 from video_llama.evaluation.captions import caption_metrics
 from video_llama.media.decode import decode_video
@@ -155,9 +155,13 @@ def test_what_needs_a_package_that_is_not_there_says_how_to_install_it(
 @pytest.mark.parametrize(
     ("package", "main", "arguments"),
     [
-        ("gradio", terminal.main, ["--model", "absent"]),
-        ("decord", terminal.main, ["--model", "absent", "--video-reader", "decord", "--input", "a", "--question", "b"]),
-        ("decord", caption_videos.main, ["a", "--model", "absent", "--output", "b", "--video-reader", "decord"]),
+        ("gradio", demo_video.main, ["--model", "absent"]),
+        (
+            "decord",
+            demo_video.main,
+            ["--model", "absent", "--video-reader", "decord", "--question", "b"],
+        ),
+        ("decord", caption.main, ["a", "--model", "absent", "--output", "b", "--video-reader", "decord"]),
         ("matplotlib", plot_training.main, ["log.jsonl"]),
     ],
 )

@@ -17,7 +17,10 @@ from typing import Any
 
 import pytest
 
+from video_llama.checkpoints.memory import estimate_memory
+from video_llama.cli import memory_tables
 from video_llama.config import ModelConfig
+from video_llama.errors import ConfigError
 from video_llama.inference.chat import Chat
 from video_llama.inference.generation import GenerationOptions
 
@@ -150,22 +153,21 @@ def test_what_replaces_the_original_exists() -> None:
 @pytest.mark.slow
 def test_the_memory_table_is_what_the_script_counts(readme: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = table(readme, 3, {README: "precision | 7B | 13B", TURKISH: "duyarlık | 7B | 13B"}[readme])
-    script = runpy.run_path(str(ROOT / "scripts" / "estimate_memory.py"))
     for column, size in ((1, "7b"), (2, "13b")):
-        config = script["read_config"](size, use_audio=True)
+        config = memory_tables.read_config(size, use_audio=True)
         counted = [
-            f"{script['estimate_memory'](config, num_frames=8, context_length=1024, **precision).total / 2**30:.1f} GiB"
-            for precision in script["PRECISIONS"].values()
+            f"{estimate_memory(config, num_frames=8, context_length=1024, **precision).total / 2**30:.1f} GiB"
+            for precision in memory_tables.PRECISIONS.values()
         ]
         assert [row[column].replace(",", ".") for row in rows] == counted
 
 
 def test_memory_is_counted_of_saved_models_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    read_config = runpy.run_path(str(ROOT / "scripts" / "estimate_memory.py"))["read_config"]
+    read_config = memory_tables.read_config
     assert read_config(str(tiny_checkpoint), use_audio=False).vision_config.hidden_size == 64
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     for wrong in (tmp_path, tmp_path / "absent", ROOT / "README.md"):
-        with pytest.raises(SystemExit, match="neither one of 7b, 13b nor a folder"):
+        with pytest.raises(ConfigError, match="neither one of 7b, 13b nor a folder"):
             read_config(str(wrong), use_audio=True)
 
 

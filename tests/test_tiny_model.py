@@ -15,8 +15,8 @@ import torch
 from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from video_llama import Chat, load_pretrained_model
 from video_llama.checkpoints.hub import PACKAGED_MODELS
+from video_llama.cli import demo_video
 from video_llama.config import load_config
-from video_llama.demo import terminal
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.load import build_model
 
@@ -53,7 +53,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluate(corpus: Path, model: VideoLlama, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Run the script; the rows of its report by name."""
-    script = importlib.import_module("scripts.evaluate")
+    script = importlib.import_module("video_llama.cli.evaluate")
     file = tmp_path_factory.mktemp("figures") / "figures.json"
 
     def run(*arguments: str) -> dict[str, dict[str, float]]:
@@ -134,7 +134,7 @@ def test_the_tiny_configuration_finds_it_too(no_network: None) -> None:
 
 def test_the_demo_prints_answers_frames_and_sound(capsys: pytest.CaptureFixture[str]) -> None:
     questions = ["What happens in the video?", "And what did you hear?"]
-    assert terminal.main(["--model", NAME, "--input", str(SAMPLE), "--question", *questions]) == 0
+    assert demo_video.main(["--model", NAME, "--input", str(SAMPLE), "--question", *questions]) == 0
     output = capsys.readouterr().out
     assert "8 frames at 0.0, " in output
     assert "heard 8 segments" in output

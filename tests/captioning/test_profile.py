@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from scripts import caption_videos
 from tests.helpers.checkpoints import load_checkpoint
 from video_llama.captioning import CaptionFile, Clip, CorpusSettings, RunProfile, caption_corpus
 from video_llama.captioning.profile import STAGES
+from video_llama.cli import caption as caption_videos
 from video_llama.errors import ConfigError
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.generation import GenerationOptions

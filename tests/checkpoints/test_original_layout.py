@@ -185,7 +185,7 @@ def test_branches_of_2023_are_told_apart_by_their_weights(
 def test_a_folder_of_2023_loads_beside_a_language_model_elsewhere(
     original_folder: Path, tmp_path: Path, make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from video_llama.demo.terminal import main
+    from video_llama.cli.demo_video import main
 
     expected = load_checkpoint(original_folder).state_dict()
     (original_folder / VL).rename(original_folder / "finetune-vicuna7b-v2.pth")

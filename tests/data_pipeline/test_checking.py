@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import MakeVideo
 from tests.data_pipeline.conftest import MakeEncoder, WriteText, captioned, write_picture
+from video_llama.cli import check_data
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, load_config
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.checking import (
@@ -114,7 +115,7 @@ def test_media_of_all_samples_are_counted(picture: Path, processor: VideoLlamaPr
     config = write("train.yaml", f"datasets: {{messages: {{build_info: {{anno_dir: {path}}}}}}}")
     [found] = check_datasets(load_config(config), processor, num_decoded=1)
     assert found.media == {"image": 2, "none": 1}
-    report = runpy.run_path(str(ROOT / "scripts/check_dataset.py"))["report"]
+    report = check_data.report
     assert "2 with image; 1 without any media\n" in report(found, processor, 100)
 
 
@@ -124,7 +125,7 @@ def test_words_that_a_cleaner_changes_are_counted(processor: VideoLlamaProcessor
     storage = write("filter_cap.json", {"annotations": [{"image_id": "1", "caption": caption}]}).parent
     section = f"{{data_type: images, build_info: {{storage: {storage}}}}}"
     config = write("train.yaml", f"model: {{max_txt_len: 200}}\ndatasets: {{cc_sbu_align: {section}}}")
-    report = runpy.run_path(str(ROOT / "scripts/check_dataset.py"))["report"]
+    report = check_data.report
     # "A", "(3)" and "runs." change, and of 64 words the last 14 are cut off.
     for key, changed in (("False", 0), ("True", 17)):
         [found] = check_datasets(load_config(config, [f"datasets.cc_sbu_align.clean_captions={key}"]), processor)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from examples.tiny_world.known_clips import Clip, make_clips
-from video_llama.demo import terminal
+from video_llama.cli import demo_video
 from video_llama.demo.limits import Limits
 from video_llama.demo.server import DemoServer
 from video_llama.demo.session import Session
@@ -46,7 +46,7 @@ def run(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: p
         source = [] if model is None else ["--model", str(model)]
         capfd.readouterr()
         device = [] if "--gpu-id" in arguments else ["--device", "cpu"]
-        code = terminal.main([*source, *device, "--max-new-tokens", "6", *map(str, arguments)])
+        code = demo_video.main([*source, *device, "--max-new-tokens", "6", *map(str, arguments)])
         output = capfd.readouterr()
         messages = [line for line in output.err.splitlines() if line and "Loading weights" not in line]
         return SimpleNamespace(code=code, lines=output.out.splitlines(), messages=messages)

@@ -19,11 +19,11 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from video_llama.cli.demo_video import main
 from video_llama.demo.limits import Limits, answer_options
 from video_llama.demo.server import DemoServer, ServerSettings, check_address, read_auth, warn_public_address
 from video_llama.demo.sessions import Defaults
 from video_llama.demo.shared_model import SharedModel
-from video_llama.demo.terminal import main
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.generation import GenerationOptions
 
@@ -268,7 +268,7 @@ def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: P
         "import signal, sys, threading; from video_llama.demo import server, terminal;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
         "server.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
-        "sys.exit(terminal.main(['--port', sys.argv[1]]))"
+        "sys.exit(demo_video.main(['--port', sys.argv[1]]))"
     )
     port = free_port()
     command = [sys.executable, "-c", code, str(port)]
@@ -291,10 +291,10 @@ def test_a_device_that_failed_for_good_ends_the_demo_with_one_line(
     tmp_path: Path, tiny_checkpoint: Path, image: Path
 ) -> None:
     code = (
-        "import sys; from video_llama.demo import terminal; from video_llama.model.video_branch import VideoBranch\n"
+        "import sys; from video_llama.cli import demo_video; from video_llama.model.video_branch import VideoBranch\n"
         "def fail(*arguments): raise RuntimeError('CUDA error: device-side assert triggered')\n"
         "VideoBranch.forward = fail\n"
-        "sys.exit(terminal.main(['--port', sys.argv[1], '--model', sys.argv[2], '--device', 'cpu']))"
+        "sys.exit(demo_video.main(['--port', sys.argv[1], '--model', sys.argv[2], '--device', 'cpu']))"
     )
     port = free_port()
     command = [sys.executable, "-c", code, str(port), str(tiny_checkpoint)]

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from tests.demo.conftest import Run
+from video_llama.cli import chat, demo_video
+from video_llama.cli.demo_video import build_parser
+from video_llama.cli.models import model_settings
 from video_llama.conversation import conv_templates
-from video_llama.demo import terminal
-from video_llama.demo.arguments import build_parser, model_settings
 from video_llama.inference.chat import Chat
 from video_llama.inference.engine import VideoLlama
 
@@ -266,7 +267,7 @@ def test_wrong_usage_exits_with_2_and_says_what_to_give(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
     with pytest.raises(SystemExit) as end:
-        terminal.main(arguments)
+        demo_video.main(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -277,18 +278,18 @@ def test_quantisation_asked_for_on_the_command_line_goes_before_the_configuratio
 
 
 def test_many_frame_times_are_shortened() -> None:
-    assert terminal._shortened(["0.0", "1.0", "2.0"]) == "0.0, 1.0, 2.0"
-    assert terminal._shortened([str(number) for number in range(40)], longest=4) == "0, 1, …, 39"
+    assert chat._shortened(["0.0", "1.0", "2.0"]) == "0.0, 1.0, 2.0"
+    assert chat._shortened([str(number) for number in range(40)], longest=4) == "0, 1, …, 39"
 
 
 def test_the_page_never_downloads(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        terminal.main(["--allow-urls"])
+        demo_video.main(["--allow-urls"])
     assert "--allow-urls goes with --input; the page takes uploads only" in capsys.readouterr().err
 
 
 def test_an_address_says_which_option_allows_it_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
-    assert terminal.main(["--model", "absent", "--input", "http://media.example/a.mp4", "--question", "What?"]) == 1
+    assert demo_video.main(["--model", "absent", "--input", "http://media.example/a.mp4", "--question", "What?"]) == 1
     assert (
         "http://media.example/a.mp4: an address, not a file (allow_urls=True (--allow-urls)" in capsys.readouterr().err
     )

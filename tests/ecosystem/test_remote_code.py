@@ -22,7 +22,11 @@ AUTO_CLASSES = {
     "AutoModelForImageTextToText": "VideoLlamaForConditionalGeneration",
     "AutoModelForMultimodalLM": "VideoLlamaForConditionalGeneration",
     "AutoProcessor": "VideoLlamaProcessor",
+    "AutoImageProcessor": "VideoLlamaImageProcessor",
+    "AutoVideoProcessor": "VideoLlamaVideoProcessor",
+    "AutoFeatureExtractor": "VideoLlamaFeatureExtractor",
 }
+PARTS = ("AutoImageProcessor", "AutoVideoProcessor", "AutoFeatureExtractor")
 # Run in a process that has imported transformers only.
 LOAD = """
 import sys, transformers
@@ -60,8 +64,8 @@ def run(program: str, folder: Path, target: Path, *names: str) -> subprocess.Com
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [("AutoProcessor", "AutoModel", "AutoModelForImageTextToText"), ("AutoModelForMultimodalLM", "AutoConfig")],
-    ids=["processor first", "model first"],
+    [("AutoProcessor", "AutoModel", "AutoModelForImageTextToText"), ("AutoModelForMultimodalLM", "AutoConfig"), PARTS],
+    ids=["processor first", "model first", "parts of the processor"],
 )
 def test_auto_classes_load_a_saved_folder_that_they_may_trust(
     names: tuple[str, ...], folder: Path, tmp_path: Path

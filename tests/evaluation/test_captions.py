@@ -99,7 +99,7 @@ def test_a_damaged_file_is_named_and_the_others_keep_their_answers(split: Path, 
 
 
 def test_the_script_writes_metrics_and_answers(split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = importlib.import_module("scripts.evaluate")
+    script = importlib.import_module("video_llama.cli.evaluate")
     places = ["--data", str(split / "audio_caption"), "--media", str(split / "audio_caption/audio")]
     file = tmp_path / "figures.json"
     arguments = ["--model", "video-llama-tiny", "--dataset", "audio_caption", *places, "--json", str(file)]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from examples.tiny_world.world.corpus import WorldSettings, make_corpus
-from scripts import evaluate as script
 from video_llama import load_pretrained_model
+from video_llama.cli import evaluate as script
 from video_llama.errors import ConfigError
 from video_llama.evaluation.dialogues import answer_examples, load_dialogues
 from video_llama.evaluation.text_metrics import exact_match, token_f1

@@ -315,7 +315,7 @@ def server(world: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactor
     allowed = Path(os.path.commonpath([str(path) for paths in world.values() for path in paths]))
     log = tmp_path_factory.mktemp("server") / "log.txt"
     command = [
-        *(sys.executable, "-m", "video_llama.integrations.vllm.serve", "serve", "video-llama-tiny"),
+        *(sys.executable, "-m", "video_llama", "serve", "video-llama-tiny"),
         *("--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
         *("--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--block-size", str(BLOCK_SIZE)),
         *("--limit-mm-per-prompt", '{"image": 4, "video": 2, "audio": 2}', "--trust-request-mm-kwargs"),

@@ -208,7 +208,7 @@ def test_without_vllm_the_command_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    assert main(["serve", SMALL]) == 1
+    assert main([SMALL]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line == 'error: video-llama serve: vllm is not installed: pip install "video_llama[vllm]"'
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.estimate_memory import read_config
 from tests.helpers.checkpoints import HeldWeights, original_to_ours, saved_weights
 from video_llama.checkpoints.report import Source, match_weights
 from video_llama.checkpoints.weight_mapping import (
@@ -29,6 +28,7 @@ from video_llama.checkpoints.weight_mapping import (
     to_original_name,
     to_our_name,
 )
+from video_llama.cli.memory_tables import read_config
 from video_llama.config import load_config
 from video_llama.model.configuration import ImageBindTrunkConfig
 from video_llama.model.parts import freeze_for_training, trained_parts

@@ -347,8 +347,8 @@ def test_saving_and_loading_keeps_everything(processor: VideoLlamaProcessor, tmp
 def test_the_saved_settings_are_plain_json(processor: VideoLlamaProcessor, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
-    assert saved["media_processor"]["image_size"] == SIZE
-    assert saved["media_processor"]["mean"] == list(processor.media_processor.mean)
+    assert saved["image_processor"]["image_size"] == saved["video_processor"]["image_size"] == SIZE
+    assert saved["image_processor"]["mean"] == list(processor.media_processor.mean)
     assert (saved["conv_template"], saved["image_token_id"]) == ("v1", IMAGE_ID)
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import caption_videos
+from scripts import caption_videos as script
 from video_llama.captioning import default_workers
+from video_llama.cli import caption as caption_videos
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(caption_videos.__file__)
+SCRIPT = Path(script.__file__)
 
 
 @pytest.fixture
@@ -98,10 +99,10 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(
 ) -> None:
     output = tmp_path / "out.jsonl"
     slow = (  # the test kills it in the middle, wherever that is
-        "import sys, time; from scripts import caption_videos; from video_llama.captioning.records import CaptionFile;"
+        "import sys, time; from video_llama.cli import caption; from video_llama.captioning.records import CaptionFile;"
         "write = CaptionFile.write;"
         "CaptionFile.write = lambda self, record: (write(self, record), time.sleep(0.3))[0];"
-        "sys.exit(caption_videos.main(sys.argv[1:]))"
+        "sys.exit(caption.main(sys.argv[1:]))"
     )
     options = ["--model", tiny_checkpoint, "--output", output, "--max-new-tokens", "4", "--dtype", "float32"]
     command = [sys.executable, "-c", slow, folder, *options, "--workers", "2", "--batch-size", "1", "--resume"]

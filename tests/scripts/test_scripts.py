@@ -14,11 +14,14 @@ import torch
 from transformers import AutoConfig
 
 from examples import random_checkpoint
-from scripts import convert_checkpoint, estimate_memory, make_random_checkpoint
+from scripts import make_random_checkpoint
 from tests.helpers.checkpoints import AL, VL, assert_equal_tensors, edit_tensors, load_checkpoint, read_tensors
 from tests.helpers.tokenizers import build_chat_tokenizer
 from video_llama.checkpoints import convert as converter
 from video_llama.checkpoints.weight_files import open_weights
+from video_llama.cli import convert as convert_checkpoint
+from video_llama.cli import memory as estimate_memory
+from video_llama.cli import memory_tables
 from video_llama.inference.chat import Chat
 from video_llama.inference.generation import GenerationOptions
 from video_llama.model.precision import kept_dtype
@@ -281,7 +284,7 @@ def test_an_estimate_adds_up_and_follows_its_options(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = estimate(monkeypatch, capsys, "7b")
-    assert list(table) == list(estimate_memory.PRECISIONS)
+    assert list(table) == list(memory_tables.PRECISIONS)
     for *parts, total in table.values():
         assert sum(parts) == pytest.approx(total, abs=0.03)
     language_model, _vision, audio, cache, *_ = table["half (bfloat16, float16)"]
@@ -300,8 +303,6 @@ def test_a_saved_folder_is_estimated_by_its_own_sizes(
     assert all(total < 0.1 for *_, total in table.values())
 
 
-def test_what_is_neither_a_size_nor_a_folder_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="error: 70b: neither one of 7b, 13b nor a folder"):
-        estimate(monkeypatch, capsys, "70b")
+def test_what_is_neither_a_size_nor_a_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert estimate_memory.main(["70b"]) == 1
+    assert one_line(capsys).startswith("error: 70b: neither one of 7b, 13b nor a folder")

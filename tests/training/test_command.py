@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from video_llama.cli.train import build_parser, main
 from video_llama.training.checkpoints import list_checkpoints
-from video_llama.training.command import build_parser, main
 
 
 def test_a_run_is_started_overridden_and_continued(config_file: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr("video_llama.training.trainer.Trainer.__init__", interrupt)
     assert main(["--cfg-path", str(config_file)]) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts import caption_videos, convert_checkpoint
 from tests.training.conftest import MakeConfig
 from tests.training.test_parts import SHORT, only, published, values
 from tests.training.test_trainer import trained
+from video_llama.cli import caption, convert, demo_video
 from video_llama.data.batches import Batch
-from video_llama.demo import terminal
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.load import build_model, load_pretrained_model
@@ -188,12 +187,12 @@ def test_a_run_its_adapter_peft_and_the_merged_model_answer_alike(
     peft.PeftModel.from_pretrained(by_peft.model, str(folder))
     assert loss_of(by_peft, batch) == expected
 
-    assert convert_checkpoint.main(["--merge", str(run), str(tmp_path / "merged")]) == 0
+    assert convert.main(["--merge", str(run), str(tmp_path / "merged")]) == 0
     merged = load_pretrained_model(tmp_path / "merged", **loading)
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
     assert loss_of(merged, batch) == pytest.approx(expected, rel=1e-5)
     command = ["--merge", str(folder), "--model-base", str(Path(base).parent), str(tmp_path / "merged2")]
-    assert convert_checkpoint.main(command) == 0
+    assert convert.main(command) == 0
     assert loss_of(load_pretrained_model(tmp_path / "merged2", **loading), batch) == pytest.approx(expected, rel=1e-5)
 
     # The same text from the commands.
@@ -210,13 +209,13 @@ def test_a_run_its_adapter_peft_and_the_merged_model_answer_alike(
 def answer_of(way: list[str], clip: Path, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     command = [*way, "--device", "cpu", "--dtype", "float32", "--input", str(clip), "--question", "What is there?"]
-    assert terminal.main([*command, "--max-new-tokens", "8"]) == 0
+    assert demo_video.main([*command, "--max-new-tokens", "8"]) == 0
     return capsys.readouterr().out
 
 
 def caption_of(way: list[str], clip: Path, output: Path) -> str:
     command = [*way, "--dtype", "float32", "--max-new-tokens", "8", "--workers", "0", "--output", str(output)]
-    assert caption_videos.main([*command, str(clip)]) == 0
+    assert caption.main([*command, str(clip)]) == 0
     return str(json.loads(output.read_text())["caption"])
 
 
@@ -227,7 +226,7 @@ def test_options_without_effect_on_a_merge_are_refused(capsys: pytest.CaptureFix
         (["--merge", "--to", "original"], "--merge writes a folder for transformers"),
         (["--model-base", "x"], "--model-base belongs to --merge"),
     ):
-        assert convert_checkpoint.main([*options, "source", "output"]) == 1
+        assert convert.main([*options, "source", "output"]) == 1
         assert words in capsys.readouterr().err
 
 
@@ -239,7 +238,7 @@ def test_a_run_of_adapters_beside_small_parts_loads_with_both(
     options = [*published, *ON_LANGUAGE_MODEL, *FAST]
     if layout == "folder":
         ckpt = next(option for option in published if "ckpt=" in option).partition("=")[2]
-        assert convert_checkpoint.main([str(Path(ckpt).parent), str(tmp_path / "whole")]) == 0
+        assert convert.main([str(Path(ckpt).parent), str(tmp_path / "whole")]) == 0
         options += [f"model.ckpt={tmp_path / 'whole'}", "model.ckpt_2=null", "model.llama_model=null"]
     trainer = Trainer(make_config(*options))
     batch = trainer.batches()[0]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
-import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -21,7 +18,6 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from video_llama.demo.arguments import choose_options, choose_template, load_model
 from video_llama.demo.events import build_blocks
 from video_llama.demo.limits import Limits
 from video_llama.demo.page import launch_look
@@ -30,7 +26,7 @@ from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import VideoLlamaError
 from video_llama.inference.engine import VideoLlama
 
-__all__ = ["DemoServer", "RequestGuard", "ServerSettings", "check_address", "serve"]
+__all__ = ["DemoServer", "RequestGuard", "ServerSettings", "check_address", "read_auth", "warn_public_address"]
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 _SWEEP_SECONDS = 30.0
@@ -206,54 +202,6 @@ class RequestGuard:
         if is_upload and int(length) > self.room():
             return 507, "There is no room at the moment; try again in a few minutes."
         return None
-
-
-def serve(arguments: argparse.Namespace) -> None:
-    """Run the page until Ctrl-C or another signal ends the process.
-
-    Raises:
-        VideoLlamaError: the address is not available, or the model cannot be loaded.
-        DeviceError: the device failed for good, and no question can be answered any more.
-    """
-    settings = ServerSettings(
-        host=arguments.host,
-        port=arguments.port,
-        share=arguments.share,
-        auth=read_auth(arguments.auth_file),
-        concurrency=arguments.concurrency,
-        title=Path(arguments.model or arguments.cfg_path).name,
-    )
-    limits = Limits(
-        upload_mb=arguments.max_upload_mb, seconds=60 * arguments.max_minutes, kv_cache_gib=arguments.kv_cache_gib
-    )
-    defaults = Defaults(
-        choose_options(arguments), choose_template(arguments), arguments.num_frames, not arguments.no_audio
-    )
-    # Signals that would end the process at once, and leave the visitors' files behind, end it like `sys.exit`.
-    # Windows has no SIGHUP, and nohup ignores it.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _exit)
-    server = DemoServer(lambda: load_model(arguments), settings, limits, defaults)
-    try:
-        address = server.start()
-        warn_public_address(settings)
-        print(f"The page is at {address} (Ctrl-C ends it); loading the model …", flush=True)
-        model = server.model.result()
-        print("The model is ready.", flush=True)
-        # Waits until there is one.
-        model.failure.exception()
-        time.sleep(_LAST_ANSWER_SECONDS)
-        model.failure.result()
-    finally:
-        server.close()
-
-
-def _exit(number: int, frame: object) -> None:
-    # Once is enough.
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(128 + number)
 
 
 def check_address(host: str, port: int | None) -> None:

@@ -13,7 +13,7 @@ from transformers import BatchFeature
 from video_llama.processor.collate import pad_ids, pad_items
 from video_llama.processor.prompt import EncodedPrompt
 
-__all__ = ["BatchOptions", "make_batch", "text_types"]
+__all__ = ["BatchOptions", "make_batch", "pad_media", "text_types"]
 
 # The numbers of transformers' `mm_token_type_ids`.
 _TEXT, _IMAGE, _VIDEO, _AUDIO = range(4)
@@ -92,7 +92,7 @@ class BatchOptions:
 
 
 def make_batch(
-    prompts: Sequence[EncodedPrompt], visuals: Sequence[Tensor], audios: Sequence[Tensor], pad_id: int,
+    prompts: Sequence[EncodedPrompt], visuals: Sequence[Any], audios: Sequence[Tensor], pad_id: int,
     options: BatchOptions,
 ) -> BatchFeature:  # fmt: skip
     """Return prompts and media as the model's inputs; tensors as `VideoLlamaProcessor.__call__` says.
@@ -106,14 +106,26 @@ def make_batch(
     length = options.target_length(max(map(len, ids)))
     batch: dict[str, Any] = {}
     batch["input_ids"], batch["attention_mask"] = pad_ids(ids, pad_id, options.padding_side, length)
-    if visuals:
-        batch["pixel_values"], batch["frame_mask"] = pad_items(visuals)
-    if audios:
-        batch["audio_values"], batch["segment_mask"] = pad_items(audios)
+    batch |= pad_media(visuals, audios)
     if options.return_assistant_tokens_mask:
         answers = [[int(is_answer) for is_answer in prompt.is_answer] for prompt in prompts]
         batch["assistant_masks"], _ = pad_ids(answers, 0, options.padding_side, length)
-    return BatchFeature({name: tensor for name, tensor in batch.items() if tensor is not None})
+    return BatchFeature(batch)
+
+
+def pad_media(visuals: Sequence[Any], audios: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return media as the model's inputs, without masks that nothing needs.
+
+    Args:
+        visuals: `VideoFrames`, or tensors as the model takes them.
+    """
+    batch: dict[str, Tensor | None] = {}
+    if visuals:
+        pixels = [getattr(item, "pixel_values", item) for item in visuals]
+        batch["pixel_values"], batch["frame_mask"] = pad_items(pixels)
+    if audios:
+        batch["audio_values"], batch["segment_mask"] = pad_items(audios)
+    return {name: tensor for name, tensor in batch.items() if tensor is not None}
 
 
 def text_types(

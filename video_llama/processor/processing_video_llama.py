@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from video_llama.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
 from video_llama.conversation import conv_templates
-from video_llama.errors import ConfigError, MessagesError
+from video_llama.errors import CheckpointError, ConfigError, MessagesError
 from video_llama.media.image import ImageInput
 from video_llama.processor.batch import BatchOptions, make_batch, text_types
 from video_llama.processor.jinja import write_jinja
+from video_llama.processor.media_parts import PARTS, MediaPart, PartSettings, join_parts
 from video_llama.processor.media_processor import AudioInput, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader, Messages
 from video_llama.processor.prompt import (
@@ -29,7 +29,7 @@ from video_llama.processor.prompt import (
     find_visual_kinds,
     parse_prompts,
 )
-from video_llama.processor.request import MediaRequest
+from video_llama.processor.request import MediaRequest, as_list, flat_list, split_keywords
 from video_llama.prompt_parts import PromptPart, Text
 from video_llama.utils.remote_code import auto_map, write_remote_code
 
@@ -48,16 +48,19 @@ class VideoLlamaProcessor(ProcessorMixin):
         tokenizer: from `load_tokenizer`.
         image_token_id, audio_token_id: ids that mark frames and audio; above the language model's vocabulary,
             so that no text can produce them.
-        media_processor: how files are read; its settings, as a mapping, serve as well.
+        media_processor: how files are read; its settings, as a mapping, serve as well (folders of before had it so).
         num_video_query_tokens: ids that one video or image takes.
         num_audio_query_tokens: ids that one audio item takes.
         use_audio: the model has an audio branch; without it audio items are errors.
         conv_template: name of the conversation template that the weights were trained with.
         chat_template: not used; transformers passes what it finds in `chat_template.jinja`, which is always that of
             `conv_template`.
+        image_processor, video_processor, feature_extractor: the settings of `media_processor` in parts, of which each
+            reads one modality alone; those that are not given are made of it. Saved settings serve as well.
 
     Raises:
-        ConfigError: an unknown template, or a placeholder id that the tokenizer can produce.
+        ConfigError: an unknown template, a placeholder id that the tokenizer can produce, or parts that contradict each
+            other.
 
     Example:
         >>> from video_llama.checkpoints.hub import PACKAGED_MODELS
@@ -79,8 +82,10 @@ class VideoLlamaProcessor(ProcessorMixin):
         use_audio: bool = True,
         conv_template: str = "llama_2",
         chat_template: str | None = None,
+        image_processor: PartSettings | None = None,
+        video_processor: PartSettings | None = None,
+        feature_extractor: PartSettings | None = None,
     ) -> None:
-        super().__init__(tokenizer, chat_template=None)
         if conv_template not in conv_templates:
             known = ", ".join(sorted(conv_templates))
             raise ConfigError(f"unknown conversation template {conv_template!r}. Known: {known}")
@@ -95,7 +100,9 @@ class VideoLlamaProcessor(ProcessorMixin):
             # The setting is the user's: a checkpoint that somebody else wrote must not make it.
             saved = {name: value for name, value in (media_processor or {}).items() if name != "allow_urls"}
             media_processor = MediaProcessor(**saved)
-        self.media_processor = media_processor
+        given = zip(PARTS, (image_processor, video_processor, feature_extractor), strict=True)
+        self.media_processor = join_parts(media_processor, dict(given))
+        super().__init__(tokenizer, chat_template=None, **{name: getattr(self, name) for name in PARTS})
         self.num_video_query_tokens = num_video_query_tokens
         self.num_audio_query_tokens = num_audio_query_tokens
         self.use_audio = use_audio
@@ -105,6 +112,9 @@ class VideoLlamaProcessor(ProcessorMixin):
         self.chat_template = write_jinja(conv_templates[conv_template], bos) or tokenizer.chat_template
         self.auto_map = auto_map("AutoProcessor")
 
+    image_processor = MediaPart()
+    video_processor = MediaPart()
+    feature_extractor = MediaPart()
     # A video and an image are the same to the model: frames.
     image_token = video_token = IMAGE_PLACEHOLDER
     audio_token = AUDIO_PLACEHOLDER
@@ -131,7 +141,33 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings but the tokenizer, in types of JSON."""
-        return {**super().to_dict(), "media_processor": self.media_processor.to_dict()}
+        saved = {name: value for name, value in super().to_dict().items() if name != "media_processor"}
+        return {**saved, **{name: getattr(self, name).to_dict() for name in PARTS}}
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], processor_dict: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        """Return the tokenizer alone: other parts are settings in `processor_dict`, and not in folders of before."""
+        return [AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build the processor from the tokenizer and saved settings; keywords replace those.
+
+        Raises:
+            CheckpointError: there are none, as in a folder that a pipeline saved.
+        """
+        if "image_token_id" not in {**processor_dict, **kwargs}:
+            raise CheckpointError(
+                "the folder has no processor_config.json, or another model's: write one with save_pretrained of the "
+                "VideoLlamaProcessor"
+            )
+        # transformers would drop the settings of parts; a whole `media_processor` in keywords replaces them.
+        parts: dict[str, Any] = {}
+        if "media_processor" not in kwargs:
+            parts = {name: processor_dict[name] for name in PARTS if name in processor_dict}
+        return super().from_args_and_dict(args, processor_dict, **{**parts, **kwargs})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write settings and tokenizer, and the module in which `trust_remote_code=True` finds this class."""
@@ -185,8 +221,8 @@ class VideoLlamaProcessor(ProcessorMixin):
             raise TypeError("audio and audios are two names of one argument; give one")
         request, options = self._split(kwargs)
         prompts = parse_prompts(text)
-        visuals = _order_visuals(request, prompts, _as_list(videos), _flat_list(images))
-        read_audios = [request.read_audio(item) for item in _as_list(audios if audio is None else audio)]
+        visuals = _order_visuals(request, prompts, as_list(videos), flat_list(images))
+        read_audios = [request.read_audio(item) for item in as_list(audios if audio is None else audio)]
         # What `apply_chat_template` wrote begins as chats do; other strings as the caller says.
         are_chats = isinstance(text, RenderedPrompt) or any(isinstance(prompt, RenderedPrompt) for prompt in text)
         return self._batch(prompts, visuals, read_audios, request, options, options.add_special_tokens or are_chats)
@@ -277,16 +313,8 @@ class VideoLlamaProcessor(ProcessorMixin):
         Raises:
             TypeError: an unknown keyword.
         """
-        known: list[dict[str, Any]] = []
-        for kind in (MediaRequest, BatchOptions):
-            names = {field.name for field in fields(kind) if field.init} - {"media"}
-            known.append({name: kwargs.pop(name) for name in names if name in kwargs})
-        if kwargs:
-            raise TypeError(
-                f"unknown keyword(s) of the processor: {', '.join(sorted(kwargs))}. Known are the fields of "
-                "MediaRequest and BatchOptions; batches with labels are made by VideoLlamaDataCollator"
-            )
-        return MediaRequest(self.media_processor, **known[0]), BatchOptions(**known[1])
+        of_media, of_batch = split_keywords(kwargs, MediaRequest, BatchOptions)
+        return MediaRequest(self.media_processor, **of_media), BatchOptions(**of_batch)
 
     def _parts(self, messages: Messages, add_generation_prompt: bool, reader: MessageReader) -> list[PromptPart]:
         conversation = conv_templates[self.conv_template].copy()
@@ -311,8 +339,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         encoded = [encode_parts(prompt, tokenizer, ids, lengths, add_bos) for prompt in prompts]
         side = tokenizer.truncation_side
         encoded = [options.truncate(prompt, [*ids.values()], side) for prompt in encoded]
-        tensors = [getattr(item, "pixel_values", item) for item in visuals]
-        batch = make_batch(encoded, tensors, audios, tokenizer.pad_token_id, options)
+        batch = make_batch(encoded, visuals, audios, tokenizer.pad_token_id, options)
         if options.return_mm_token_type_ids:
             is_video = [_is_video(item) for item in visuals]
             batch["mm_token_type_ids"] = text_types(
@@ -332,20 +359,6 @@ def _ungrouped(kwargs: dict[str, Any]) -> dict[str, Any]:
         else:
             plain[name] = value
     return plain
-
-
-def _as_list(items: Any) -> list[Any]:
-    if items is None:
-        return []
-    return list(items) if isinstance(items, list) else [items]
-
-
-def _flat_list(images: Any) -> list[Any]:
-    """Return images as one list, also of lists of images for each prompt."""
-    flat: list[Any] = []
-    for item in _as_list(images):
-        flat += _as_list(item)
-    return flat
 
 
 def _is_video(item: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from video_llama.media.sources import is_file
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.tensor_like import as_segments
 
-__all__ = ["MediaRequest"]
+__all__ = ["MediaRequest", "as_list", "flat_list", "split_keywords"]
 
 # More frames than any video has: the samplers take all that there are.
 _ALL_FRAMES = 2**31
@@ -149,4 +149,38 @@ def _flat(items: Sequence[Any]) -> list[Mapping[str, Any]]:
             flat += _flat(item)
         else:
             flat.append(item or {})
+    return flat
+
+
+def split_keywords(kwargs: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
+    """Return the keywords of a call by the dataclasses whose fields they are.
+
+    Raises:
+        TypeError: a keyword that is no such field.
+    """
+    kwargs = dict(kwargs)
+    known: list[dict[str, Any]] = []
+    for kind in kinds:
+        names = {each.name for each in fields(kind) if each.init} - {"media"}
+        known.append({name: kwargs.pop(name) for name in names if name in kwargs})
+    if kwargs:
+        raise TypeError(
+            f"unknown keyword(s) of the processor: {', '.join(sorted(kwargs))}. Known are the fields of "
+            f"{' and '.join(kind.__name__ for kind in kinds)}; batches with labels are made by VideoLlamaDataCollator"
+        )
+    return known
+
+
+def as_list(items: Any) -> list[Any]:
+    """Return what a caller gave for one item or a list of them as a list."""
+    if items is None:
+        return []
+    return list(items) if isinstance(items, list) else [items]
+
+
+def flat_list(images: Any) -> list[Any]:
+    """Return images as one list, also of lists of images for each prompt."""
+    flat: list[Any] = []
+    for item in as_list(images):
+        flat += as_list(item)
     return flat

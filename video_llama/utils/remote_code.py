@@ -16,6 +16,9 @@ _CLASSES = {
     "AutoModelForImageTextToText": _WHOLE,
     "AutoModelForMultimodalLM": _WHOLE,
     "AutoProcessor": "VideoLlamaProcessor",
+    "AutoImageProcessor": "VideoLlamaImageProcessor",
+    "AutoVideoProcessor": "VideoLlamaVideoProcessor",
+    "AutoFeatureExtractor": "VideoLlamaFeatureExtractor",
 }
 
 # transformers imports it with `trust_remote_code=True`. What is imported outside of `try`, transformers checks itself,

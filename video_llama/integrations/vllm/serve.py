@@ -25,18 +25,15 @@ logger = logging.getLogger(__name__)
 _DEFAULTS = {"--host": "127.0.0.1", "--override-generation-config": json.dumps({"temperature": 0})}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "video-llama serve") -> int:
     """Run the command; bad input ends in one line on stderr and exit code 1."""
-    parser = argparse.ArgumentParser(prog="video-llama", description="Video-LLaMA on the command line.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    serve = verbs.add_parser(
-        "serve",
-        help="serve a model through vLLM, with OpenAI's interface",
+    parser = argparse.ArgumentParser(
+        prog=prog,
         description="Serve a model through vLLM, with OpenAI's interface. All options of `vllm serve` may follow; "
         "docs/serving.md names those that matter.",
         allow_abbrev=False,
     )
-    serve.add_argument("model", metavar="MODEL", help="a saved folder, a hub id, or video-llama-tiny")
+    parser.add_argument("model", metavar="MODEL", help="a saved folder, a hub id, or video-llama-tiny")
     arguments, options = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
@@ -91,7 +88,3 @@ def _serve(arguments: Sequence[str]) -> None:
     parsed = make_arg_parser(FlexibleArgumentParser(prog="video-llama serve MODEL")).parse_args(list(arguments))
     command.validate(parsed)
     command.cmd(parsed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

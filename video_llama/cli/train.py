@@ -1,14 +1,13 @@
-"""The command line of `train.py`."""
+"""The command `video-llama train`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 
+from video_llama.cli.command import CommandParser, report_error, run_command
 from video_llama.config import load_config
-from video_llama.errors import VideoLlamaError
 
 __all__ = ["main"]
 
@@ -16,26 +15,22 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = """
 examples:
-  python train.py --cfg-path configs/train/visionbranch_stage1_pretrain.yaml
-  torchrun --nproc_per_node=8 train.py --cfg-path configs/train/visionbranch_stage2_finetune.yaml \\
+  video-llama train --cfg-path configs/train/visionbranch_stage1_pretrain.yaml
+  torchrun --nproc_per_node=8 -m video_llama train --cfg-path configs/train/visionbranch_stage2_finetune.yaml \\
       --options model.llama_model=checkpoints/llama-2-7b-chat-hf run.batch_size_train=8
-  python train.py --cfg-path my.yaml --options run.resume_ckpt_path=auto     # go on after a stop
+  video-llama train --cfg-path my.yaml --options run.resume_ckpt_path=auto     # go on after a stop
 """
 _OUT_OF_MEMORY = (
     "the GPU's memory is full. Lower run.batch_size_train (and raise run.accum_grad_iters) or run.batch_size_eval, set "
     "model.use_grad_checkpoint: True, cache the encoders' features (features.dir), or load the language model in 8 or "
-    "4 bit (model.load_in_8bit, model.load_in_4bit); scripts/estimate_memory.py says what a configuration needs"
+    "4 bit (model.load_in_8bit, model.load_in_4bit); `video-llama memory` says what a configuration needs"
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the options of `train.py`."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train the small parts of Video-LLaMA: stage 1 on captions, stage 2 on dialogues.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    description = "Train the small parts of Video-LLaMA: stage 1 on captions, stage 2 on dialogues."
+    parser = CommandParser(prog=prog, description=description, epilog=EXAMPLES)
     parser.add_argument("--cfg-path", "--config", required=True, metavar="FILE", help="a YAML of configs/train")
     parser.add_argument(
         "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
@@ -48,11 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a training; return 0 at its end or after a SIGTERM, 1 after an error in one line, 130 after Ctrl-C."""
-    options = build_parser().parse_args(arguments)
-    level = logging.INFO if options.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+def run(options: argparse.Namespace) -> int:
+    """Run a training; return 0 at its end or after a SIGTERM."""
     for name in ("training", "data"):
         logging.getLogger(f"video_llama.{name}").setLevel(logging.INFO)
     if options.resume:
@@ -69,22 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trainer.evaluate()
         else:
             trainer.train()
-    except (VideoLlamaError, OSError) as error:
-        # OSError: what the system refuses, such as space on the disk.
-        return _report(str(error))
     except RuntimeError as error:
         # torch.OutOfMemoryError, or the driver's own words.
         if "out of memory" not in str(error):
             raise
-        return _report(f"{_OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})")
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; --resume goes on from the newest checkpoint (a SIGTERM would have saved one)\n")
-        return 130
+        return report_error(f"{_OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})")
     return 0
 
 
-def _report(message: str) -> int:
-    """Print an error in one line; the place of the error is in the log at level DEBUG. Return the exit status."""
-    logger.debug("where it happened", exc_info=True)
-    sys.stderr.write(f"error: {message}\n")
-    return 1
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command and return its exit status."""
+    interrupted = "interrupted; --resume continues from the newest checkpoint (a SIGTERM would have saved one)"
+    return run_command(run, build_parser(prog).parse_args(argv), interrupted)

@@ -1,81 +1,74 @@
-"""The command `demo_video.py`: the page, questions from the command line, or a conversation on the terminal."""
+"""The command `video-llama chat`: questions from the command line, or a conversation on the terminal."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from video_llama.demo.arguments import DEFAULT_MODEL, build_parser, choose_options, choose_template, load_model
-from video_llama.errors import VideoLlamaError
-from video_llama.utils.extras import require_extra
+from video_llama.cli.command import CommandParser, run_command
+from video_llama.cli.models import choose_options, choose_template, load_model
+from video_llama.cli.options import add_answer_options, add_model_options, add_reading_options, check_model_options
 
 if TYPE_CHECKING:
     from video_llama.inference.chat import Chat, Upload
 
-__all__ = ["main"]
+__all__ = ["add_input_options", "check_arguments", "main", "run"]
 
-INPUT_ERROR, INTERRUPTED = 1, 130
+EPILOG = """\
+examples:
+  one question:       video-llama chat clip.mp4 "What happens?" --model CHECKPOINTS
+  several turns:      video-llama chat --input clip.mp4 --question "What happens?" "And then?" --model CHECKPOINTS
+  a conversation:     video-llama chat clip.mp4 --model CHECKPOINTS
+  from a YAML file:   video-llama chat clip.mp4 --cfg-path eval_configs/video_llama_eval_withaudio.yaml
+
+CHECKPOINTS is a folder with the published files, a folder written by save_pretrained or `video-llama convert`, a hub
+id such as DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned, or video-llama-tiny, the small model of the package (trained on
+generated clips, knows nothing of the world).
+"""
 _MAX_TIMES_SHOWN = 16
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; bad input ends in one line on stderr and exit code 1."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    if not arguments.model and not arguments.cfg_path:
-        arguments.model = DEFAULT_MODEL
-    on_terminal = arguments.terminal or arguments.input or arguments.question is not None
-    _check_arguments(parser, arguments, on_terminal)
-    # A penalty on the answer alone, without the prompt, is what is wanted.
-    warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        if arguments.video_reader is not None:
-            from video_llama.media.decode import check_video_reader
-
-            check_video_reader(arguments.video_reader)
-        if on_terminal:
-            _talk(arguments)
-        else:
-            require_extra("gradio", "the page (--input FILE answers on the terminal)")
-            from video_llama.demo.server import serve
-
-            serve(arguments)
-    except VideoLlamaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
-    return 0
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    description = "Ask Video-LLaMA about videos, images and audio files on the terminal."
+    parser = CommandParser(prog=prog, description=description, epilog=EPILOG)
+    add_input_options(parser.add_argument_group("files and questions"))
+    add_model_options(parser.add_argument_group("the model"))
+    add_answer_options(parser.add_argument_group("how to answer"))
+    return parser
 
 
-def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, on_terminal: bool) -> None:
-    """Exit with a usage error where options contradict each other or the input."""
-    if on_terminal and arguments.question is None and not sys.stdin.isatty():
+def add_input_options(group: argparse._ArgumentGroup) -> None:
+    """Add what is asked about, and the questions."""
+    add = group.add_argument
+    add("--input", nargs="+", default=[], metavar="FILE", help="videos, images or audio files")
+    add("--allow-urls", action="store_true", help="download inputs that are http or https addresses")
+    add("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
+    add_reading_options(group)
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Exit with an error where options contradict each other or the input."""
+    check_model_options(parser, arguments)
+    if arguments.question is None and not sys.stdin.isatty():
         parser.error("give --question TEXT, or run on a terminal to have a conversation")
-    if arguments.allow_urls and not on_terminal:
-        parser.error("--allow-urls goes with --input; the page takes uploads only")
-    if arguments.options and not arguments.cfg_path:
-        parser.error("--options overrides settings of a YAML file; give --cfg-path too")
-    if arguments.model_base and arguments.cfg_path:
-        parser.error("--model-base goes with --model; in a YAML file the language model is model.llama_model")
     if any(not question.strip() for question in arguments.question or ()):
         parser.error("argument --question: it is empty; type a question")
-    if arguments.gpu_id is not None and arguments.device not in (None, "cuda", f"cuda:{arguments.gpu_id}"):
-        parser.error(f"--gpu-id {arguments.gpu_id} and --device {arguments.device} contradict each other; give one")
 
 
-def _talk(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
+    """Answer the questions, or those that are typed."""
     from video_llama.inference.chat import Chat
     from video_llama.media.containers import media_kind
+    from video_llama.media.decode import check_video_reader
     from video_llama.media.sources import open_source
+
+    if arguments.video_reader is not None:
+        check_video_reader(arguments.video_reader)
 
     with contextlib.ExitStack() as opened:
         # Bad files and options are reported before the model is loaded, which takes a while. An address is downloaded
@@ -94,6 +87,7 @@ def _talk(arguments: argparse.Namespace) -> None:
         for piece in chat.stream_answer():
             print(piece, end="", flush=True)
         print()
+    return 0
 
 
 def _upload(chat: Chat, path: str, kind: str, arguments: argparse.Namespace) -> Upload:
@@ -132,3 +126,11 @@ def _typed_questions() -> Iterator[str]:
     with contextlib.suppress(EOFError):
         while question := input("> ").strip():
             yield question
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = build_parser(prog)
+    arguments = parser.parse_args(argv)
+    check_arguments(parser, arguments)
+    return run_command(run, arguments)

@@ -1,0 +1,247 @@
+"""The command `video-llama caption`: one line of JSON for each clip, written as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from video_llama.cli.command import FAILED, CommandParser, run_command
+from video_llama.cli.models import choose_options
+from video_llama.cli.options import (
+    add_answer_options,
+    add_base_option,
+    add_precision_options,
+    number,
+    positive,
+    whole_number,
+)
+from video_llama.errors import ConfigError
+
+if TYPE_CHECKING:
+    from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile
+    from video_llama.captioning.inputs import Clip
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+Caption many videos: one line of JSON for each, written as it comes.
+
+    video-llama caption clips/ --model CHECKPOINTS --output captions.jsonl
+    video-llama caption clips/ --model CHECKPOINTS --output captions.jsonl --resume
+    video-llama caption 'day1/*.mp4' list.csv 'shards/{0000..0099}.tar' --model … --output …
+    video-llama caption lecture.mp4 --segment-seconds 60 --model … --output …
+    torchrun --nproc_per_node=8 -m video_llama caption clips/ --model … --output captions.jsonl
+
+An input is a video (or image or audio file), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
+torchrun or accelerate launch, and with --num-shards, each process captions its part and writes a file of its own:
+captions-00000-of-00008.jsonl. The exit status is 0 if all clips were captioned, else 1.
+"""
+TERMINATED = 143
+
+
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = CommandParser(prog=prog, description=DESCRIPTION)
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, lists, shards")
+    add("--output", type=Path, required=True, metavar="FILE", help="captions as JSON lines")
+    add("--prompt", metavar="TEXT", help="the question about every clip")
+    add("--resume", action="store_true", help="continue after a stop; finished clips stay as they are")
+    audio = "use audio tracks, if the model has an audio branch (default: --audio)"
+    add("--audio", action=argparse.BooleanOptionalAction, default=True, help=audio)
+    windows = "caption long videos window by window, each of S seconds"
+    add("--segment-seconds", type=number(0.1), metavar="S", help=windows)
+    add("--num-frames", type=positive, metavar="N", help="frames of each clip or window")
+    add("--video-reader", metavar="NAME", help="decoder of frames: pyav or decord (default: pyav)")
+    add("--allow-urls", action="store_true", help="download inputs that are http or https addresses (also of lists)")
+
+    model = parser.add_argument_group("the model")
+    model.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder, file or hub id")
+    add_base_option(model)
+    add_precision_options(model)
+    add_answer_options(parser.add_argument_group("how to answer"))
+    _add_speed_options(parser.add_argument_group("speed"))
+    return parser
+
+
+def _add_speed_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    clips = "clips answered together (default: what fits a GPU; 8 on a CPU)"
+    add("--batch-size", type=positive, metavar="N", help=clips)
+    workers = "processes that decode ahead (default: for a GPU, all cores; for a CPU, 2)"
+    add("--workers", type=whole_number(), metavar="N", help=workers)
+    timeout = "a clip or window that a worker decodes longer gets an error (default: 600)"
+    add("--decode-timeout", type=number(0.1), default=600.0, metavar="S", help=timeout)
+    add("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (default: 1)")
+    add("--shard-id", type=whole_number(), default=0, metavar="I", help="the part of this process, from 0 (default: 0)")
+    static = "keys and values of fixed size, and on a GPU one CUDA graph a token (default: on a GPU, where it can be)"
+    add("--static-cache", action=argparse.BooleanOptionalAction, help=static)
+    fuse = "also fuse that step with torch.compile (takes seconds at the start)"
+    add("--compile", action="store_true", help=fuse)
+    add("--profile", type=Path, metavar="FILE", help="where the time went, as JSON, at the end")
+
+
+def whole_part(num_shards: int, shard_id: int) -> tuple[int, int]:
+    """Return (parts, number of this one): each shard is divided among the processes of torchrun or accelerate launch.
+
+    Raises:
+        ConfigError: there is no such shard, or the environment contradicts itself.
+    """
+    try:
+        processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    except ValueError as error:
+        raise ConfigError(f"WORLD_SIZE and RANK are set, but not to numbers ({error})") from error
+    if not 0 <= shard_id < num_shards:
+        raise ConfigError(f"there is no shard {shard_id} of {num_shards}; they are numbered from 0")
+    if not 0 <= rank < processes:
+        raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {processes}")
+    return num_shards * processes, shard_id * processes + rank
+
+
+def local_processes() -> int:
+    """Return how many processes of the launcher run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
+
+
+def device_of_process(device: str | None) -> str | None:
+    """Return the device of this process: on a machine with GPUs one of its own, which becomes the current one.
+
+    Raises:
+        ConfigError: one GPU is named for several processes.
+    """
+    import torch
+
+    rank, processes = os.environ.get("LOCAL_RANK"), local_processes()
+    if rank is None:
+        return device
+    if device is not None and device.startswith("cuda:") and processes > 1:
+        raise ConfigError(
+            f"--device {device} would put all {processes} processes on one GPU; leave it out, and each takes its own"
+        )
+    if device not in (None, "cuda") or not torch.cuda.is_available():
+        return device
+    gpus = torch.cuda.device_count()
+    if processes > gpus and int(rank) == 0:
+        logging.warning("%d processes share %d GPU(s): each loads the whole model", processes, gpus)
+    chosen = int(rank) % gpus
+    torch.cuda.set_device(chosen)
+    return f"cuda:{chosen}"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Caption what is missing; return 1 if some clips could not be captioned."""
+    from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile, file_of_shard, find_clips, take_shard
+    from video_llama.inference.captioning import DEFAULT_PROMPT
+    from video_llama.media.decode import check_video_reader
+    from video_llama.utils.files import make_folder
+
+    if arguments.video_reader is not None:
+        check_video_reader(arguments.video_reader)
+    if arguments.profile is not None:
+        make_folder(arguments.profile.parent, "--profile")
+    num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
+    device = device_of_process(arguments.device)
+    clips = take_shard(find_clips(arguments.inputs), num_parts, part)
+    settings = CorpusSettings(
+        arguments.prompt or DEFAULT_PROMPT,
+        choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile),
+        arguments.batch_size,
+        num_frames=arguments.num_frames,
+        audio=arguments.audio,
+        window_seconds=arguments.segment_seconds,
+        decode_seconds=arguments.decode_timeout,
+    )
+    precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
+    begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
+    for name in ("video_reader", "model_base"):
+        if getattr(arguments, name) is not None:
+            begun_with[name] = getattr(arguments, name)
+    with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
+        todo = sum(not file.is_complete(clip.id) for clip in clips)
+        where = ""
+        if num_parts > 1:
+            where = f" (part {part} of {num_parts})"
+        sys.stderr.write(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}\n")
+        failed = sum(file.has_failed(clip.id) for clip in clips)
+        if todo:
+            profile = RunProfile()
+            failed = _caption(arguments, device, clips, file, settings, profile)
+            sys.stderr.write(f"{profile.summary()}\n")
+            if arguments.profile is not None:
+                profile.save(file_of_shard(arguments.profile, num_parts, part))
+    if failed:
+        sys.stderr.write(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error\n")
+        return FAILED
+    return 0
+
+
+def _caption(
+    arguments: argparse.Namespace,
+    device: str | None,
+    clips: Sequence[Clip],
+    file: CaptionFile,
+    settings: CorpusSettings,
+    profile: RunProfile,
+) -> int:
+    """Load the model and caption what the file lacks; return the number of clips that failed."""
+    from tqdm import tqdm
+
+    from video_llama.captioning import caption_corpus, default_workers
+    from video_llama.inference.load import load_pretrained_model
+
+    model = load_pretrained_model(
+        arguments.model,
+        arguments.model_base,
+        device=device,
+        dtype=arguments.dtype,
+        load_in_8bit=arguments.load_in_8bit,
+        load_in_4bit=arguments.load_in_4bit,
+        audio=None if arguments.audio else False,
+        allow_urls=arguments.allow_urls,
+    )
+    workers = arguments.workers
+    if workers is None:
+        workers = default_workers(model.device, local_processes())
+    settings = replace(settings, num_workers=max(0, workers))
+    if arguments.video_reader is not None:
+        media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
+        model.processor.media_processor = media
+    todo = sum(not file.is_complete(clip.id) for clip in clips)
+    bar: Any
+    with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
+
+        def advance(new_windows: int) -> None:
+            bar.total += new_windows
+            bar.update()
+
+        return caption_corpus(model, clips, file, settings, advance, profile)
+
+
+class Terminated(BaseException):
+    """A SIGTERM, by which schedulers end a job."""
+
+
+def _terminate(signal_number: int, frame: Any) -> None:
+    raise Terminated
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = build_parser(prog).parse_args(argv)
+    # Workers are forked after the tokenizer's first use.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return run_command(run, arguments, interrupted="stopped; continue with --resume")
+    except Terminated:
+        sys.stderr.write("\nterminated; continue with --resume\n")
+        return TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, before)
