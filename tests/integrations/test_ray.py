@@ -1,4 +1,4 @@
-"""Captioning on a cluster of two simulated nodes whose processes are killed; `scripts/test_engines.sh ray` installs Ray.
+"""Captioning on a cluster of two nodes whose processes are killed; `scripts/test_engines.sh ray` installs Ray.
 
 The judge is `caption_corpus`, the run in one process.
 """
@@ -90,8 +90,8 @@ def kill_one(kind: str, seconds: float) -> bool:
     while time.monotonic() < deadline:
         for process in psutil.Process().children(recursive=True):
             try:
-                is_it = process.cmdline()[:1] == [f"ray::{kind}"]
-            except psutil.Error:
+                is_it = process.cmdline()[0].startswith(f"ray::{kind}")
+            except (psutil.Error, IndexError):
                 continue
             if is_it:
                 process.send_signal(signal.SIGKILL)
@@ -121,14 +121,14 @@ def test_a_cluster_that_loses_processes_and_a_node_loses_no_clip(
     written: list[int] = []
 
     def kill(kind: str) -> None:
-        killed[kind] = kill_one(kind, 60)
+        killed[kind] = kill_one(kind, 600)
 
     decoder = threading.Thread(target=kill, args=["decode"])
 
     def disturb(new_windows: int) -> None:
         written.append(new_windows)
         if len(written) == 12:
-            kill("Captioner.caption")
+            kill("Captioner")
         elif len(written) == 30:
             cluster.remove_node(second, allow_graceful=False)
 
@@ -137,7 +137,7 @@ def test_a_cluster_that_loses_processes_and_a_node_loses_no_clip(
     with CaptionFile(output) as file:
         num_failed = caption_on_cluster(clips, file, SETTINGS, ModelSource({"model_path": MODEL}), disturb)
     decoder.join()
-    assert killed == {"decode": True, "Captioner.caption": True}
+    assert killed == {"decode": True, "Captioner": True}
     assert num_failed == 7
     records = read(output)
     assert {records.pop(str(path))["error"] for path in deadly} == {

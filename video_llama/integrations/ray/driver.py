@@ -9,6 +9,7 @@ from typing import Any
 
 from video_llama.captioning.corpus import CorpusLog, CorpusSettings, make_record
 from video_llama.captioning.inputs import Clip
+from video_llama.captioning.profile import RunProfile
 from video_llama.captioning.records import CaptionFile
 from video_llama.errors import MediaError, VideoLlamaError
 from video_llama.inference.captioning import WindowCaption
@@ -33,13 +34,14 @@ def caption_on_cluster(
     settings: CorpusSettings,
     source: ModelSource,
     on_record: Callable[[int], object] = lambda new_windows: None,
+    profile: RunProfile | None = None,
     device: str | None = None,
     num_decoders: int | None = None,
 ) -> int:
     """Caption the clips that the file lacks on a cluster of Ray, as `caption_corpus` does in one process.
 
     Args:
-        clips, file, settings, on_record: as for `caption_corpus`; the clips' paths must exist on every node.
+        clips, file, settings, on_record, profile: as for `caption_corpus`; the clips' paths must exist on every node.
         source: the model of every captioner.
         device: "cpu" for captioners without GPUs.
         num_decoders: clips that are decoded at once; by default as many as the cluster has CPUs.
@@ -55,25 +57,36 @@ def caption_on_cluster(
     if log.todo:
         with connect() as ray:
             pool = CaptionerPool(ray, source, settings, device)
-            _Run(ray, pool, log, settings.decode_seconds, num_decoders).run()
+            _Run(ray, pool, log, profile or RunProfile(), settings.decode_seconds, num_decoders).run()
     return log.num_failed()
 
 
 class _Run:
     def __init__(
-        self, ray: Any, pool: CaptionerPool, log: CorpusLog, decode_seconds: float, num_decoders: int | None
+        self,
+        ray: Any,
+        pool: CaptionerPool,
+        log: CorpusLog,
+        profile: RunProfile,
+        decode_seconds: float,
+        num_decoders: int | None,
     ) -> None:
-        self._ray, self._pool, self._log = ray, pool, log
+        self._ray, self._pool, self._log, self._profile = ray, pool, log, profile
+        self._profiles: dict[Running, dict[str, Any]] = {}
+        profile.others = self._profiles.values()
         self._num_decoders, self._decode_seconds = num_decoders, decode_seconds
         self._decode = ray.remote(decode).options(num_cpus=1, num_returns=2, max_retries=0)
-        self._waiting = deque(Work(key, clip) for key, clip in enumerate(log.todo))
+        # What was not begun, and what is to be decoded before it: the rest of long clips, and what was lost.
+        self._fresh = (Work(key, clip) for key, clip in enumerate(log.todo))
+        self._next = next(self._fresh, None)
+        self._waiting: deque[Work] = deque()
         self._decoding: dict[Any, Work] = {}
         self._decoded: deque[Work] = deque()
         # Their captioner was lost while it worked at them and others: each is tried alone.
         self._suspects: deque[Work] = deque()
 
     def run(self) -> None:
-        while self._waiting or self._decoding or self._decoded or self._suspects or any(r.calls for r in self._pool):
+        while self._next or self._waiting or self._decoding or self._decoded or self._suspects or self._pool.is_busy():
             self._pool.refresh()
             self._begin_decoding()
             self._hand_out()
@@ -85,13 +98,21 @@ class _Run:
         if loaded is None:
             return
         room = self._call_size() * max(1, len(self._pool.ready()))
-        at_once = self._num_decoders or num_cpus(self._ray)
-        while self._waiting and len(self._decoding) < at_once and sum(w.num_wanted for w in self._decoded) < room:
-            work = self._waiting.popleft()
+        at_once = self._profile.num_workers = self._num_decoders or num_cpus(self._ray)
+        while len(self._decoding) < at_once and sum(work.num_wanted for work in self._decoded) < room:
+            work = self._take_next()
+            if work is None:
+                return
             reference, work.payload = self._decode.remote(
                 loaded.decoder, self._decode_seconds, work.clip.source, work.first
             )
             self._decoding[reference] = work
+
+    def _take_next(self) -> Work | None:
+        if self._waiting:
+            return self._waiting.popleft()
+        work, self._next = self._next, next(self._fresh, None)
+        return work
 
     def _call_size(self) -> int:
         return _BATCHES_IN_CALL * self._pool.loaded.clips_at_once if self._pool.loaded else 1
@@ -157,10 +178,11 @@ class _Run:
 
     def _take_decoded(self, reference: Any, work: Work) -> None:
         try:
-            num_windows, num_read, _ = self._get(reference)
+            num_windows, num_read, seconds = self._get(reference)
         except self._ray.exceptions.RayError:
             self._decode_again(work)
             return
+        self._profile.decode_seconds += seconds
         after = work.first + num_read
         if after < num_windows:
             self._waiting.appendleft(Work(work.key, work.clip, after))
@@ -202,9 +224,10 @@ class _Run:
                 for work in works:
                     self._decode_again(work)
             else:
+                self._profiles[running] = captioned.profile
                 for key, record, num_windows in captioned.records:
                     if self._log.lacks(key, record.get("segment", 0)):
-                        self._log.write(key, record, num_windows)
+                        self._write(key, record, num_windows)
         if is_lost:
             self._pool.drop(running)
 
@@ -228,4 +251,8 @@ class _Run:
             numbers, num_windows = work.part.wanted, work.part.num_windows
         for number in numbers:
             caption = WindowCaption(work.key, number, num_windows, None, error)
-            self._log.write(work.key, make_record(work.clip.id, caption), num_windows)
+            self._write(work.key, make_record(work.clip.id, caption), num_windows)
+
+    def _write(self, key: int, record: dict[str, Any], num_windows: int) -> None:
+        self._log.write(key, record, num_windows)
+        self._profile.note("error" not in record)

@@ -74,6 +74,10 @@ class CaptionerPool:
     def __iter__(self) -> Iterator[Running]:
         return iter(list(self._running))
 
+    def is_busy(self) -> bool:
+        """Return whether a captioner has clips."""
+        return any(running.calls for running in self._running)
+
     def ready(self) -> list[Running]:
         """Return those that have loaded their model."""
         return [running for running in self._running if running.loading is None]
