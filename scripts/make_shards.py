@@ -12,6 +12,7 @@ run it again to continue. Train on the result as the dataset `shards` (docs/data
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from video_llama.config import BuildInfo, Config, DatasetConfig, load_config
+from video_llama.config import Config, DatasetConfig, load_config
 from video_llama.data.datasets import build_examples
 from video_llama.data.examples import Example
 from video_llama.data.packing import pack_examples
@@ -80,7 +81,10 @@ def read_examples(arguments: argparse.Namespace) -> tuple[Sequence[Example], str
     section = config.datasets.get(name) or DatasetConfig(data_type=DATA_TYPES.get(name.partition(":")[0], "video"))
     info = section.build_info if arguments.split == "train" else section.valid_build_info
     given = {"anno_dir": arguments.anno, "videos_dir": arguments.media, "storage": arguments.storage}
-    info = BuildInfo(**{key: value or getattr(info, key) for key, value in given.items()})
+    # The other keys of the section, such as names of columns, hold for its files wherever they are.
+    info = dataclasses.replace(info, **{key: value for key, value in given.items() if value})
+    if info.streaming:
+        raise ConfigError(f"datasets.{name}: a stream cannot be packed; leave build_info.streaming out")
     section.data_type = arguments.data_type or section.data_type
     return build_examples(name, section, info), section.data_type
 

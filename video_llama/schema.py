@@ -178,6 +178,8 @@ class BuildInfo:
         media_column, text_column, question_column: columns of a table (new); usual names by default. With a question,
             the text is its answer.
         subset, split: of a Hugging Face dataset (new).
+        streaming: read a Hugging Face dataset as it comes, without downloading it first (new).
+        shuffle_buffer: rows of a stream that are shuffled at a time, and held in memory (new).
     """
 
     anno_dir: str | None = None
@@ -188,6 +190,8 @@ class BuildInfo:
     question_column: str | None = None
     subset: str | None = None
     split: str = "train"
+    streaming: bool = False
+    shuffle_buffer: int = setting(1000, at_least=1)
 
 
 @dataclass

@@ -215,6 +215,24 @@ def test_the_script_packs_a_dataset_by_its_paths(
     assert len(unpack(out, "video")) == 10
 
 
+def test_the_script_keeps_the_other_keys_of_a_section(
+    write: WriteText, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(tmp_path / "a.png")
+    write("rows.csv", "file_of_it,meaning,caption\na.png,a dog,not this\n")
+    text = (
+        "datasets: {table: {data_type: images, build_info: "
+        "{anno_dir: rows.csv, media_column: file_of_it, text_column: meaning}},"
+        " hf: {build_info: {storage: rows, streaming: True}}}"
+    )
+    config = write("train.yaml", text)
+    wanted = ("--cfg-path", config, "--anno", tmp_path / "rows.csv", "--out", tmp_path / "out")
+    assert run_script("--dataset", "table", *wanted) == 0
+    assert [example.text for example in unpack(tmp_path / "out")] == [{"caption": "a dog"}]
+    assert run_script("--dataset", "hf", "--cfg-path", config, "--out", tmp_path / "hf") != 0
+    assert "a stream cannot be packed" in capsys.readouterr().err
+
+
 def test_the_script_packs_a_section_of_a_configuration(
     corpus: Path, write: WriteText, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +212,35 @@ def test_what_is_sharded_by_itself_is_in_the_model(hears: bool) -> None:
     branches = {"VideoBranch", "AudioBranch"} if hears else {"VideoBranch"}
     assert model._no_split_modules == {"EvaBlock", "LlamaDecoderLayer", *branches}
     assert model._no_split_modules <= there
+
+
+def test_a_process_whose_partner_was_killed_ends_with_one_line(config_file: Path, tmp_path: Path) -> None:
+    # By hand: torchrun would end the other one itself.
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "train.py", "--cfg-path", str(config_file), "--options", "run.iters_per_epoch=500"]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for rank in ("0", "1"):
+        environment = {**common, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    survivor, victim = processes
+    try:
+        log = tmp_path / "run" / "log.jsonl"
+        until = time.monotonic() + 240
+        while not (log.exists() and '"event": "train"' in log.read_text()):
+            assert survivor.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        victim.kill()
+        _, error = survivor.communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert survivor.returncode == 1, error[-2000:]
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("error: another process of this run ended or does not answer")
+    assert "--resume continues" in last

@@ -65,6 +65,24 @@ def test_data_past_the_limit_stop_a_run_in_the_first_round_and_the_sooner_the_wo
     assert state.samples_seen <= 2 * most
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_of_a_stream_counts_what_was_drawn_and_not_its_unknown_length(seed: int, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    logger = MetricLogger(accelerator, tmp_path)
+    sizes = {"clips": 100}  # the rows that were looked at
+    counts = DataMonitor(accelerator, logger, sizes=sizes, shares=[1.0], streamed=["clips"], max_bad_share=0.01)
+    # One in 125 is bad: never past 1 %, although by chance it may be more for a while.
+    count_all(counts, draws(5000, 40, 1, seed), TrainingState())
+    # One in 50 is bad, twice the limit.
+    state = TrainingState()
+    with pytest.raises(DatasetError, match=r"samples cannot be used, more than run\.max_bad_samples \(1\.00%\)"):
+        count_all(counts, draws(5000, 100, 1, seed), state)
+    assert 3 < len(state.bad_ids) < state.samples_seen / 50 + 20
+    strict = DataMonitor(accelerator, logger, sizes=sizes, shares=[1.0], streamed=["clips"], max_bad_share=0)
+    with pytest.raises(DatasetError):
+        count_all(strict, draws(5000, 1, 1, seed), TrainingState())
+
+
 def test_datasets_count_as_they_are_mixed(tmp_path: Path) -> None:
     sizes, shares = {"clips": 100, "talks": 10_000}, [0.5, 0.5]
     batch = Batch(

@@ -84,6 +84,8 @@ def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int
     from video_llama.data.checking import OUTCOMES, describe_tokens
 
     lines = [f"datasets.{check.name}: {check.num_examples} examples, {check.num_decoded} of them read"]
+    if check.is_stream:
+        lines[0] += " (the first rows of a stream)"
     kinds = ", ".join(f"{check.media[kind]} with {kind}" for kind in get_args(Modality) if check.media[kind])
     lines.append(f"         {kinds or '0 with media'}; {check.media['none']} without any media")
     lines += [f"  {check.count(outcome):8d} bad: {what}" for outcome, what in OUTCOMES.items()]

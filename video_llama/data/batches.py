@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from video_llama.constants import IGNORE_INDEX
 from video_llama.data.examples import Example
+from video_llama.data.hf_rows import StreamTable
 from video_llama.data.mixture import MixtureBatchSampler, SampleRef
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
+from video_llama.data.streams import RowStream, StreamedBatch, StreamFeed
 from video_llama.data.tokenization import collate_text
 from video_llama.errors import DatasetError, MediaError, NoAudioTrackError
 from video_llama.processor.collate import pad_items
@@ -159,6 +162,7 @@ class BatchReader(Dataset[Batch]):
         processors: of each dataset's examples.
         sampler: what each batch consists of.
         pad_id: fills input_ids.
+        streams: by the number of a dataset, where its rows come from; its table then only replaces bad samples.
     """
 
     def __init__(
@@ -167,7 +171,9 @@ class BatchReader(Dataset[Batch]):
         processors: Sequence[SampleProcessor],
         sampler: MixtureBatchSampler,
         pad_id: int,
+        streams: Mapping[int, RowStream] | None = None,
     ) -> None:
+        self.feed = StreamFeed(sampler, streams) if streams else None
         self._tables, self._processors = tables, processors
         self._sampler = sampler
         self._collate = DataCollator(pad_id)
@@ -175,8 +181,9 @@ class BatchReader(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._sampler)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, asked: int | StreamedBatch) -> Batch:
         """Read a batch; bad samples are replaced by others, drawn from the seed."""
+        number = asked if isinstance(asked, int) else asked.number
         failures: list[BadSample] = []
         samples: list[ProcessedSample] = []
         refs = self._sampler[number]
@@ -187,8 +194,13 @@ class BatchReader(Dataset[Batch]):
             refs = [self._sampler.first_sample(number)]
         # Crops and prompts are drawn from torch's generator, seeded for each sample; its state is restored afterwards.
         with torch.random.fork_rng(devices=()):
-            for ref in refs:
-                sample = self._read(ref, failures)
+            for place, ref in enumerate(refs):
+                table = self._tables[ref.dataset]
+                first = partial(table.__getitem__, ref.index)
+                if isinstance(asked, StreamedBatch):
+                    assert isinstance(table, StreamTable), "only streams hand over rows"
+                    first = partial(table.example, asked.rows[place])
+                sample = self._read(ref, first, failures)
                 # Not an exception: a worker process would wrap it, and the failures must be reported.
                 if isinstance(sample, BadSample):
                     last = f"{sample.id}: {sample.reason}"
@@ -199,18 +211,21 @@ class BatchReader(Dataset[Batch]):
             return self._collate([_without_labels(sample) for sample in samples], number)
         return self._collate(samples, number, failures)
 
-    def _read(self, ref: SampleRef, failures: list[BadSample]) -> ProcessedSample | BadSample:
-        index = ref.index
+    def _read(
+        self, ref: SampleRef, example: Callable[[], Example], failures: list[BadSample]
+    ) -> ProcessedSample | BadSample:
+        name = f"sample {ref.index}"
         for attempt in range(MAX_REPLACEMENTS):
             # The CPU's generator alone: that of a GPU belongs to the training step.
             torch.default_generator.manual_seed(self._sampler.sample_seed(ref))
-            sample = _process(self._tables[ref.dataset], index, self._processors[ref.dataset])
+            sample = _process(example, name, self._processors[ref.dataset])
             if isinstance(sample, ProcessedSample):
                 return sample
             if not isinstance(sample, SilentSample):
                 failures.append(sample)
             # The replacement keeps the place in the batch and its seed. Only the example is another one.
             index = self._sampler.replacement(ref, attempt)
+            example, name = partial(self._tables[ref.dataset].__getitem__, index), f"sample {index}"
         return sample
 
 
@@ -236,15 +251,14 @@ class SampleReader(Dataset[ProcessedSample | BadSample]):
         entropy = np.random.SeedSequence([self._seed, index])
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
-            return _process(self._table, index, self._processor)
+            return _process(partial(self._table.__getitem__, index), f"sample {index}", self._processor)
 
 
-def _process(table: Sequence[Example], index: int, processor: SampleProcessor) -> ProcessedSample | BadSample:
-    id_ = f"sample {index}"
+def _process(read: Callable[[], Example], id_: str, processor: SampleProcessor) -> ProcessedSample | BadSample:
     # Any other error is a bug, not a bad sample, and stops the run.
     try:
         # Rows that are not read beforehand may be malformed, too.
-        example = table[index]
+        example = read()
         id_ = example.id
         return processor(example)
     except NoAudioTrackError as error:
@@ -261,7 +275,13 @@ def load_samples(
     return read_ahead(reader, indices, num_workers, PREFETCHED_SAMPLES)
 
 
-def load_batches(reader: BatchReader, numbers: range, num_workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+def load_batches(
+    reader: BatchReader,
+    numbers: range,
+    num_workers: int,
+    pin_memory: bool = False,
+    places: Mapping[str, Any] | None = None,
+) -> Iterator[Batch]:
     """Yield batches in order, read ahead by worker processes.
 
     Args:
@@ -269,18 +289,23 @@ def load_batches(reader: BatchReader, numbers: range, num_workers: int, pin_memo
         numbers: of the batches; a resumed run starts in the middle.
         num_workers: processes; 0 reads in this one.
         pin_memory: put them into pinned memory, for a GPU.
+        places: where streams stand before the first of them, from `reader.feed.places`; by default this is found by
+            reading them from the start.
     """
-    return read_ahead(reader, numbers, num_workers, PREFETCHED_BATCHES, pin_memory)
+    asked: Iterable[Any] = numbers
+    if reader.feed is not None:
+        asked = reader.feed.requests(numbers, places or {})
+    return read_ahead(reader, asked, num_workers, PREFETCHED_BATCHES, pin_memory)
 
 
 def read_ahead(
-    dataset: Dataset[Any], indices: Sequence[int], num_workers: int, prefetched: int, pin_memory: bool = False
+    dataset: Dataset[Any], indices: Iterable[Any], num_workers: int, prefetched: int, pin_memory: bool = False
 ) -> Iterator[Any]:
     """Yield the items of a dataset in the order of the indices, neither collated nor shuffled.
 
     Args:
         dataset: of whole batches or single samples.
-        indices: of the items.
+        indices: of the items, or whatever the dataset takes for one.
         num_workers: processes that read; 0 reads in this one.
         prefetched: items that each worker reads ahead.
         pin_memory: call the items' own `pin_memory`, in a thread of this process if there are workers.

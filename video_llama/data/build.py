@@ -15,7 +15,7 @@ from video_llama.data.batches import BatchReader
 from video_llama.data.datasets import MODALITIES, build_examples, first_example
 from video_llama.data.examples import ExampleTable
 from video_llama.data.features import FeatureStore
-from video_llama.data.hf_rows import RowTable
+from video_llama.data.hf_rows import RowTable, StreamTable
 from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
 from video_llama.data.shards import find_shards, index_shard
@@ -180,7 +180,13 @@ def build_batch_reader(
         block_sizes=[_SHARD_BLOCK * _is_sharded(name) for name in names],
     )
     tables = [dataset.examples for dataset in datasets]
-    return BatchReader(tables, [dataset.encoder for dataset in datasets], sampler, processor.tokenizer.pad_token_id)
+    streams = {
+        number: table.stream([run.seed, number], rank, world_size)
+        for number, table in enumerate(tables)
+        if isinstance(table, StreamTable)
+    }
+    processors = [dataset.encoder for dataset in datasets]
+    return BatchReader(tables, processors, sampler, processor.tokenizer.pad_token_id, streams)
 
 
 def load_prompts(config: ModelConfig) -> list[str]:

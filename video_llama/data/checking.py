@@ -19,6 +19,7 @@ from video_llama.constants import IGNORE_INDEX, Modality
 from video_llama.data.batches import PREFETCHED_BATCHES, BadSample, read_ahead
 from video_llama.data.build import EncodedDataset, build_datasets
 from video_llama.data.examples import Example, MediaSource, media_kinds, media_sources
+from video_llama.data.hf_rows import StreamTable
 from video_llama.data.mixture import mixture_weights
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.errors import DatasetError, MediaError, NoAudioTrackError
@@ -79,6 +80,7 @@ class DatasetCheck:
         media: how many examples have media of each modality, and how many have none.
         num_silent: how many of those processed lack the audio track that they name.
         skips_silent: these are left out, and not bad.
+        is_stream: only the first rows of a stream are known.
     """
 
     name: str
@@ -93,6 +95,7 @@ class DatasetCheck:
     media: Counter[str] = field(default_factory=Counter)
     num_silent: int = 0
     skips_silent: bool = False
+    is_stream: bool = False
 
     def count(self, outcome: Outcome) -> int:
         """Count the samples that are bad in this way."""
@@ -202,6 +205,7 @@ def check_datasets(
     for dataset in build_datasets(config, processor, training=training, images_as_audio=as_audio):
         examples = dataset.examples
         check = DatasetCheck(dataset.name, len(examples), skips_silent=dataset.encoder.skip_silent)
+        check.is_stream = isinstance(examples, StreamTable)
         absent = _find_absent(examples, check.media, start(f"{dataset.name}: files", len(examples)))
         check.bad = list(absent.values())
         order = np.random.default_rng(config.run.seed).permutation(len(examples)).tolist()

@@ -126,13 +126,17 @@ class MixtureBatchSampler:
         dataset = int(self._datasets[number])
         return [self._sample(dataset, position) for position in self._positions(number, self.rank)]
 
+    def turn(self, number: int) -> tuple[int, int]:
+        """Return the dataset of a batch, and how many batches of it came before."""
+        return int(self._datasets[number]), int(self._turns[number])
+
     def first_sample(self, number: int) -> SampleRef:
         """Return the first sample of a batch, over all ranks."""
         return self._sample(int(self._datasets[number]), self._positions(number, 0)[0])
 
     def _positions(self, number: int, rank: int) -> range:
         """Return the places that a rank's batch takes in the dataset's sequence of examples."""
-        dataset, turn = int(self._datasets[number]), int(self._turns[number])
+        dataset, turn = self.turn(number)
         stride = self.world_size * self.batch_size
         first, count = turn * stride, stride
         per_pass = self._per_pass[dataset]

@@ -37,7 +37,7 @@ def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> g
         concurrency: how many requests are processed at once; the model computes one at a time.
     """
     work = {"concurrency_id": "model", "concurrency_limit": concurrency}
-    with gr.Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
+    with _Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
         # First, so that they get the names that handlers of the page have as well.
         Endpoints(sessions).connect(work)
         page = Page(title, sessions.limits, sessions.defaults)
@@ -47,6 +47,16 @@ def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> g
         blocks.load(events.load, None, shown, concurrency_limit=None, show_progress="hidden", api_visibility="private")
         blocks.unload(events.leave)
     return blocks.queue(max_size=QUEUE_SIZE)
+
+
+class _Blocks(gr.Blocks):
+    """Gradio's page, which says to scripts what their calls lack; Gradio says so in the log alone."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        needed = len(block_fn.inputs)
+        if len(inputs) < needed:
+            name = block_fn.api_name or block_fn.name
+            raise gr.Error(f"{name} takes {needed} values, but {len(inputs)} were sent", print_exception=False)
 
 
 class Events:

@@ -75,6 +75,8 @@ class TrainingState:
         settings: all that the result depends on, from `resume.describe_run`; empty in checkpoints of older versions.
         best_loss, best_iteration: the lowest validation loss, and where the run had it; None before a validation.
         early_stopping_counter: validations since then that were not better by `run.early_stopping_threshold`.
+        window: losses and norms since the last line of the log, from `TrainWindow.kept`.
+        streams: of each process, where the streamed datasets stand.
     """
 
     iteration: int = 0
@@ -91,6 +93,8 @@ class TrainingState:
     best_loss: float | None = None
     best_iteration: int | None = None
     early_stopping_counter: int = 0
+    window: dict[str, Any] = field(default_factory=dict)
+    streams: list[dict[str, Any]] = field(default_factory=list)
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:

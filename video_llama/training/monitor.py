@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from accelerate.utils import gather_object
 from video_llama.config import Config
 from video_llama.data.batches import Batch
 from video_llama.data.build import EncodedDataset
+from video_llama.data.hf_rows import StreamTable
 from video_llama.data.mixture import mixture_weights
 from video_llama.errors import DatasetError
 from video_llama.training.checkpoints import TrainingState
@@ -28,6 +30,8 @@ __all__ = ["DataMonitor", "StepTotals", "TrainWindow", "build_monitor", "device_
 _MAX_SHOWN = 20
 # A sum of shares that equals the limit may come out a little above it.
 _ROUNDING = 1e-12
+# How many more bad samples of a stream there must be than the limit, in standard deviations of what was drawn.
+_DEVIATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class DataMonitor:
 
     Args:
         sizes: the number of examples of each dataset; ids begin with its name.
+        streamed: the datasets whose size is not known: what the run drew of them counts in its place.
         shares: of the batches that each dataset gets, in the same order.
         max_bad_share: of what the run draws; past it the run stops.
     """
@@ -71,13 +76,18 @@ class DataMonitor:
         *,
         sizes: Mapping[str, int],
         shares: Sequence[float],
+        streamed: Collection[str] = (),
         max_bad_share: float,
     ) -> None:
         self._accelerator = accelerator
         self._metric_logger = metric_logger
         self._num_examples = 0
         self._weights: dict[str, float] = {}
+        self._shares_of_streams: dict[str, float] = {}
         for (name, size), share in zip(sizes.items(), shares, strict=True):
+            if name in streamed:
+                self._shares_of_streams[name] = share
+                continue
             # A bad sample weighs more in a small dataset that is drawn often than in a large one.
             self._weights[name] = share / max(size, 1)
             if share:
@@ -117,7 +127,7 @@ class DataMonitor:
             # The same list on every process, so that all of them stop at the same step.
             gathered = gather_object([failure.id for failure in failures])
             state.bad_ids = sorted({*state.bad_ids, *gathered})
-            self._check_bad_share(state.bad_ids)
+            self._check_bad_share(state.bad_ids, state.samples_seen)
         for batch in group:
             if batch.gave_up:
                 raise DatasetError(batch.gave_up)
@@ -125,10 +135,14 @@ class DataMonitor:
             self._check_same_media(group)
         return totals
 
-    def _check_bad_share(self, bad_ids: Sequence[str]) -> None:
+    def _check_bad_share(self, bad_ids: Sequence[str], num_seen: int) -> None:
         counts = Counter(id_.partition("/")[0] for id_ in bad_ids)
+        num_drawn = {name: num_seen * share for name, share in self._shares_of_streams.items()}
+        for name, share in self._shares_of_streams.items():
+            self._weights[name] = share / self._size_of_stream(num_drawn[name])
+        num_examples = self._num_examples + int(sum(num_drawn.values()))
         # Ids begin with the name of the dataset. A dataset that the run no longer has counts with an average weight.
-        weight_of_unknown = 1 / max(self._num_examples, 1)
+        weight_of_unknown = 1 / max(num_examples, 1)
         share = sum(count * self._weights.get(name, weight_of_unknown) for name, count in counts.items())
         if share <= self._max_bad_share + _ROUNDING:
             return
@@ -142,9 +156,17 @@ class DataMonitor:
         if len(self._weights) > 1:
             as_mixed = f"; as the datasets are mixed, {share:.2%} of what is drawn"
         raise DatasetError(
-            f"{len(bad_ids)} of {self._num_examples} samples cannot be used, more than run.max_bad_samples "
+            f"{len(bad_ids)} of {num_examples} samples cannot be used, more than run.max_bad_samples "
             f"({self._max_bad_share:.2%}) allows{as_mixed}:{''.join(lines)}"
         )
+
+    def _size_of_stream(self, num_drawn: float) -> float:
+        """Return the size that a stream counts with after so many samples: more than these, since chance has a part."""
+        if not self._max_bad_share:
+            return max(num_drawn, 1)
+        # The number of bad samples at the limit has its own root for deviation.
+        deviation = math.sqrt(num_drawn * self._max_bad_share)
+        return num_drawn + _DEVIATIONS * (deviation + 1) / self._max_bad_share
 
     def _check_same_media(self, group: Sequence[Batch]) -> None:
         """Refuse batches with other kinds of media than those of the other processes.
@@ -179,7 +201,8 @@ def build_monitor(
         ratios = [config.datasets[name].sample_ratio for name in sizes]
         shares = mixture_weights(list(sizes.values()), ratios, list(sizes))
     limit = config.run.max_bad_samples
-    return DataMonitor(accelerator, metric_logger, sizes=sizes, shares=shares, max_bad_share=limit)
+    streamed = [dataset.name for dataset in datasets if isinstance(dataset.examples, StreamTable)]
+    return DataMonitor(accelerator, metric_logger, sizes=sizes, shares=shares, streamed=streamed, max_bad_share=limit)
 
 
 @dataclass
@@ -206,6 +229,16 @@ class TrainWindow:
     flops: float = 0.0
     data_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def going_on(cls, kept: Mapping[str, Any]) -> TrainWindow:
+        """Return the window that a checkpoint has kept, or an empty one. Speeds begin anew."""
+        by_dataset = {name: (loss, count) for name, (loss, count) in kept.get("by_dataset", {}).items()}
+        return cls(list(kept.get("losses", ())), list(kept.get("norms", ())), by_dataset)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as values of JSON that grow with the window."""
+        return {"losses": self.losses, "norms": self.norms, "by_dataset": self.by_dataset}
 
     def add(self, output: StepOutput, totals: StepTotals, group: Sequence[Batch]) -> None:
         """Add a step; `group` are the batches of the main process in it."""

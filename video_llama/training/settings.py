@@ -112,6 +112,7 @@ def _of_datasets(config: Config) -> Iterator[str]:
             mixture_weights([1] * len(sections), ratios, list(sections))
         except ConfigError as error:
             yield str(error)
+    yield from _of_streams(config)
     if config.run.iters_per_epoch is None:
         for name, section in sections.items():
             if section.sample_ratio not in (None, 0, 1):
@@ -128,6 +129,25 @@ def _of_datasets(config: Config) -> Iterator[str]:
                     f"run.{key} is {getattr(run, key)}, but no dataset has a valid_build_info: there is nothing to "
                     f"measure"
                 )
+
+
+def _of_streams(config: Config) -> Iterator[str]:
+    """Yield what a dataset of unknown length, read from its start on, cannot do."""
+    for name, section in config.datasets.items():
+        key = f"datasets.{name}.valid_build_info.streaming"
+        if section.valid_build_info.streaming:
+            yield f"{key}: samples of a validation split are drawn, which a stream cannot do; leave it out"
+        if not section.build_info.streaming:
+            continue
+        key = f"datasets.{name}.build_info.streaming"
+        if name.partition(":")[0] != "hf":
+            yield f"{key}: only the dataset hf can be streamed"
+        if config.run.iters_per_epoch is None:
+            yield f"{key}: run.iters_per_epoch must be set, since the length of a stream is not known"
+        if section.sample_ratio is None and len(config.datasets) > 1:
+            yield f"{key}: sample_ratio must be set, since the length of a stream is not known"
+        if config.features.dir is not None:
+            yield f"{key}: features.dir caches files that are read again and again; leave one of them out"
 
 
 def _of_processor(processor: ProcessorConfig, key: str) -> Iterator[str]:

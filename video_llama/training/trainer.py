@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from video_llama.checkpoints.adapters import without_wrapper
@@ -132,6 +133,8 @@ class Trainer:
             self._resumed_from, config, self.datasets, self.length, self.learner, self.accelerator
         )
         self._stop_signal: int | None = None
+        # The reader that batches come from now.
+        self._reader: BatchReader | None = None
         self._peak_flops = device_peak_flops(self.accelerator)
 
     @property
@@ -235,6 +238,8 @@ class Trainer:
         """Write a training checkpoint, and remove those that are too many."""
         scaler = self.accelerator.scaler
         self.state.scaler = None if scaler is None else scaler.state_dict()
+        if self._reader is not None and self._reader.feed is not None:
+            self.state.streams = gather_object([self._reader.feed.places(self.state.iteration)])
         save_checkpoint(
             self.folder / "checkpoints",
             self.learner.model,
@@ -283,9 +288,13 @@ class Trainer:
         run = self.config.run
         left = range(self.state.iteration, self.num_iterations)
         is_on_gpu = self.accelerator.device.type == "cuda"
-        batches = load_batches(self.batches(), left, run.num_workers, pin_memory=is_on_gpu)
+        self._reader = self.batches()
+        # With another number of processes their shares are others, and are found by reading from the start.
+        places = dict(enumerate(self.state.streams)).get(self.accelerator.process_index)
+        batches = load_batches(self._reader, left, run.num_workers, pin_memory=is_on_gpu, places=places)
         is_shown = self.accelerator.is_main_process
-        window = TrainWindow()
+        window = TrainWindow.going_on(self.state.window)
+        self.state.window = window.kept()
         with tqdm(total=self.num_iterations, initial=left.start, disable=not is_shown, unit="it") as bar:
             while self.state.iteration < self.num_iterations and not self._selection.stops_early(self.state):
                 waited = time.perf_counter()
@@ -305,6 +314,7 @@ class Trainer:
                 if is_log_due or totals.stops:
                     self._log(window)
                     window = TrainWindow()
+                    self.state.window = window.kept()
                 if self._after_step(before, must_stop=bool(totals.stops)):
                     # Saving and validating do not count as training time.
                     window.started = time.perf_counter()
