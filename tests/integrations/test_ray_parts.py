@@ -1,4 +1,4 @@
-"""What runs in the processes of Ray, without Ray: decoded here, captioned there, the records are those of a plain run."""
+"""What runs in processes of Ray, without Ray: decoded here, captioned there, the records are those of a plain run."""
 
 from __future__ import annotations
 

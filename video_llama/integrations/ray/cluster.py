@@ -30,6 +30,8 @@ def connect() -> Iterator[Any]:
         return
     # Nothing is reported to anybody, unless the user wants it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The driver tells of what is lost, once.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
