@@ -287,8 +287,8 @@ ABSENT = [{"type": "image", "path": "absent.jpg"}]  # the order of messages is l
         ([HELLO, {"role": "assistant", "content": ABSENT}], r"message 2 \(assistant\): holds image; expected"),
         ([{"role": "system", "content": ABSENT}, HELLO, SURE], r"message 1 \(system\): holds image; expected"),
         ([{"role": "user", "content": ""}, SURE], r"message 1 \(user\): is empty"),
-        ([HELLO, {"role": "assistant", "content": " \n"}], r"message 2 \(assistant\): .* no answer to learn"),
-        ([HELLO, SURE, HELLO, {"role": "assistant", "content": []}], "no answer to learn"),
+        ([HELLO, {"role": "assistant", "content": " \n"}], r"message 2 \(assistant\): .* no training target"),
+        ([HELLO, SURE, HELLO, {"role": "assistant", "content": []}], "no training target"),
     ],
 )
 def test_messages_out_of_order_are_bad_samples(

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from video_llama.checkpoints.chosen_parts import PUBLISHED, chosen_sizes, connector_sizes
+from video_llama.checkpoints.integrity import check_finite
 from video_llama.checkpoints.language_model import guess_conv_template, read_language_config
 from video_llama.checkpoints.original_layout import OriginalFiles
 from video_llama.checkpoints.quantization import prepare_quantized_layers
@@ -217,7 +218,7 @@ def load_model(
             `from_pretrained` takes.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+        CheckpointError: a file is missing or damaged, or its weights do not fit the model or are not finite numbers.
         ConfigError: the device map leaves weights on the disk, from where these files cannot be read piece by piece.
     """
     folder = source if isinstance(source, Path) else None
@@ -250,6 +251,7 @@ def load_model(
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype, trained)
+    check_finite(model, folder or "the checkpoint")
     return model
 
 
