@@ -302,4 +302,4 @@ def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any]
             continue
         _, rules = _look_up(key)
         if rules.get("instead"):
-            logger.warning("%s: %s has no effect here: %s", path, key, rules["instead"])
+            logger.warning("%s: %s has no effect: %s", path, key, rules["instead"])

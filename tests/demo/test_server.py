@@ -265,9 +265,9 @@ def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytes
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: Path, image: Path) -> None:
     code = (
-        "import signal, sys, threading; from video_llama.demo import server, terminal;"
+        "import signal, sys, threading; from video_llama.cli import demo, demo_video;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
-        "server.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
+        "demo.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
         "sys.exit(demo_video.main(['--port', sys.argv[1]]))"
     )
     port = free_port()

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from video_llama.checkpoints.chosen_parts import PUBLISHED, chosen_sizes, connector_sizes
+from video_llama.checkpoints.integrity import check_finite
 from video_llama.checkpoints.language_model import guess_conv_template, read_language_config
 from video_llama.checkpoints.original_layout import OriginalFiles
 from video_llama.checkpoints.quantization import prepare_quantized_layers
@@ -59,7 +60,7 @@ def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
 
     Args:
         files: where everything is.
-        changes: fields of `VideoLlamaConfig` that shall differ.
+        changes: fields of `VideoLlamaConfig` to change.
 
     Raises:
         CheckpointError: a configuration file is missing or damaged.
@@ -208,7 +209,7 @@ def load_model(
         config: the model to build. It may leave out parts that the files have, and its image size may differ from that
             of the original's files: the position table is interpolated.
         dtype: of all parameters.
-        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it shall differ; their
+        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it differs; their
             weights are not rounded on the way.
         trained: more parts that train, by the names of `model/parts.py`.
         override: a checkpoint whose weights count in the place of those of a folder.
@@ -217,7 +218,7 @@ def load_model(
             `from_pretrained` takes.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+        CheckpointError: a file is missing or damaged, or its weights do not fit the model or are not finite numbers.
         ConfigError: the device map leaves weights on the disk, from where these files cannot be read piece by piece.
     """
     folder = source if isinstance(source, Path) else None
@@ -250,6 +251,7 @@ def load_model(
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype, trained)
+    check_finite(model, folder or "the checkpoint")
     return model
 
 
@@ -297,7 +299,7 @@ def _reported_by_us() -> Iterator[None]:
             raise
         raise ConfigError(
             "device_map leaves weights on the disk, as only a folder in transformers' layout allows: convert the "
-            "checkpoint first (scripts/convert_checkpoint.py), or let more of it lie on the CPU"
+            "checkpoint first (scripts/convert_checkpoint.py), or keep more of it on the CPU"
         ) from error
     finally:
         theirs.disabled = False

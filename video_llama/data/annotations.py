@@ -330,7 +330,7 @@ def is_learnt(message: Mapping[str, Any], where: str) -> bool:
     """Return whether an answer counts for the loss.
 
     Raises:
-        DatasetError: a weight between, which no loss here has.
+        DatasetError: a weight between, which no loss of this package has.
     """
     weights = {key: message[key] for key in ("loss", "weight") if message.get(key) is not None}
     for key, value in weights.items():
