@@ -178,7 +178,7 @@ class ProcessorSplits:
 
 @dataclass
 class BuildInfo:
-    """Where a dataset lies.
+    """Where a dataset is.
 
     Args:
         anno_dir: annotation file, or folder of annotation files.
@@ -209,8 +209,8 @@ class DatasetConfig:
 
     Args:
         data_type: "video", "images", or "audio" for the audio tracks of the files (new).
-        build_info: where the training split lies.
-        valid_build_info: where a validation split lies (new); none by default.
+        build_info: where the training split is.
+        valid_build_info: where a validation split is (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
         model_type: template of dialogues, as `model.model_type`; one of the two keys is enough.

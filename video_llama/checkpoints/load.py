@@ -60,7 +60,7 @@ def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
 
     Args:
         files: where everything is.
-        changes: fields of `VideoLlamaConfig` that shall differ.
+        changes: fields of `VideoLlamaConfig` to change.
 
     Raises:
         CheckpointError: a configuration file is missing or damaged.
@@ -221,7 +221,7 @@ def load_model(
         config: the model to build. It may leave out parts that the files have, and its image size may differ from that
             of the original's files: the position table is interpolated.
         dtype: of all parameters.
-        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it shall differ; their
+        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it differs; their
             weights are not rounded on the way.
         trained: more parts that train, by the names of `model/parts.py`.
         override: a checkpoint whose weights count in the place of those of a folder.
@@ -311,7 +311,7 @@ def _reported_by_us() -> Iterator[None]:
             raise
         raise ConfigError(
             "device_map leaves weights on the disk, as only a folder in transformers' layout allows: convert the "
-            "checkpoint first (scripts/convert_checkpoint.py), or let more of it lie on the CPU"
+            "checkpoint first (scripts/convert_checkpoint.py), or keep more of it on the CPU"
         ) from error
     finally:
         theirs.disabled = False

@@ -104,7 +104,7 @@ class TransformersFrames(nn.Module):
 class TransformersFrameEncoder(FrameEncoder):
     """The vision tower of a model of transformers: SigLIP (Zhai et al. 2023), CLIP (Radford et al. 2021), DINOv2, …
 
-    Its keys: `path`, a folder or hub id; `image_size`, if it shall differ from that of its image processor.
+    Its keys: `path`, a folder or hub id; `image_size`, if it differs from that of its image processor.
     """
 
     @classmethod

@@ -104,7 +104,7 @@ def part_of_parameter(name: str) -> str | None:
 
 
 def branch_of(part: str) -> str | None:
-    """Return the branch, by its name in the model, that a part lies in; None for the language model."""
+    """Return the branch, by its name in the model, that a part is in; None for the language model."""
     branch = _PREFIXES[part][0].partition(".")[0]
     return None if branch == "language_model" else branch
 
