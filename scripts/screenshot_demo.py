@@ -37,36 +37,44 @@ def open_page(visitor: BrowserContext, address: str) -> Page:
     page = visitor.new_page()
     page.set_default_timeout(PATIENCE_MS)
     page.goto(address)
-    page.wait_for_selector("#vl-question textarea")
+    # The script's strings, and the first reply of the server.
+    page.wait_for_selector("#vl-question[placeholder]")
+    page.wait_for_selector("#vl-settings input[type=range]", state="attached")
     page.wait_for_function("document.querySelector('#vl-notice .vl-busy') === null")
     return page
 
 
-def add_file(page: Page, path: Path) -> None:
-    """Upload a file and wait until it is decoded and encoded."""
-    before = page.locator(".vl-card").count()
-    page.set_input_files("#vl-upload input[type=file]", str(path))
-    page.wait_for_function(f"document.querySelectorAll('.vl-card').length > {before}")
+def add_file(page: Page, *paths: Path) -> None:
+    """Upload files and wait until they are decoded and encoded."""
+    expected = page.locator(".vl-card").count() + len(paths)
+    page.set_input_files("#vl-file", [str(path) for path in paths])
+    page.wait_for_function(f"document.querySelectorAll('.vl-card').length === {expected}")
+    wait_until_idle(page)
+
+
+def wait_until_idle(page: Page) -> None:
+    """Wait until nothing is being read or answered."""
+    page.wait_for_function("!document.body.classList.contains('vl-busy') && !document.querySelector('.vl-sent')")
 
 
 def ask(page: Page, question: str) -> str:
     """Type a question, wait for the whole answer and return it."""
-    before = page.locator("#vl-chat .message.user").count()
-    page.fill("#vl-question textarea", question)
-    page.press("#vl-question textarea", "Enter")
-    page.wait_for_function(f"document.querySelectorAll('#vl-chat .message.user').length > {before}")
-    page.wait_for_selector("#vl-send")
-    return page.locator("#vl-chat .message.bot").last.inner_text()
+    page.fill("#vl-question", question)
+    page.press("#vl-question", "Enter")
+    wait_until_idle(page)
+    return page.locator("#vl-chat .message.bot .vl-text").last.inner_text()
 
 
-def save(page: Page, path: Path, full_page: bool = False) -> None:
-    """Save a screenshot once the videos are loaded, in few enough colours to be small."""
+def save(page: Page, path: Path) -> None:
+    """Save a screenshot once the video is loaded, in few enough colours to be small."""
     from PIL import Image
 
-    page.wait_for_function("[...document.querySelectorAll('video.vl-player')].every((one) => one.readyState >= 2)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.vl-card:not([hidden]) video')].every((one) => one.readyState >= 2)"
+    )
     page.mouse.move(0, 0)
     page.wait_for_timeout(400)  # until the players' controls have faded
-    page.screenshot(path=path, full_page=full_page)
+    page.screenshot(path=path)
     with Image.open(path) as image:
         image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -254,3 +254,16 @@ def test_a_repeated_key_is_not_dropped_with_what_stands_beside_it(text: str, tmp
     path.write_text(text)
     with pytest.raises(ConfigError, match="duplicate key ckpt"):
         load_config(path)
+
+
+def test_references_that_stand_for_more_than_memory_holds_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 30)]
+    path = tmp_path / "train.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="its references"):
+        load_config(path)
+    # A few are fine, also one to what it is in.
+    path.write_text("common: &common {seed: 3}\nrun: *common\n")
+    with pytest.raises(ConfigError, match="unknown key common"):
+        load_config(path)

@@ -66,7 +66,7 @@ DECLARED.pop("video-llama")  # extras that name each other
 
 def test_the_lowest_versions_are_the_lower_ends_of_the_ranges() -> None:
     lowest = read_pins("scripts/lowest.txt")
-    others = {"all", "dev", *OF_ENGINES}
+    others = {"all", "dev", "docs", *OF_ENGINES}
     used_by_the_package = set(BASE).union(*(names for extra, names in OF_EXTRAS.items() if extra not in others))
     assert used_by_the_package <= set(lowest)
     for name, pin in lowest.items():
@@ -97,7 +97,7 @@ def test_each_extra_installs_the_package_it_is_named_for() -> None:
     for package, extra in EXTRAS.items():
         assert any(name.replace("-", "_").startswith(package) for name in OF_EXTRAS[extra]), package
     [everything] = PROJECT["optional-dependencies"]["all"]
-    assert Requirement(everything).extras == set(OF_EXTRAS) - {"all", "dev"} - OF_ENGINES
+    assert Requirement(everything).extras == set(OF_EXTRAS) - {"all", "dev", "docs"} - OF_ENGINES
 
 
 # Without the extras

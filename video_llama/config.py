@@ -31,7 +31,7 @@ from video_llama.schema import (
     ProcessorSplits,
     RunConfig,
 )
-from video_llama.utils.yaml_repair import first_alternative, repair_yaml
+from video_llama.utils.yaml_repair import count_values, first_alternative, repair_yaml
 
 __all__ = [
     "BuildInfo",
@@ -49,6 +49,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# Of one file; the largest of ours has some hundred.
+_MAX_VALUES = 100_000
 
 _COMPARISONS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
 
@@ -146,6 +149,9 @@ def _parse_yaml(path: Path, text: str) -> Any:
         yaml.YAMLError: there is more wrong with it.
     """
     try:
+        # A few lines of references to each other can stand for more values than fit into memory.
+        if count_values(text) > _MAX_VALUES:
+            raise ConfigError(f"{path}: its references (*name) stand for more than {_MAX_VALUES:,} values")
         return OmegaConf.create(text)
     except yaml.YAMLError:
         repaired, messages = repair_yaml(text)
@@ -239,6 +245,9 @@ def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
         # Any name is a key of `datasets`.
         if get_origin(expected) is dict:
             expected = get_args(expected)[1]
+            continue
+        if expected is Any:
+            # The keys of a part are its own.
             continue
         if not dataclasses.is_dataclass(expected):
             raise ConfigError(f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}")

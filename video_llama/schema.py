@@ -76,6 +76,9 @@ class ModelConfig:
         ckpt: checkpoint of the vision branch (`VL_*.pth`), the output folder of its training (its last epoch
             counts, or its best with `run.load_best_model_at_end`), or a folder written by `save_pretrained`.
         ckpt_2: checkpoint of the audio branch (`AL_*.pth`), or the output folder of its training.
+        frame_encoder, audio_encoder, connector: parts of the model by name, each with its keys; the published ones by
+            default (docs/parts.md; new).
+        plugins: Python modules that register such parts (new).
         vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
         q_former_model: BLIP-2 checkpoint, a path or an address.
         adapter: folder of a PEFT adapter, or of a run that trained one; it answers with the model, and goes on training
@@ -103,6 +106,12 @@ class ModelConfig:
     vit_ckpt: str | None = EVA_VIT_G_URL
     q_former_model: str | None = QFORMER_URL
     adapter: str | None = None
+
+    # Other parts than the published ones.
+    frame_encoder: dict[str, Any] = field(default_factory=dict)
+    audio_encoder: dict[str, Any] = field(default_factory=dict)
+    connector: dict[str, Any] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
 
     # Sizes, and what stays frozen.
     vit_model: str = setting("eva_clip_g", choices=("eva_clip_g",))

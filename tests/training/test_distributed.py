@@ -47,10 +47,13 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stderr[-9000:]
 
 
-def test_two_processes_train_what_one_with_twice_the_batch_does(config_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("lora.target=language_model", "lora.alpha=64")], ids=["whole", "adapters"])
+def test_two_processes_train_what_one_with_twice_the_batch_does(
+    more: tuple[str, ...], config_file: Path, tmp_path: Path
+) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     # Random prompts, crops and orders are those of the sample's place, whoever reads it.
-    options = ["run.init_lr=1e-8", "run.min_lr=1e-8"]
+    options = ["run.init_lr=1e-8", "run.min_lr=1e-8", *more]
     succeeded(launch(2, config_file, *options, "run.batch_size_train=2", f"run.output_dir={two}"))
     succeeded(launch(1, config_file, *options, "run.batch_size_train=4", f"run.output_dir={one}"))
     log_two, log_one = read_log(two), read_log(one)
@@ -60,12 +63,14 @@ def test_two_processes_train_what_one_with_twice_the_batch_does(config_file: Pat
     # AdamW makes whole steps of gradients that are rounding noise; its running means show the gradients themselves.
     for name, moments in optimizer_state(one).items():
         ours = optimizer_state(two)[name]["exp_avg"]
-        if not name.endswith("key.bias"):  # no gradient at all but noise
+        # No gradient at all but noise; of `lora_A` none, while `lora_B` is next to zero.
+        if not name.endswith("key.bias") and ".lora_A." not in name:
             torch.testing.assert_close(
                 ours, moments["exp_avg"], rtol=1e-3, atol=1e-6 * float(moments["exp_avg"].norm())
             )
     ours, theirs = trained(two), trained(one)
     assert all(torch.allclose(ours[name], tensor, rtol=1e-5, atol=1e-6) for name, tensor in theirs.items())
+    assert any(".lora_B." in name for name in optimizer_state(two)) == bool(more)
 
 
 def optimizer_state(folder: Path) -> dict[str, dict[str, torch.Tensor]]:

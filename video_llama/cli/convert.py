@@ -68,6 +68,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
     """Convert published files to a folder for transformers."""
     from video_llama.checkpoints.convert import open_original, prepare_output_folder, write_transformers_folder
     from video_llama.checkpoints.load import build_processor, original_config
+    from video_llama.checkpoints.model_card import write_model_card
     from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder
     from video_llama.model.configuration import ImageBindTrunkConfig
 
@@ -98,6 +99,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
             max_shard_size=arguments.max_shard_size,
             advance=bar.update,
         )
+    write_model_card(folder, config, arguments.source, folder.resolve().name)
 
 
 def to_original(arguments: argparse.Namespace) -> None:
@@ -148,8 +150,7 @@ def to_merged(arguments: argparse.Namespace) -> None:
     )
     folder, dtype = prepare_output_folder(arguments.output), _torch_dtype(arguments.dtype)
     model.model.to(dtype or torch.float32)
-    model.model.save_pretrained(folder, max_shard_size=arguments.max_shard_size)
-    model.processor.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=arguments.max_shard_size)
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -198,6 +199,10 @@ def run(arguments: argparse.Namespace) -> int:
         convert = to_original
     check_options(arguments)
     convert(arguments)
+    # Late: it imports torch.
+    from video_llama.checkpoints.integrity import write_checksums
+
+    write_checksums(Path(arguments.output).expanduser())
     sys.stdout.write(f"written to {arguments.output}\n")
     return 0
 

@@ -1,8 +1,9 @@
 """Read rows of fine-tuning tools as messages: media in columns, their positions as tags in the text.
 
-LLaMA-Factory, ms-swift, TRL, LLaVA-Video and VideoLLaMA2 write a conversation as `messages`, as `conversations` or as
-`query` and `response`, name its files in columns such as `videos`, and mark positions by `<video>`, `<image>` and
-`<audio>`: the n-th tag is the n-th file of its kind. A file without a tag, or a tag without a file, is an error.
+LLaMA-Factory, ms-swift, TRL, LLaVA-Video and VideoLLaMA2 write a conversation as `messages`, as `conversations`, as
+`query` and `response` or as `prompt` and `completion`, name its files in columns such as `videos`, and mark positions
+by `<video>`, `<image>` and `<audio>`: the n-th tag is the n-th file of its kind. A file without a tag, or a tag without
+a file, is an error.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "conversations": (),
     "query": ("response", "history"),
     "instruction": ("input", "output", "history"),
+    "completion": ("prompt",),
 }
 """The form of a row by the key that holds its conversation, with the other keys that belong to it."""
 
@@ -66,6 +68,8 @@ def _read_messages(row: Mapping[str, Any], form: str, where: str) -> list[Messag
     """Return the conversation of a row in the form of `messages`."""
     if form in ("messages", "conversations"):
         messages = [_with_role(message, where) for message in required_list(row, form, where)]
+    elif form == "completion":
+        messages = _read_completion(row, where)
     else:
         question, answer = required_text(row, form, where), {"query": "response", "instruction": "output"}[form]
         if row.get("input"):
@@ -79,6 +83,18 @@ def _read_messages(row: Mapping[str, Any], form: str, where: str) -> list[Messag
             raise DatasetError(f"{where}: has a system message and the key 'system'; keep one of them")
         messages.insert(0, {"role": "system", "content": required_text(row, "system", where)})
     return messages
+
+
+def _read_completion(row: Mapping[str, Any], where: str) -> list[Message]:
+    """Return prompt and completion, as TRL has them: both texts, or both messages. Only the completion is learnt."""
+    if isinstance(row["completion"], str):
+        question, answer = (required_text(row, name, where) for name in ("prompt", "completion"))
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    prompt, completion = (
+        [_with_role(message, where) for message in required_list(row, name, where)] for name in ("prompt", "completion")
+    )
+    context = [{**message, "loss": False} if message.get("role") == "assistant" else message for message in prompt]
+    return context + completion
 
 
 def _read_history(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:

@@ -61,6 +61,8 @@ class LogMelSettings:
         num_mel_frames: frames of a segment; fewer are padded with zeros, more are cut.
         mean, std: of the training data's log-mel values.
         frame_length_ms, frame_shift_ms: analysis window and its step.
+        extractor: settings of a feature extractor of transformers, which then makes the features, and not Kaldi's
+            filter bank; the numbers of bins and frames are the two sizes of what it returns.
 
     Raises:
         ConfigError: a setting that is no number, or not above 0.
@@ -74,9 +76,10 @@ class LogMelSettings:
     std: float = 9.138
     frame_length_ms: float = 25.0
     frame_shift_ms: float = 10.0
+    extractor: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        settings: dict[str, Any] = vars(self)
+        settings: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "extractor"}
         for name, value in settings.items():
             is_number = isinstance(value, (int, float)) and math.isfinite(value)
             if not is_number or (value <= 0 and name != "mean"):

@@ -77,7 +77,7 @@ class Trainer:
         check_settings(config)
         if run.deterministic:
             prepare_determinism()
-        dtype = config.model.dtype if model is None else model.model.video_branch.query_tokens.dtype
+        dtype = config.model.dtype if model is None else model.model.video_branch.encoder_dtype
         self.accelerator = build_accelerator(run, dtype)
         if run.compile:
             check_compiler(self.accelerator)
