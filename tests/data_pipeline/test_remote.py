@@ -140,7 +140,17 @@ def test_another_process_reads_the_copy(server: FaultyServer) -> None:
 def test_only_addresses_of_stores_and_of_the_web_are_remote() -> None:
     remote_ones = ["s3://b/a", "gs://b/a", "gcs://b/a", "az://b/a", "hf://datasets/x/a", "https://h/a", "HTTP://h/a"]
     assert all(map(is_remote, remote_ones))
-    others = ["a.mp4", "/s3://a", "file:///a", "pipe:cat a", "ftp://h/a", "memory://a", "s3:a", "github://a/b", None]
+    others = [
+        "a.mp4",
+        "/s3://a",
+        "file:///a",
+        "pipe:cat a",
+        "ftp://h/a",
+        "memory://a",
+        "s3:a",
+        "s3://a::file:///b",
+        None,
+    ]
     assert not any(map(is_remote, others))
 
 

@@ -68,7 +68,7 @@ class RemoteError(DatasetError):
 
 def is_remote(name: object) -> bool:
     """Return whether this is an address of an object store or of the web."""
-    return isinstance(name, str) and _ADDRESS.match(name) is not None
+    return isinstance(name, str) and _ADDRESS.match(name) is not None and "::" not in name
 
 
 def cache_folder() -> Path:

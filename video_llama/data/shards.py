@@ -56,6 +56,9 @@ def find_shards(storage: str) -> list[Shard]:
         DatasetError: there is none, one is absent, an address cannot be listed, or the pattern is a command.
         ConfigError: webdataset, which reads patterns, or what reads the address is not installed.
     """
+    # fsspec would open chains of addresses, and webdataset lists of them.
+    if "::" in storage and is_remote(storage.partition("::")[0]):
+        raise DatasetError(f"{storage}: not an address of a file; `::` has no meaning here")
     if is_remote(storage):
         return [*map(RemoteFile, _remote_addresses(storage))]
     storage = os.path.expanduser(storage)
