@@ -56,7 +56,7 @@ def test_a_run_over_a_store_that_is_killed_and_resumed_ends_as_the_local_one(
         server.faults[name] = [fault]
     storage = f"'{server.address}/{{{names[0][:-4]}..{names[-1][:-4]}}}.tar'"
     save_config(make_config(*options(storage, tmp_path / "killed"), "run.num_workers=1"), tmp_path / "killed.yaml")
-    command = [sys.executable, "-m", "tests.training.kill_loop", str(tmp_path / "killed.yaml"), "4", "1"]
+    command = [sys.executable, "-m", "tests.training.kill_loop", str(tmp_path / "killed.yaml"), "2", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(trained(tmp_path / "killed"), trained(local.folder))
