@@ -267,3 +267,11 @@ def test_references_that_stand_for_more_than_memory_holds_are_refused(tmp_path: 
     path.write_text("common: &common {seed: 3}\nrun: *common\n")
     with pytest.raises(ConfigError, match="unknown key common"):
         load_config(path)
+
+
+@pytest.mark.parametrize("content", ["false", "3", "null", "[]", "[a]"])
+def test_a_file_of_one_value_has_no_sections(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"sections|no settings"):
+        load_config(path)

@@ -135,6 +135,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+    except AssertionError as error:
+        # A truth value or a number alone.
+        raise ConfigError(f"{path}: must hold sections such as model: and run:, but is one value") from error
     if not values:
         raise ConfigError(f"{path}: the file has no settings")
     if not isinstance(values, Mapping):
