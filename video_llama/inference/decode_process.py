@@ -170,7 +170,7 @@ def decode_source(process: DecodeProcess, packed: bytes, source: Any, first: int
         try:
             return process.decode(packed, first)
         except TookTooLong:
-            reason = "decoding it takes too long, or the place where it lies does not answer"
+            reason = "decoding it takes too long, or its file system does not answer"
             break
         except ProcessDied:
             continue
