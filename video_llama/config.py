@@ -135,6 +135,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+    except AssertionError as error:
+        # A truth value or a number alone.
+        raise ConfigError(f"{path}: must hold sections such as model: and run:, but is one value") from error
     if not values:
         raise ConfigError(f"{path}: the file has no settings")
     if not isinstance(values, Mapping):
@@ -302,4 +305,4 @@ def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any]
             continue
         _, rules = _look_up(key)
         if rules.get("instead"):
-            logger.warning("%s: %s has no effect here: %s", path, key, rules["instead"])
+            logger.warning("%s: %s has no effect: %s", path, key, rules["instead"])

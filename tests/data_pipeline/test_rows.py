@@ -344,3 +344,11 @@ def test_a_part_behind_the_end_is_a_bad_sample_and_is_not_packed_or_evaluated(
         pack_examples([example], tmp_path / "shards")
     with pytest.raises(ConfigError, match="only whole files are evaluated"):
         load_captions("webvid_instruct", file, tmp_path, data_type="video")
+
+
+@pytest.mark.parametrize("speaker", [[], {}, None, 3, "x" * 10_000, "a\nb"])
+def test_a_speaker_of_any_kind_is_refused_in_one_line(speaker: Any) -> None:
+    with pytest.raises(DatasetError, match="'from' must be") as caught:
+        read_row({"conversations": [{"from": speaker, "value": "?"}]}, "rows.json, entry 0", KeyCheck())
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)

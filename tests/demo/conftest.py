@@ -50,7 +50,9 @@ def run(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: p
         device = [] if "--gpu-id" in arguments else ["--device", "cpu"]
         code = demo_video.main([*source, *device, "--max-new-tokens", "6", *map(str, arguments)])
         output = capfd.readouterr()
-        messages = [line for line in output.err.splitlines() if line and "Loading weights" not in line]
+        messages = [
+            line for line in output.err.splitlines() if line and not line.startswith(("Loading weights", "model: "))
+        ]
         return SimpleNamespace(code=code, lines=output.out.splitlines(), messages=messages)
 
     return run

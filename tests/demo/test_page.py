@@ -103,7 +103,7 @@ def test_bad_files_are_explained_and_the_page_stays_usable(visit: Visit, red_cro
     page = visit()
     for name, content, message in (
         ("holiday.mp4", bytes(range(256)) * 40, "holiday.mp4: not a media file"),
-        ("note.txt", b"just a note\n" * 100, "note.txt: neither video nor"),
+        ("note.txt", b"just a note\n" * 100, "note.txt: a text file, not a video"),
         ("large.mp4", bytes(2_100_000), "large.mp4: 2.1 MB is too large (at most 2.0 MB)"),
     ):
         (tmp_path / name).write_bytes(content)

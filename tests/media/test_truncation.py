@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.conftest import MakeAudio, MakeVideo
 from video_llama.errors import MediaError
+from video_llama.media import pyav_reader
 from video_llama.media.containers import find_truncation
 from video_llama.media.image import load_image
 from video_llama.processor.builders import load_processor, process_audio, process_video
@@ -125,4 +126,17 @@ def test_frames_that_last_for_years_are_a_damaged_header(make_video: MakeVideo) 
     content[place : place + 8] = struct.pack("<2I", 10**9, 1)
     path.write_bytes(content)
     with pytest.raises(MediaError, match="its times are damaged"):
+        process_video(path, load_processor(image_size=32))
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("_MAX_ANIMATION_FRAME", "too large"), ("_MAX_ANIMATION", "too many frames")]
+)
+def test_an_animation_of_huge_frames_is_refused_before_they_are_put_together(
+    limit: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = draw_animation(tmp_path / "a.webp")
+    assert len(process_video(path, load_processor(image_size=32))[0]) > 0
+    monkeypatch.setattr(pyav_reader, limit, 40 * 40 - 1)
+    with pytest.raises(MediaError, match=reason):
         process_video(path, load_processor(image_size=32))

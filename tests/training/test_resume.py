@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named(make_config: MakeConfig) -> None:
 
 def test_a_checkpoint_of_other_trainable_parts_is_refused(make_config: MakeConfig) -> None:
     Trainer(make_config()).train()
-    with pytest.raises(CheckpointError, match=r"other parts trained there.*video_branch\.projection"):
+    with pytest.raises(CheckpointError, match=r"trained other parameters.*video_branch\.projection"):
         Trainer(make_config("run.resume_ckpt_path=auto", "model.frozen_llama_proj=True"))
 
 

@@ -128,9 +128,9 @@ def find_original_files(
 
     Args:
         source: the folder, its hub id, or the path of its `VL_*.pth` or `AL_*.pth`.
-        audio: whether the model shall have an audio branch; by default if there is an `AL_*.pth`.
-        language_model: folder or hub id, if it lies elsewhere.
-        vision_encoder, qformer, imagebind: path or address (or the folder that holds it), if it lies elsewhere.
+        audio: whether the model gets an audio branch; by default if there is an `AL_*.pth`.
+        language_model: folder or hub id, if it is elsewhere.
+        vision_encoder, qformer, imagebind: path or address (or the folder that holds it), if it is elsewhere.
 
     Raises:
         CheckpointError: a file is missing, or there are several and none was chosen.
@@ -229,7 +229,7 @@ def resolve_language_model(source: Source) -> Path:
             f"or convert it with transformers' convert_llama_weights_to_hf.py"
         )
     raise CheckpointError(
-        f"{path}: no language model here; the folder must hold config.json and one of {', '.join(FOLDER_FILES)}"
+        f"{path}: not a language model: the folder must hold config.json and one of {', '.join(FOLDER_FILES)}"
     )
 
 

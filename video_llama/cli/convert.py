@@ -48,7 +48,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--name", help="with --to original: VL_NAME.pth, AL_NAME.pth (the output folder's name)")
     parser.add_argument("--merge", action="store_true", help="add a trained adapter to the weights")
     parser.add_argument("--model-base", metavar="MODEL", help="with --merge: what the adapter was trained on")
-    files = parser.add_argument_group("files that lie elsewhere")
+    files = parser.add_argument_group("files in other folders")
     files.add_argument("--llama-model", metavar="FOLDER", help="language model: folder or hub id")
     files.add_argument("--vit-ckpt", metavar="FILE", help="eva_vit_g.pth: path or address")
     files.add_argument("--q-former-model", metavar="FILE", help="blip2_pretrained_flant5xxl.pth: path or address")

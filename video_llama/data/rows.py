@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from video_llama.constants import Modality
 from video_llama.data.annotations import KeyCheck, required_list, required_text
-from video_llama.errors import DatasetError
+from video_llama.errors import DatasetError, shown
 
 __all__ = ["FORMS", "read_row"]
 
@@ -100,7 +100,9 @@ def _read_completion(row: Mapping[str, Any], where: str) -> list[Message]:
 def _read_history(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
     for pair in row.get("history") or ():
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise DatasetError(f"{where}: 'history' must be a list of pairs of question and answer, but holds {pair!r}")
+            raise DatasetError(
+                f"{where}: 'history' must be a list of pairs of question and answer, but holds {shown(pair)}"
+            )
         yield pair[0], pair[1]
 
 
@@ -111,8 +113,8 @@ def _with_role(message: Any, where: str) -> Message:
     named = dict(message)
     if "from" in named and "role" not in named:
         speaker = named.pop("from")
-        if speaker not in _SHAREGPT_ROLES:
-            raise DatasetError(f"{where}: 'from' must be human, gpt or system, not {speaker!r}")
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
+            raise DatasetError(f"{where}: 'from' must be human, gpt or system, not {shown(speaker)}")
         named["role"] = _SHAREGPT_ROLES[speaker]
     if "value" in named and "content" not in named:
         named["content"] = named.pop("value")
@@ -135,7 +137,7 @@ def _read_column(row: Mapping[str, Any], kind: str, where: str, keys: KeyCheck) 
                     continue
                 item = item.get("path")
             if not isinstance(item, str) or not item:
-                raise DatasetError(f"{where}: {column!r} must hold names of files, but holds {item!r}")
+                raise DatasetError(f"{where}: {column!r} must hold names of files, but holds {shown(item)}")
             yield item
 
 

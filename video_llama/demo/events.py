@@ -134,7 +134,9 @@ class Events:
     def attach(self, request: gr.Request, event: gr.EventData, frames: Any, use_audio: Any) -> Iterator[Changes]:
         """Read uploads, which then wait for a question; one that cannot be read does not stop the others."""
         texts, failures, files = _texts(request, event), [], _field(event, "files")
-        for data in files if isinstance(files, list) else [files]:
+        if not isinstance(files, list):
+            files = [files]
+        for data in files:
             try:
                 path, name = self.sessions.uploads.find(data)
                 yield from self._add(path, name, frames, use_audio, request, texts)
@@ -151,7 +153,8 @@ class Events:
     ) -> Iterator[Changes]:
         """Begin a conversation about one of the examples, and ask its question."""
         texts, session, number = _texts(request, event), self._find(request), _field(event, "number")
-        if number not in range(len(EXAMPLES)):
+        # Anybody may send anything: only the page sends the number of one.
+        if not isinstance(number, int) or number not in range(len(EXAMPLES)):
             return
         path, question = EXAMPLES[number]
         try:

@@ -228,7 +228,7 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
 def _locate(
     model_path: str | os.PathLike[str], model_base: str | os.PathLike[str] | None, audio: bool | None
 ) -> _Located:
-    """Find what lies at a path, hub id or address."""
+    """Find what is at a path, hub id or address."""
     run = find_trained_run(model_path)
     if run is not None and not (model_base is not None and is_adapter_folder(Path(model_path).expanduser())):
         return _locate_run(run, model_base, audio)

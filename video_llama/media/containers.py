@@ -176,7 +176,7 @@ def open_container(path: str | os.PathLike[str], probe_bytes: int | None = None)
         raise NoAudioTrackError(path, "no sound track")
     if content:
         hint = "open it as an image" if "still image" in content else ""
-        raise MediaError(path, f"neither video nor sound but {content}", hint)
+        raise MediaError(path, f"{content}, not a video or audio file", hint)
     truncation = find_truncation(name)
     if truncation:
         raise MediaError(path, truncation, "copy or download it again")

@@ -50,6 +50,9 @@ _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
 # A year. Damaged headers give each frame any number of seconds, which prompts would repeat.
 _LONGEST_SECONDS = 366 * 86_400
 
+# Of a frame of an animation (8K), and of all of them: each is put together whole, however small the file is.
+_MAX_ANIMATION_FRAME, _MAX_ANIMATION = 2**25, 2**33
+
 # Less than a tenth of a second's work: opening the file once more for it would gain nothing.
 _MIN_PARALLEL_PIXELS = 50_000_000
 
@@ -187,8 +190,11 @@ class AnimationReader:
 
     def __init__(self, path: str | os.PathLike[str], image: Image.Image, height: int, width: int) -> None:
         self._path, self._image, self._size = path, image, (height, width)
-        if image.width * image.height > max_frame_pixels.get():
+        pixels = image.width * image.height
+        if pixels > min(max_frame_pixels.get(), _MAX_ANIMATION_FRAME):
             raise MediaError(path, f"frames of {image.width}x{image.height} are too large")
+        if pixels * getattr(image, "n_frames", 1) > _MAX_ANIMATION:
+            raise MediaError(path, "an animation of too many frames for their size", "convert it to an .mp4 file")
         self.times_seconds: list[float] = []
         seconds = 0.0
         with translate_image_errors(path):

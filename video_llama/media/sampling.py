@@ -150,7 +150,7 @@ def frame_seconds(
         last_seconds: how long the last frame is shown; 0 where the file does not say.
         fps: average frames per second that the file states.
         tolerance_seconds: what the file may have rounded its times by. Times no further than that from index / fps are
-            those of a constant rate, and become index / fps: what the published models were told.
+            those of a constant rate, and become index / fps: what the prompts of the published models said.
     """
     count = len(stated_seconds)
     counted = np.arange(count) / fps

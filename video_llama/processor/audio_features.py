@@ -62,7 +62,7 @@ class Waveform:
 def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None, *, mono: bool = False) -> Waveform:
     """Decode the audio track of a video, or an audio file.
 
-    The first sample is what is heard when the first frame of the video is shown. Where the track has nothing, before it
+    The first sample is played when the first frame of the video is shown. Where the track has nothing, before it
     begins and in its gaps, the audio is silence. (Up to 0.1 s, as that of encoders, is left as it is.)
 
     Args:

@@ -209,8 +209,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
         there = known or sorted(folder.parent.glob(checkpoint_name("*")))
         if there:
             raise CheckpointError(
-                f"{folder.parent}: holds a run already, up to {there[-1].name}. Go on with it by --resume "
-                f"(run.resume_ckpt_path=auto), or choose another run.output_dir"
+                f"{folder.parent}: already contains a run (latest: {there[-1].name}). Continue it with "
+                f"--resume (run.resume_ckpt_path=auto), or choose another run.output_dir"
             )
         return None
     if resume == "auto":
@@ -296,8 +296,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     differing = sorted(trainable.keys() ^ values.keys())
     if differing:
         raise CheckpointError(
-            f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
-            f"the first is {differing[0]})"
+            f"{path}: this checkpoint trained other parameters than the configuration ({len(differing)} differ, "
+            f"first: {differing[0]})"
         )
     # DeepSpeed reads weights and optimizer itself, each process its own share.
     if optimizer_state is None:

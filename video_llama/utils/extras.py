@@ -11,15 +11,19 @@ from video_llama.errors import ConfigError
 __all__ = ["EXTRAS", "how_to_install", "import_extra", "is_installed", "require_extra"]
 
 EXTRAS = {
+    "aiohttp": "remote",
     "bitsandbytes": "quantization",
     "datasets": "datasets",
     "decord": "decord",
+    "gcsfs": "remote",
     "gradio": "demo",
     "matplotlib": "plots",
     "peft": "lora",
     "pillow_heif": "heif",
     "pyarrow": "tables",
     "pycocoevalcap": "metrics",
+    "ray": "ray",
+    "s3fs": "remote",
     "tensorboard": "trackers",
     "vllm": "vllm",
     "wandb": "trackers",
