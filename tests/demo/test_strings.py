@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 
 import video_llama.demo
-from video_llama.demo.page import PRESETS
+from video_llama.demo.limits import Limits
+from video_llama.demo.page import PRESETS, fixed_parts
 from video_llama.demo.strings import LANGUAGES, STRINGS, Texts, choose_language
 
 FOLDER = Path(video_llama.demo.__file__).parent
+
+
+def test_the_page_calls_the_small_model_a_toy_and_no_other() -> None:
+    for name, hidden in (("video-llama-tiny", False), ("video-llama-2-7b-hf", True)):
+        header, *_ = fixed_parts(name, Limits())
+        [banner] = re.findall(r'<p class="vl-toy".*?>', header)
+        assert ("hidden" in banner) == hidden
 
 
 @pytest.mark.parametrize("key", STRINGS)

@@ -145,7 +145,7 @@ def test_the_first_loss_is_the_same_whatever_trains(make_config: MakeConfig, pub
 
 
 @pytest.mark.slow
-def test_a_rate_of_its_own_is_that_of_a_run_with_this_rate(make_config: MakeConfig) -> None:
+def test_a_rate_of_its_own_is_that_of_a_run_with_this_rate(make_config: MakeConfig, tmp_path: Path) -> None:
     def first_change(*options: str) -> dict[str, Tensor]:
         trainer = Trainer(make_config("run.warmup_steps=0", "run.weight_decay=0", *options))
         before = values(trainer)
@@ -153,8 +153,8 @@ def test_a_rate_of_its_own_is_that_of_a_run_with_this_rate(make_config: MakeConf
         return {name: value - before[name] for name, value in values(trainer).items()}
 
     own = first_change("run.part_lr.video_projection=5e-4")
-    slow = first_change("run.init_lr=5e-4", "run.min_lr=5e-5", "run.output_dir=unused1")
-    fast = first_change("run.output_dir=unused2")
+    slow = first_change("run.init_lr=5e-4", "run.min_lr=5e-5", f"run.output_dir={tmp_path / 'slow'}")
+    fast = first_change(f"run.output_dir={tmp_path / 'fast'}")
     for name, change in own.items():
         expected = slow if part_of_parameter(name) == "video_projection" else fast
         torch.testing.assert_close(change, expected[name], rtol=1e-4, atol=1e-9)

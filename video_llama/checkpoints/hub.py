@@ -26,6 +26,7 @@ __all__ = [
     "LANGUAGE_MODEL_PATTERNS",
     "WITHOUT_AUDIO_PATTERNS",
     "download_repository",
+    "is_packaged",
     "list_repository",
     "resolve_source",
     "upload_folder",
@@ -70,7 +71,7 @@ def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequen
     path = Path(text).expanduser()
     if path.exists():
         return path
-    if len(path.parts) == 1 and (PACKAGED_MODELS / text / "config.json").exists():
+    if is_packaged(text):
         _warn_of_small_model(text)
         return PACKAGED_MODELS / text
     # A relative path looks like a hub id. If it ends like a file of weights, a file was meant, so report it as missing.
@@ -98,6 +99,11 @@ def upload_folder(folder: Path, hub_id: str, message: str, private: bool | None 
             f"{hub_id}: cannot be written at the hub ({_first_line(error)}); log in with `hf auth login`, "
             "as an account that may write there"
         ) from error
+
+
+def is_packaged(name: str) -> bool:
+    """Whether a model of this name comes with the package."""
+    return len(Path(name).parts) == 1 and (PACKAGED_MODELS / name / "config.json").exists()
 
 
 @cache

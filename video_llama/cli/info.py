@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import video_llama
-from video_llama.cli.command import CommandParser, run_command
+from video_llama.cli.command import FAILED, CommandParser, run_command
 
 __all__ = ["main"]
 
@@ -30,11 +30,16 @@ _GIB = 2**30
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the options."""
-    return CommandParser(prog=prog, description=DESCRIPTION)
+    parser = CommandParser(prog=prog, description=DESCRIPTION)
+    verify = "check a folder of weights: its checksums, that all numbers are finite, that settings fit the weights"
+    parser.add_argument("--verify", type=Path, metavar="FOLDER", help=verify)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one section after the other, since the later ones take seconds."""
+    if arguments.verify is not None:
+        return verify(arguments.verify)
     sections = {
         "versions": versions,
         "FFmpeg": ffmpeg_libraries,
@@ -46,6 +51,20 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{title}:", flush=True)
         for name, value in lines():
             print(f"  {name:<18} {value}", flush=True)
+    return 0
+
+
+def verify(folder: Path) -> int:
+    """Print what is wrong with a folder of weights and return the exit status."""
+    from video_llama.checkpoints.integrity import CHECKSUMS, verify_folder
+
+    problems = verify_folder(folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        return FAILED
+    compared = "files are as their checksums say" if (folder / CHECKSUMS).exists() else f"there is no {CHECKSUMS}"
+    print(f"{folder}: all weights can be read and are finite; {compared}")
     return 0
 
 

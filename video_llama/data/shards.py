@@ -58,7 +58,7 @@ def find_shards(storage: str) -> list[Shard]:
     """
     # fsspec would open chains of addresses, and webdataset lists of them.
     if "::" in storage and is_remote(storage.partition("::")[0]):
-        raise DatasetError(f"{storage}: not an address of a file; `::` has no meaning here")
+        raise DatasetError(f"{storage}: not an address of a file; `::` is not supported")
     if is_remote(storage):
         return [*map(RemoteFile, _remote_addresses(storage))]
     storage = os.path.expanduser(storage)

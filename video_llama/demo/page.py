@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
+from video_llama.checkpoints.hub import is_packaged
 from video_llama.demo.chat_view import Example, example_cards, welcome
 from video_llama.demo.limits import Limits
 from video_llama.demo.sessions import Defaults
 from video_llama.demo.strings import LANGUAGES, STRINGS, Texts
 from video_llama.processor.media_processor import DEFAULT_NUM_FRAMES
 
-__all__ = ["EXAMPLES", "PRESETS", "Page", "launch_look"]
+__all__ = ["EXAMPLES", "PRESETS", "Page", "fixed_parts", "launch_look"]
 
 FOLDER = Path(__file__).parent
 SAMPLES = FOLDER / "samples"
@@ -52,7 +53,7 @@ class Page:
     """
 
     def __init__(self, title: str, limits: Limits, defaults: Defaults) -> None:
-        header, composer, dialogs = _fixed_parts(title, limits)
+        header, composer, dialogs = fixed_parts(title, limits)
         gr.HTML(header, elem_id="vl-head", js_on_load=None, apply_default_css=False)
         with gr.Row(elem_id="vl-columns"):
             with gr.Column(elem_id="vl-viewer", min_width=0):
@@ -145,7 +146,7 @@ def _html(elem_id: str, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_id=elem_id, js_on_load=None, apply_default_css=False)
 
 
-def _fixed_parts(title: str, limits: Limits) -> list[str]:
+def fixed_parts(title: str, limits: Limits) -> list[str]:
     """Return the header, the composer and the dialogs of page.html."""
     text = (FOLDER / "page.html").read_text(encoding="utf-8")
     values = {
@@ -154,6 +155,7 @@ def _fixed_parts(title: str, limits: Limits) -> list[str]:
         "minutes": f"{limits.seconds / 60:g}",
         "files": str(limits.media),
         "examples": example_cards(EXAMPLES),
+        "toy": "" if is_packaged(title) else "hidden",
     }
     for name, value in values.items():
         text = text.replace(f"[[{name}]]", value)

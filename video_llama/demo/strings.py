@@ -13,6 +13,11 @@ LANGUAGES = ("en", "tr")
 STRINGS: dict[str, tuple[str, str]] = {
     # The header, its menu and the dialogs.
     "answers_with": ("Model: {model}", "Model: {model}"),
+    "toy": (
+        "This is a toy model: it only knows moving shapes and simple sounds. Its answers about real videos are wrong.",
+        "Bu bir deneme modelidir: yalnızca hareketli şekilleri ve basit sesleri tanır. "
+        "Gerçek videolara verdiği yanıtlar yanlıştır.",
+    ),
     "help": ("Help", "Yardım"),
     "help_title": ("How to use this page", "Bu sayfa nasıl kullanılır"),
     "help_attach": (
