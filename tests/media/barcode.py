@@ -96,8 +96,8 @@ class ClipSpec:
 def all_specs() -> Iterator[ClipSpec]:
     """Every combination of container, orientation, rate and fault, but for gaps in AVI.
 
-    Chunks of an AVI file have no times, so its audio closes up. Empty chunks of a format without a size of blocks would be
-    a gap, which FFmpeg reads in order only: behind a seek its times are wrong.
+    Chunks of an AVI file have no times, so its audio closes up. Empty chunks of a format without a size of blocks
+    would be a gap, which FFmpeg reads in order only: behind a seek its times are wrong.
     """
     orientations: tuple[Orientation, ...] = ("rotated", "mirrored")
     faults: tuple[Fault, ...] = ("late audio", "late video", "gap")

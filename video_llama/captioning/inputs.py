@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from video_llama.constants import Modality
-from video_llama.data.examples import MediaSource, ShardMember
-from video_llama.data.shards import SUFFIXES, find_shards
+from video_llama.data.examples import SUFFIXES, MediaSource, ShardMember
+from video_llama.data.shards import find_shards
 from video_llama.errors import ConfigError
 from video_llama.media.sources import is_address
 
