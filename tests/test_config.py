@@ -136,8 +136,8 @@ def test_environment_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest
 
 def test_keys_without_effect_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_config(write(tmp_path, "run: {dist_url: 'env://'}\nmodel: {vit_precision: fp16}\n"))
-    assert "run.dist_url has no effect here" in caplog.text
-    assert "model.vit_precision has no effect here" in caplog.text
+    assert "run.dist_url has no effect" in caplog.text
+    assert "model.vit_precision has no effect" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_splits_and_tokenizers_of_the_originals_files_warn_if_they_ask_for_somet
     assert caplog.text == ""
     load_config(shipped, [option])
     [message] = caplog.messages
-    assert f"{key} has no effect here: " in message
+    assert f"{key} has no effect: " in message
     assert instead in message
 
 
@@ -253,4 +253,25 @@ def test_a_repeated_key_is_not_dropped_with_what_stands_beside_it(text: str, tmp
     path = tmp_path / "twice.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match="duplicate key ckpt"):
+        load_config(path)
+
+
+def test_references_that_stand_for_more_than_memory_holds_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 30)]
+    path = tmp_path / "train.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="its references"):
+        load_config(path)
+    # A few are fine, also one to what it is in.
+    path.write_text("common: &common {seed: 3}\nrun: *common\n")
+    with pytest.raises(ConfigError, match="unknown key common"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("content", ["false", "3", "null", "[]", "[a]"])
+def test_a_file_of_one_value_has_no_sections(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"sections|no settings"):
         load_config(path)

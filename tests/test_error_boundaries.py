@@ -39,7 +39,8 @@ GUARDED_BY_THE_CALLER = {
     "captioning/records.py:_check_settings": "reads back what it has just written",
     "compat/settings.py:__init__": "copies a configuration that was read before",
     "config.py:_parse_yaml": "_read_yaml",
-    "processor/processing_video_llama.py:_get_arguments_from_pretrained": "who calls VideoLlamaProcessor.from_pretrained",
+    "utils/yaml_repair.py:count_values": "_read_yaml in config.py",
+    "processor/processing_video_llama.py:_get_arguments_from_pretrained": "who loads the processor",
     "checkpoints/weight_files.py:_check_archive": "_unpickle",
 }
 

@@ -31,7 +31,7 @@ from video_llama.schema import (
     ProcessorSplits,
     RunConfig,
 )
-from video_llama.utils.yaml_repair import first_alternative, repair_yaml
+from video_llama.utils.yaml_repair import count_values, first_alternative, repair_yaml
 
 __all__ = [
     "BuildInfo",
@@ -49,6 +49,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# Of one file; the largest of ours has some hundred.
+_MAX_VALUES = 100_000
 
 _COMPARISONS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
 
@@ -132,6 +135,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+    except AssertionError as error:
+        # A truth value or a number alone.
+        raise ConfigError(f"{path}: must hold sections such as model: and run:, but is one value") from error
     if not values:
         raise ConfigError(f"{path}: the file has no settings")
     if not isinstance(values, Mapping):
@@ -146,6 +152,9 @@ def _parse_yaml(path: Path, text: str) -> Any:
         yaml.YAMLError: there is more wrong with it.
     """
     try:
+        # A few lines of references to each other can stand for more values than fit into memory.
+        if count_values(text) > _MAX_VALUES:
+            raise ConfigError(f"{path}: its references (*name) stand for more than {_MAX_VALUES:,} values")
         return OmegaConf.create(text)
     except yaml.YAMLError:
         repaired, messages = repair_yaml(text)
@@ -240,6 +249,9 @@ def _look_up(key: str) -> tuple[Any, Mapping[str, Any]]:
         if get_origin(expected) is dict:
             expected = get_args(expected)[1]
             continue
+        if expected is Any:
+            # The keys of a part are its own.
+            continue
         if not dataclasses.is_dataclass(expected):
             raise ConfigError(f"{'.'.join(parts[:depth])} is a value, it has no key {part!r}")
         fields = {field.name: field for field in dataclasses.fields(expected)}
@@ -293,4 +305,4 @@ def _note_without_effect(path: str | os.PathLike[str], leaves: Mapping[str, Any]
             continue
         _, rules = _look_up(key)
         if rules.get("instead"):
-            logger.warning("%s: %s has no effect here: %s", path, key, rules["instead"])
+            logger.warning("%s: %s has no effect: %s", path, key, rules["instead"])

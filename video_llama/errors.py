@@ -20,6 +20,8 @@ __all__ = [
     "NoAudioTrackError",
     "OutOfMemoryError",
     "VideoLlamaError",
+    "in_line",
+    "shown",
     "translate_foreign",
 ]
 
@@ -89,6 +91,17 @@ class MessagesError(DatasetError, ValueError):
     """Chat messages that do not have the documented form: a bad sample in training, a bad argument elsewhere."""
 
 
+def in_line(value: object) -> str:
+    """Return what a file holds for a message of one line: without line breaks, and not too long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= _MAX_REASON else text[:_MAX_REASON] + "…"
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, for a message of one line."""
+    return in_line(repr(value))
+
+
 @contextmanager
 def translate_foreign(
     kind: Callable[[str], VideoLlamaError], where: object, advice: str = "download it again"
@@ -122,7 +135,4 @@ def _reason(error: BaseException) -> str:
         return f"cannot be read ({error.strerror})"
     if isinstance(error, (MemoryError, RecursionError)):
         return "not usable: reading it takes more memory than there is, or it is nested too deeply"
-    text = " ".join(str(error).split())
-    if len(text) > _MAX_REASON:
-        text = text[:_MAX_REASON] + "…"
-    return f"damaged or cut off, or not what is expected here ({type(error).__name__}: {text})"
+    return f"damaged or cut off, or not what is expected here ({type(error).__name__}: {in_line(error)})"

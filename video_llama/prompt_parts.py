@@ -71,7 +71,7 @@ _GAP = " " * 17
 
 
 def render_parts(parts: Iterable[PromptPart]) -> str:
-    """Return the parts as one string, in which template text and typed text can no longer be told apart."""
+    """Return the parts as one string, in which template text and typed text can no longer be distinguished."""
     return "".join(part.text if isinstance(part, Text) else part.token for part in parts)
 
 

@@ -76,6 +76,9 @@ class ModelConfig:
         ckpt: checkpoint of the vision branch (`VL_*.pth`), the output folder of its training (its last epoch
             counts, or its best with `run.load_best_model_at_end`), or a folder written by `save_pretrained`.
         ckpt_2: checkpoint of the audio branch (`AL_*.pth`), or the output folder of its training.
+        frame_encoder, audio_encoder, connector: parts of the model by name, each with its keys; the published ones by
+            default (docs/parts.md; new).
+        plugins: Python modules that register such parts (new).
         vit_ckpt: `eva_vit_g.pth`, a path or an address (new; the original's address is built in).
         q_former_model: BLIP-2 checkpoint, a path or an address.
         adapter: folder of a PEFT adapter, or of a run that trained one; it answers with the model, and goes on training
@@ -103,6 +106,12 @@ class ModelConfig:
     vit_ckpt: str | None = EVA_VIT_G_URL
     q_former_model: str | None = QFORMER_URL
     adapter: str | None = None
+
+    # Other parts than the published ones.
+    frame_encoder: dict[str, Any] = field(default_factory=dict)
+    audio_encoder: dict[str, Any] = field(default_factory=dict)
+    connector: dict[str, Any] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
 
     # Sizes, and what stays frozen.
     vit_model: str = setting("eva_clip_g", choices=("eva_clip_g",))
@@ -169,7 +178,7 @@ class ProcessorSplits:
 
 @dataclass
 class BuildInfo:
-    """Where a dataset lies.
+    """Where a dataset is.
 
     Args:
         anno_dir: annotation file, or folder of annotation files.
@@ -200,8 +209,8 @@ class DatasetConfig:
 
     Args:
         data_type: "video", "images", or "audio" for the audio tracks of the files (new).
-        build_info: where the training split lies.
-        valid_build_info: where a validation split lies (new); none by default.
+        build_info: where the training split is.
+        valid_build_info: where a validation split is (new); none by default.
         sample_ratio: share of the batches relative to the other datasets; their size by default.
         num_video_query_token: placeholder tokens of one media item, for instruction data.
         model_type: template of dialogues, as `model.model_type`; one of the two keys is enough.

@@ -343,7 +343,7 @@ def test_errors_count_in_a_continued_run(model: VideoLlama, tmp_path: Path) -> N
 
 def test_captions_that_are_there_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text('{"id": "a"}\n')
-    with pytest.raises(ConfigError, match="captions already; continue them with --resume"):
+    with pytest.raises(ConfigError, match="already exists; use --resume to continue it"):
         CaptionFile(tmp_path / "out.jsonl")
 
 

@@ -86,8 +86,8 @@ def test_an_absent_path_is_not_looked_for_at_the_hub(absent: str, downloads: lis
 
 
 def assert_says_what_to_put_where(message: str) -> None:
-    assert message.startswith("owner/name: no such folder here, and not to be had from the hub")
-    assert "Download it on a machine with a network, put its files into one folder and give the path" in message
+    assert message.startswith("owner/name: neither a local folder nor reachable on the Hugging Face Hub")
+    assert "Check the spelling and the connection, or download it elsewhere and give the path of its folder" in message
     assert message.endswith("it should be a folder with VL_*.pth")
 
 
@@ -117,9 +117,7 @@ def test_offline_the_hub_itself_leads_to_the_same_words(tmp_path: Path, monkeypa
 
 def test_a_gated_repository_asks_to_accept_its_terms(fail_with: Callable[[Exception], None]) -> None:
     fail_with(GatedRepoError("restricted", response=Mock()))
-    with pytest.raises(
-        CheckpointError, match=r"meta/llama: its owners ask you to accept their terms .* `hf auth login`"
-    ):
+    with pytest.raises(CheckpointError, match=r"meta/llama: a gated model: accept its licence .* `hf auth login`"):
         resolve_source("meta/llama", "a language model")
 
 

@@ -208,7 +208,7 @@ def test_the_file_that_is_named_counts_not_one_beside_it(original_folder: Path) 
 
 
 def test_a_language_model_folder_must_hold_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no language model here; the folder must hold config\.json and one of"):
+    with pytest.raises(CheckpointError, match=r"not a language model: the folder must hold config\.json and one of"):
         resolve_language_model(tmp_path)
 
 

@@ -187,3 +187,18 @@ def test_media_items_are_resolved_however_they_name_their_file() -> None:
 def test_a_message_of_another_form_is_a_dataset_error(message: Any, cause: str) -> None:
     with pytest.raises(DatasetError, match=f"line 4: .*{cause}"):
         resolve_messages([message], str, "line 4")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\n\n", "\n\nvideo,caption\na,b"])
+def test_a_table_without_a_header_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    with pytest.raises(DatasetError, match=r"empty|header"):
+        list(read_table(path))
+
+
+def test_a_header_of_several_lines_is_named_in_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('video,"cap\ntion"\na,b\n')
+    with pytest.raises(DatasetError, match=r"no column caption \(its header has video, cap tion"):
+        list(read_table(path, ["caption"]))

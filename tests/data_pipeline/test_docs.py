@@ -106,9 +106,3 @@ def test_every_dataset_has_its_row_and_its_layout() -> None:
     for name in DATASETS.names():
         assert f"`{name}`" in rows
         assert re.search(rf"\b{name}\b", headings)
-
-
-def test_links_lead_somewhere() -> None:
-    for text in (DATA, OWN_DATA):
-        for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text):
-            assert (ROOT / "docs" / target).exists()

@@ -297,3 +297,17 @@ def test_a_file_in_a_shard_that_is_cached_is_not_copied_out(
     monkeypatch.setattr("video_llama.data.sample_processor.open_media", lambda source: pytest.fail("copied out"))
     assert encoder(example).media[0].is_encoded
     assert len(list((store.folder / "digests").rglob("*/*"))) == 1
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_a_bad_sample(
+    encoding: Any, value: float, tmp_path: Path, picture: Path, make_encoder: MakeEncoder
+) -> None:
+    store = make_store(tmp_path / "cache", encoding=encoding)
+    processor = make_encoder(features=store)
+    values = VALUES.clone()
+    values[0, 1, 2] = value
+    store.save(key(store, picture, media=processor.media), Features(values, ""))
+    with pytest.raises(MediaError, match="hold NaN or infinity"):
+        processor.read("image", MediaSource(str(picture)))

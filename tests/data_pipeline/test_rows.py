@@ -64,6 +64,15 @@ FILM = [item("video", "a.mp4"), text("What?")]
         (sharegpt("<image>\nWhat?", video="a.mp4"), FILM),
         ({"query": "<video>What?", "response": "A dog.", "videos": ["a.mp4"]}, FILM),
         ({"instruction": "<video>What?", "input": "", "output": "A dog.", "videos": ["a.mp4"]}, FILM),
+        ({"prompt": "<video>What?", "completion": "A dog.", "videos": ["a.mp4"]}, FILM),
+        (
+            {
+                "prompt": [{"role": "user", "content": "<video>What?"}],
+                "completion": [ANSWER],
+                "videos": ["a.mp4"],
+            },
+            FILM,
+        ),
         (sharegpt("What?<image>", image="b.jpg"), [text("What?"), item("image", "b.jpg")]),
         (
             chat("<image> or <image>, with <audio>?", images=["1.jpg", "2.jpg"], audios=["3.wav"]),
@@ -103,6 +112,16 @@ def test_files_are_taken_in_order_over_all_questions() -> None:
         [item("video", "2.mp4"), text("Second?")],
         "A dog.",
     ]
+
+
+def test_answers_in_a_prompt_are_context_and_only_the_completion_is_learnt() -> None:
+    question, before = {"role": "user", "content": "And?"}, {"role": "assistant", "content": "A cat.", "loss": True}
+    messages = read({"prompt": [question, before, question], "completion": [ANSWER], "system": "Be brief."})
+    assert messages[0] == {"role": "system", "content": "Be brief."}
+    assert messages[1:] == [question, {**before, "loss": False}, question, ANSWER]
+    for prompt, completion in ((None, [ANSWER]), ("What?", [ANSWER]), ([question], "A dog."), ([], [ANSWER])):
+        with pytest.raises(DatasetError, match=r"a\.jsonl, line 7.*'?prompt"):
+            read({"prompt": prompt, "completion": completion})
 
 
 def test_history_and_system_text_of_a_query_come_first() -> None:
@@ -328,3 +347,11 @@ def test_a_part_behind_the_end_is_a_bad_sample_and_is_not_packed_or_evaluated(
         pack_examples([example], tmp_path / "shards")
     with pytest.raises(ConfigError, match="only whole files are evaluated"):
         load_captions("webvid_instruct", file, tmp_path, data_type="video")
+
+
+@pytest.mark.parametrize("speaker", [[], {}, None, 3, "x" * 10_000, "a\nb"])
+def test_a_speaker_of_any_kind_is_refused_in_one_line(speaker: Any) -> None:
+    with pytest.raises(DatasetError, match="'from' must be") as caught:
+        read_row({"conversations": [{"from": speaker, "value": "?"}]}, "rows.json, entry 0", KeyCheck())
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)

@@ -239,7 +239,7 @@ def test_an_empty_answer_is_a_bad_sample_even_beside_others(
     }
     source = None if form == "messages" else MediaSource(str(picture))
     example = Example("1", "image", source, {form: text[form]})
-    with pytest.raises(DatasetError, match=r"says nothing|is empty"):
+    with pytest.raises(DatasetError, match=r"is empty"):
         make_encoder(template=template)(example)
     assert check_sample(make_encoder(template=template), example).outcome == "malformed"
 
@@ -247,7 +247,7 @@ def test_an_empty_answer_is_a_bad_sample_even_beside_others(
 def test_a_caption_of_which_the_cleaner_leaves_nothing_is_a_bad_sample(
     picture: Path, make_encoder: MakeEncoder
 ) -> None:
-    with pytest.raises(DatasetError, match=r"says nothing|is empty"):
+    with pytest.raises(DatasetError, match=r"is empty"):
         make_encoder(caption_processor=BlipCaptionProcessor())(captioned(picture, "..."))
 
 
@@ -286,9 +286,9 @@ ABSENT = [{"type": "image", "path": "absent.jpg"}]  # the order of messages is l
         ([HELLO, SURE, BRIEF, HELLO, SURE], r"message 3 \(system\) follows a message of the assistant"),
         ([HELLO, {"role": "assistant", "content": ABSENT}], r"message 2 \(assistant\): holds image; expected"),
         ([{"role": "system", "content": ABSENT}, HELLO, SURE], r"message 1 \(system\): holds image; expected"),
-        ([{"role": "user", "content": ""}, SURE], r"message 1 \(user\): says nothing"),
-        ([HELLO, {"role": "assistant", "content": " \n"}], r"message 2 \(assistant\): .* no answer to learn"),
-        ([HELLO, SURE, HELLO, {"role": "assistant", "content": []}], "no answer to learn"),
+        ([{"role": "user", "content": ""}, SURE], r"message 1 \(user\): is empty"),
+        ([HELLO, {"role": "assistant", "content": " \n"}], r"message 2 \(assistant\): .* no training target"),
+        ([HELLO, SURE, HELLO, {"role": "assistant", "content": []}], "no training target"),
     ],
 )
 def test_messages_out_of_order_are_bad_samples(

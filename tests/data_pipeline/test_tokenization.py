@@ -94,7 +94,7 @@ def test_a_prompt_without_one_media_position_is_a_config_error(prompt: str, llam
 
 
 def test_a_caption_with_nothing_to_learn_is_a_dataset_error(llama: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DatasetError, match="no answer to learn"):
+    with pytest.raises(DatasetError, match="no training target"):
         caption("", llama, end_sym="")
 
 

@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 from examples.tiny_world.known_clips import Clip, make_clips
+from scripts.screenshot_demo import launch, open_page
 from video_llama.cli import demo_video
 from video_llama.demo.limits import Limits
-from video_llama.demo.server import DemoServer
+from video_llama.demo.page import EXAMPLES
+from video_llama.demo.server import DemoServer, ServerSettings
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Defaults, Sessions
 from video_llama.demo.shared_model import SharedModel
@@ -48,7 +50,9 @@ def run(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: p
         device = [] if "--gpu-id" in arguments else ["--device", "cpu"]
         code = demo_video.main([*source, *device, "--max-new-tokens", "6", *map(str, arguments)])
         output = capfd.readouterr()
-        messages = [line for line in output.err.splitlines() if line and "Loading weights" not in line]
+        messages = [
+            line for line in output.err.splitlines() if line and not line.startswith(("Loading weights", "model: "))
+        ]
         return SimpleNamespace(code=code, lines=output.out.splitlines(), messages=messages)
 
     return run
@@ -124,7 +128,10 @@ def world() -> Iterator[SimpleNamespace]:
     """The running page of the small model of the package, which knows the generated world."""
     model = HeldModel(load_pretrained_model("video-llama-tiny", device="cpu", half=False))
     running = DemoServer(
-        lambda: model, limits=Limits(upload_mb=2, seconds=60), defaults=Defaults(GenerationOptions(max_new_tokens=40))
+        lambda: model,
+        ServerSettings(title="small model"),
+        limits=Limits(upload_mb=2, seconds=60),
+        defaults=Defaults(GenerationOptions(max_new_tokens=40)),
     )
     address = running.start()
     running.model.result()
@@ -169,3 +176,40 @@ def join_queue(server: SimpleNamespace, name: str, data: list[Any], session: str
                     break
         server.sessions.end(session)
         return events
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright_api.sync_playwright() as playwright:
+        browser = launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any, world: SimpleNamespace) -> Iterator[Callable[..., Any]]:
+    """Open the page as a new visitor; nobody may need anything from other servers."""
+    pages, asked, problems = [], [], []
+
+    def visit(**settings: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings})
+        context.on("request", lambda request: asked.append(request.url))
+        context.on("weberror", lambda error: problems.append(str(error.error)))
+        pages.append(open_page(context, world.address))
+        return pages[-1]
+
+    yield visit
+    world.model.gate.set()
+    world.model.says = None
+    for page in pages:
+        page.context.close()
+    assert asked
+    assert [url for url in asked if not url.startswith((world.address, "data:", "blob:"))] == []
+    assert problems == []
+
+
+@pytest.fixture
+def red_cross() -> Path:
+    """The image of the examples."""
+    return next(path for path, _ in EXAMPLES if path.suffix == ".jpg")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
+import socket
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from http.client import HTTPConnection
@@ -18,6 +21,7 @@ from PIL import Image
 
 from tests.conftest import join_videos
 from tests.demo.conftest import join_queue
+from video_llama.demo import connections
 
 pytestmark = pytest.mark.slow
 
@@ -178,7 +182,7 @@ def test_bombs_are_refused_before_they_are_unpacked(
             client.predict(file=handle_file(bomb), api_name="/upload")
         assert bomb.name in str(refused.value)
         assert str(server.folder) not in str(refused.value)
-    assert json.loads(client.predict(api_name="/export")) == {"turns": []}
+    assert json.loads(client.predict(api_name="/export"))["turns"] == []
     assert list(server.sessions.find(client.session_hash).folder.iterdir()) == []
 
 
@@ -224,3 +228,75 @@ def test_a_session_that_has_ended_is_not_revived(server: SimpleNamespace) -> Non
     events = join_queue(server, "ask", ["Am I here?", None, None, None, None], key)
     assert "has ended" in events
     assert server.sessions.find(key) is None
+
+
+def open_sockets(server: SimpleNamespace, sent: bytes, number: int) -> list[socket.socket]:
+    address = httpx.URL(server.address)
+    opened = [socket.create_connection((address.host, address.port), timeout=20) for _ in range(number)]
+    for connection in opened:
+        connection.sendall(sent)
+    return opened
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Read to the end of what the server says; a connection that stays open times out."""
+    with connection:
+        try:
+            while connection.recv(4096):
+                pass
+        except ConnectionResetError:
+            return True
+        except TimeoutError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST /gradio_api/upload HTTP/1.1\r\nhost: x\r\n"])
+def test_connections_on_which_no_request_comes_are_closed(
+    sent: bytes, server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
+    opened = open_sockets(server, sent, 50)
+    # Others are served meanwhile.
+    assert httpx.get(server.address).status_code == 200
+    until = time.monotonic() + 15
+    while not select.select(opened, [], [], 0.2)[0]:
+        assert time.monotonic() < until
+        server.demo.sweep()
+    assert all(map(is_closed, opened))
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "BODY_SECONDS", 1.0)
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n"
+    head += b"content-type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    assert all(map(is_closed, open_sockets(server, head, 20)))
+
+
+BODIES = [
+    {},
+    [],
+    {"data": None},
+    {"data": []},
+    {"data": ["x"]},
+    {"data": [{}, [], {}, [], {}]},
+    {"data": [], "fn_index": -1},
+    {"data": [], "fn_index": 99},
+    {"data": [], "session_hash": "\0"},
+    {"data": [], "event_data": [1], "trigger_id": "x"},
+]
+
+
+@pytest.mark.parametrize("route", ["run/ask", "run/nothing", "api/upload", "call/nothing", "reset", "cancel"])
+def test_a_call_that_makes_no_sense_is_told_why(route: str, server: SimpleNamespace) -> None:
+    for body in [*map(json.dumps, BODIES), "{bad", '{"data": [NaN, 1e999]}', "\0"]:
+        answer = httpx.post(
+            f"{server.address}gradio_api/{route}", content=body, headers={"content-type": "application/json"}
+        )
+        assert "null" not in answer.text[:20], (body, answer.text)
+        assert "Internal Server Error" not in answer.text, body
+
+
+def test_a_call_says_how_many_values_it_takes(server: SimpleNamespace) -> None:
+    answer = httpx.post(f"{server.address}gradio_api/run/ask", json={"data": ["What?"]})
+    assert answer.json()["error"] == "ask takes 5 values, but 1 were sent"

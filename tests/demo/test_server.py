@@ -61,7 +61,7 @@ def test_a_script_uploads_asks_streams_retries_undoes_and_exports(
     assert (turn["question"], turn["answer"], turn["media"]) == ("What is it?", answer, [seen])
     assert client.predict(api_name="/undo") == "What is it?"
     assert client.predict(api_name="/clear") is True
-    assert json.loads(client.predict(api_name="/export")) == {"turns": []}
+    assert json.loads(client.predict(api_name="/export"))["turns"] == []
 
 
 def test_a_script_can_stop_an_answer(client: Client) -> None:
@@ -103,13 +103,13 @@ def test_visitors_at_the_same_time_get_the_answers_they_would_get_alone(
 ) -> None:
     clips = [make_video(f"{number}.mp4", num_frames=3 + 4 * number, size=(64 + 16 * number, 48)) for number in range(4)]
 
-    def converse(number: int) -> dict[str, Any]:
+    def converse(number: int) -> list[dict[str, Any]]:
         client = Client(server.address, verbose=False)
         try:
             client.predict(file=handle_file(clips[number % 4]), api_name="/upload")
             client.predict(f"Who is number {number % 4}?", api_name="/ask")
             client.predict("Why?", api_name="/ask")
-            return json.loads(client.predict(api_name="/export"))
+            return json.loads(client.predict(api_name="/export"))["turns"]
         finally:
             server.sessions.end(client.session_hash)
             client.close()
@@ -169,9 +169,9 @@ def test_the_settings_of_the_command_line_are_where_the_page_and_scripts_start(
     try:
         address = demo.start()
         found = {one["props"].get("label"): one["props"] for one in httpx.get(f"{address}config").json()["components"]}
-        for label, value in (("Longest answer", 2000), ("Beams", 9), ("Frames to look at", 40)):
+        for label, value in (("Longest answer", 2000), ("Beams", 9), ("Frames", 40)):
             assert (found[label]["value"], found[label]["maximum"]) == (value, value)
-        assert found["Listen to the sound"]["value"] is False
+        assert found["Use the audio track"]["value"] is False
         client = Client(address, verbose=False)
         clip = make_video("clip.mp4", num_frames=60, audio=True)
         seen = client.predict(file=handle_file(clip), api_name="/upload")
@@ -265,9 +265,9 @@ def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytes
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_demo_and_leaves_no_file_behind(name: str, tmp_path: Path, image: Path) -> None:
     code = (
-        "import signal, sys, threading; from video_llama.demo import server, terminal;"
+        "import signal, sys, threading; from video_llama.cli import demo, demo_video;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
-        "server.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
+        "demo.load_model = lambda arguments: threading.Event().wait();"  # it loads for ever
         "sys.exit(demo_video.main(['--port', sys.argv[1]]))"
     )
     port = free_port()

@@ -169,6 +169,26 @@ def test_undo_gives_the_question_back_and_then_the_file(session: Session, image:
     assert session.undo() == ""
 
 
+def test_one_file_is_removed_and_the_rest_of_the_conversation_stays(session: Session, image: Path) -> None:
+    first = session.add(image, "first.png", num_frames=None, listen=True)
+    list(session.ask("What is it?", max_new_tokens=2))
+    answer = session.turns[0].answer
+    second = session.add(image, "second.png", num_frames=None, listen=True)
+    session.remove(second.key)
+    assert ([file.name for file in session.media], len(session.turns)) == (["first.png"], 1)
+    assert not second.path.exists()
+    with pytest.raises(VideoLlamaError, match="not in the conversation"):
+        session.remove(second.key)
+    session.remove(first.key)
+    assert (session.media, session.turns[0].question, session.turns[0].answer) == ([], "What is it?", answer)
+    held = weakref.ref(first.upload)
+    del first, second
+    gc.collect()
+    assert held() is None
+    list(session.ask("And now?", max_new_tokens=2))
+    assert len(session.turns) == 2
+
+
 def test_a_question_that_does_not_fit_is_refused_and_the_next_one_answered(session: Session) -> None:
     with pytest.raises(VideoLlamaError, match="tokens"):
         list(session.ask("What? " * 300, max_new_tokens=session.chat.model.max_length - 20))

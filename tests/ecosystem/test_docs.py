@@ -102,8 +102,3 @@ def test_transformers_serves_a_saved_folder_to_who_asks_as_the_document_says(
 ) -> None:
     run(SERVING[1])
     check_printed(SERVING[1], capsys.readouterr().out)
-
-
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", TEXT):
-        assert (ROOT / "docs" / target).exists()

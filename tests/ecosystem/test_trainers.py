@@ -149,6 +149,24 @@ def test_trl_learns_answers_about_video_image_and_audio_with_our_collator(
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def test_trl_learns_completions_with_our_collator_as_it_learns_answers(
+    model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    split = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows()]
+    collator = VideoLlamaDataCollator(processor)
+    expected = collator(rows())
+    data = datasets.Dataset.from_list(split)
+    batch = collator([data[number] for number in range(len(data))])
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in batch.items())
+    options = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_steps": 1}
+    trainer = sft_trainer(model, processor, tmp_path, data, data_collator=collator, arguments=options)
+    trainer.train()
+    whole = VideoLlamaForConditionalGeneration.from_pretrained(SMALL_MODEL, dtype=torch.float32).train()
+    assert losses(trainer) == [pytest.approx(whole(**expected).loss.item(), rel=1e-3)]
+
+
 @pytest.mark.skipif(Version(transformers.__version__) < Version("5.18"), reason="TRL asks for transformers 5.18")
 def test_trl_learns_answers_about_images_with_its_own_collator(
     model: VideoLlamaForConditionalGeneration, processor: VideoLlamaProcessor, tmp_path: Path

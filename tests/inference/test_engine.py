@@ -331,7 +331,7 @@ def test_half_is_what_loading_takes_for_half(
 
 
 def test_a_gpu_that_is_not_there_is_an_error_in_words(model: VideoLlama) -> None:
-    with pytest.raises(ConfigError, match="no device cuda:77 here"):
+    with pytest.raises(ConfigError, match="device cuda:77 is not available"):
         model.cuda(77)
 
 

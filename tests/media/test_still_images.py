@@ -79,7 +79,7 @@ def test_every_format_that_pillow_reads_is_an_image(tmp_path: Path, name: str) -
     saved.rename(path)
     assert media_kind(path) == "image"
     assert colours(np.asarray(load_image(path))) == ["red", "green", "blue", "yellow"]
-    with pytest.raises(MediaError, match="neither video nor sound but a still image"), open_container(path):
+    with pytest.raises(MediaError, match="a still image"), open_container(path):
         pass
     _, (clip,) = ClipDecoder(32, 4, "pyav", SEGMENTS, audio=True)(path)
     assert not isinstance(clip, Exception)
@@ -181,7 +181,9 @@ def test_a_heic_image_is_never_read_in_part_and_the_error_says_what_to_install(
     assert str(caught.value).startswith(f"{path}: {expected}")
     _, (error,) = ClipDecoder(32, 4, "pyav", SEGMENTS, audio=True)(path)
     assert "pillow-heif" in str(error)
-    with pytest.raises(MediaError, match=rf"but a still image \({name}\) \(open it as an image\)"):
+    with pytest.raises(
+        MediaError, match=rf"a still image \({name}\), not a video or audio file \(open it as an image\)"
+    ):
         decode_video(path, 4, 32, 32)
 
 

@@ -119,5 +119,5 @@ def test_what_no_image_can_be_read_from_is_an_error_that_says_what_can(wrong: An
 
 
 def test_a_device_that_is_not_there_is_an_error_in_words(make_video: MakeVideo) -> None:
-    with pytest.raises(ConfigError, match="no device cuda:77 here"):
+    with pytest.raises(ConfigError, match="device cuda:77 is not available"):
         process_video(make_video(), PROCESSOR, "cuda:77")

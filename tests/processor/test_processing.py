@@ -304,7 +304,7 @@ BRIEF = {"role": "system", "content": "Be brief."}
         ([BRIEF, BRIEF, HELLO], r"message 2 \(system\) follows"),
         ([{"role": "system", "content": [IMAGE]}, HELLO], r"message 1 \(system\): holds image; expected"),
         ([HELLO, {"role": "assistant", "content": [IMAGE]}], r"message 2 \(assistant\): holds image"),
-        ([HELLO, SURE, {"role": "user", "content": " "}], r"message 3 \(user\): says nothing"),
+        ([HELLO, SURE, {"role": "user", "content": " "}], r"message 3 \(user\): is empty"),
         ([{"role": "user", "content": 3}], "must be text or a list of items, but is 3"),
         ([{"role": "user", "content": ["Hello"]}], "must be text or a list of items"),
     ],

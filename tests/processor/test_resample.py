@@ -174,8 +174,8 @@ def make_still(path: Path) -> None:
         (lambda path: None, "no such file"),
         (Path.touch, "the file is empty"),
         (Path.mkdir, "a folder, not a file"),
-        (lambda path: path.write_text("la la la"), "neither video nor sound but a text file"),
-        (make_still, "neither video nor sound but a still image (PNG)"),
+        (lambda path: path.write_text("la la la"), "a text file, not a video"),
+        (make_still, "a still image (PNG), not a video"),
         (lambda path: path.write_bytes(b"\x00\x01" * 500), "not a media file, or damaged beyond reading: "),
     ],
 )

@@ -140,5 +140,5 @@ def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
         raise OSError("We couldn't connect")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
-    with pytest.raises(CheckpointError, match=r"org/model.*not to be had from the hub.*give its path"):
+    with pytest.raises(CheckpointError, match=r"org/model.*nor reachable on the Hugging Face Hub.*give its path"):
         load_tokenizer("org/model")

@@ -171,6 +171,7 @@ def test_converting_there_and_back_keeps_every_bit(
     assert_equal_tensors(open_weights(tmp_path / "back/language_model"), open_weights(source / "language_model"))
     tokenizer = Path("language_model/tokenizer.model")
     assert (tmp_path / "back" / tokenizer).read_bytes() == (source / tokenizer).read_bytes()
+    assert "# hf\n" in (tmp_path / "hf" / "README.md").read_text()
 
 
 def test_the_trained_files_are_named_after_the_output_folder(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_starting_over_a_run_is_refused_in_one_line(config_file: Path, capsys: p
     assert main(["--cfg-path", str(config_file)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
-    assert "holds a run already" in error
+    assert "already contains a run" in error
 
 
 def test_a_run_of_which_only_the_checkpoints_of_epochs_are_left_is_not_written_over(
@@ -35,7 +35,7 @@ def test_a_run_of_which_only_the_checkpoints_of_epochs_are_left_is_not_written_o
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint_0.pth").write_bytes(b"precious")
     assert main(["--cfg-path", str(config_file)]) == 1
-    assert "holds a run already, up to checkpoint_0.pth" in capsys.readouterr().err
+    assert "already contains a run (latest: checkpoint_0.pth)" in capsys.readouterr().err
 
 
 def test_what_the_system_refuses_is_told_in_one_line(

@@ -131,6 +131,7 @@ def losses(folder: Path) -> list[float]:
         (("run.accum_grad_iters=2",), 1e-5),
         (("model.use_grad_checkpoint=True",), 1e-5),
         (("run.amp=True", "model.dtype=bfloat16"), 1e-2),
+        (("lora.target=language_model", "run.part_lr.lora=0.05"), 1e-5),
     ],
 )
 def test_a_compiled_run_learns_what_an_eager_one_does(
@@ -145,6 +146,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(
     assert losses(compiled.folder) == pytest.approx(losses(eager.folder), rel=tolerance)
     ours, theirs = trained(compiled.folder), trained(eager.folder)
     assert ours.keys() == theirs.keys()
+    assert any(".lora_" in name for name in ours) == any("lora" in option for option in options)
 
 
 @pytest.mark.usefixtures("without_inductor")

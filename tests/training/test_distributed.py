@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,13 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stderr[-9000:]
 
 
-def test_two_processes_train_what_one_with_twice_the_batch_does(config_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("lora.target=language_model", "lora.alpha=64")], ids=["whole", "adapters"])
+def test_two_processes_train_what_one_with_twice_the_batch_does(
+    more: tuple[str, ...], config_file: Path, tmp_path: Path
+) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     # Random prompts, crops and orders are those of the sample's place, whoever reads it.
-    options = ["run.init_lr=1e-8", "run.min_lr=1e-8"]
+    options = ["run.init_lr=1e-8", "run.min_lr=1e-8", *more]
     succeeded(launch(2, config_file, *options, "run.batch_size_train=2", f"run.output_dir={two}"))
     succeeded(launch(1, config_file, *options, "run.batch_size_train=4", f"run.output_dir={one}"))
     log_two, log_one = read_log(two), read_log(one)
@@ -58,12 +63,14 @@ def test_two_processes_train_what_one_with_twice_the_batch_does(config_file: Pat
     # AdamW makes whole steps of gradients that are rounding noise; its running means show the gradients themselves.
     for name, moments in optimizer_state(one).items():
         ours = optimizer_state(two)[name]["exp_avg"]
-        if not name.endswith("key.bias"):  # no gradient at all but noise
+        # No gradient at all but noise; of `lora_A` none, while `lora_B` is next to zero.
+        if not name.endswith("key.bias") and ".lora_A." not in name:
             torch.testing.assert_close(
                 ours, moments["exp_avg"], rtol=1e-3, atol=1e-6 * float(moments["exp_avg"].norm())
             )
     ours, theirs = trained(two), trained(one)
     assert all(torch.allclose(ours[name], tensor, rtol=1e-5, atol=1e-6) for name, tensor in theirs.items())
+    assert any(".lora_B." in name for name in optimizer_state(two)) == bool(more)
 
 
 def optimizer_state(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -210,3 +217,35 @@ def test_what_is_sharded_by_itself_is_in_the_model(hears: bool) -> None:
     branches = {"VideoBranch", "AudioBranch"} if hears else {"VideoBranch"}
     assert model._no_split_modules == {"EvaBlock", "LlamaDecoderLayer", *branches}
     assert model._no_split_modules <= there
+
+
+def test_a_process_whose_partner_was_killed_ends_with_one_line(config_file: Path, tmp_path: Path) -> None:
+    # By hand: torchrun would end the other one itself.
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "train.py", "--cfg-path", str(config_file), "--options", "run.iters_per_epoch=500"]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for rank in ("0", "1"):
+        environment = {**common, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    survivor, victim = processes
+    try:
+        log = tmp_path / "run" / "log.jsonl"
+        until = time.monotonic() + 240
+        while not (log.exists() and '"event": "train"' in log.read_text()):
+            assert survivor.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        victim.kill()
+        _, error = survivor.communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert survivor.returncode == 1, error[-2000:]
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("error: another process of this run ended or does not answer")
+    assert "--resume continues" in last

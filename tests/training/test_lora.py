@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.training.conftest import MakeConfig
 from tests.training.test_parts import SHORT, only, published, values
 from tests.training.test_trainer import trained
-from video_llama.cli import caption, convert, demo_video
+from video_llama.cli import caption, convert, demo_video, evaluate
 from video_llama.data.batches import Batch
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.inference.engine import VideoLlama
@@ -194,6 +194,7 @@ def test_a_run_its_adapter_peft_and_the_merged_model_answer_alike(
     command = ["--merge", str(folder), "--model-base", str(Path(base).parent), str(tmp_path / "merged2")]
     assert convert.main(command) == 0
     assert loss_of(load_pretrained_model(tmp_path / "merged2", **loading), batch) == pytest.approx(expected, rel=1e-5)
+    assert "adapters of the language model" in (tmp_path / "merged" / "README.md").read_text()
 
     # The same text from the commands.
     clip = next((corpus / "train" / "webvid" / "videos").rglob("*.mp4"))
@@ -204,6 +205,7 @@ def test_a_run_its_adapter_peft_and_the_merged_model_answer_alike(
     ]
     assert len({answer_of(way, clip, capsys) for way in ways}) == 1
     assert len({caption_of(way, clip, tmp_path / f"{number}.jsonl") for number, way in enumerate(ways)}) == 1
+    assert len({evaluated(way, clip, tmp_path) for way in ways}) == 1
 
 
 def answer_of(way: list[str], clip: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -217,6 +219,16 @@ def caption_of(way: list[str], clip: Path, output: Path) -> str:
     command = [*way, "--dtype", "float32", "--max-new-tokens", "8", "--workers", "0", "--output", str(output)]
     assert caption.main([*command, str(clip)]) == 0
     return str(json.loads(output.read_text())["caption"])
+
+
+def evaluated(way: list[str], clip: Path, folder: Path) -> str:
+    turns = [{"role": "user", "content": "<video>What is there?"}, {"role": "assistant", "content": "A star."}]
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": turns, "videos": [str(clip)]}))
+    command = ["--dataset", "messages", "--data", str(folder / "rows.jsonl"), "--json", str(folder / "figures.json")]
+    assert evaluate.main([*way, *command, "--device", "cpu", "--max-new-tokens", "8", "--workers", "0"]) == 0
+    report = json.loads((folder / "figures.json").read_text())
+    assert report.get("model_base") == (way[3] if "--model-base" in way else None)
+    return str(report["answers"])
 
 
 def test_options_without_effect_on_a_merge_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

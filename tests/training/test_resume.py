@@ -83,6 +83,29 @@ def test_kills_leave_no_trace_in_the_best_weights_and_the_validations_of_passes_
     assert len({line["is_best"] for line in figures[0].values()}) == 2
 
 
+def test_a_line_of_the_log_has_the_same_means_after_a_kill(make_config: MakeConfig, tmp_path: Path) -> None:
+    options = ["run.log_freq=4", "run.save_freq=3", "run.iters_per_epoch=8", "run.max_epoch=1"]
+    unbroken = Trainer(make_config(*options))
+    unbroken.train()
+    # As a kill after the first checkpoint leaves it.
+    killed = make_config(*options, f"run.output_dir={tmp_path / 'killed'}", "run.keep_checkpoints=9")
+    Trainer(killed).train()
+    for later in list_checkpoints(tmp_path / "killed" / "checkpoints")[1:]:
+        shutil.rmtree(later)
+    (tmp_path / "killed" / "checkpoint_0.pth").unlink()
+    (tmp_path / "killed" / "log.jsonl").unlink()
+    killed.run.resume_ckpt_path = "auto"
+    resumed = Trainer(killed)
+    assert resumed.state.iteration == 3
+    resumed.train()
+    means = []
+    for folder in (unbroken.folder, resumed.folder):
+        lines = [line for line in read_log(folder) if line["event"] == "train"]
+        means.append([(line["iteration"], line["loss"], line["loss_by_dataset"], line["grad_norm"]) for line in lines])
+    assert means[0] == means[1]
+    assert [line[0] for line in means[0]] == [4, 8]
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_run_of_the_audio_branch_with_cached_features_goes_on_from_within_an_epoch(
     accumulated: int, make_config: MakeConfig, tmp_path: Path
@@ -141,7 +164,7 @@ def test_a_damaged_checkpoint_is_named(make_config: MakeConfig) -> None:
 
 def test_a_checkpoint_of_other_trainable_parts_is_refused(make_config: MakeConfig) -> None:
     Trainer(make_config()).train()
-    with pytest.raises(CheckpointError, match=r"other parts trained there.*video_branch\.projection"):
+    with pytest.raises(CheckpointError, match=r"trained other parameters.*video_branch\.projection"):
         Trainer(make_config("run.resume_ckpt_path=auto", "model.frozen_llama_proj=True"))
 
 

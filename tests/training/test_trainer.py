@@ -229,7 +229,7 @@ def test_a_finished_run_resumes_to_nothing(make_config: MakeConfig) -> None:
 
 def test_a_run_is_never_written_over(make_config: MakeConfig) -> None:
     Trainer(make_config()).train()
-    with pytest.raises(CheckpointError, match=r"holds a run already, up to step_00000008.*resume_ckpt_path=auto"):
+    with pytest.raises(CheckpointError, match=r"already contains a run \(latest: step_00000008.*resume_ckpt_path=auto"):
         Trainer(make_config())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.workers import WindowRead, read_ahead
 from video_llama.processor.clips import ClipReader
 
-__all__ = ["CorpusSettings", "caption_corpus", "default_workers"]
+__all__ = ["CorpusLog", "CorpusSettings", "build_reader", "caption_corpus", "default_workers", "make_record"]
 
 
 @dataclass(frozen=True)
@@ -77,43 +77,75 @@ def caption_corpus(
     Returns:
         the number of clips that could not be captioned, or not completely, earlier runs included.
     """
-    # Clips that cannot be tried at all, such as a broken shard, get their error at once.
-    todo = [clip for clip in clips if not file.is_complete(clip.id)]
-    for clip in todo:
-        if clip.source is None:
-            file.write({"id": clip.id, "error": clip.problem})
-            on_record(0)
-    readable = [clip for clip in todo if clip.source is not None]
-    reader = ClipReader(
+    log = CorpusLog(clips, file, on_record)
+    reader = build_reader(model, settings)
+    captioner = BatchCaptioner(model, settings.prompt, settings.options, settings.batch_size)
+    # Enough decoded clips to fill a batch while the workers are at the next one.
+    ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
+    sources = ((key, clip.source) for key, clip in enumerate(log.todo))
+    reads = read_ahead(sources, reader, settings.num_workers, ahead, settings.decode_seconds)
+    spent = profile or RunProfile()
+    spent.num_workers = settings.num_workers
+    # A clip may be captioned in part, so drop the windows that the file has. This stays lazy: nothing is decoded
+    # before it is needed.
+    missing = (read for read in _add_up(reads, spent) if log.lacks(read.key, read.number))
+    with spent.watch(model):
+        for caption in spent.time_items("tokens", captioner.run(spent.time_items("wait", missing))):
+            with spent.stage("write"):
+                log.write(caption.key, make_record(log.todo[caption.key].id, caption), caption.num_windows)
+            spent.note(caption.error is None)
+    return log.num_failed()
+
+
+def build_reader(model: VideoLlama, settings: CorpusSettings) -> ClipReader:
+    """Return what reads clips for a model."""
+    return ClipReader(
         model.processor.media_processor,
         settings.audio and model.has_audio,
         settings.num_frames,
         settings.window_seconds,
     )
-    captioner = BatchCaptioner(model, settings.prompt, settings.options, settings.batch_size)
-    # Enough decoded clips to fill a batch while the workers are at the next one.
-    ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
-    sources = ((key, clip.source) for key, clip in enumerate(readable))
-    reads = read_ahead(sources, reader, settings.num_workers, ahead, settings.decode_seconds)
-    # A clip may be captioned in part, so drop the windows that the file has. This stays lazy: nothing is decoded
-    # before it is needed.
-    spent = profile or RunProfile()
-    spent.num_workers = settings.num_workers
-    missing = (read for read in _add_up(reads, spent) if not file.has(readable[read.key].id, read.number))
-    begun: set[int] = set()
-    with spent.watch(model):
-        for caption in spent.time_items("tokens", captioner.run(spent.time_items("wait", missing))):
-            clip_id = readable[caption.key].id
-            # The number of windows of a clip is known with the first of them.
-            num_new = 0
-            if caption.key not in begun:
-                num_new = sum(not file.has(clip_id, number) for number in range(caption.num_windows)) - 1
-            with spent.stage("write"):
-                file.write(make_record(clip_id, caption))
-            spent.note(caption.error is None)
-            on_record(num_new)
-            begun.add(caption.key)
-    return sum(file.has_failed(clip.id) for clip in clips)
+
+
+class CorpusLog:
+    """Which clips and windows the file of captions lacks, and who is told about new records.
+
+    Args:
+        clips: all of the run. Those that cannot be tried at all, such as a broken shard, get their error at once.
+        file: takes the records.
+        on_record: as for `caption_corpus`.
+
+    Attributes:
+        todo: the clips that are not complete in the file; a clip's number in it is its key.
+    """
+
+    def __init__(self, clips: Sequence[Clip], file: CaptionFile, on_record: Callable[[int], object]) -> None:
+        self._clips, self._file, self._on_record = clips, file, on_record
+        self._begun: set[int] = set()
+        missing = [clip for clip in clips if not file.is_complete(clip.id)]
+        for clip in missing:
+            if clip.source is None:
+                file.write({"id": clip.id, "error": clip.problem})
+                on_record(0)
+        self.todo = [clip for clip in missing if clip.source is not None]
+
+    def lacks(self, key: int, number: int) -> bool:
+        """Return whether there is no record of a window yet."""
+        return not self._file.has(self.todo[key].id, number)
+
+    def write(self, key: int, record: Mapping[str, Any], num_windows: int) -> None:
+        """Write the record of a window, of a clip with so many windows."""
+        # The number of windows of a clip is known with the first of them.
+        num_new = 0
+        if key not in self._begun:
+            num_new = sum(self.lacks(key, number) for number in range(num_windows)) - 1
+        self._file.write(record)
+        self._on_record(num_new)
+        self._begun.add(key)
+
+    def num_failed(self) -> int:
+        """Return how many clips could not be captioned, or not completely, earlier runs included."""
+        return sum(self._file.has_failed(clip.id) for clip in self._clips)
 
 
 def _add_up(reads: Iterable[WindowRead], profile: RunProfile) -> Iterator[WindowRead]:

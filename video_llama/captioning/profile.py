@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,17 +30,28 @@ class RunProfile:
 
     A stage within another one counts alone: the time of the outer one goes on when it ends. `wait` is time in which no
     clip is decoded, so the model has nothing to do; with `num_workers=0` it is the decoding itself.
+
+    Args:
+        outside: the stage of all time that is in no other.
+
+    Attributes:
+        others: what `to_record` returned in other processes, which do the work of this run: the stages are theirs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside: str = "other") -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.decode_seconds = 0.0
         self.num_workers = 0
         self.captions = 0
         self.errors = 0
-        self._stage = "other"
-        self._since = time.perf_counter()
+        self.others: Collection[Mapping[str, Any]] = ()
+        self._stage = outside
         self._synchronize: Callable[[], object] = lambda: None
+        self.begin()
+
+    def begin(self) -> None:
+        """Count time from now on."""
+        self._since = self._begun = time.perf_counter()
 
     def note(self, is_caption: bool) -> None:
         """Count a record."""
@@ -107,24 +118,27 @@ class RunProfile:
         return before
 
     def to_record(self) -> dict[str, Any]:
-        """Return the figures; seconds are those of this process, but for `decode`, which its workers share."""
-        self.seconds[self._stage] += (now := time.perf_counter()) - self._since
+        """Return the figures; `stages` has the seconds of this process, or those of all the others together."""
+        now = time.perf_counter()
+        self.seconds[self._stage] += now - self._since
         self._since = now
-        total = sum(self.seconds.values())
+        seconds, stages = now - self._begun, dict(self.seconds)
+        if self.others:
+            stages = {name: sum(other["stages"][name] for other in self.others) for name in STAGES}
         return {
-            "seconds": total,
+            "seconds": seconds,
             "captions": self.captions,
             "errors": self.errors,
-            "captions_per_second": self.captions / max(total, 1e-9),
-            "stages": dict(self.seconds),
-            "share_of_waiting": self.seconds["wait"] / max(total, 1e-9),
+            "captions_per_second": self.captions / max(seconds, 1e-9),
+            "stages": stages,
+            "share_of_waiting": stages["wait"] / max(sum(stages.values()), 1e-9),
             "decode": {"seconds": self.decode_seconds, "workers": self.num_workers},
         }
 
     def summary(self) -> str:
         """Return one line for people."""
         record = self.to_record()
-        total = max(record["seconds"], 1e-9)
+        total = max(sum(record["stages"].values()), 1e-9)
         shares = ", ".join(f"{name} {100 * spent / total:.0f} %" for name, spent in record["stages"].items())
         workers = f"{self.num_workers} worker(s)"
         if not self.num_workers:

@@ -67,7 +67,7 @@ class CaptionFile:
 
     def _begin(self, output: Path, num_shards: int, settings: Mapping[str, Any], resume: bool) -> None:
         if self.path.exists() and self.path.stat().st_size and not resume:
-            raise ConfigError(f"{self.path}: has captions already; continue them with --resume or name another")
+            raise ConfigError(f"{self.path}: already exists; use --resume to continue it, or choose another --output")
         _check_settings(output, settings, resume)
         if resume:
             self._read_earlier(output, num_shards)

@@ -37,6 +37,7 @@ from video_llama.checkpoints.weight_mapping import (
 )
 from video_llama.errors import CheckpointError
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.encoder_configuration import AudioEncoderConfig, FrameEncoderConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.tokenizer import load_tokenizer
@@ -202,6 +203,9 @@ def write_original_folder(
 
     Of ImageBind only the parts that the model has are written, which the original itself would not load.
 
+    Raises:
+        CheckpointError: the model has parts that the original does not know.
+
     Args:
         weights: under our names.
         config: of the model; a copy goes beside the weights, for sizes that are not the published ones.
@@ -210,6 +214,7 @@ def write_original_folder(
         name: what follows in the names of the trained files: `VL_{name}.pth`, `AL_{name}.pth`.
         dtype, max_shard_size, advance: as for `write_shards`; a `.pth` is written whole.
     """
+    _check_original_holds(config)
     # By part, the original's name as the file has it to our name.
     names: dict[Part, dict[str, str]] = {part: {} for part in MODEL_PARTS}
     for ours in weights:
@@ -245,6 +250,19 @@ def _read_all(
         tensor = weights.read(stored, converted_dtype(stored, weights.header(stored), dtype)).contiguous()
         advance(tensor.nbytes)
         yield name, tensor
+
+
+def _check_original_holds(config: VideoLlamaConfig) -> None:
+    """Refuse what the original has no names for."""
+    others = [] if config.connector is None else [f"the connector {config.connector['name']!r}"]
+    encoders = {"frame": config.vision_config}
+    if config.use_audio:
+        encoders["audio"] = config.audio_config
+    for kind, encoder in encoders.items():
+        if isinstance(encoder, (FrameEncoderConfig, AudioEncoderConfig)):
+            others.append(f"the {kind} encoder {encoder.name!r}")
+    if others:
+        raise CheckpointError(f"the original layout cannot hold {' and '.join(others)}: keep the transformers layout")
 
 
 def _copy_small_files(source: Path, target: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -64,11 +67,12 @@ def resolve_source(source: str | os.PathLike[str], wanted: str, patterns: Sequen
     if path.exists():
         return path
     if len(path.parts) == 1 and (PACKAGED_MODELS / text / "config.json").exists():
+        _warn_of_small_model(text)
         return PACKAGED_MODELS / text
     # A relative path looks like a hub id. If it ends like a file of weights, a file was meant, so report it as missing.
     is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) and path.suffix not in _WEIGHT_SUFFIXES
     if not is_hub_id:
-        raise CheckpointError(f"{path}: no such file or folder; it should be {wanted}")
+        raise CheckpointError(f"{path}: no such file or folder{_near_names(path)}; it should be {wanted}")
     return _download_repository(text, wanted, patterns)
 
 
@@ -92,19 +96,42 @@ def upload_folder(folder: Path, hub_id: str, message: str, private: bool | None 
         ) from error
 
 
+@cache
+def _warn_of_small_model(name: str) -> None:
+    """Log, once in a process, what a packaged model cannot do: it answers questions about anything."""
+    logger.warning(
+        "%s is a toy model: it only knows moving shapes and simple sounds, its answers about real videos are wrong. "
+        "Load the published weights for those",
+        name,
+    )
+
+
+def _near_names(path: Path) -> str:
+    """Return a suggestion: a packaged model, or a file or folder beside the one that is missing."""
+    packaged = [folder.name for folder in PACKAGED_MODELS.iterdir() if (folder / "config.json").exists()]
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [file.name for file in path.parent.iterdir()]
+    near = get_close_matches(path.name, beside, 1)
+    if len(path.parts) == 1:
+        # People shorten the long name to its last word.
+        near = [*get_close_matches(path.name, packaged, 1), *(name for name in packaged if path.name in name), *near]
+        return "".join(f" (did you mean {name}?)" for name in near[:1])
+    return "".join(f" (did you mean {path.parent / name}?)" for name in near)
+
+
 def _download_repository(hub_id: str, wanted: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         # This error is one of the HTTP errors below, so it must be caught before them to get its own advice.
         raise CheckpointError(
-            f"{hub_id}: its owners ask you to accept their terms first; do so on its page at the hub, "
-            f"then log in here with `hf auth login`"
+            f"{hub_id}: a gated model: accept its licence on its page at the Hugging Face Hub, then run `hf auth login`"
         ) from error
     except (OSError, HFValidationError, _HTTP_ERROR) as error:
         raise CheckpointError(
-            f"{hub_id}: no such folder here, and not to be had from the hub ({_first_line(error)}). Download it on a "
-            f"machine with a network, put its files into one folder and give the path of that folder; "
+            f"{hub_id}: neither a local folder nor reachable on the Hugging Face Hub ({_first_line(error)}). Check the "
+            f"spelling and the connection, or download it elsewhere and give the path of its folder; "
             f"it should be {wanted}"
         ) from error
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from video_llama.checkpoints.chosen_parts import PUBLISHED, chosen_sizes, connector_sizes
+from video_llama.checkpoints.integrity import check_finite
 from video_llama.checkpoints.language_model import guess_conv_template, read_language_config
 from video_llama.checkpoints.original_layout import OriginalFiles
 from video_llama.checkpoints.quantization import prepare_quantized_layers
@@ -28,6 +30,7 @@ from video_llama.checkpoints.weight_mapping import TRAINABLE_PARTS, part_of
 from video_llama.config import ModelConfig
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.encoder_configuration import AudioEncoderConfig
 from video_llama.model.eva_vit import interpolate_position_table
 from video_llama.model.parts import part_of_parameter
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
@@ -57,7 +60,7 @@ def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
 
     Args:
         files: where everything is.
-        changes: fields of `VideoLlamaConfig` that shall differ.
+        changes: fields of `VideoLlamaConfig` to change.
 
     Raises:
         CheckpointError: a configuration file is missing or damaged.
@@ -68,7 +71,8 @@ def original_config(files: OriginalFiles, **changes: Any) -> VideoLlamaConfig:
         fields, _ = VideoLlamaConfig.get_config_dict(files.config)
     # The placeholders' ids follow the vocabulary of the language model that is loaded.
     fields |= {"image_token_id": None, "audio_token_id": None}
-    fields |= {"use_audio": files.imagebind is not None, "text_config": read_language_config(files.language_model)}
+    has_audio = files.imagebind is not None or files.audio_encoder is not None
+    fields |= {"use_audio": has_audio, "text_config": read_language_config(files.language_model)}
     return VideoLlamaConfig(**{**fields, **changes})
 
 
@@ -80,24 +84,33 @@ def configured_config(section: ModelConfig, files: OriginalFiles) -> VideoLlamaC
         CheckpointError: a configuration file is missing or damaged.
     """
     if files.config is None:
-        return original_config(files, **configured_sizes(section))
+        return original_config(files, **configured_sizes(section, files))
     config = original_config(files)
     check_sizes(section, config, files.config)
     return config
 
 
-def configured_sizes(section: ModelConfig) -> dict[str, Any]:
-    """Return the sizes that a model section sets; all others are those of the published model."""
+def configured_sizes(section: ModelConfig, files: OriginalFiles) -> dict[str, Any]:
+    """Return the sizes that a model section and its encoders set; all others are those of the published model."""
     head = {"num_hidden_layers": section.fusion_head_layers, "cross_attention_frequency": 1}
-    return {
-        "vision_config": {"image_size": section.image_size, "drop_path_rate": section.drop_path_rate},
-        "video_qformer_config": head,
-        "audio_qformer_config": head,
+    connector = connector_sizes(section)
+    encoders: dict[str, Any] = {
+        "vision_config": {"image_size": section.image_size, "drop_path_rate": section.drop_path_rate}
+    }
+    if files.frame_encoder is not None:
+        encoders["vision_config"] = chosen_sizes("frame_encoder", files.frame_encoder)
+    if files.audio_encoder is not None:
+        encoders["audio_config"] = chosen_sizes("audio_encoder", files.audio_encoder)
+    sizes = {
+        **encoders,
+        "video_qformer_config": head | connector.pop("video_qformer_config", {}),
+        "audio_qformer_config": head | connector.pop("audio_qformer_config", {}),
         "num_query_tokens": section.num_query_token,
         "num_video_query_tokens": section.num_video_query_token,
         "num_audio_query_tokens": section.num_audio_query_token,
         "max_frame_positions": section.max_frame_pos,
     }
+    return sizes | connector
 
 
 def check_sizes(section: ModelConfig, config: VideoLlamaConfig, file: Path) -> None:
@@ -113,11 +126,25 @@ def check_sizes(section: ModelConfig, config: VideoLlamaConfig, file: Path) -> N
         value, built = getattr(section, key), attrgetter(place)(config)
         if value not in (getattr(published, key), built):
             differences.append(f"model.{key} is {value}, but there it is {built}")
+    for key, built in _part_names(config).items():
+        named = getattr(section, key).get("name", built)
+        if named != built:
+            differences.append(f"model.{key}.name is {named}, but there it is {built}")
     if differences:
         raise ConfigError(
             f"{file} has the sizes of the weights beside it: {'; '.join(differences)}. Leave out what it says, or name "
             "the files of another model"
         )
+
+
+def _part_names(config: VideoLlamaConfig) -> dict[str, str]:
+    """Return the names of a model's parts, by the key of the model section."""
+    names = {"frame_encoder": config.vision_config.name, "connector": PUBLISHED["connector"]}
+    if config.use_audio:
+        names["audio_encoder"] = config.audio_config.name
+    if config.connector is not None:
+        names["connector"] = config.connector["name"]
+    return names
 
 
 def build_processor(
@@ -134,19 +161,34 @@ def build_processor(
         CheckpointError: the tokenizer is missing or damaged.
         ConfigError: no such template, or a tokenizer with more ids than the language model.
     """
-    mel_bins, mel_frames = config.audio_config.input_size
-    log_mel = LogMelSettings(num_mel_bins=mel_bins, num_mel_frames=mel_frames)
     tokenizer = load_tokenizer(language_model)
     return VideoLlamaProcessor(
         tokenizer,
         config.image_token_id,
         config.audio_token_id,
-        media_processor=MediaProcessor(image_size=config.vision_config.image_size, log_mel=log_mel),
+        media_processor=_media_processor(config),
         num_video_query_tokens=config.num_video_query_tokens,
         num_audio_query_tokens=config.num_audio_query_tokens,
         use_audio=config.use_audio,
         conv_template=conv_template or guess_conv_template(language_model, config.text_config, tokenizer),
     )
+
+
+def _media_processor(config: VideoLlamaConfig) -> MediaProcessor:
+    """Return how the encoders of a model want their media."""
+    vision, audio = config.vision_config, config.audio_config
+    size, frames = audio.input_size
+    media = MediaProcessor(vision.image_size, mean=tuple(vision.mean), std=tuple(vision.std))
+    if not isinstance(audio, AudioEncoderConfig):
+        return replace(media, log_mel=LogMelSettings(num_mel_bins=size, num_mel_frames=frames))
+    log_mel = LogMelSettings(
+        sample_rate_hz=audio.sample_rate_hz,
+        segment_seconds=audio.segment_seconds,
+        num_mel_bins=size,
+        num_mel_frames=frames,
+        extractor=audio.extractor,
+    )
+    return replace(media, log_mel=log_mel, num_audio_segments=audio.num_segments)
 
 
 def load_model(
@@ -167,7 +209,7 @@ def load_model(
         config: the model to build. It may leave out parts that the files have, and its image size may differ from that
             of the original's files: the position table is interpolated.
         dtype: of all parameters.
-        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it shall differ; their
+        trainable_dtype: of the parts that train in the published recipe and of `trained`, if it differs; their
             weights are not rounded on the way.
         trained: more parts that train, by the names of `model/parts.py`.
         override: a checkpoint whose weights count in the place of those of a folder.
@@ -176,7 +218,7 @@ def load_model(
             `from_pretrained` takes.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or its weights do not fit the model.
+        CheckpointError: a file is missing or damaged, or its weights do not fit the model or are not finite numbers.
         ConfigError: the device map leaves weights on the disk, from where these files cannot be read piece by piece.
     """
     folder = source if isinstance(source, Path) else None
@@ -209,6 +251,7 @@ def load_model(
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if trainable_dtype is not None:
         _reload_trainable(model, report, trainable_dtype, trained)
+    check_finite(model, folder or "the checkpoint")
     return model
 
 
@@ -231,9 +274,9 @@ class _StoredTensor:
 def _stored_tensors(found: Mapping[str, TensorRef], dtype: torch.dtype, config: VideoLlamaConfig) -> dict[str, Any]:
     """Return a `state_dict` of weights that are still on disk."""
     # The image size may differ from that of the file. The model needs one position for each patch of its own images.
-    num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     stored = {name: _StoredTensor(place, converted_dtype(name, place.header, dtype)) for name, place in found.items()}
-    if POSITION_TABLE in stored:
+    if POSITION_TABLE in stored and config.vision_config.name == PUBLISHED["frame_encoder"]:
+        num_patches = config.vision_config.num_patches
         stored[POSITION_TABLE] = replace(stored[POSITION_TABLE], num_patches=num_patches)
     return stored
 
@@ -256,7 +299,7 @@ def _reported_by_us() -> Iterator[None]:
             raise
         raise ConfigError(
             "device_map leaves weights on the disk, as only a folder in transformers' layout allows: convert the "
-            "checkpoint first (scripts/convert_checkpoint.py), or let more of it lie on the CPU"
+            "checkpoint first (scripts/convert_checkpoint.py), or keep more of it on the CPU"
         ) from error
     finally:
         theirs.disabled = False

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 
 from video_llama.errors import ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.encoder_configuration import block_sizes
 from video_llama.model.encoder_graph import CHUNK_SIZE
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
@@ -308,11 +309,13 @@ def _activation_values(config: VideoLlamaConfig, num_frames: int, num_tokens: in
     activation function); fused attention keeps no score matrix.
     """
     vision, text = config.vision_config, config.get_text_config()
-    # A frame has one token for each patch and one class token.
-    tokens = min(num_frames, 2 * CHUNK_SIZE) * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    # A frame has one token for each patch, and a class token or others.
+    tokens = min(num_frames, 2 * CHUNK_SIZE) * vision.num_tokens
     # Pixels (three channels) and query tokens are kept for all frames, while the encoder works on some of them.
-    kept = num_frames * (3 * vision.image_size**2 + config.num_query_tokens * config.qformer_config.hidden_size)
-    encoder = kept + tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
+    num_kept, width = config.frame_tokens_shape
+    kept = num_frames * (3 * vision.image_size**2 + num_kept * width)
+    block = block_sizes(vision)
+    encoder = kept + tokens * (2 * block.hidden_size + 2 * block.intermediate_size)
     intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     decoder = num_tokens * (2 * text.hidden_size + 2 * intermediate)
     return max(encoder, decoder)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from video_llama.checkpoints.chosen_parts import chosen_part
 from video_llama.checkpoints.hub import (
     CHECKPOINT_PATTERNS,
     LANGUAGE_MODEL_PATTERNS,
@@ -65,21 +66,25 @@ class OriginalFiles:
 
     Args:
         language_model: folder of the language model and its tokenizer.
-        vision_encoder, qformer: EVA ViT-g; BLIP-2's Q-Former with the norm in front of it.
+        vision_encoder, qformer: EVA ViT-g; BLIP-2's Q-Former with the norm in front of it. None where the model has
+            another frame encoder.
         video_branch, audio_branch: what was trained; None starts the branch untrained.
         imagebind: ImageBind; None for a model without audio branch.
         projection: a projection to start from (MiniGPT-4's); that of `video_branch` overrides it.
         config: our config.json with the sizes; None for the published ones.
+        frame_encoder, audio_encoder: keys of other encoders than the published ones, their `path` a local one.
     """
 
     language_model: Path
-    vision_encoder: Path
-    qformer: Path
+    vision_encoder: Path | None
+    qformer: Path | None
     video_branch: Path | None = None
     audio_branch: Path | None = None
     imagebind: Path | None = None
     projection: Path | None = None
     config: Path | None = None
+    frame_encoder: dict[str, Any] | None = None
+    audio_encoder: dict[str, Any] | None = None
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -123,9 +128,9 @@ def find_original_files(
 
     Args:
         source: the folder, its hub id, or the path of its `VL_*.pth` or `AL_*.pth`.
-        audio: whether the model shall have an audio branch; by default if there is an `AL_*.pth`.
-        language_model: folder or hub id, if it lies elsewhere.
-        vision_encoder, qformer, imagebind: path or address (or the folder that holds it), if it lies elsewhere.
+        audio: whether the model gets an audio branch; by default if there is an `AL_*.pth`.
+        language_model: folder or hub id, if it is elsewhere.
+        vision_encoder, qformer, imagebind: path or address (or the folder that holds it), if it is elsewhere.
 
     Raises:
         CheckpointError: a file is missing, or there are several and none was chosen.
@@ -167,20 +172,29 @@ def configured_files(config: ModelConfig) -> OriginalFiles:
     # Look for the other files beside the first checkpoint that is given, else in the working folder.
     folder = next((file.parent for file in (video_branch, audio_branch) if file is not None), Path.cwd())
     language_model = resolve_language_model(config.llama_model or _find_language_model(folder))
-    vision_encoder = _resolve_file(config.vit_ckpt, folder, VISION_FILE, VISION_ENCODER.file, EVA_VIT_G_URL)
-    if use_audio:
+    frame_encoder = chosen_part(config, "frame_encoder")
+    audio_encoder = chosen_part(config, "audio_encoder") if use_audio else None
+    vision_encoder = qformer = None
+    config_folders = [folder]
+    if frame_encoder is None:
+        vision_encoder = _resolve_file(config.vit_ckpt, folder, VISION_FILE, VISION_ENCODER.file, EVA_VIT_G_URL)
+        qformer = _resolve_file(config.q_former_model, folder, QFORMER_FILE, QFORMER.file, QFORMER_URL)
+        config_folders.append(vision_encoder.parent)
+    if use_audio and audio_encoder is None:
         imagebind = _resolve_file(config.imagebind_ckpt_path, folder, IMAGEBIND_FILE, AUDIO_ENCODER.file)
     if config.llama_proj_model is not None:
         projection = resolve_source(config.llama_proj_model, "model.llama_proj_model")
     return OriginalFiles(
         language_model=language_model,
         vision_encoder=vision_encoder,
-        qformer=_resolve_file(config.q_former_model, folder, QFORMER_FILE, QFORMER.file, QFORMER_URL),
+        qformer=qformer,
         video_branch=video_branch,
         audio_branch=audio_branch,
         imagebind=imagebind,
         projection=projection,
-        config=find_config([folder, vision_encoder.parent]),
+        config=find_config(config_folders),
+        frame_encoder=frame_encoder,
+        audio_encoder=audio_encoder,
     )
 
 
@@ -215,7 +229,7 @@ def resolve_language_model(source: Source) -> Path:
             f"or convert it with transformers' convert_llama_weights_to_hf.py"
         )
     raise CheckpointError(
-        f"{path}: no language model here; the folder must hold config.json and one of {', '.join(FOLDER_FILES)}"
+        f"{path}: not a language model: the folder must hold config.json and one of {', '.join(FOLDER_FILES)}"
     )
 
 

@@ -6,12 +6,13 @@ Only names and shapes are read: every gap is known before the first gigabyte is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
+from video_llama.checkpoints.chosen_parts import EncoderWeights
 from video_llama.checkpoints.memory import build_skeleton
 from video_llama.checkpoints.original_layout import OriginalFiles
 from video_llama.checkpoints.weight_files import TensorRef, Weights, open_weights
@@ -152,6 +153,8 @@ def match_checkpoint(
     else:
         files = _files_and_parts(source)
         sources = [Source(open_weights(path), parts[0].file_prefix) for path, parts in files]
+        # Behind the language model, so that a checkpoint with a trained encoder counts.
+        sources[1:1] = [Source(weights) for weights in _encoder_weights(source)]
         # The language model comes first. Leave it out where transformers renames its weights: names would not match.
         language_model = sources[0]
         if is_renamed:
@@ -181,6 +184,14 @@ def _files_and_parts(files: OriginalFiles) -> list[tuple[Path, Sequence[Part]]]:
         (files.audio_branch, [AUDIO_BRANCH]),
     ]
     return [(path, parts) for path, parts in in_order if path is not None]
+
+
+def _encoder_weights(files: OriginalFiles) -> Iterator[EncoderWeights]:
+    """Yield the weights of other encoders than the published ones."""
+    if files.frame_encoder is not None:
+        yield EncoderWeights("frame_encoder", files.frame_encoder)
+    if files.audio_encoder is not None:
+        yield EncoderWeights("audio_encoder", files.audio_encoder)
 
 
 def match_weights(

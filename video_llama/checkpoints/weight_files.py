@@ -226,7 +226,7 @@ def _check_is_weights(path: Path) -> None:
             f"{path}: a web page, not weights; the server answered with an error or a log-in page. Download it again"
         )
     # The directory of a zip archive is at its end. A file that begins as an archive and has none was cut off.
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if start.startswith(b"PK") and not _is_archive(path):
         raise _cut_off(path, "no end of the archive")
 
 
@@ -259,7 +259,7 @@ def _map_pickle(path: Path) -> dict[str, Tensor]:
 
 def _unpickle(path: Path) -> Any:
     # Files of torch before 1.6 are no archives; they cannot be mapped, nor their globals listed.
-    is_zip = zipfile.is_zipfile(path)
+    is_zip = _is_archive(path)
     unsafe: set[str] = set()
     if is_zip:
         with translate_foreign(CheckpointError, path):
@@ -288,6 +288,14 @@ def _unpickle(path: Path) -> Any:
         raise _not_weights(path) from error
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        # Python raises this for some damaged ones.
+        return True
+
+
 def _check_archive(path: Path) -> None:
     """Refuse an archive that would unpack to more than it has bytes: torch stores its members as they are."""
     with zipfile.ZipFile(path) as archive:
@@ -302,8 +310,8 @@ def _calls(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return any(operation.name in calling for operation, _, _ in pickletools.genops(file))
-    except ValueError:
-        # The bytes are no pickle.
+    except (ValueError, MemoryError, OverflowError):
+        # The bytes are no pickle, or claim a length that they do not have.
         return False
 
 

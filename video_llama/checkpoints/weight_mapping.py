@@ -113,6 +113,8 @@ VIDEO_BRANCH = Part(
     rows=(
         ("video_query_tokens", "video_branch.video_query_tokens"),
         ("video_frame_position_embedding.*", "video_branch.frame_position_embedding.*"),
+        # Other connectors than the original's have no other name.
+        ("video_branch.connector.*", "video_branch.connector.*"),
         *_qformer_rows("video_Qformer", "video_branch.video_qformer"),
     ),
 )
@@ -125,7 +127,11 @@ PROJECTION = Part(
 AUDIO_ENCODER = Part(
     name="ImageBind audio encoder",
     file="imagebind_huge.pth (imagebind_ckpt_path)",
-    rows=_imagebind_rows("audio", patch_projection="proj"),
+    # Other encoders have no other names.
+    rows=(
+        *_imagebind_rows("audio", patch_projection="proj"),
+        ("audio_branch.audio_encoder.*", "audio_branch.audio_encoder.*"),
+    ),
     file_prefix="audio_encoder.",
 )
 IMAGEBIND_VISION = Part(

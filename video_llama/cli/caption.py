@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from video_llama.cli.options import (
     whole_number,
 )
 from video_llama.errors import ConfigError
+from video_llama.utils.extras import require_extra
 
 if TYPE_CHECKING:
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile
@@ -38,10 +40,12 @@ Caption many videos: one line of JSON for each, written as it comes.
     video-llama caption 'day1/*.mp4' list.csv 'shards/{0000..0099}.tar' --model … --output …
     video-llama caption lecture.mp4 --segment-seconds 60 --model … --output …
     torchrun --nproc_per_node=8 -m video_llama caption clips/ --model … --output captions.jsonl
+    video-llama caption clips/ --launcher ray --model … --output captions.jsonl
 
 An input is a video (or image or audio file), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
 torchrun or accelerate launch, and with --num-shards, each process captions its part and writes a file of its own:
-captions-00000-of-00008.jsonl. The exit status is 0 if all clips were captioned, else 1.
+captions-00000-of-00008.jsonl. On a cluster of Ray one command captions on all GPUs and writes one file. The exit status
+is 0 if all clips were captioned, else 1.
 """
 TERMINATED = 143
 
@@ -80,6 +84,8 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     timeout = "a clip or window that a worker decodes longer gets an error (default: 600)"
     add("--decode-timeout", type=number(0.1), default=600.0, metavar="S", help=timeout)
     add("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (default: 1)")
+    launcher = "caption on all nodes of a Ray cluster, with the clips' paths and the model on each (default: here)"
+    add("--launcher", choices=["ray"], help=launcher)
     add("--shard-id", type=whole_number(), default=0, metavar="I", help="the part of this process, from 0 (default: 0)")
     static = "keys and values of fixed size, and on a GPU one CUDA graph a token (default: on a GPU, where it can be)"
     add("--static-cache", action=argparse.BooleanOptionalAction, help=static)
@@ -103,6 +109,17 @@ def whole_part(num_shards: int, shard_id: int) -> tuple[int, int]:
     if not 0 <= rank < processes:
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {processes}")
     return num_shards * processes, shard_id * processes + rank
+
+
+def check_launcher(num_parts: int) -> None:
+    """Check that a run on a cluster is possible.
+
+    Raises:
+        ConfigError: Ray is not installed, or the work is split otherwise, too.
+    """
+    if num_parts > 1:
+        raise ConfigError("--launcher ray divides the work itself: start it once, without torchrun and --num-shards")
+    require_extra("ray", "--launcher ray")
 
 
 def local_processes() -> int:
@@ -147,7 +164,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.profile is not None:
         make_folder(arguments.profile.parent, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
-    device = device_of_process(arguments.device)
+    device = arguments.device
+    if arguments.launcher == "ray":
+        check_launcher(num_parts)
+    else:
+        device = device_of_process(device)
     clips = take_shard(find_clips(arguments.inputs), num_parts, part)
     settings = CorpusSettings(
         arguments.prompt or DEFAULT_PROMPT,
@@ -172,7 +193,11 @@ def run(arguments: argparse.Namespace) -> int:
         failed = sum(file.has_failed(clip.id) for clip in clips)
         if todo:
             profile = RunProfile()
-            failed = _caption(arguments, device, clips, file, settings, profile)
+            with _show_progress(todo) as advance:
+                caption = _caption_here
+                if arguments.launcher == "ray":
+                    caption = _caption_on_cluster
+                failed = caption(arguments, device, clips, file, settings, advance, profile)
             sys.stderr.write(f"{profile.summary()}\n")
             if arguments.profile is not None:
                 profile.save(file_of_shard(arguments.profile, num_parts, part))
@@ -182,38 +207,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _caption(
-    arguments: argparse.Namespace,
-    device: str | None,
-    clips: Sequence[Clip],
-    file: CaptionFile,
-    settings: CorpusSettings,
-    profile: RunProfile,
-) -> int:
-    """Load the model and caption what the file lacks; return the number of clips that failed."""
+@contextmanager
+def _show_progress(todo: int) -> Iterator[Callable[[int], None]]:
+    """Yield what is to be called after each record, with the number of missing windows that it reveals."""
     from tqdm import tqdm
 
-    from video_llama.captioning import caption_corpus, default_workers
-    from video_llama.inference.load import load_pretrained_model
-
-    model = load_pretrained_model(
-        arguments.model,
-        arguments.model_base,
-        device=device,
-        dtype=arguments.dtype,
-        load_in_8bit=arguments.load_in_8bit,
-        load_in_4bit=arguments.load_in_4bit,
-        audio=None if arguments.audio else False,
-        allow_urls=arguments.allow_urls,
-    )
-    workers = arguments.workers
-    if workers is None:
-        workers = default_workers(model.device, local_processes())
-    settings = replace(settings, num_workers=max(0, workers))
-    if arguments.video_reader is not None:
-        media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
-        model.processor.media_processor = media
-    todo = sum(not file.is_complete(clip.id) for clip in clips)
     bar: Any
     with tqdm(total=todo, unit="clip", position=int(os.environ.get("LOCAL_RANK", 0)), smoothing=0.05) as bar:
 
@@ -221,7 +219,59 @@ def _caption(
             bar.total += new_windows
             bar.update()
 
-        return caption_corpus(model, clips, file, settings, advance, profile)
+        yield advance
+
+
+def _what_to_load(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_pretrained_model`, without the device."""
+    names = ("model_base", "dtype", "load_in_8bit", "load_in_4bit", "allow_urls")
+    load = {"model_path": arguments.model} | {name: getattr(arguments, name) for name in names}
+    if not arguments.audio:
+        load["audio"] = False
+    return load
+
+
+def _caption_here(
+    arguments: argparse.Namespace,
+    device: str | None,
+    clips: Sequence[Clip],
+    file: CaptionFile,
+    settings: CorpusSettings,
+    advance: Callable[[int], None],
+    profile: RunProfile,
+) -> int:
+    """Load the model and caption what the file lacks; return the number of clips that failed."""
+    from video_llama.captioning import caption_corpus, default_workers
+    from video_llama.inference.load import load_pretrained_model
+
+    model = load_pretrained_model(**_what_to_load(arguments), device=device)
+    # Loading is not a part of what scales with the clips.
+    profile.begin()
+    workers = arguments.workers
+    if workers is None:
+        workers = default_workers(model.device, local_processes())
+    settings = replace(settings, num_workers=max(0, workers))
+    if arguments.video_reader is not None:
+        media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
+        model.processor.media_processor = media
+    return caption_corpus(model, clips, file, settings, advance, profile)
+
+
+def _caption_on_cluster(
+    arguments: argparse.Namespace,
+    device: str | None,
+    clips: Sequence[Clip],
+    file: CaptionFile,
+    settings: CorpusSettings,
+    advance: Callable[[int], None],
+    profile: RunProfile,
+) -> int:
+    """Caption what the file lacks with Ray; return the number of clips that failed."""
+    from video_llama.integrations.ray.captioner import ModelSource
+    from video_llama.integrations.ray.driver import caption_on_cluster
+
+    source = ModelSource(_what_to_load(arguments), arguments.video_reader)
+    return caption_on_cluster(clips, file, settings, source, advance, profile, device, arguments.workers)
 
 
 class Terminated(BaseException):

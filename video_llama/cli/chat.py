@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from video_llama.cli.command import CommandParser, run_command
 from video_llama.cli.models import choose_options, choose_template, load_model
 from video_llama.cli.options import add_answer_options, add_model_options, add_reading_options, check_model_options
+from video_llama.cli.terminal import Terminal, is_existing_file
 
 if TYPE_CHECKING:
-    from video_llama.inference.chat import Chat, Upload
+    from video_llama.inference.chat import Chat
 
 __all__ = ["add_input_options", "check_arguments", "main", "run"]
 
 EPILOG = """\
 examples:
   one question:       video-llama chat clip.mp4 "What happens?" --model CHECKPOINTS
-  several turns:      video-llama chat --input clip.mp4 --question "What happens?" "And then?" --model CHECKPOINTS
+  several turns:      video-llama chat clip.mp4 "What happens?" "And then?" --model CHECKPOINTS
   a conversation:     video-llama chat clip.mp4 --model CHECKPOINTS
   from a YAML file:   video-llama chat clip.mp4 --cfg-path eval_configs/video_llama_eval_withaudio.yaml
 
@@ -29,7 +31,8 @@ CHECKPOINTS is a folder with the published files, a folder written by save_pretr
 id such as DAMO-NLP-SG/Video-LLaMA-2-7B-Finetuned, or video-llama-tiny, the small model of the package (trained on
 generated clips, knows nothing of the world).
 """
-_MAX_TIMES_SHOWN = 16
+# What a question with spaces does not end with, but a file with spaces in its name does.
+_MEDIA_NAME = re.compile(r"\.(mp4|m4v|mov|mkv|webm|avi|gif|jpe?g|png|webp|heic|wav|mp3|m4a|flac|ogg)$", re.IGNORECASE)
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -45,6 +48,8 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def add_input_options(group: argparse._ArgumentGroup) -> None:
     """Add what is asked about, and the questions."""
     add = group.add_argument
+    both = 'files and questions, as they come: clip.mp4 "What happens?"; without a question, they are typed'
+    add("items", nargs="*", metavar="FILE_OR_QUESTION", help=both)
     add("--input", nargs="+", default=[], metavar="FILE", help="videos, images or audio files")
     add("--allow-urls", action="store_true", help="download inputs that are http or https addresses")
     add("--question", nargs="+", metavar="TEXT", help="questions, answered in order on the terminal")
@@ -54,10 +59,27 @@ def add_input_options(group: argparse._ArgumentGroup) -> None:
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Exit with an error where options contradict each other or the input."""
     check_model_options(parser, arguments)
+    files, questions = split_items(arguments.items)
+    arguments.input = [*files, *arguments.input]
+    if questions:
+        arguments.question = [*questions, *(arguments.question or ())]
     if arguments.question is None and not sys.stdin.isatty():
-        parser.error("give --question TEXT, or run on a terminal to have a conversation")
+        parser.error('no question: chat clip.mp4 "What happens?"; on a terminal, questions can be typed')
     if any(not question.strip() for question in arguments.question or ()):
         parser.error("argument --question: it is empty; type a question")
+
+
+def split_items(items: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the files and the questions among what was typed."""
+    files = [item for item in items if is_existing_file(item) or _is_like_a_file(item)]
+    return files, [item for item in items if item not in files]
+
+
+def _is_like_a_file(text: str) -> bool:
+    """Return whether a text can only be meant as a file or an address, although no such file may be there."""
+    if re.search(r"\s", text):
+        return bool(_MEDIA_NAME.search(text))
+    return bool(re.search(r"/|\\|\.\w{2,5}$", text))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,7 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)
-
     with contextlib.ExitStack() as opened:
         # Bad files and options are reported before the model is loaded, which takes a while. An address is downloaded
         # once for both.
@@ -78,59 +99,37 @@ def run(arguments: argparse.Namespace) -> int:
         options = choose_options(arguments)
         chat = Chat(load_model(arguments), choose_template(arguments), options=options)
         for file, kind in zip(files, kinds, strict=True):
-            upload = replace(_upload(chat, file.path, kind, arguments), source=file.name)
-            print(describe_upload(upload), flush=True)
-    for question in arguments.question or _typed_questions():
-        chat.ask(question)
-        if arguments.question:
-            print(f"> {question}")
-        for piece in chat.stream_answer():
-            print(piece, end="", flush=True)
-        print()
+            _attach(chat, file.path, kind, file.name, arguments)
+
+    def attach(name: str) -> None:
+        with open_source(name, arguments.allow_urls) as file:
+            _attach(chat, file.path, media_kind(file.path), file.name, arguments)
+
+    terminal = Terminal(chat, attach, model=arguments.model or arguments.cfg_path)
+    if not arguments.question:
+        terminal.run()
+    for question in arguments.question or ():
+        print(f"> {question}")
+        terminal.ask(question)
     return 0
 
 
-def _upload(chat: Chat, path: str, kind: str, arguments: argparse.Namespace) -> Upload:
+def _attach(chat: Chat, path: str, kind: str, name: str, arguments: argparse.Namespace) -> None:
+    """Add a file to the conversation, and print how much of it the model gets."""
     if kind == "image":
-        return chat.upload_img(path)
-    if kind == "audio":
-        return chat.upload_audio(path)
-    if arguments.no_audio:
-        return chat.upload_video_without_audio(path, num_frames=arguments.num_frames)
-    return chat.upload_video(path, num_frames=arguments.num_frames)
-
-
-def describe_upload(upload: Upload) -> str:
-    """Return one line on the frames and the audio that the model gets of a file."""
-    audio = upload.sound
-    if upload.audio is not None:
-        segments, seconds = len(upload.audio.start_seconds), upload.audio.duration_seconds
-        audio = f"heard {segments} segments of its {seconds:.1f} seconds"
-    if upload.frames is None:
-        return f"{upload.source}: {audio}"
-    if upload.frames.kind == "image":
-        return f"{upload.source}: an image"
-    times = [f"{seconds:.1f}" for seconds in upload.frames.times_seconds]
-    frames = "1 frame" if len(times) == 1 else f"{len(times)} frames"
-    return f"{upload.source}: {frames} at {_shortened(times)} seconds; sound: {audio}"
-
-
-def _shortened(texts: list[str], longest: int = _MAX_TIMES_SHOWN) -> str:
-    if len(texts) > longest:
-        texts = [*texts[: longest - 2], "…", texts[-1]]
-    return ", ".join(texts)
-
-
-def _typed_questions() -> Iterator[str]:
-    print("Type a question; an empty line ends the conversation.")
-    with contextlib.suppress(EOFError):
-        while question := input("> ").strip():
-            yield question
+        decoded = chat.decode_img(path)
+    elif kind == "audio":
+        decoded = chat.decode_audio(path)
+    else:
+        decoded = chat.decode_video(path, num_frames=arguments.num_frames, listen=not arguments.no_audio)
+    upload = chat.add(replace(decoded, source=name))
+    print(f"{name}: {upload.summary}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command and return its exit status."""
     parser = build_parser(prog)
-    arguments = parser.parse_args(argv)
+    # Files and questions may stand between options.
+    arguments = parser.parse_intermixed_args(argv)
     check_arguments(parser, arguments)
     return run_command(run, arguments)

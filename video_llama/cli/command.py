@@ -73,6 +73,9 @@ def run_command(
     # A waiting OpenMP thread that spins makes token-by-token decoding several times slower on a busy machine. This must
     # be set before torch is imported, which commands do when they run.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # In pipes and logs, the bars of other libraries are noise. They read this when they are imported.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # A penalty on the answer alone, without the prompt, is what is wanted.
     warnings.filterwarnings("ignore", message=r"Passing `repetition_penalty` with `inputs_embeds`")
     level = logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING

@@ -48,7 +48,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--name", help="with --to original: VL_NAME.pth, AL_NAME.pth (the output folder's name)")
     parser.add_argument("--merge", action="store_true", help="add a trained adapter to the weights")
     parser.add_argument("--model-base", metavar="MODEL", help="with --merge: what the adapter was trained on")
-    files = parser.add_argument_group("files that lie elsewhere")
+    files = parser.add_argument_group("files in other folders")
     files.add_argument("--llama-model", metavar="FOLDER", help="language model: folder or hub id")
     files.add_argument("--vit-ckpt", metavar="FILE", help="eva_vit_g.pth: path or address")
     files.add_argument("--q-former-model", metavar="FILE", help="blip2_pretrained_flant5xxl.pth: path or address")
@@ -68,6 +68,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
     """Convert published files to a folder for transformers."""
     from video_llama.checkpoints.convert import open_original, prepare_output_folder, write_transformers_folder
     from video_llama.checkpoints.load import build_processor, original_config
+    from video_llama.checkpoints.model_card import write_model_card
     from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder
     from video_llama.model.configuration import ImageBindTrunkConfig
 
@@ -98,6 +99,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
             max_shard_size=arguments.max_shard_size,
             advance=bar.update,
         )
+    write_model_card(folder, config, arguments.source, folder.resolve().name)
 
 
 def to_original(arguments: argparse.Namespace) -> None:
@@ -148,8 +150,7 @@ def to_merged(arguments: argparse.Namespace) -> None:
     )
     folder, dtype = prepare_output_folder(arguments.output), _torch_dtype(arguments.dtype)
     model.model.to(dtype or torch.float32)
-    model.model.save_pretrained(folder, max_shard_size=arguments.max_shard_size)
-    model.processor.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=arguments.max_shard_size)
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -198,6 +199,10 @@ def run(arguments: argparse.Namespace) -> int:
         convert = to_original
     check_options(arguments)
     convert(arguments)
+    # Late: it imports torch.
+    from video_llama.checkpoints.integrity import write_checksums
+
+    write_checksums(Path(arguments.output).expanduser())
     sys.stdout.write(f"written to {arguments.output}\n")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)
-    require_extra("gradio", "the page (--input FILE answers on the terminal)")
+    require_extra("gradio", "the page (video-llama chat answers on the terminal)")
+    # What follows takes seconds to import.
+    sys.stderr.write("starting the page …\n")
     from video_llama.demo.limits import Limits
     from video_llama.demo.server import DemoServer, ServerSettings, read_auth, warn_public_address
     from video_llama.demo.sessions import Defaults

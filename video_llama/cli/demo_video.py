@@ -29,8 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = build_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.terminal or arguments.input or arguments.question is not None:
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.terminal or arguments.items or arguments.input or arguments.question is not None:
         chat.check_arguments(parser, arguments)
         return run_command(chat.run, arguments)
     if arguments.allow_urls:

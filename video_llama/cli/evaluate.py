@@ -12,6 +12,7 @@ from typing import Any
 
 import video_llama
 from video_llama.cli.command import CommandParser, run_command
+from video_llama.cli.options import add_base_option
 from video_llama.errors import ConfigError
 
 __all__ = ["main"]
@@ -36,7 +37,10 @@ ABLATIONS = ("frame_positions", "video_qformer", "audio_qformer", "audio", "shuf
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = CommandParser(prog=prog, description=DESCRIPTION)
-    parser.add_argument("--model", required=True, metavar="NAME", help="video-llama-tiny, a folder or a hub id")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="video-llama-tiny, a folder, a hub id or an adapter"
+    )
+    add_base_option(parser)
     parser.add_argument(
         "--data",
         type=Path,
@@ -66,6 +70,7 @@ def evaluate_corpus(arguments: argparse.Namespace) -> dict[str, Any]:
     report = _tiny_world().evaluate_corpus(
         arguments.model,
         arguments.data,
+        model_base=arguments.model_base,
         device=arguments.device,
         ablation=arguments.ablate,
         limit=arguments.limit,
@@ -106,7 +111,9 @@ def evaluate_captions(arguments: argparse.Namespace) -> dict[str, object]:
     files = load_captions(
         arguments.dataset, arguments.data, arguments.media, arguments.data_type, limit=arguments.limit
     )
-    model = load_pretrained_model(arguments.model, device=arguments.device, half=False, verbose=False)
+    model = load_pretrained_model(
+        arguments.model, arguments.model_base, device=arguments.device, half=False, verbose=False
+    )
     apply_to_model(arguments.ablate, model)
     with tqdm(total=len(files), desc="captioning", unit="file") as bar:
         results = caption_files(
@@ -147,7 +154,9 @@ def evaluate_dialogues(arguments: argparse.Namespace) -> dict[str, object]:
         raise ConfigError("--prompt is for captions: dialogues have questions of their own")
     places = (arguments.dataset, arguments.data, arguments.media, arguments.data_type)
     examples = load_dialogues(*places, limit=arguments.limit)
-    model = load_pretrained_model(arguments.model, device=arguments.device, half=False, verbose=False)
+    model = load_pretrained_model(
+        arguments.model, arguments.model_base, device=arguments.device, half=False, verbose=False
+    )
     apply_to_model(arguments.ablate, model)
     with tqdm(total=len(examples), desc="asking", unit="dialogue") as bar:
         settings = (arguments.batch_size or 16, arguments.max_new_tokens, arguments.workers)
@@ -185,7 +194,10 @@ def format_dialogues(report: dict[str, Any]) -> str:
 
 def what_is_evaluated(arguments: argparse.Namespace) -> dict[str, object]:
     """Return what the report begins with."""
-    return {"model": arguments.model, "data": str(arguments.data), "ablated": arguments.ablate}
+    base: dict[str, object] = {}
+    if arguments.model_base is not None:
+        base["model_base"] = arguments.model_base
+    return {"model": arguments.model, **base, "data": str(arguments.data), "ablated": arguments.ablate}
 
 
 def format_metrics(report: dict[str, object]) -> str:

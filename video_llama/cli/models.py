@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from video_llama.inference.engine import VideoLlama
     from video_llama.inference.generation import GenerationOptions
 
-__all__ = ["choose_options", "choose_template", "load_model", "model_settings"]
+__all__ = ["choose_options", "choose_template", "describe_model", "load_model", "model_settings"]
 
 
 def choose_options(arguments: argparse.Namespace, **others: Any) -> GenerationOptions:
@@ -74,11 +75,23 @@ def load_model(arguments: argparse.Namespace) -> VideoLlama:
             load_in_8bit=arguments.load_in_8bit,
             load_in_4bit=arguments.load_in_4bit,
         )
+    # On stderr, since answers and captions are what the output is for.
+    sys.stderr.write(f"model: {describe_model(model)}\n")
     media = model.processor.media_processor
     model.processor.media_processor = replace(
         media, num_frames=reading.n_frms or media.num_frames, video_reader=video_reader or media.video_reader
     )
     return model
+
+
+def describe_model(model: VideoLlama) -> str:
+    """Return in one line which model answers, its size and precision, and where it runs."""
+    import torch
+
+    where = str(model.device)
+    if model.device.type == "cpu":
+        where = f"cpu ({torch.get_num_threads()} threads)"
+    return f"{model.summary} on {where}"
 
 
 def model_settings(arguments: argparse.Namespace) -> list[str]:

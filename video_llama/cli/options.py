@@ -10,6 +10,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "TEMPLATES",
     "add_answer_options",
+    "add_base_option",
     "add_model_options",
     "add_precision_options",
     "add_reading_options",
@@ -67,7 +68,7 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     add_precision_options(group)
 
 
-def add_base_option(group: argparse._ArgumentGroup) -> None:
+def add_base_option(group: argparse._ActionsContainer) -> None:
     """Add where the rest of a model is that is in several places."""
     base = "the language model, if --model is a checkpoint without it; the whole model, if it is an adapter"
     group.add_argument("--model-base", metavar="PATH", help=base)

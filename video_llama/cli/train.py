@@ -25,6 +25,10 @@ _OUT_OF_MEMORY = (
     "model.use_grad_checkpoint: True, cache the encoders' features (features.dir), or load the language model in 8 or "
     "4 bit (model.load_in_8bit, model.load_in_4bit); `video-llama memory` says what a configuration needs"
 )
+_PROCESS_LOST = (
+    "another process of this run ended or does not answer; what it printed last says why. --resume continues from the "
+    "newest checkpoint"
+)
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -62,11 +66,21 @@ def run(options: argparse.Namespace) -> int:
         else:
             trainer.train()
     except RuntimeError as error:
-        # torch.OutOfMemoryError, or the driver's own words.
-        if "out of memory" not in str(error):
-            raise
-        return report_error(f"{_OUT_OF_MEMORY} ({str(error).partition(chr(10))[0]})")
+        return report_error(_explain(error))
     return 0
+
+
+def _explain(error: RuntimeError) -> str:
+    """Return in words what devices and other processes did; what else there is are errors of the program."""
+    from video_llama.training.processes import is_of_other_process
+
+    first_line = str(error).partition("\n")[0]
+    # torch.OutOfMemoryError, or the driver's own words.
+    if "out of memory" in str(error):
+        return f"{_OUT_OF_MEMORY} ({first_line})"
+    if is_of_other_process(error):
+        return f"{_PROCESS_LOST} ({first_line})"
+    raise error
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from video_llama.constants import Modality
 from video_llama.data.examples import SUFFIXES
-from video_llama.errors import DatasetError
+from video_llama.errors import DatasetError, in_line, shown
 from video_llama.utils.extras import import_extra
 
 __all__ = [
@@ -83,11 +83,13 @@ def _read_rows(path: Path, file: Iterator[str], columns: Sequence[str] | None) -
         columns = header
     missing = [name for name in columns if name not in header]
     if missing:
-        has = ", ".join(header) or "nothing; the file is empty"
+        has = in_line(", ".join(header)) or "nothing; the file is empty"
         raise DatasetError(f"{path}: no column {', '.join(missing)} (its header has {has})")
     twice = sorted({name for name in columns if header.count(name) > 1})
     if twice:
-        raise DatasetError(f"{path}: its header has {', '.join(twice)} more than once")
+        raise DatasetError(f"{path}: its header has {in_line(', '.join(twice))} more than once")
+    if not header:
+        raise DatasetError(f"{path}: the file is empty")
     is_empty, before, end = True, 0, reader.line_num
     # A row can span several lines: `end` is the last line of the current row, `before` that of the previous row.
     for row in reader:
@@ -213,7 +215,7 @@ def required_text(entry: Any, key: str, where: str) -> str:
     value = entry[key]
     # `bool` is a subclass of `int`, but true and false are no ids.
     if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise DatasetError(f"{where}: {key!r} is {value!r}, not text")
+        raise DatasetError(f"{where}: {key!r} is {shown(value)}, not text")
     return str(value)
 
 
@@ -238,7 +240,7 @@ def read_part(entry: Mapping[str, Any], where: str) -> tuple[float | None, float
     start, end = entry.get("start"), entry.get("end")
     for key, value in (("start", start), ("end", end)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
-            raise DatasetError(f"{where}: {key!r} is {value!r}, not a number of seconds")
+            raise DatasetError(f"{where}: {key!r} is {shown(value)}, not a number of seconds")
     if end is not None and end <= (start or 0):
         raise DatasetError(f"{where}: no time between 'start' {start} and 'end' {end}")
     return start, end
@@ -281,7 +283,7 @@ class KeyCheck:
         self.refuse(unknown, what, where)
         for key, value in unknown.items():
             if value != [] and (key in _MEDIA_KEYS or _names_media(value)):
-                raise DatasetError(f"{where}: {key!r} of {what} names media that would not be used: {value!r}")
+                raise DatasetError(f"{where}: {key!r} of {what} names media that would not be used: {shown(value)}")
             if (what, key) not in self.warned:
                 self.warned.add((what, key))
                 logger.warning("%s: the key %r of %s is not used, here and in what follows", where, key, what)
@@ -332,7 +334,9 @@ def resolve_messages(
         if isinstance(content, list):
             content = [_resolve_item(item, resolve, where, keys) for item in content]
         elif not isinstance(content, str):
-            raise DatasetError(f"{where}: the content of a message must be text or a list of items, but is {content!r}")
+            raise DatasetError(
+                f"{where}: the content of a message must be text or a list of items, but is {shown(content)}"
+            )
         clean: dict[str, Any] = {"role": message.get("role"), "content": content}
         if not is_learnt(message, where):
             clean["loss"] = False
@@ -344,12 +348,12 @@ def is_learnt(message: Mapping[str, Any], where: str) -> bool:
     """Return whether an answer counts for the loss.
 
     Raises:
-        DatasetError: a weight between, which no loss here has.
+        DatasetError: a weight between, which no loss of this package has.
     """
     weights = {key: message[key] for key in ("loss", "weight") if message.get(key) is not None}
     for key, value in weights.items():
         if value not in (0, 1):
-            raise DatasetError(f"{where}: {key!r} of a message is {value!r}; it can be true (1) or false (0)")
+            raise DatasetError(f"{where}: {key!r} of a message is {shown(value)}; it can be true (1) or false (0)")
     return message.get("role") != "assistant" or all(weights.values())
 
 
@@ -361,7 +365,9 @@ def _resolve_item(item: Any, resolve: Callable[[Any], Any], where: str, keys: Ke
         keys.check(item, ("type", "text"), "a text item", where)
         return {"type": kind, "text": required_text(item, "text", where)}
     if kind not in get_args(Modality):
-        raise DatasetError(f"{where}: the type of a content item must be text, image, video or audio, not {kind!r}")
+        raise DatasetError(
+            f"{where}: the type of a content item must be text, image, video or audio, not {shown(kind)}"
+        )
     # Chat formats differ in the key that holds the file, so accept the usual ones.
     names = (str(kind), "path", "url")
     keys.check(item, ("type", *names), f"a {kind} item", where)
@@ -371,7 +377,7 @@ def _resolve_item(item: Any, resolve: Callable[[Any], Any], where: str, keys: Ke
         if is_file and value not in found:
             found.append(value)
     if len(found) > 1:
-        raise DatasetError(f"{where}: the {kind} item {dict(item)} names several files; make an item of each")
+        raise DatasetError(f"{where}: the {kind} item {shown(dict(item))} names several files; make an item of each")
     if not found:
-        raise DatasetError(f"{where}: the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
+        raise DatasetError(f"{where}: the {kind} item {shown(dict(item))} names no file; give it as {kind!r} or 'path'")
     return {"type": kind, "path": resolve(found.pop())}

@@ -12,7 +12,7 @@ from video_llama.constants import Modality
 from video_llama.data.annotations import KeyCheck, required_text, resolve_messages
 from video_llama.data.examples import Example, source_of
 from video_llama.data.rows import FORMS, read_row
-from video_llama.errors import DatasetError
+from video_llama.errors import DatasetError, in_line
 
 __all__ = ["RowReader", "without_nulls"]
 
@@ -84,8 +84,9 @@ class RowReader:
             wanted = getattr(self.info, key)
             there = [name for name in ((wanted,) if wanted else names) if name in row]
             if not there:
+                others = in_line(", ".join(map(str, row)))
                 raise DatasetError(
-                    f"{where}: no column {wanted or ' or '.join(names)} (there are {', '.join(map(str, row))}); "
+                    f"{where}: no column {wanted or ' or '.join(names)} (there are {others}); "
                     f"name it as build_info.{key}"
                 )
             found.append(there[0])

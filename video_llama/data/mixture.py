@@ -135,7 +135,7 @@ class MixtureBatchSampler:
         return self._sample(int(self._datasets[number]), self._positions(number, 0)[0])
 
     def _positions(self, number: int, rank: int) -> range:
-        """Return the places that a rank's batch takes in the dataset's sequence of examples."""
+        """Return the places that a rank's batch has in the dataset's sequence of examples."""
         dataset, turn = self.turn(number)
         stride = self.world_size * self.batch_size
         first, count = turn * stride, stride

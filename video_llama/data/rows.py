@@ -1,8 +1,9 @@
 """Read rows of fine-tuning tools as messages: media in columns, their positions as tags in the text.
 
-LLaMA-Factory, ms-swift, TRL, LLaVA-Video and VideoLLaMA2 write a conversation as `messages`, as `conversations` or as
-`query` and `response`, name its files in columns such as `videos`, and mark positions by `<video>`, `<image>` and
-`<audio>`: the n-th tag is the n-th file of its kind. A file without a tag, or a tag without a file, is an error.
+LLaMA-Factory, ms-swift, TRL, LLaVA-Video and VideoLLaMA2 write a conversation as `messages`, as `conversations`, as
+`query` and `response` or as `prompt` and `completion`, name its files in columns such as `videos`, and mark positions
+by `<video>`, `<image>` and `<audio>`: the n-th tag is the n-th file of its kind. A file without a tag, or a tag without
+a file, is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, get_args
 
 from video_llama.constants import Modality
 from video_llama.data.annotations import KeyCheck, required_list, required_text
-from video_llama.errors import DatasetError
+from video_llama.errors import DatasetError, shown
 
 __all__ = ["FORMS", "read_row"]
 
@@ -23,6 +24,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "conversations": (),
     "query": ("response", "history"),
     "instruction": ("input", "output", "history"),
+    "completion": ("prompt",),
 }
 """The form of a row by the key that holds its conversation, with the other keys that belong to it."""
 
@@ -66,6 +68,8 @@ def _read_messages(row: Mapping[str, Any], form: str, where: str) -> list[Messag
     """Return the conversation of a row in the form of `messages`."""
     if form in ("messages", "conversations"):
         messages = [_with_role(message, where) for message in required_list(row, form, where)]
+    elif form == "completion":
+        messages = _read_completion(row, where)
     else:
         question, answer = required_text(row, form, where), {"query": "response", "instruction": "output"}[form]
         if row.get("input"):
@@ -81,10 +85,24 @@ def _read_messages(row: Mapping[str, Any], form: str, where: str) -> list[Messag
     return messages
 
 
+def _read_completion(row: Mapping[str, Any], where: str) -> list[Message]:
+    """Return prompt and completion, as TRL has them: both texts, or both messages. Only the completion is learnt."""
+    if isinstance(row["completion"], str):
+        question, answer = (required_text(row, name, where) for name in ("prompt", "completion"))
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    prompt, completion = (
+        [_with_role(message, where) for message in required_list(row, name, where)] for name in ("prompt", "completion")
+    )
+    context = [{**message, "loss": False} if message.get("role") == "assistant" else message for message in prompt]
+    return context + completion
+
+
 def _read_history(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
     for pair in row.get("history") or ():
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise DatasetError(f"{where}: 'history' must be a list of pairs of question and answer, but holds {pair!r}")
+            raise DatasetError(
+                f"{where}: 'history' must be a list of pairs of question and answer, but holds {shown(pair)}"
+            )
         yield pair[0], pair[1]
 
 
@@ -95,8 +113,8 @@ def _with_role(message: Any, where: str) -> Message:
     named = dict(message)
     if "from" in named and "role" not in named:
         speaker = named.pop("from")
-        if speaker not in _SHAREGPT_ROLES:
-            raise DatasetError(f"{where}: 'from' must be human, gpt or system, not {speaker!r}")
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
+            raise DatasetError(f"{where}: 'from' must be human, gpt or system, not {shown(speaker)}")
         named["role"] = _SHAREGPT_ROLES[speaker]
     if "value" in named and "content" not in named:
         named["content"] = named.pop("value")
@@ -119,7 +137,7 @@ def _read_column(row: Mapping[str, Any], kind: str, where: str, keys: KeyCheck) 
                     continue
                 item = item.get("path")
             if not isinstance(item, str) or not item:
-                raise DatasetError(f"{where}: {column!r} must hold names of files, but holds {item!r}")
+                raise DatasetError(f"{where}: {column!r} must hold names of files, but holds {shown(item)}")
             yield item
 
 

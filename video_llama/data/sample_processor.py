@@ -25,7 +25,7 @@ from video_llama.data.tokenization import (
     llava_instruct_turns,
     video_instruct_turns,
 )
-from video_llama.errors import DatasetError
+from video_llama.errors import DatasetError, MediaError
 from video_llama.media.audio import read_window
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader
@@ -213,6 +213,9 @@ class SampleProcessor:
             key = self.features.key(source, kind, name, self.media)
             found = self.features.load(key)
             if found is not None:
+                if not found.values.isfinite().all():
+                    hint = "the encoder's numbers overflow: cache them anew with model.dtype: float32"
+                    raise MediaError(source.path, "its features in the cache hold NaN or infinity", hint)
                 return MediaInput(name, found.values, key, found.message, is_encoded=True, kind=kind)
         with open_media(source) as path:
             item = self._decode(kind, path, source)

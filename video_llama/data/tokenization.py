@@ -95,7 +95,7 @@ def build_caption_sample(
         DatasetError: the caption is empty.
     """
     if not caption.strip():
-        raise DatasetError(f"the caption {caption!r} is empty: there is no answer to learn")
+        raise DatasetError(f"the caption {caption!r} is empty: there is no training target")
     wrapping = [Placeholder("image")] if prompt is None else parse_placeholders(prompt)
     if sum(isinstance(part, Placeholder) for part in wrapping) != 1:
         raise ConfigError(f"the prompt {prompt!r} must hold one media position, e.g. <ImageHere>")
@@ -161,7 +161,7 @@ def build_conversation_sample(
         input_ids and labels of equal length; labels are IGNORE_INDEX except on answers and what ends them.
 
     Raises:
-        DatasetError: there is no answer to learn.
+        DatasetError: there is no training target.
         NoRoomError: the cut removes all answers, or a media position.
     """
     # Only text counts towards the limit: BOS and media features come on top.
@@ -173,7 +173,7 @@ def build_conversation_sample(
     is_learnt = _without_answers(sample.is_answer, unlearnt)
     cut = EncodedPrompt(sample.input_ids[:length], is_learnt[:length])
     if sum(token_id in media_ids for token_id in cut.input_ids) < num_media_ids:
-        raise NoRoomError(f"a media position lies beyond the first {max_txt_len} text tokens (max_txt_len)")
+        raise NoRoomError(f"a media position is beyond the first {max_txt_len} text tokens (max_txt_len)")
     if any(is_learnt) and not any(cut.is_answer):
         num_before = is_learnt.index(True) - num_media_ids - int(has_bos)
         raise NoRoomError(

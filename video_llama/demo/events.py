@@ -1,31 +1,32 @@
-"""Handle the events of the page, and offer the named endpoints for scripts."""
+"""Handle the events of the page."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager
 from functools import partial
-from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from video_llama.demo import views
+from video_llama.demo import chat_view, views
+from video_llama.demo.endpoints import Endpoints
+from video_llama.demo.exports import conversation_json, conversation_markdown
 from video_llama.demo.limits import answer_options, check_num_frames
-from video_llama.demo.page import Page
-from video_llama.demo.session import Session
+from video_llama.demo.page import EXAMPLES, PRESETS, Page
+from video_llama.demo.session import Session, SessionFile
 from video_llama.demo.sessions import Sessions
+from video_llama.demo.strings import Texts, choose_language
 from video_llama.errors import VideoLlamaError
 
-__all__ = ["Endpoints", "Events", "build_blocks"]
+__all__ = ["Events", "build_blocks"]
 
 Changes = dict[Any, Any]
 # Requests that may wait; more are refused.
 QUEUE_SIZE = 64
-DOING = {"decoding": "Decoding {} …", "encoding": "Encoding the frames and the audio of {} …"}
 
 
 def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> gr.Blocks:
@@ -37,306 +38,282 @@ def build_blocks(sessions: Sessions, title: str = "", concurrency: int = 1) -> g
         concurrency: how many requests are processed at once; the model computes one at a time.
     """
     work = {"concurrency_id": "model", "concurrency_limit": concurrency}
-    with gr.Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
+    with _Blocks(title="Video-LLaMA", analytics_enabled=False, fill_width=True) as blocks:
         # First, so that they get the names that handlers of the page have as well.
-        Endpoints(sessions).connect(work)
+        Endpoints(sessions, title).connect(work)
         page = Page(title, sessions.limits, sessions.defaults)
-        events = Events(page, sessions)
+        events = Events(page, sessions, title)
         events.connect(work)
-        shown = [page.notice, page.listen, page.num_frames]
-        blocks.load(events.load, None, shown, concurrency_limit=None, show_progress="hidden", api_visibility="private")
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+        shown = [*page.changing, *page.translated]
+        blocks.load(events.load, page.language, shown, js="() => vl.language", **hidden)
         blocks.unload(events.leave)
     return blocks.queue(max_size=QUEUE_SIZE)
+
+
+class _Blocks(gr.Blocks):
+    """Gradio's page, which says to scripts what their calls lack; Gradio says so in the log alone."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        needed = len(block_fn.inputs)
+        if len(inputs) < needed:
+            name = block_fn.api_name or block_fn.name
+            raise gr.Error(f"{name} takes {needed} values, but {len(inputs)} were sent", print_exception=False)
 
 
 class Events:
     """The handlers of the page. They yield or return the components that change.
 
-    `settings` are the values of `Page.answer_settings`.
+    page.js sends each event with its data, among it the language that the visitor chose. `settings` are the values of
+    `Page.answer_settings`.
     """
 
-    def __init__(self, page: Page, sessions: Sessions) -> None:
-        self.page, self.sessions = page, sessions
+    def __init__(self, page: Page, sessions: Sessions, title: str) -> None:
+        self.page, self.sessions, self.title = page, sessions, title
 
     def connect(self, work: dict[str, Any]) -> None:
         """Connect the handlers with the components; `work` limits those that compute."""
-        page = self.page
+        page, bridge = self.page, self.page.bridge
         slow: Callable[..., Any] = partial(self._on, **work)
-        reading, answering = [page.num_frames, page.listen], page.answer_settings
-        slow(page.upload.upload, self.add_file, [page.upload, *reading])
-        slow(page.webcam.stop_recording, self.add_file, [page.webcam, *reading])
-        slow(page.microphone.stop_recording, self.add_file, [page.microphone, *reading])
-        for button, path, question in page.examples:
-            slow(button.click, self.sample_handler(path, question), [*reading, *answering])
-        slow(page.question.submit, self.ask, [page.question, *answering])
-        slow(page.send.click, self.ask, [page.question, *answering])
-        slow(page.retry.click, self.retry, answering)
-        slow(page.chatbot.edit, self.edit, answering)
+        reading, answering = [page.num_frames, page.use_audio], page.answer_settings
+        for event, handler, inputs in (
+            (bridge.attach, self.attach, reading),
+            (bridge.ask, self.ask, answering),
+            (bridge.retry, self.retry, answering),
+            (bridge.example, self.example, [*reading, *answering]),
+        ):
+            # The page sends its next request after this one, also where it failed.
+            slow(event, handler, inputs).then(None, None, None, js="() => vl.done()", api_visibility="private")
         quick = partial(self._on, queue=False)
-        quick(page.undo.click, self.undo)
-        quick(page.stop.click, self.stop)
-        for clear in (page.clear.click, page.chatbot.clear):
-            cleared = quick(clear, self.clear)
-            # The last words of a stopped answer may reach the page after the reply to this.
-            quick(cleared.then, self.show_again)
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        saving = page.save.click(self.save, None, page.exported, queue=False, **hidden)
-        saving.then(None, page.exported, None, js="(text) => saveConversation(text)", api_visibility="private")
+        quick(bridge.undo, self.undo)
+        quick(bridge.remove, self.remove)
+        cleared = quick(bridge.clear, self.clear)
+        # The last words of a stopped answer may reach the page after the reply to this.
+        quick(cleared.then, self.show_again, [page.language], js="() => vl.language")
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        bridge.stop(self.stop, None, None, **hidden)
+        bridge.translate(self.translate, None, [*page.changing, *page.translated], **hidden)
+        saving = bridge.save(self.save, None, page.exported, **hidden)
+        saving.then(None, page.exported, None, js="(file) => vl.save(file)", api_visibility="private")
+        # The browser sets the sliders; a slider that is moved by hand belongs to no preset.
+        page.preset.input(None, page.preset, page.answer_settings[:3], js=_preset_script(), api_visibility="private")
+        for slider in page.answer_settings[:3]:
+            slider.release(None, None, page.preset, js="() => null", api_visibility="private")
 
     def _on(self, event: Any, handler: Any, inputs: list[Any] | None = None, **settings: Any) -> Any:
         settings |= {"preprocess": False, "show_progress": "minimal", "show_progress_on": self.page.notice}
-        return event(handler, inputs, self.page.changing, api_visibility="private", trigger_mode="once", **settings)
+        settings |= {"api_visibility": "private", "trigger_mode": "multiple"}
+        return event(handler, inputs, self.page.changing, **settings)
 
-    def load(self) -> Iterator[Changes]:
-        """Show how long the model has been loading, until it is there; then what it can do."""
-        page, started = self.page, time.monotonic()
+    def load(self, request: gr.Request, language: Any) -> Iterator[Changes]:
+        """Show the visitor's language; how long the model has been loading, until it is there; then what it can do."""
+        page, started, texts = self.page, time.monotonic(), _texts(request, language)
+        yield page.in_language(texts) | self._everything(None, texts)
         # Each item that is yielded updates the page, so a visitor sees the seconds while the model loads.
         while not wait([self.sessions.model], timeout=1.0).done:
-            yield {page.notice: views.notice(f"Loading the model … {time.monotonic() - started:.0f} s", "busy")}
+            seconds = f"{time.monotonic() - started:.0f}"
+            yield {page.notice: views.notice(texts("loading", seconds=seconds), "busy")}
         try:
             model = self.sessions.model.result()
         except VideoLlamaError:
-            yield {page.notice: views.notice("The model could not be loaded; the terminal says why.", "error")}
+            yield {page.notice: views.notice(texts("not_loaded"), "error")}
             return
         defaults, model_frames = self.sessions.defaults, model.processor.media_processor.num_frames
-        listen = gr.Checkbox(interactive=model.has_audio, value=model.has_audio and defaults.listen)
-        yield {page.notice: "", page.listen: listen, page.num_frames: defaults.num_frames or model_frames}
+        use_audio = gr.Checkbox(interactive=model.has_audio, value=model.has_audio and defaults.listen)
+        yield {page.notice: "", page.use_audio: use_audio, page.num_frames: defaults.num_frames or model_frames}
 
     def leave(self, request: gr.Request) -> None:
         """Free the session of a page that was closed."""
         self.sessions.end(request.session_hash)
 
-    def add_file(self, request: gr.Request, data: Any, frames: Any, listen: Any) -> Iterator[Changes]:
-        """Add an upload or a recording to the conversation."""
-        try:
-            path, name = self.sessions.uploads.find(data)
-            yield from self._add(path, name, frames, listen, request)
-        except VideoLlamaError as error:
-            yield self._failure(error) | self._emptied()
+    def translate(self, request: gr.Request, event: gr.EventData) -> Changes:
+        """Show the page in the language that the visitor chose."""
+        texts = _texts(request, event)
+        return self.page.in_language(texts) | self._everything(self._find(request), texts)
 
-    def sample_handler(self, path: Path, question: str) -> Callable[..., Iterator[Changes]]:
-        """Return the handler that adds one file of the examples, unless it is there already, and asks its question."""
-
-        def ask_about_sample(request: gr.Request, frames: Any, listen: Any, *settings: Any) -> Iterator[Changes]:
-            session = self._find(request)
+    def attach(self, request: gr.Request, event: gr.EventData, frames: Any, use_audio: Any) -> Iterator[Changes]:
+        """Read uploads, which then wait for a question; one that cannot be read does not stop the others."""
+        texts, failures, files = _texts(request, event), [], _field(event, "files")
+        if not isinstance(files, list):
+            files = [files]
+        for data in files:
             try:
-                if session is None or path not in [file.source for file in session.media]:
-                    yield from self._add(path, path.name, frames, listen, request)
+                path, name = self.sessions.uploads.find(data)
+                yield from self._add(path, name, frames, use_audio, request, texts)
             except VideoLlamaError as error:
-                yield self._failure(error)
-                return
-            yield from self._answer(request, settings, question)
-
-        return ask_about_sample
-
-    def ask(self, request: gr.Request, question: Any, *settings: Any) -> Iterator[Changes]:
-        """Ask the question in the text field."""
-        yield from self._answer(request, settings, str(question or ""))
-
-    def retry(self, request: gr.Request, *settings: Any) -> Iterator[Changes]:
-        """Answer the last question again."""
-        yield from self._answer(request, settings, None, is_retry=True)
-
-    def edit(self, request: gr.Request, edited: gr.EditData, *settings: Any) -> Iterator[Changes]:
-        """Put the last question in other words."""
+                failures.append(_sentence(error))
         session = self._find(request)
-        if session is None or not views.is_last_question(session, edited.index):
-            reason = "Only your last question can be edited; undo newer ones first."
-            yield self._refresh(session) | {self.page.notice: views.notice(reason, "error")}
+        changes: Changes = {self.page.chips: chat_view.attached(session, texts)}
+        if failures:
+            changes[self.page.notice] = views.notice("\n".join(failures), "error")
+        yield changes
+
+    def example(
+        self, request: gr.Request, event: gr.EventData, frames: Any, use_audio: Any, *settings: Any
+    ) -> Iterator[Changes]:
+        """Begin a conversation about one of the examples, and ask its question."""
+        texts, session, number = _texts(request, event), self._find(request), _field(event, "number")
+        # Anybody may send anything: only the page sends the number of one.
+        if not isinstance(number, int) or number not in range(len(EXAMPLES)):
             return
-        yield from self._answer(request, settings, unescape(str(edited.value)), is_retry=True)
-
-    def undo(self, request: gr.Request) -> Changes:
-        """Take back the last question, which returns to the text field, or else the last file."""
-        session = self._find(request)
+        path, question = EXAMPLES[number]
         try:
-            question = session.undo() if session is not None else ""
-        except VideoLlamaError as error:
-            return self._failure(error)
-        changes = self._refresh(session)
-        if question:
-            changes[self.page.question] = question
-        return changes
-
-    def clear(self, request: gr.Request) -> Changes:
-        """Forget the conversation and its files."""
-        session = self._find(request)
-        try:
-            if session is not None:
+            # An answer about one example must not depend on those before it.
+            if session is not None and session.turns:
                 session.clear()
+                yield self._everything(session, texts)
+            yield from self._add(path, path.name, frames, use_audio, request, texts)
         except VideoLlamaError as error:
-            return self._failure(error)
-        return self._refresh(session) | {self.page.question: ""}
+            yield self._failure(error, request, texts)
+            return
+        yield from self._answer(request, texts, settings, question)
 
-    def show_again(self, request: gr.Request) -> Changes:
+    def ask(self, request: gr.Request, event: gr.EventData, *settings: Any) -> Iterator[Changes]:
+        """Answer a question as it is being generated."""
+        yield from self._answer(request, _texts(request, event), settings, _field(event, "question"))
+
+    def retry(self, request: gr.Request, event: gr.EventData, *settings: Any) -> Iterator[Changes]:
+        """Answer the last question again, or another one in its place."""
+        question = _field(event, "question")
+        yield from self._answer(request, _texts(request, event), settings, question, is_retry=True)
+
+    def undo(self, request: gr.Request, event: gr.EventData) -> Changes:
+        """Take back the last question; page.js puts it into the text field again."""
+        return self._change(request, event, lambda session: session.undo())
+
+    def remove(self, request: gr.Request, event: gr.EventData) -> Changes:
+        """Take one file out of the conversation."""
+        return self._change(request, event, lambda session: session.remove(str(_field(event, "file"))))
+
+    def clear(self, request: gr.Request, event: gr.EventData) -> Changes:
+        """Forget the conversation and its files."""
+        return self._change(request, event, lambda session: session.clear())
+
+    def show_again(self, request: gr.Request, language: Any) -> Any:
         """Show the conversation as it is a moment later."""
         time.sleep(0.5)
         session = self._find(request)
-        return {} if session is not None and session.busy else self._refresh(session)
+        if session is not None and session.busy:
+            return gr.skip()
+        return self._everything(session, _texts(request, language))
 
-    def stop(self, request: gr.Request) -> Changes:
+    def stop(self, request: gr.Request) -> None:
         """End the answer after its current token."""
         session = self._find(request)
         if session is not None:
             session.stop()
-        return {self.page.notice: ""}
 
-    def save(self, request: gr.Request) -> str:
-        """Return the conversation as JSON."""
-        return views.conversation_json(self._find(request))
+    def save(self, request: gr.Request, event: gr.EventData) -> str:
+        """Return name, type and text of a file with the conversation, as JSON."""
+        session, texts = self._find(request), _texts(request, event)
+        if _field(event, "format") == "markdown":
+            text = conversation_markdown(session, self.title, texts)
+            return json.dumps({"name": "conversation.md", "type": "text/markdown", "text": text})
+        text = conversation_json(session, self.title)
+        return json.dumps({"name": "conversation.json", "type": "application/json", "text": text})
 
     def _find(self, request: gr.Request) -> Session | None:
         return self.sessions.find(request.session_hash)
 
-    def _add(self, path: Path, name: str, frames: Any, listen: Any, request: gr.Request) -> Iterator[Changes]:
+    def _change(self, request: gr.Request, event: gr.EventData, change: Callable[[Session], Any]) -> Changes:
+        session, texts = self._find(request), _texts(request, event)
+        try:
+            if session is not None:
+                change(session)
+        except VideoLlamaError as error:
+            return self._failure(error, request, texts)
+        return self._everything(session, texts)
+
+    def _add(
+        self, path: Path, name: str, frames: Any, use_audio: Any, request: gr.Request, texts: Texts
+    ) -> Iterator[Changes]:
         num_frames = check_num_frames(frames, self.sessions.limits) or self.sessions.defaults.num_frames
-        session = self.sessions.get(request.session_hash)
-        for step in session.adding(path, name, num_frames=num_frames, listen=bool(listen)):
-            if isinstance(step, str):
-                yield {self.page.notice: views.notice(DOING[step].format(name), "busy")}
+        page, session = self.page, self.sessions.get(request.session_hash)
+        for step in session.adding(path, name, num_frames=num_frames, listen=bool(use_audio)):
+            if isinstance(step, SessionFile):
+                yield {page.chips: chat_view.attached(session, texts), page.panel: views.media_panel(session, texts)}
             else:
-                ready = views.notice(f"{name}: {views.summary(step.upload)}. Ask about it.")
-                yield self._refresh(session) | self._emptied() | {self.page.notice: ready}
+                busy = (name, texts(step, name=name))
+                yield {page.chips: chat_view.attached(session, texts, busy), page.notice: ""}
 
     def _answer(
-        self, request: gr.Request, settings: tuple[Any, ...], question: str | None, is_retry: bool = False
+        self,
+        request: gr.Request,
+        texts: Texts,
+        settings: tuple[Any, ...],
+        question: Any,
+        is_retry: bool = False,
     ) -> Iterator[Changes]:
-        page, session = self.page, None
-        idle = self._answering(False)
+        page = self.page
         try:
             options = answer_options(settings, self.sessions.limits, self.sessions.defaults.options)
             session = self.sessions.get(request.session_hash)
             # A visitor may clear the conversation while this answer runs; what comes after that must not be shown.
             times_cleared = session.times_cleared
-            texts = session.retry(question, **options) if is_retry else session.ask(question or "", **options)
-            yield {page.notice: views.notice("Reading the question …", "busy")} | self._answering(True)
-            # The first piece of text also removes the notice and empties the text field.
-            first = {page.notice: ""} if is_retry else {page.notice: "", page.question: ""}
-            for text in texts:
+            if is_retry:
+                question = question or session.last_question().question
+                answers = session.retry(question, **options)
+            else:
+                answers = session.ask(question, **options)
+            question = self.sessions.limits.check_question(question)
+            asked = chat_view.conversation(session, texts, EXAMPLES, question, is_retry)
+            waiting = chat_view.progress_bubble(texts("reading"))
+            yield {page.chat: asked, page.live: waiting, page.chips: "", page.notice: ""}
+            for text in answers:
                 # Once it was cleared, the page shows an empty conversation.
                 if session.times_cleared == times_cleared:
-                    answer = {"role": "assistant", "content": views.shown_text(text) or "…"}
-                    yield {page.chatbot: [*views.messages(session), answer]} | first
-                    first = {}
+                    bubble = waiting
+                    if text:
+                        bubble = chat_view.answer_bubble(text, texts)
+                    yield {page.live: bubble}
         except VideoLlamaError as error:
-            yield self._failure(error, session) | idle
+            yield self._failure(error, request, texts)
             return
-        # After a clear the page is up to date, so only the buttons change back.
-        yield idle if session.times_cleared != times_cleared else self._refresh(session) | idle
+        # After a clear the page is up to date.
+        if session.times_cleared == times_cleared:
+            chat = chat_view.conversation(session, texts, EXAMPLES)
+            yield {page.chat: chat, page.live: "", page.chips: chat_view.attached(session, texts)}
 
-    def _answering(self, is_so: bool) -> Changes:
-        """Return the state of the buttons: a running answer can be stopped, and no other request can be started."""
+    def _everything(self, session: Session | None, texts: Texts) -> Changes:
         page = self.page
-        changes: Changes = {button: gr.Button(interactive=not is_so) for button in [page.retry, *page.example_buttons]}
-        return changes | {page.send: gr.Button(visible=not is_so), page.stop: gr.Button(visible=is_so)}
+        return {
+            page.chat: chat_view.conversation(session, texts, EXAMPLES),
+            page.live: "",
+            page.chips: chat_view.attached(session, texts),
+            page.panel: views.media_panel(session, texts),
+            page.notice: "",
+        }
 
-    def _refresh(self, session: Session | None) -> Changes:
-        page = self.page
-        return {page.chatbot: views.messages(session), page.panel: views.media_panel(session), page.notice: ""}
-
-    def _failure(self, error: VideoLlamaError, session: Session | None = None) -> Changes:
-        text = str(error)
-        # Not a file name.
-        if ":" not in text.split(" ")[0]:
-            text = text[:1].upper() + text[1:]
-        changes: Changes = {self.page.notice: views.notice(text, "error")}
-        if session is not None and not session.busy:
-            changes[self.page.chatbot] = views.messages(session)
-        return changes
-
-    def _emptied(self) -> Changes:
-        return {self.page.upload: None, self.page.webcam: None, self.page.microphone: None}
+    def _failure(self, error: VideoLlamaError, request: gr.Request, texts: Texts) -> Changes:
+        session, changes = self._find(request), {}
+        # Another request of the conversation shows what it does.
+        if session is None or not session.busy:
+            changes = self._everything(session, texts)
+        return changes | {self.page.notice: views.notice(_sentence(error), "error")}
 
 
-class Endpoints:
-    """Endpoints for scripts; each client has its own conversation. docs/demo.md shows them with gradio_client."""
-
-    def __init__(self, sessions: Sessions) -> None:
-        self.sessions = sessions
-
-    def connect(self, work: dict[str, Any]) -> None:
-        """Add the endpoints to the page that is being built; `work` limits those that compute."""
-        for handler in (self.upload, self.ask, self.retry):
-            gr.api(handler, **work)
-        for quick in (self.undo, self.clear, self.stop, self.export):
-            gr.api(quick, queue=False)
-
-    def upload(
-        self, file: dict[str, Any], request: gr.Request, frames: int | None = None, listen: bool | None = None
-    ) -> dict[str, Any]:
-        """Add a video, an image or an audio file; returns what the model gets of it."""
-        defaults = self.sessions.defaults
-        with _refusals():
-            path, name = self.sessions.uploads.find(file)
-            session = self.sessions.get(request.session_hash)
-            num_frames = check_num_frames(frames, self.sessions.limits) or defaults.num_frames
-            if listen is None:
-                listen = defaults.listen
-            if not isinstance(listen, bool):
-                raise VideoLlamaError("listen must be true or false")
-            return views.describe_file(session.add(path, name, num_frames=num_frames, listen=listen))
-
-    def ask(
-        self,
-        question: str,
-        request: gr.Request,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        num_beams: int | None = None,
-        max_new_tokens: int | None = None,
-    ) -> Iterator[str]:
-        """Ask about the uploaded files; streams the answer so far, the last item is the whole."""
-        with _refusals():
-            options = self._options(temperature, top_p, num_beams, max_new_tokens)
-            yield from self.sessions.get(request.session_hash).ask(question, **options)
-
-    def retry(
-        self,
-        request: gr.Request,
-        question: str | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        num_beams: int | None = None,
-        max_new_tokens: int | None = None,
-    ) -> Iterator[str]:
-        """Answer the last question again, or another one in its place."""
-        with _refusals():
-            options = self._options(temperature, top_p, num_beams, max_new_tokens)
-            yield from self.sessions.get(request.session_hash).retry(question, **options)
-
-    def undo(self, request: gr.Request) -> str:
-        """Take back the last question and return it; without one, the last file."""
-        session = self.sessions.find(request.session_hash)
-        with _refusals():
-            return session.undo() if session is not None else ""
-
-    def clear(self, request: gr.Request) -> bool:
-        """Forget the conversation and its files."""
-        session = self.sessions.find(request.session_hash)
-        with _refusals():
-            if session is not None:
-                session.clear()
-        return True
-
-    def stop(self, request: gr.Request) -> bool:
-        """End the answer that is being given; returns whether there is a conversation."""
-        session = self.sessions.find(request.session_hash)
-        if session is not None:
-            session.stop()
-        return session is not None
-
-    def export(self, request: gr.Request) -> str:
-        """Return the conversation as JSON text."""
-        return views.conversation_json(self.sessions.find(request.session_hash))
-
-    def _options(self, *settings: Any) -> dict[str, Any]:
-        return answer_options(settings, self.sessions.limits, self.sessions.defaults.options)
+def _field(event: gr.EventData, name: str) -> Any:
+    """Return one value that page.js sent with an event; anybody may send anything else."""
+    data = event._data
+    if isinstance(data, dict):
+        return data.get(name)
+    return None
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Let bad input reach the caller of an endpoint as an error of Gradio's, its text escaped."""
-    try:
-        yield
-    except VideoLlamaError as error:
-        raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+def _texts(request: gr.Request, wanted: Any) -> Texts:
+    """Return the strings for a visitor; `wanted` is an event with the language chosen on the page, or that itself."""
+    if isinstance(wanted, gr.EventData):
+        wanted = _field(wanted, "language")
+    return Texts(choose_language(wanted, request.headers.get("accept-language")))
+
+
+def _sentence(error: VideoLlamaError) -> str:
+    text = str(error)
+    # Not a file name.
+    if ":" not in text.split(" ")[0]:
+        text = text[:1].upper() + text[1:]
+    return text
+
+
+def _preset_script() -> str:
+    return f"(name) => ({json.dumps(PRESETS)})[name] || [0, 1, 1]"

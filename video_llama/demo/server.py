@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import os
 import socket
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
+from video_llama.demo.connections import SlowHeads, in_time
 from video_llama.demo.events import build_blocks
 from video_llama.demo.limits import Limits
 from video_llama.demo.page import launch_look
@@ -28,8 +31,10 @@ from video_llama.inference.engine import VideoLlama
 
 __all__ = ["DemoServer", "RequestGuard", "ServerSettings", "check_address", "read_auth", "warn_public_address"]
 
+logger = logging.getLogger(__name__)
+
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-_SWEEP_SECONDS = 30.0
+_SWEEP_SECONDS = 5.0
 # For visitors to be shown that the device failed.
 _LAST_ANSWER_SECONDS = 2.0
 # Of a request beside the file in it.
@@ -82,6 +87,7 @@ class DemoServer:
         self._load = load
         self._blocks: Any = None
         self._closing = threading.Event()
+        self._slow_heads = SlowHeads()
 
     def start(self) -> str:
         """Serve and return the address; the model goes on loading.
@@ -136,9 +142,11 @@ class DemoServer:
         self._cleanup.close()
 
     def sweep(self) -> None:
-        """Free what is no longer needed; the server does so by itself, twice a minute."""
+        """Free what is no longer needed and close what has stalled; the server does so by itself every few seconds."""
         self.sessions.end_idle()
         self.sessions.uploads.sweep()
+        if self._blocks is not None:
+            self._slow_heads.sweep(self._blocks.server)
 
     def _sweep_on(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
@@ -179,11 +187,32 @@ class RequestGuard:
         if scope["type"] == "http":
             refusal = self._check(scope["path"], dict(scope["headers"]))
         if refusal is None:
-            await self.app(scope, receive, send)
+            refusal = await self._pass_on(scope, receive, send)
+        if refusal is None:
             return
         # Without closing, the server would read the body all the same, to keep the connection.
         answer = PlainTextResponse(refusal[1], refusal[0], {"connection": "close"})
         await answer(scope, receive, send)
+
+    async def _pass_on(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> tuple[int, str] | None:
+        """Let the web application answer; return a refusal where it stumbles over a request, as Gradio does."""
+        has_begun = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, in_time(receive), watched)
+        except asyncio.TimeoutError:
+            return 408, "The request did not arrive in time."
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            logger.warning("a request for %r failed: %s", scope["path"][:200], type(error).__name__, exc_info=True)
+            return 400, "The server can make nothing of this request."
+        return None
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """Return the status and the text of a refusal; None for a request that is fine."""

@@ -50,6 +50,11 @@ class SessionFile:
     frame_shares: list[float]
     segment_shares: list[float]
 
+    @property
+    def key(self) -> str:
+        """Return what the page calls the file: nobody can guess it, and no two files have the same."""
+        return self.path.stem
+
 
 class Session:
     """The files, questions and answers of one visitor.
@@ -64,6 +69,8 @@ class Session:
         # Lets those who show an answer see that it was cleared meanwhile.
         self.times_cleared = 0
         self._files: dict[Upload, SessionFile] = {}
+        # By identity: two turns with the same words are still two.
+        self._settings: dict[int, dict[str, Any]] = {}
         self._busy = threading.Lock()
         self._stop = threading.Event()
 
@@ -85,6 +92,10 @@ class Session:
     def file(self, upload: Upload) -> SessionFile:
         """Return what is known about an upload of a turn."""
         return self._files[upload]
+
+    def settings(self, turn: Turn) -> dict[str, Any]:
+        """Return the settings with which a turn was answered; nothing before that."""
+        return self._settings.get(id(turn), {})
 
     def add(self, path: str | os.PathLike[str], name: str, *, num_frames: int | None, listen: bool) -> SessionFile:
         """Copy a file into the session, decode and encode it.
@@ -143,7 +154,7 @@ class Session:
         if question is not None:
             question = self.limits.check_question(question)
         with self._working():
-            turn = self._last_question()
+            turn = self.last_question()
             turn.question = question or turn.question
             turn.answer = None
             yield from self._answer(options)
@@ -162,6 +173,23 @@ class Session:
             if not turn.uploads:
                 self.chat.undo()
             return question
+
+    def remove(self, key: str) -> None:
+        """Remove one file, and free its memory; answers that were given about it stay.
+
+        Raises:
+            VideoLlamaError: the conversation has no such file.
+        """
+        with self._working():
+            for number, turn in enumerate(self.turns):
+                for upload in turn.uploads:
+                    if self._files[upload].key == key:
+                        turn.uploads.remove(upload)
+                        self._remove(upload)
+                        if not turn.uploads and turn.question is None:
+                            del self.turns[number]
+                        return
+            raise VideoLlamaError("this file is not in the conversation any more")
 
     def clear(self) -> None:
         """Remove everything and free its memory and files; a running answer is stopped."""
@@ -207,7 +235,8 @@ class Session:
             self._busy.release()
 
     def _answer(self, options: dict[str, Any]) -> Iterator[str]:
-        turn, text = self._last_question(), ""
+        turn, text = self.last_question(), ""
+        self._settings[id(turn)] = dict(options)
         pieces = self.chat.stream_answer(stop=self._stop, **options)
         try:
             for piece in pieces:
@@ -225,7 +254,12 @@ class Session:
         if not text:
             yield ""
 
-    def _last_question(self) -> Turn:
+    def last_question(self) -> Turn:
+        """Return the turn whose question can be answered again.
+
+        Raises:
+            VideoLlamaError: there is no question, or a file was added after it.
+        """
         if self.turns and self.turns[-1].question is not None:
             return self.turns[-1]
         if any(turn.question for turn in self.turns):
@@ -251,6 +285,7 @@ class Session:
 
     def _free(self) -> None:
         self.chat.reset()
+        self._settings.clear()
         for upload in list(self._files):
             self._remove(upload)
         if self.closed:

@@ -55,11 +55,13 @@ class SharedModel(VideoLlama):
 
     def encode(self, media: VideoFrames | AudioSegments | Tensor) -> EncodedMedia:
         """Encode as `VideoLlama.encode` does, and record the attention unless `media` is a bare tensor."""
+        qformer: nn.Module | None = None
+        parts = 0
         if isinstance(media, AudioSegments) and self.model.audio_branch is not None:
             qformer, parts = self.model.audio_branch.audio_qformer, len(self.prepare_values(media))
         elif isinstance(media, VideoFrames):
-            qformer, parts = self.model.video_branch.video_qformer, len(media.pixel_values)
-        else:
+            qformer, parts = self.model.video_branch.attention, len(media.pixel_values)
+        if qformer is None:
             with self._watched():
                 return super().encode(media)
         # The hooks record every item that passes the Q-Former, so one thread at a time encodes.
@@ -69,8 +71,11 @@ class SharedModel(VideoLlama):
         return encoded
 
     def shares(self, encoded: EncodedMedia) -> list[float]:
-        """Return each frame's or segment's share of the attention of the branch's last Q-Former; they add up to 1."""
-        return self._shares[encoded]
+        """Return each frame's or segment's share of the attention of the branch's last Q-Former; they add up to 1.
+
+        Empty for a connector without attention.
+        """
+        return self._shares.get(encoded, [])
 
     def prepare(self, conversation: Conversation, media: Sequence[EncodedMedia]) -> Prompt:
         """Prepare a prompt as `VideoLlama.prepare` does."""

@@ -1,175 +1,145 @@
-"""The conversation and its files as messages, HTML and JSON; every name and text in the HTML is escaped."""
+"""The files of a conversation as HTML: what the model gets of them; every name and text is escaped."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from video_llama.demo.session import Session, SessionFile
+from video_llama.demo.strings import Texts
 from video_llama.inference.chat import Upload
 
-__all__ = [
-    "NOTHING_YET",
-    "conversation_json",
-    "describe_file",
-    "is_last_question",
-    "media_panel",
-    "messages",
-    "notice",
-    "shown_text",
-    "summary",
-]
+__all__ = ["clock", "image_url", "is_gif", "media_panel", "notice", "summary", "thumbnail"]
 
-NOTHING_YET = (
-    '<div class="vl-empty"><strong>Nothing seen or heard yet</strong>'
-    "<span>Drop in a video, an image or a sound, or try an example.</span></div>"
-)
 _THUMBNAIL_SIZE, _PREVIEW_SIZE = 112, 224
 _SPECTRUM = np.array([(10, 12, 40), (72, 28, 110), (190, 55, 85), (250, 150, 45), (252, 250, 190)], dtype=float)
+# Phrases of `Upload.sound` that the page has in all languages; others are shown as they are.
+_AUDIO_STATES = {
+    "no sound track": "no_audio_track",
+    "not listened to": "audio_unused",
+    "the model has no audio branch": "no_audio_branch",
+}
+# Each file's small image is made once, and goes with the file.
+_THUMBNAILS: WeakKeyDictionary[SessionFile, str] = WeakKeyDictionary()
 
 
 def notice(text: str = "", kind: str = "info") -> str:
-    """Return the line above the conversation: `kind` is "info", "busy" or "error"; nothing for an empty text."""
+    """Return the line above the composer: `kind` is "info", "busy" or "error"; nothing for an empty text."""
     if not text:
         return ""
     role = "alert" if kind == "error" else "status"
     return f'<div class="vl-notice vl-{kind}" role="{role}">{escape(text)}</div>'
 
 
-def summary(upload: Upload) -> str:
+def summary(upload: Upload, texts: Texts) -> str:
     """Return in a few words what the model gets of a file."""
     audio = upload.sound
+    if audio in _AUDIO_STATES:
+        audio = texts(_AUDIO_STATES[audio])
     if upload.audio is not None:
-        segments = _counted(len(upload.audio.start_seconds), "segment")
-        audio = f"{upload.audio.duration_seconds:.1f} s of sound heard, in {segments}"
+        segments, seconds = len(upload.audio.start_seconds), upload.audio.duration_seconds
+        audio = texts("audio_segments", segments, seconds=f"{seconds:.1f}")
     if upload.frames is None:
         return audio
     if upload.frames.kind == "image":
-        return "one image"
-    return f"{_counted(len(upload.frames.times_seconds), 'frame')} seen, {audio}"
+        return texts("one_image")
+    return f"{texts('frames_seen', len(upload.frames.times_seconds))}, {audio}"
 
 
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
+def thumbnail(file: SessionFile) -> str:
+    """Return the address of a small image of a file: its first frame, or the spectrum of its first audio segment."""
+    if file not in _THUMBNAILS:
+        frames, audio = file.upload.frames, file.upload.audio
+        if frames is not None:
+            _THUMBNAILS[file] = image_url(frames.frames[0])
+        else:
+            assert audio is not None
+            _THUMBNAILS[file] = _spectra(audio.values[:1, 0].float().numpy())[0]
+    return _THUMBNAILS[file]
 
 
-def messages(session: Session | None) -> list[dict[str, Any]]:
-    """Return the conversation as messages of a chat window; files are messages of the assistant."""
-    if session is None:
-        return []
-    found: list[dict[str, Any]] = []
-    for turn in session.turns:
-        for upload in turn.uploads:
-            file = session.file(upload)
-            title = {"title": f"{file.kind.capitalize()}: {escape(file.name)}"}
-            found.append({"role": "assistant", "content": shown_text(summary(upload)), "metadata": title})
-        if turn.question is not None:
-            found.append({"role": "user", "content": shown_text(turn.question)})
-        if turn.answer is not None:
-            found.append({"role": "assistant", "content": shown_text(turn.answer or "(no answer)")})
-    return found
+def media_panel(session: Session | None, texts: Texts) -> str:
+    """Return the viewer: a card for every file, of which page.js shows one, and a row of tabs to choose it."""
+    files = session.media if session is not None else []
+    if not files:
+        return ""
+    last = files[-1]
+    tabs = "".join(_tab(file, file is last) for file in files)
+    cards = "".join(_card(file, file is last, texts) for file in files)
+    fold = f'<button type="button" class="vl-fold" data-action="fold" aria-label="{texts("fold")}">⌃</button>'
+    rail = f'<div class="vl-tabs" role="tablist" aria-label="{texts("files")}">{tabs}</div>'
+    return f'<div class="vl-rail">{rail}{fold}</div>{cards}'
 
 
-def is_last_question(session: Session, index: Any) -> bool:
-    """Return whether a message is the last one of the user's, by its number."""
-    users = [number for number, message in enumerate(messages(session)) if message["role"] == "user"]
-    return users[-1:] == [index]
+def _tab(file: SessionFile, is_shown: bool) -> str:
+    selected, index = ("true", 0) if is_shown else ("false", -1)
+    return (
+        f'<button type="button" class="vl-tab" role="tab" id="vl-tab-{file.key}" aria-controls="vl-card-{file.key}" '
+        f'aria-selected="{selected}" tabindex="{index}" data-action="open" data-file="{file.key}">'
+        f'<img src="{thumbnail(file)}" alt=""><span>{escape(file.name)}</span></button>'
+    )
 
 
-def shown_text(text: str) -> str:
-    """Return a text for the chat window, which would take what looks like HTML for HTML."""
-    return escape(text, quote=False)
-
-
-def conversation_json(session: Session | None) -> str:
-    """Return the conversation with what the model got of its files, as indented JSON."""
-    turns = []
-    if session is not None:
-        for turn in session.turns:
-            media = [describe_file(session.file(upload)) for upload in turn.uploads]
-            turns.append({"media": media, "question": turn.question, "answer": turn.answer})
-    return json.dumps({"turns": turns}, indent=2, ensure_ascii=False)
-
-
-def describe_file(file: SessionFile) -> dict[str, Any]:
-    """Return what the model got of one file, for programs."""
-    upload = file.upload
-    described: dict[str, Any] = {"name": file.name, "kind": file.kind, "sound": upload.sound}
-    if upload.frames is not None:
-        described["frame_seconds"] = [round(seconds, 3) for seconds in upload.frames.times_seconds]
-        described["frame_shares"] = [round(share, 4) for share in file.frame_shares]
-    if upload.audio is not None:
-        described["segment_seconds"] = [round(seconds, 3) for seconds in upload.audio.start_seconds]
-        described["segment_shares"] = [round(share, 4) for share in file.segment_shares]
-    return described
-
-
-def media_panel(session: Session | None) -> str:
-    """Return a card for every file of the conversation, the latest first."""
-    if session is None or not session.media:
-        return NOTHING_YET
-    return "".join(_card(file) for file in reversed(session.media))
-
-
-def _card(file: SessionFile) -> str:
+def _card(file: SessionFile, is_shown: bool, texts: Texts) -> str:
     frames, audio, name = file.upload.frames, file.upload.audio, escape(file.name)
     strips = ""
     # A still image has no times: its one frame got all the attention.
     if frames is not None and frames.times_seconds:
-        images = [_data_url(frame, "JPEG") for frame in frames.frames]
+        images = [image_url(frame) for frame in frames.frames]
         cells = zip(images, frames.times_seconds, file.frame_shares, strict=True)
-        strips += _strip("Frame", "Frames the model saw", [*cells], not _is_gif(file))
+        strips += _strip("frame", [*cells], not is_gif(file), texts)
     if audio is not None:
-        values = audio.values[:, 0].float().numpy()
-        # One colour scale for all segments, so that they can be compared.
-        low, high = float(values.min()), float(values.max())
-        images = [_data_url(spectrum_image(segment, low, high), "PNG") for segment in values]
+        images = _spectra(audio.values[:, 0].float().numpy())
         cells = zip(images, audio.start_seconds, file.segment_shares, strict=True)
-        strips += _strip("Sound", "Sound the model heard", [*cells], not _is_gif(file))
+        strips += _strip("audio", [*cells], not is_gif(file), texts)
     return (
-        f'<section class="vl-card" aria-label="{name}"><header><strong>{name}</strong>'
-        f"<span>{escape(summary(file.upload))}</span></header>{_player(file)}{strips}</section>"
+        f'<section class="vl-card" role="tabpanel" id="vl-card-{file.key}" aria-labelledby="vl-tab-{file.key}" '
+        f'data-file="{file.key}"{" hidden" * (not is_shown)}><header><strong>{name}</strong>'
+        f"<span>{escape(summary(file.upload, texts))}</span></header>{_player(file, texts)}{strips}</section>"
     )
 
 
-def _is_gif(file: SessionFile) -> bool:
+def is_gif(file: SessionFile) -> bool:
+    """Return whether a file is an animation: browsers play it, but cannot go to a time in it."""
     return file.kind != "audio" and Path(file.name).suffix.lower() == ".gif"
 
 
-def _player(file: SessionFile) -> str:
+def _player(file: SessionFile, texts: Texts) -> str:
     """Return a player of the file; page.js replaces one that the browser cannot show by a line or `data-seen`."""
     source, name = f"gradio_api/file={quote(str(file.path))}", escape(file.name)
-    if file.upload.frames is not None and (file.kind == "image" or _is_gif(file)):
-        seen = _data_url(file.upload.frames.frames[0], "JPEG", _PREVIEW_SIZE)
+    if file.upload.frames is not None and (file.kind == "image" or is_gif(file)):
+        seen = image_url(file.upload.frames.frames[0], "JPEG", _PREVIEW_SIZE)
         return f'<img class="vl-player" src="{source}" alt="{name}" data-seen="{seen}">'
+    instead = texts("unplayable_audio" if file.kind == "audio" else "unplayable_video")
     attributes = f'class="vl-player" src="{source}" controls preload="metadata" aria-label="{name}"'
-    return f"<{file.kind} {attributes}></{file.kind}>"
+    return f'<{file.kind} {attributes} data-instead="{instead}"></{file.kind}>'
 
 
-def _strip(what: str, title: str, parts: list[tuple[str, float, float]], is_seekable: bool) -> str:
+def _strip(kind: str, parts: list[tuple[str, float, float]], is_seekable: bool, texts: Texts) -> str:
     """Return a row of cells, one for each image with its time and its share of the attention."""
     highest = max(share for _, _, share in parts)
-    cells = [_cell(image, seconds, share, highest, what, is_seekable) for image, seconds, share in parts]
-    hint = "bars: share of attention"
+    cells = [_cell(image, seconds, share, highest, kind, texts, is_seekable) for image, seconds, share in parts]
+    title, hint = texts("frames_title" if kind == "frame" else "audio_title"), texts("bars")
     if is_seekable:
-        hint += '<span class="vl-seek">; click to go there</span>'
+        hint += f'<span class="vl-seek">; {texts("seek")}</span>'
     return (
         f'<div class="vl-strip-title"><span>{title}</span><small>{hint}</small></div>'
-        f'<div class="vl-strip">{"".join(cells)}</div>'
+        f'<div class="vl-strip" role="group" aria-label="{title}">{"".join(cells)}</div>'
     )
 
 
-def _cell(image: str, seconds: float, share: float, highest: float, what: str, is_seekable: bool = True) -> str:
-    label = f"{what} at {seconds:.1f} seconds, {share:.0%} of the attention"
+def _cell(
+    image: str, seconds: float, share: float, highest: float, kind: str, texts: Texts, is_seekable: bool = True
+) -> str:
+    label = texts(f"{kind}_at", seconds=f"{seconds:.1f}", share=f"{100 * share:.0f}")
     height = round(100 * share / (highest or 1))
     return (
         f'<button type="button" class="vl-cell" data-seconds="{seconds:.3f}" aria-label="{label}" title="{label}"'
@@ -177,6 +147,12 @@ def _cell(image: str, seconds: float, share: float, highest: float, what: str, i
         f'<span class="vl-bar"><i style="height:{height}%"></i></span><img src="{image}" alt="">'
         f"<span>{clock(seconds)}</span><small>{share:.0%}</small></button>"
     )
+
+
+def _spectra(values: NDArray[np.float32]) -> list[str]:
+    # One colour scale for all segments, so that they can be compared.
+    low, high = float(values.min()), float(values.max())
+    return [image_url(spectrum_image(segment, low, high), "PNG") for segment in values]
 
 
 def clock(seconds: float) -> str:
@@ -198,7 +174,8 @@ def spectrum_image(segment: NDArray[np.float32], low: float, high: float) -> NDA
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def _data_url(pixels: NDArray[np.uint8], format: str, size: int = _THUMBNAIL_SIZE) -> str:
+def image_url(pixels: NDArray[np.uint8], format: str = "JPEG", size: int = _THUMBNAIL_SIZE) -> str:
+    """Return an image as an address that has it inside, at most `size` pixels wide and high."""
     image, buffer = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((size, size))
     image.save(buffer, format=format, quality=80)

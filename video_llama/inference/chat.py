@@ -5,60 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from video_llama.conversation import Conversation
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.inference.cache import PrefixCache
-from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
+from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.generation import GenerationOptions
+from video_llama.inference.uploads import Decoded, Turn, Upload
 from video_llama.media.decode import why_no_audio
 from video_llama.media.sources import describe_source
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
-from video_llama.prompt_parts import media_prefix
 
 __all__ = ["Chat", "Decoded", "Turn", "Upload"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """A file that was read.
-
-    Args:
-        source: the file.
-        frames: of a video or an image; None for an audio file.
-        audio: segments of its audio; None if there are none.
-        sound: one phrase about the audio: "heard", "no sound track", "not listened to", or why it cannot be decoded.
-    """
-
-    source: str
-    frames: VideoFrames | None
-    audio: AudioSegments | None
-    sound: str
-
-
-@dataclass(frozen=True, eq=False)
-class Upload(Decoded):
-    """A file of a conversation, with its features in the order of the placeholders of `introduction`."""
-
-    encoded: tuple[EncodedMedia, ...]
-
-    @property
-    def introduction(self) -> list[Any]:
-        """Return the text and placeholders that introduce the file in a prompt."""
-        return media_prefix([] if self.frames is None else [self.frames], self.audio)
-
-
-@dataclass
-class Turn:
-    """One question with the files uploaded before it, and its answer once there is one."""
-
-    uploads: list[Upload] = field(default_factory=list)
-    question: str | None = None
-    answer: str | None = None
 
 
 class Chat:
@@ -72,7 +34,7 @@ class Chat:
         >>> chat.upload_video("clip.mp4")
         >>> chat.ask("What is happening?")
         >>> chat.answer(max_new_tokens=64)
-        >>> chat.ask("And what can you hear?")
+        >>> chat.ask("And what is in the audio?")
         >>> for piece in chat.stream_answer():
         ...     print(piece, end="", flush=True)
 
@@ -148,7 +110,7 @@ class Chat:
         try:
             if isinstance(clip.audio, MediaError):
                 raise clip.audio
-            return Decoded(source, frames, processor.finish_segments(clip.audio), "heard")
+            return self._decoded(source, frames, processor.finish_segments(clip.audio))
         except MediaError as error:
             if not isinstance(error, NoAudioTrackError):
                 logger.warning("the audio track is left out: %s", error)
@@ -172,7 +134,11 @@ class Chat:
                 "load it with equip_audio_branch and an AL_*.pth checkpoint"
             )
         audio = self.media_processor.process_audio(path)
-        return Decoded(audio.source, None, audio, "heard")
+        return self._decoded(audio.source, None, audio)
+
+    def _decoded(self, source: str, frames: VideoFrames | None, audio: AudioSegments) -> Decoded:
+        seconds = self.media_processor.log_mel.segment_seconds
+        return Decoded(source, frames, audio, "heard", segment_seconds=seconds)
 
     def add(self, decoded: Decoded) -> Upload:
         """Encode what was read of a file, and put it in front of the next question."""
@@ -180,7 +146,8 @@ class Chat:
         encoded = tuple(self.model.encode(item) for item in media if item is not None)
         # A copy leaves out the samples that the segments were made of: nobody needs them any more.
         audio = None if decoded.audio is None else replace(decoded.audio)
-        upload = Upload(decoded.source, decoded.frames, audio, decoded.sound, encoded)
+        seconds = decoded.segment_seconds
+        upload = Upload(decoded.source, decoded.frames, audio, decoded.sound, encoded, segment_seconds=seconds)
         self._open_turn().uploads.append(upload)
         return upload
 
@@ -211,8 +178,8 @@ class Chat:
             for piece in self.model.stream(prompt, chosen, self._cache, stop):
                 text += piece
                 yield piece
-        except GeneratorExit:
-            # The caller closed the iterator: the text that it has seen becomes the answer.
+        except (GeneratorExit, KeyboardInterrupt):
+            # The caller closed the iterator, or Ctrl-C: the text that was seen becomes the answer.
             self._open_turn().answer = text
             raise
         self._open_turn().answer = text

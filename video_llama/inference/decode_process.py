@@ -19,10 +19,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
+from video_llama.errors import MediaError
 from video_llama.media.decode import ClipDecoder, Decoded
+from video_llama.media.sources import describe_source, is_file
 from video_llama.registry import VIDEO_READERS
 
-__all__ = ["DECODE_SECONDS", "DecodeProcess", "ProcessDied", "TookTooLong", "home_of_reader", "serve"]
+__all__ = [
+    "DECODE_SECONDS",
+    "DecodeProcess",
+    "ProcessDied",
+    "TookTooLong",
+    "decode_source",
+    "home_of_reader",
+    "pack_source",
+    "serve",
+]
 
 DECODE_SECONDS = 600.0
 """Default time for one file or window. Real files take seconds; a network file system that hangs takes for ever."""
@@ -33,6 +44,8 @@ _START = (
     "import sys; sys.path[:] = sys.argv[1:]; "
     "from video_llama.inference.decode_process import serve; serve()"
 )
+# A process may have been killed for no fault of the clip.
+_ATTEMPTS = 2
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -128,6 +141,41 @@ def _end_after(seconds: float, process: subprocess.Popen[bytes], is_late: thread
         yield
     finally:
         timer.cancel()
+
+
+def pack_source(source: Any) -> bytes | None:
+    """Return what a decoding process is sent; None for a source that has to be read by its owner."""
+    if not is_file(source):
+        return None
+    try:
+        return pickle.dumps(os.fspath(source) if isinstance(source, os.PathLike) else source)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+
+
+def decode_source(process: DecodeProcess, packed: bytes, source: Any, first: int) -> Decoded | None:
+    """Return what a process makes of a source; the error, if the process crashes or takes too long with it.
+
+    Args:
+        process: where it is decoded.
+        packed: the source from `pack_source`.
+        source: the source itself, for the error.
+        first: number of the first window to read.
+
+    Returns:
+        None if the process cannot unpickle it.
+    """
+    reason = "the process that decodes it crashes"
+    for _ in range(_ATTEMPTS):
+        try:
+            return process.decode(packed, first)
+        except TookTooLong:
+            reason = "decoding it takes too long, or its file system does not answer"
+            break
+        except ProcessDied:
+            continue
+    # Say that this window is the last one, so that the rest of such a file is not tried.
+    return first + 1, [MediaError(describe_source(source), reason)]
 
 
 def home_of_reader(decoder: ClipDecoder) -> str:

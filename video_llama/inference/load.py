@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from video_llama.checkpoints.adapters import base_of_adapter, is_adapter_folder, load_adapter, resolve_adapter
+from video_llama.checkpoints.chosen_parts import chosen_part
 from video_llama.checkpoints.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
 from video_llama.checkpoints.language_model import check_language_model, named_template
 from video_llama.checkpoints.load import (
@@ -46,7 +47,7 @@ from video_llama.model.parts import trained_parts
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import end_token_ids
-from video_llama.registry import MODELS
+from video_llama.registry import MODELS, import_plugins
 from video_llama.utils.devices import LESS_TO_LOAD, computing_on, resolve_device, resolve_dtype
 from video_llama.utils.extras import require_extra
 
@@ -194,7 +195,12 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
         CheckpointError, ConfigError: there is no tokenizer, or settings contradict each other.
     """
     use_audio = config.equip_audio_branch
-    sources = [Path(source).expanduser() for source in (config.ckpt, config.ckpt_2, config.vit_ckpt) if source]
+    import_plugins(config.plugins, "model.plugins")
+    frame_encoder, audio_encoder = chosen_part(config, "frame_encoder"), None
+    if use_audio:
+        audio_encoder = chosen_part(config, "audio_encoder")
+    vit_ckpt = None if frame_encoder is not None else config.vit_ckpt
+    sources = [Path(source).expanduser() for source in (config.ckpt, config.ckpt_2, vit_ckpt) if source]
     folders = [path if path.is_dir() else path.parent for path in sources]
     if config.ckpt is not None and is_transformers_folder(folders[0]):
         saved = read_saved_config(folders[0])
@@ -206,7 +212,14 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     language_model = resolve_source(config.llama_model, "the language model (model.llama_model)", no_weights)
     # Only the sizes and the tokenizer are read.
     unread = Path()
-    files = OriginalFiles(language_model, unread, unread, config=find_config(folders))
+    files = OriginalFiles(
+        language_model,
+        unread,
+        unread,
+        config=find_config(folders),
+        frame_encoder=frame_encoder,
+        audio_encoder=audio_encoder,
+    )
     whole = configured_config(config, files)
     whole.use_audio = use_audio
     return build_processor(whole, language_model, named_template(config.model_type))
@@ -215,7 +228,7 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
 def _locate(
     model_path: str | os.PathLike[str], model_base: str | os.PathLike[str] | None, audio: bool | None
 ) -> _Located:
-    """Find what lies at a path, hub id or address."""
+    """Find what is at a path, hub id or address."""
     run = find_trained_run(model_path)
     if run is not None and not (model_base is not None and is_adapter_folder(Path(model_path).expanduser())):
         return _locate_run(run, model_base, audio)
@@ -276,6 +289,7 @@ def _locate_adapter(
 def _locate_configured(section: ModelConfig, for_training: bool = False) -> _Located:
     """Find what a model section names."""
     adapter = None
+    import_plugins(section.plugins, "model.plugins")
     if section.adapter is not None:
         adapter = resolve_adapter(section.adapter)
     if section.ckpt is not None:

@@ -20,6 +20,7 @@ from video_llama.errors import VideoLlamaError
 from video_llama.inference.cache import MediaCache
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.static_decoder import DecoderPool
+from video_llama.inference.summary import summarize_model
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
 from video_llama.processor.collate import pad_items
@@ -77,6 +78,14 @@ class LoadedModel:
         # What it was loaded from, for its card.
         self.origin: str | os.PathLike[str] | None = None
         self._logged: set[str] = set()
+
+    @property
+    def summary(self) -> str:
+        """Return in a few words which model it is: name, size, precision and modalities."""
+        return summarize_model(self.model, self.origin)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary}, on {self.device})"
 
     @property
     def device(self) -> torch.device:

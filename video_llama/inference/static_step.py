@@ -3,7 +3,7 @@
 Launching the thousand small operations of one token takes the CPU longer than computing them takes a GPU; a graph
 launches them all at once. On a CPU the same code runs without a graph.
 
-Each row has its own length: the token at position p lies in slot p, and a row attends to its own slots only. So there
+Each row has its own length: the token at position p is in slot p, and a row attends to its own slots only. So there
 is no padding between prompt and answer, and a row's answer does not depend on the other rows but for rounding.
 """
 

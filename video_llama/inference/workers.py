@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import queue
 import time
 from collections import deque
@@ -11,16 +9,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from video_llama.errors import MediaError, VideoLlamaError
-from video_llama.inference.decode_process import DECODE_SECONDS, DecodeProcess, ProcessDied, TookTooLong, home_of_reader
-from video_llama.media.decode import Decoded
-from video_llama.media.sources import describe_source, is_file
+from video_llama.errors import VideoLlamaError
+from video_llama.inference.decode_process import (
+    DECODE_SECONDS,
+    DecodeProcess,
+    decode_source,
+    home_of_reader,
+    pack_source,
+)
 from video_llama.processor.clips import ClipReader, ClipSource, Window
 
 __all__ = ["WindowRead", "read_ahead"]
-
-# A process may have been killed for no fault of the clip.
-_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -138,12 +137,12 @@ class _Pool:
         return [(self._running.pop(future), future.result()) for future in finished]
 
     def _read(self, task: _Task) -> _Result:
-        packed = None if self._only_here else _pack(task.source)
+        packed = None if self._only_here else pack_source(task.source)
         # There are as many processes as threads, so one is always idle here.
         process = self._idle.get()
         begun = time.perf_counter()
         try:
-            decoded = None if packed is None else _decode(process, packed, task)
+            decoded = None if packed is None else decode_source(process, packed, task.source, task.first)
         finally:
             self._idle.put(process)
         windows: list[Window | VideoLlamaError]
@@ -163,27 +162,3 @@ class _Pool:
         for process in self._processes:
             process.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _pack(source: ClipSource) -> bytes | None:
-    """Return what a decoding process is sent; None for a source that has to be read here."""
-    if not is_file(source):
-        return None
-    try:
-        return pickle.dumps(os.fspath(source) if isinstance(source, os.PathLike) else source)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return None
-
-
-def _decode(process: DecodeProcess, packed: bytes, task: _Task) -> Decoded | None:
-    reason = "the process that decodes it crashes"
-    for _ in range(_ATTEMPTS):
-        try:
-            return process.decode(packed, task.first)
-        except TookTooLong:
-            reason = "decoding it takes too long, or the place where it lies does not answer"
-            break
-        except ProcessDied:
-            continue
-    # Say that this window is the last one, so that the rest of such a file is not tried.
-    return task.first + 1, [MediaError(describe_source(task.source), reason)]

@@ -135,7 +135,7 @@ def decode_timed_frames(track: AudioTrack, is_after_seek: bool = False) -> Itera
         is_after_seek: the position may be within a packet, of which the decoder makes nothing.
 
     Yields:
-        when the frame is heard, in seconds of the container's clock, or None if the file does not say; and its
+        when the frame is played, in seconds of the container's clock, or None if the file does not say; and its
         samples, (channels, samples), float32.
     """
     # PyAV's stream follows the changes that a broadcast may have midway; what is yielded does not.

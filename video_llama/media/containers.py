@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -23,8 +23,10 @@ from video_llama.constants import Modality
 from video_llama.errors import MediaError, NoAudioTrackError
 from video_llama.media.reasons import describe_error, why_not_found
 from video_llama.media.signatures import IMAGE_BRANDS, describe_image_boxes, describe_other
+from video_llama.media.truncation import FIRST_BOXES, describe_truncation
 
 __all__ = [
+    "REPAIR",
     "check_media_file",
     "demux_packets",
     "describe_content",
@@ -46,14 +48,6 @@ _MEDIA_SIGNATURES = (
     b"YUV4MPEG2 ",
 )
 
-_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}
-_BOXES = {*_FIRST_BOXES, b"moof", b"mfra", b"sidx", b"styp", b"meta", b"udta", b"uuid", b"pdin", b"emsg"}
-
-# Programs that write to a pipe put this or more where the size belongs.
-_UNKNOWN_CHUNK_SIZE = 0x7FFFF000
-# Some programs count the chunk's own header, or a padding byte that is not there.
-_CHUNK_SLACK_BYTES = 16
-
 # Packets are flagged as damaged wherever a broadcast recording starts or ends, and where a WAV file says to
 # be a few bytes longer than it is (one that is really cut short never gets here). Elsewhere the flag means
 # damage.
@@ -70,7 +64,7 @@ _OPEN_TIMEOUT_SECONDS = 60.0
 # A day.
 _LONG_MICROSECONDS = str(86_400_000_000)
 
-_REPAIR = "copy or download it again; if it plays elsewhere, convert it to H.264 and AAC in an .mp4 file"
+REPAIR = "copy or download it again; if it plays elsewhere, convert it to H.264 and AAC in an .mp4 file"
 
 max_frame_pixels: ContextVar[int] = ContextVar("max_frame_pixels", default=2**27)
 """Largest frame, width times height, that is decoded: four times 8K. A damaged header can claim sizes that would fill
@@ -115,7 +109,7 @@ def describe_content(path: str) -> str:
 def _describe_content(path: str) -> str:
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
-    if head[4:8] in _FIRST_BOXES and head[8:12] not in IMAGE_BRANDS:
+    if head[4:8] in FIRST_BOXES and head[8:12] not in IMAGE_BRANDS:
         return ""
     if head[4:8] == b"ftyp":
         return describe_image_boxes(path, head)
@@ -130,19 +124,9 @@ def _describe_content(path: str) -> str:
 
 
 def find_truncation(path: str) -> str:
-    """How a container falls short of the size it declares, or "" if it is whole or declares none."""
+    """Say how a file falls short of what it declares, or "" if it is whole or does not tell."""
     with translate_errors(path, "cannot be read"), open(path, "rb") as file:
-        size = os.path.getsize(path)
-        head = file.read(12)
-        if head[4:8] in _FIRST_BOXES:
-            declared = _declared_end_of_boxes(file, size)
-        elif head[:4] == b"\x1aE\xdf\xa3":
-            declared = _declared_end_of_matroska(file, size)
-        elif head[:4] in (b"RIFF", b"FORM"):
-            declared = _declared_end_of_chunk(head) - _CHUNK_SLACK_BYTES
-        else:
-            declared = 0
-    return f"the file is truncated: {size} of {declared} bytes are there" if size < declared else ""
+        return describe_truncation(file, os.path.getsize(path))
 
 
 def media_kind(path: str | os.PathLike[str]) -> Modality:
@@ -192,7 +176,7 @@ def open_container(path: str | os.PathLike[str], probe_bytes: int | None = None)
         raise NoAudioTrackError(path, "no sound track")
     if content:
         hint = "open it as an image" if "still image" in content else ""
-        raise MediaError(path, f"neither video nor sound but {content}", hint)
+        raise MediaError(path, f"{content}, not a video or audio file", hint)
     truncation = find_truncation(name)
     if truncation:
         raise MediaError(path, truncation, "copy or download it again")
@@ -215,7 +199,7 @@ def open_container(path: str | os.PathLike[str], probe_bytes: int | None = None)
 
 
 @contextmanager
-def translate_errors(path: str | os.PathLike[str], reason: str, hint: str = _REPAIR) -> Iterator[None]:
+def translate_errors(path: str | os.PathLike[str], reason: str, hint: str = REPAIR) -> Iterator[None]:
     """Turn errors of FFmpeg and of the system into `MediaError(path, reason)`, with what they mean added."""
     try:
         yield
@@ -266,49 +250,3 @@ def demux_packets(container: InputContainer, stream: Stream, path: str | os.Path
         if packet.is_corrupt and container.format.name not in _FORMATS_FLAGGED_WITHOUT_DAMAGE:
             raise MediaError(path, f"the {stream.type} stream is damaged or cut short")
         yield packet
-
-
-def _declared_end_of_boxes(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box of an MP4 or QuickTime file (ISO 14496-12, section 4.2) says it ends."""
-    start = 0
-    while start + 8 <= size:
-        file.seek(start)
-        header = file.read(16)
-        length = int.from_bytes(header[:4], "big")
-        # A 64-bit length follows the type.
-        if length == 1:
-            length = int.from_bytes(header[8:16], "big")
-        if length < 8 or header[4:8] not in _BOXES:
-            # "to the end of the file", or what some programs add after the last box.
-            return start
-        start += length
-    return start
-
-
-def _declared_end_of_matroska(file: BinaryIO, size: int) -> int:
-    """Where the segment of a Matroska or WebM file (RFC 9559) says it ends; 0 if it does not say."""
-    file.seek(4)
-    header_size = _read_ebml_size(file)
-    if header_size is None or header_size > size:
-        return 0
-    file.seek(header_size, os.SEEK_CUR)
-    if file.read(4) != b"\x18\x53\x80\x67":
-        return 0
-    segment_size = _read_ebml_size(file)
-    return 0 if segment_size is None else file.tell() + segment_size
-
-
-def _read_ebml_size(file: BinaryIO) -> int | None:
-    """An EBML variable-length size; None for "unknown", as live recordings have."""
-    first = file.read(1)
-    if not first or first[0] == 0:
-        return None
-    length = 9 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(length - 1), "big") & ((1 << 7 * length) - 1)
-    return None if value == (1 << 7 * length) - 1 else value
-
-
-def _declared_end_of_chunk(head: bytes) -> int:
-    """Where the outer chunk of an AVI, WAV (little-endian) or AIFF (big-endian) file says it ends."""
-    size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-    return 0 if size >= _UNKNOWN_CHUNK_SIZE else size + 8

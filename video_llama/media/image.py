@@ -96,6 +96,10 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         with opened:
             if opened.width * opened.height > _MAX_PIXELS:
                 raise MediaError(path, f"{opened.width}x{opened.height} pixels are too many", "make it smaller")
+            # An animation that was cut behind its first frame looks like an image.
+            truncation = find_truncation(name) if opened.format == "GIF" else ""
+            if truncation:
+                raise MediaError(path, truncation, "copy or download it again")
             yield opened
 
 

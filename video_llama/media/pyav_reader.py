@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 
 from video_llama.errors import MediaError
 from video_llama.media.containers import (
+    REPAIR,
     check_media_file,
     demux_packets,
     describe_content,
@@ -45,6 +46,12 @@ __all__ = ["AnimationReader", "PyAVReader", "open_pyav"]
 # Codecs whose "non-reference" pictures nothing else is decoded from, so that unwanted ones need not be
 # decoded. (HEVC's may still be referred to by higher temporal layers.)
 _CODECS_WITH_SKIPPABLE_FRAMES = {"h264", "mpeg2video", "mpeg4"}
+
+# A year. Damaged headers give each frame any number of seconds, which prompts would repeat.
+_LONGEST_SECONDS = 366 * 86_400
+
+# Of a frame of an animation (8K), and of all of them: each is put together whole, however small the file is.
+_MAX_ANIMATION_FRAME, _MAX_ANIMATION = 2**25, 2**33
 
 # Less than a tenth of a second's work: opening the file once more for it would gain nothing.
 _MIN_PARALLEL_PIXELS = 50_000_000
@@ -121,6 +128,9 @@ class PyAVReader:
         if index.times is None and self.times_seconds[-1] != last and stream.codec_context.has_b_frames:
             index = index.delayed(min(self._decoder.count_delay(), self.num_frames - 1))
             _, self.times_seconds, self.duration_seconds = index.seconds(stream, self.fps)
+        if self.duration_seconds > _LONGEST_SECONDS:
+            days = self.duration_seconds / 86_400
+            raise MediaError(self._path, f"{self.num_frames} frames in {days:.0f} days: its times are damaged", REPAIR)
         # A header may speak of 30 frames a second where browsers recorded as many as they found time for.
         if self.times_seconds[-1] != last:
             self.fps = self.num_frames / self.duration_seconds
@@ -180,8 +190,11 @@ class AnimationReader:
 
     def __init__(self, path: str | os.PathLike[str], image: Image.Image, height: int, width: int) -> None:
         self._path, self._image, self._size = path, image, (height, width)
-        if image.width * image.height > max_frame_pixels.get():
+        pixels = image.width * image.height
+        if pixels > min(max_frame_pixels.get(), _MAX_ANIMATION_FRAME):
             raise MediaError(path, f"frames of {image.width}x{image.height} are too large")
+        if pixels * getattr(image, "n_frames", 1) > _MAX_ANIMATION:
+            raise MediaError(path, "an animation of too many frames for their size", "convert it to an .mp4 file")
         self.times_seconds: list[float] = []
         seconds = 0.0
         with translate_image_errors(path):

@@ -61,6 +61,8 @@ class LogMelSettings:
         num_mel_frames: frames of a segment; fewer are padded with zeros, more are cut.
         mean, std: of the training data's log-mel values.
         frame_length_ms, frame_shift_ms: analysis window and its step.
+        extractor: settings of a feature extractor of transformers, which then makes the features, and not Kaldi's
+            filter bank; the numbers of bins and frames are the two sizes of what it returns.
 
     Raises:
         ConfigError: a setting that is no number, or not above 0.
@@ -74,9 +76,10 @@ class LogMelSettings:
     std: float = 9.138
     frame_length_ms: float = 25.0
     frame_shift_ms: float = 10.0
+    extractor: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        settings: dict[str, Any] = vars(self)
+        settings: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "extractor"}
         for name, value in settings.items():
             is_number = isinstance(value, (int, float)) and math.isfinite(value)
             if not is_number or (value <= 0 and name != "mean"):
@@ -147,7 +150,7 @@ def frame_seconds(
         last_seconds: how long the last frame is shown; 0 where the file does not say.
         fps: average frames per second that the file states.
         tolerance_seconds: what the file may have rounded its times by. Times no further than that from index / fps are
-            those of a constant rate, and become index / fps: what the published models were told.
+            those of a constant rate, and become index / fps: what the prompts of the published models said.
     """
     count = len(stated_seconds)
     counted = np.arange(count) / fps

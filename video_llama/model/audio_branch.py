@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from video_llama.model.frozen import as_frozen
 from video_llama.model.imagebind import ImageBindTrunk
 from video_llama.model.qformer import QFormer, position_rows, run_qformer
 from video_llama.processor.transforms import normalize_pixels
+from video_llama.registry import AUDIO_ENCODERS
 
 __all__ = ["AudioBranch"]
 
@@ -35,8 +36,9 @@ class AudioBranch(nn.Module):
         # By the modality of the encoder.
         self._graphs = {"audio": EncoderGraphs(), "vision": EncoderGraphs()}
         vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
-        # Frozen: one segment, or one frame, at a time to one vector of the joint space.
-        self.audio_encoder = ImageBindTrunk(config.audio_config)
+        audio = config.audio_config
+        # Frozen: one segment, or one frame, at a time to one vector of the joint space; or to tokens.
+        self.audio_encoder: Any = AUDIO_ENCODERS.get(audio.name, audio.module).build(audio)
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
         # Trained: from the vectors of all segments to the width of the language model.
         self.segment_position_embedding = nn.Embedding(config.max_segment_positions, config.audio_config.output_size)
@@ -75,8 +77,11 @@ class AudioBranch(nn.Module):
         return self.pool(segment_vectors, segment_mask)
 
     def encode_segments(self, audio_values: Tensor) -> Tensor:
-        """Return ImageBind's vector for every segment: (audios, segments, joint_width)."""
-        return self._encode(self.audio_encoder, audio_values)
+        """Return ImageBind's vector for every segment: (audios, segments, joint_width).
+
+        Other encoders return tokens: (audios, segments, tokens, width).
+        """
+        return self._encode("audio", self.audio_encoder, audio_values)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Return ImageBind's vector for every frame, to train the branch on images in place of audio.
@@ -92,15 +97,18 @@ class AudioBranch(nn.Module):
         """
         if self.vision_encoder is None:
             raise ValueError("this model has no ImageBind vision trunk; its config needs imagebind_vision_config")
-        return self._encode(self.vision_encoder, pixel_values)
+        return self._encode("vision", self.vision_encoder, pixel_values)
 
-    def _encode(self, encoder: ImageBindTrunk, items: Tensor) -> Tensor:
+    def _encode(self, modality: str, encoder: nn.Module, items: Tensor) -> Tensor:
+        # The head's, as a few weights of ImageBind are always float32.
+        weight = encoder.head.weight if isinstance(encoder, ImageBindTrunk) else next(encoder.parameters())
+
         def prepare(part: Tensor) -> Tensor:
             if part.dtype == torch.uint8:
                 part = normalize_pixels(part)
-            return part.to(encoder.head.weight.dtype)
+            return part.to(weight.dtype)
 
-        graphs = self._graphs[encoder.config.modality]
+        graphs = self._graphs[modality]
         with as_frozen(items.device.type, encoder):
             vectors = graphs.run(encoder, items.flatten(0, 1), self.chunk_size, encoder, prepare=prepare)
         return vectors.unflatten(0, items.shape[:2])  # (audios, segments, joint_width)
@@ -109,13 +117,20 @@ class AudioBranch(nn.Module):
         """Map segment vectors to language-model tokens.
 
         Args:
-            segment_vectors: (audios, segments, joint_width), as `encode_segments` returns them.
+            segment_vectors: (audios, segments, joint_width) or (audios, segments, tokens, width), as `encode_segments`
+                returns them.
             segment_mask: (audios, segments), bool.
 
         Returns:
             (audios, audio_queries, language_width).
         """
         positions = position_rows(self.segment_position_embedding, segment_vectors.shape[1], segment_mask)
+        if segment_vectors.ndim == 4:
+            # All tokens of a segment have its position, and its value of the mask.
+            positions = positions.repeat_interleave(segment_vectors.shape[2], dim=1)
+            if segment_mask is not None:
+                segment_mask = segment_mask.repeat_interleave(segment_vectors.shape[2], dim=1)
+            segment_vectors = segment_vectors.flatten(1, 2)
         states = segment_vectors.to(positions) + positions  # (audios, segments, joint_width)
         pooled = run_qformer(self.audio_qformer, self.audio_query_tokens, states, segment_mask)
         return self.projection(pooled.to(self.projection.weight.dtype))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from timm.models.eva import EvaAttention
+from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
@@ -17,10 +17,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import ChunkSize
+from video_llama.model.frame_branch import FrameBranch
 from video_llama.model.frozen import in_own_precision, keep_frozen_parts_evaluating
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
 from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE, let_gradients_through, spare_parts
-from video_llama.model.video_branch import VideoBranch
+from video_llama.model.video_branch import build_video_branch
 from video_llama.model.weight_names import to_model_places
 
 __all__ = [
@@ -132,9 +133,9 @@ class VideoLlamaPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # What stays together on one device; FSDP shards each by itself, and blocks within a branch as well. The audio
-    # branch, where there is one, names itself: FSDP refuses a name that is not in the model.
-    _no_split_modules: ClassVar[list[str]] = ["VideoBranch", "EvaBlock"]
+    # What stays together on one device, FSDP shards each by itself, and blocks within a branch as well. The branches
+    # name themselves: FSDP refuses a name that is not in the model.
+    _no_split_modules: ClassVar[list[str]] = []
     # A folder may hold more than is wanted: an audio branch that is left out, ImageBind's vision trunk.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?audio_branch\."]
     _keep_in_fp32_modules: ClassVar[list[str]] = list(KEPT_FROM_FLOAT16)
@@ -183,11 +184,13 @@ class VideoLlamaPreTrainedModel(PreTrainedModel):
         """Initialise what no checkpoint holds; encoders are meant to be loaded, never trained from here."""
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, VideoBranch):
-            init.normal_(module.query_tokens, std=std)
-            init.normal_(module.video_query_tokens, std=std)
-            init.trunc_normal_(module.vision_encoder.cls_token, std=std)
-            init.trunc_normal_(module.vision_encoder.pos_embed, std=std)
+        if isinstance(module, FrameBranch):
+            for name in ("query_tokens", "video_query_tokens"):
+                if hasattr(module, name):
+                    init.normal_(getattr(module, name), std=std)
+            if isinstance(module.vision_encoder, Eva):
+                init.trunc_normal_(module.vision_encoder.cls_token, std=std)
+                init.trunc_normal_(module.vision_encoder.pos_embed, std=std)
         elif isinstance(module, AudioBranch):
             init.normal_(module.audio_query_tokens, std=std)
         elif isinstance(module, ImageBindTrunk):
@@ -231,7 +234,7 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
 
     def __init__(self, config: VideoLlamaConfig, build_decoder: Callable[[], nn.Module] | None = None) -> None:
         super().__init__(config)
-        self.video_branch = VideoBranch(config)
+        self.video_branch = build_video_branch(config)
         self.audio_branch = AudioBranch(config) if config.use_audio else None
         if build_decoder is not None:
             self.language_model = build_decoder()

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
 
+from video_llama.constants import IMAGE_MEAN, IMAGE_STD
+from video_llama.model.encoder_configuration import AudioEncoderConfig, FrameEncoderConfig
 from video_llama.model.precision import spare_parts
 from video_llama.utils.remote_code import auto_map, write_remote_code
 
@@ -25,6 +27,12 @@ class VideoLlamaVisionConfig(PreTrainedConfig):
 
     model_type = "video_llama_vision"
     base_config_key = "vision_config"
+    # Under which it is registered, and what is fixed about it: as for `FrameEncoderConfig`, but not saved.
+    name: ClassVar[str] = "eva_vit_g"
+    module: ClassVar[None] = None
+    mean: ClassVar[tuple[float, float, float]] = IMAGE_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGE_STD
+    num_prefix_tokens: ClassVar[int] = 1
 
     image_size: int = 224
     patch_size: int = 14
@@ -35,6 +43,17 @@ class VideoLlamaVisionConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     output_norm_eps: float = 1e-5
     drop_path_rate: float = 0.0
+
+    @property
+    def num_patches(self) -> int:
+        """Return the number of patches of one frame."""
+        side = self.image_size // self.patch_size
+        return side * side
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of patches of one frame, plus the class token."""
+        return self.num_patches + 1
 
 
 class ImageBindTrunkConfig(PreTrainedConfig):
@@ -49,6 +68,8 @@ class ImageBindTrunkConfig(PreTrainedConfig):
     """
 
     model_type = "video_llama_imagebind_trunk"
+    name: ClassVar[str] = "imagebind"
+    module: ClassVar[None] = None
 
     modality: Literal["audio", "vision"] = "audio"
     input_size: tuple[int, ...] | list[int] = (128, 204)
@@ -87,14 +108,16 @@ class VideoLlamaConfig(PreTrainedConfig):
     """The whole model (Zhang, Li and Bing 2023, section 2).
 
     Args:
-        vision_config: the frame encoder.
+        vision_config: the frame encoder; a `FrameEncoderConfig` for another than the published one.
         qformer_config: BLIP-2's Q-Former, applied to each frame (cross-attention in every second layer).
         video_qformer_config: the Q-Former over the tokens of all frames (cross-attention in every layer).
-        audio_config: ImageBind's audio trunk.
+        audio_config: ImageBind's audio trunk; an `AudioEncoderConfig` for another encoder.
         imagebind_vision_config: ImageBind's vision trunk; None, the default, leaves it out. It is needed only
             to train the audio branch on images.
         audio_qformer_config: the Q-Former over the vectors of all audio segments.
         text_config: the language model; any configuration `AutoModelForCausalLM` knows.
+        connector: what leads from the frame encoder to the language model, other than the published Q-Formers: its name
+            in the registry `CONNECTORS`, under "name", and its settings.
         use_audio: build the audio branch.
         max_frame_positions: rows of the frame position table; longer videos interpolate it.
         max_segment_positions: rows of the segment position table; longer audio interpolates it.
@@ -127,6 +150,7 @@ class VideoLlamaConfig(PreTrainedConfig):
     audio_qformer_config: Any = None
     text_config: Any = None
 
+    connector: Any = None
     use_audio: bool = True
     num_query_tokens: int = 32
     num_video_query_tokens: int = 32
@@ -140,8 +164,8 @@ class VideoLlamaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # The sizes that follow from another part are filled in here, so that a config file need not repeat them.
-        self.vision_config = _sub_config(VideoLlamaVisionConfig, self.vision_config)
-        self.audio_config = _sub_config(ImageBindTrunkConfig, self.audio_config)
+        self.vision_config = _encoder_config(VideoLlamaVisionConfig, FrameEncoderConfig, self.vision_config)
+        self.audio_config = _encoder_config(ImageBindTrunkConfig, AudioEncoderConfig, self.audio_config)
         if self.imagebind_vision_config is not None:
             self.imagebind_vision_config = _sub_config(ImageBindTrunkConfig, self.imagebind_vision_config)
         self.qformer_config = _sub_config(
@@ -149,6 +173,9 @@ class VideoLlamaConfig(PreTrainedConfig):
         )
         two_layers = {"num_hidden_layers": 2, "cross_attention_frequency": 1}
         frames = {"encoder_hidden_size": self.qformer_config.hidden_size, **two_layers}
+        if self.connector is not None:
+            # No frame Q-Former lies between.
+            frames["encoder_hidden_size"] = self.vision_config.hidden_size
         segments = {"encoder_hidden_size": self.audio_config.output_size, **two_layers}
         self.video_qformer_config = _sub_config(Blip2QFormerConfig, self.video_qformer_config, **frames)
         self.audio_qformer_config = _sub_config(Blip2QFormerConfig, self.audio_qformer_config, **segments)
@@ -163,6 +190,21 @@ class VideoLlamaConfig(PreTrainedConfig):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_parts(kwargs["quantization_config"])
         super().__post_init__(**kwargs | {"auto_map": auto_map()})
+
+    @property
+    def frame_tokens_shape(self) -> tuple[int, int]:
+        """Return what the frozen encoders give for one frame: (tokens, width)."""
+        if self.connector is None:
+            return self.num_query_tokens, self.qformer_config.hidden_size
+        vision = self.vision_config
+        return self.connector.get("tokens_per_frame") or vision.num_tokens, vision.hidden_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings; those of a connector only where there is another than the published one."""
+        values: dict[str, Any] = super().to_dict()
+        if values.get("connector") is None:
+            values.pop("connector", None)
+        return values
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `config.json`, and the module in which `trust_remote_code=True` finds the classes."""
@@ -181,6 +223,17 @@ def _sub_config(
     if isinstance(given, PreTrainedConfig):
         return given
     return config_class(**{**defaults, **(given or {})})
+
+
+def _encoder_config(
+    published: type[PreTrainedConfig],
+    other: type[PreTrainedConfig],
+    given: dict[str, Any] | PreTrainedConfig | None,
+) -> PreTrainedConfig:
+    """Return the configuration of an encoder; what is given says by its `model_type` if it is another one."""
+    if isinstance(given, dict) and given.get("model_type") == other.model_type:
+        return other(**given)
+    return _sub_config(published, given)
 
 
 def _text_config(given: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -39,6 +39,7 @@ _PREFIXES = {
     "frame_qformer": ("video_branch.qformer.", "video_branch.query_tokens"),
     "video_qformer": (
         "video_branch.video_qformer.",
+        "video_branch.connector.",
         "video_branch.frame_position_embedding.",
         "video_branch.video_query_tokens",
     ),
@@ -95,7 +96,7 @@ def part_of_parameter(name: str) -> str | None:
 
 
 def branch_of(part: str) -> str | None:
-    """Return the branch, by its name in the model, that a part lies in; None for the language model."""
+    """Return the branch, by its name in the model, that a part is in; None for the language model."""
     branch = _PREFIXES[part][0].partition(".")[0]
     return None if branch == "language_model" else branch
 
@@ -151,13 +152,16 @@ def enable_checkpointing(model: VideoLlamaForConditionalGeneration) -> None:
     """
     model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     branch = model.video_branch
-    if requires_gradients(branch.vision_encoder) or requires_gradients(branch.vision_norm):
+    parts: list[Any] = [*branch.encoder_parts]
+    if any(map(requires_gradients, parts[:2])):
         branch.vision_encoder.set_grad_checkpointing(True)
         # A layer that is computed through `checkpoint` cannot be captured as a CUDA graph in a validation.
         if branch.chunk_size == "auto":
             model.set_chunk_size(2 * CHUNK_SIZE)
-    if any(map(requires_gradients, (branch.vision_encoder, branch.vision_norm, branch.qformer))):
-        branch.qformer.gradient_checkpointing_enable({"use_reentrant": False})
+    # Behind the encoder and its norm, the frame Q-Former of the published connector.
+    for qformer in parts[2:]:
+        if any(map(requires_gradients, parts)):
+            qformer.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def adapted_parts(lora: LoraConfig, section: ModelConfig) -> frozenset[str]:

@@ -22,9 +22,9 @@ from video_llama.model.backbone import (
 )
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import ChunkSize
+from video_llama.model.frame_branch import FrameBranch
 from video_llama.model.frozen import in_own_precision
 from video_llama.model.loss import forward_on_answers
-from video_llama.model.video_branch import VideoBranch
 from video_llama.model.weight_names import accept_saved_names, to_model_name
 
 __all__ = ["VideoLlamaForConditionalGeneration", "cache_argument", "find_placeholders"]
@@ -80,7 +80,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         return whole
 
     @property
-    def video_branch(self) -> VideoBranch:
+    def video_branch(self) -> FrameBranch:
         return self.model.video_branch
 
     @property

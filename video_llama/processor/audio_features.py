@@ -1,22 +1,27 @@
 """Decoded audio to log-mel segments as ImageBind's audio trunk wants them (Girdhar et al. 2023, arXiv 2305.05665).
 
+Other audio encoders have their features made by the feature extractor of transformers that belongs to them.
+
 Audio is resampled block by block, so that long files need little memory.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torchaudio.compliance.kaldi import fbank
 from torchaudio.transforms import Resample
 
-from video_llama.errors import MediaError, NoAudioTrackError
+from video_llama.errors import ConfigError, MediaError, NoAudioTrackError, translate_foreign
 from video_llama.media.audio import RawAudio, decode_blocks, read_part
 from video_llama.media.audio_track import open_audio_track
 from video_llama.media.sampling import LogMelSettings, resampling_period, round_odd_rate
@@ -25,6 +30,7 @@ __all__ = [
     "Waveform",
     "decode_audio",
     "decode_audio_window",
+    "extract_features",
     "finish_audio",
     "log_mel",
     "log_mel_segments",
@@ -35,6 +41,8 @@ __all__ = [
 # Far more than the resampling filter reaches to either side.
 _MARGIN_SECONDS = 0.1
 _MAX_SAMPLE = 1e6
+# Feature extractors of transformers, by their settings: mel filters take a while to compute.
+_EXTRACTORS: dict[str, Any] = {}
 _FULL_SCALE = {torch.int16: 2**15, torch.int32: 2**31}
 
 
@@ -54,7 +62,7 @@ class Waveform:
 def decode_audio(path: str | os.PathLike[str], sample_rate_hz: int | None = None, *, mono: bool = False) -> Waveform:
     """Decode the audio track of a video, or an audio file.
 
-    The first sample is what is heard when the first frame of the video is shown. Where the track has nothing, before it
+    The first sample is played when the first frame of the video is shown. Where the track has nothing, before it
     begins and in its gaps, the audio is silence. (Up to 0.1 s, as that of encoders, is left as it is.)
 
     Args:
@@ -202,10 +210,16 @@ def log_mel_segments(
     # In audio that is shorter than a segment all segments are the same.
     mels: dict[tuple[int, int], torch.Tensor] = {}
     for start, stop in ranges:
-        if (start, stop) not in mels:
-            segment = samples[start:stop]
+        if (start, stop) in mels:
+            continue
+        segment = samples[start:stop]
+        if settings.extractor is not None:
+            mels[start, stop] = extract_features(segment, settings)
+        else:
             mels[start, stop] = log_mel(segment - segment.mean(), settings)
     values = torch.stack(list(map(mels.__getitem__, ranges)))  # (segments, mel_bins, mel_frames)
+    if settings.extractor is not None:
+        return values.unsqueeze(1)
     return ((values - settings.mean) / settings.std).unsqueeze(1)
 
 
@@ -235,3 +249,34 @@ def log_mel(samples: torch.Tensor, settings: LogMelSettings) -> torch.Tensor:
     # Every segment gets the same number of frames: a longer one is cut, a shorter one is padded.
     mel = frames.T[:, : settings.num_mel_frames]
     return torch.nn.functional.pad(mel, (0, settings.num_mel_frames - mel.shape[1]))
+
+
+def extract_features(samples: torch.Tensor, settings: LogMelSettings) -> torch.Tensor:
+    """Return what the feature extractor of the settings makes of one segment: two dimensions, float32.
+
+    Args:
+        samples: (samples,), float32.
+
+    Raises:
+        ConfigError: there is no such feature extractor, or it does not take the segment.
+    """
+    key = json.dumps(settings.extractor, sort_keys=True)
+    if key not in _EXTRACTORS:
+        _EXTRACTORS[key] = _build_extractor(settings.extractor or {})
+    extractor = _EXTRACTORS[key]
+    with translate_foreign(ConfigError, f"the feature extractor {type(extractor).__name__}"):
+        features = extractor(samples.numpy(), sampling_rate=settings.sample_rate_hz, return_tensors="pt")
+    values: torch.Tensor = next(iter(features.values())).to(torch.float32)
+    return values.reshape(values.shape[-2:])
+
+
+def _build_extractor(values: dict[str, Any]) -> Any:
+    """Return a feature extractor of transformers, from its settings."""
+    name = str(values.get("feature_extractor_type"))
+    kind: Any = getattr(transformers, name, None)
+    # The settings may be a stranger's: nothing but a feature extractor is built.
+    is_extractor = isinstance(kind, type) and issubclass(kind, transformers.FeatureExtractionMixin)
+    if not is_extractor:
+        raise ConfigError(f"log_mel.extractor: transformers has no feature extractor {name!r}")
+    with translate_foreign(ConfigError, f"log_mel.extractor: the settings of {name}"):
+        return kind.from_dict(values)

@@ -95,7 +95,7 @@ def write_jinja(template: Conversation, bos: str = "") -> str | None:
         bos: what the tokenizer puts in front of a prompt.
 
     Returns:
-        the template, whose answers lie between `{% generation %}` marks; None in the style CHAT_TEMPLATE, where the
+        the template, whose answers are between `{% generation %}` marks; None in the style CHAT_TEMPLATE, where the
         tokenizer has its own.
     """
     style, sep = template.sep_style, template.sep

@@ -210,7 +210,10 @@ class MediaProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that results depend on, in types of JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "allow_urls"}
+        values = {name: value for name, value in asdict(self).items() if name != "allow_urls"}
+        if self.log_mel.extractor is None:
+            del values["log_mel"]["extractor"]
+        return values
 
     def process_video(
         self, path: Any, *, num_frames: int | None = None, audio: bool = True

@@ -211,6 +211,6 @@ def _check_content(content: Any, where: str, role: str, strict: bool) -> None:
         raise MessagesError(f"{where}: holds {media[0]}; {_EXPECTED}")
     is_empty = all(item.get("type") == "text" and not str(item.get("text")).strip() for item in items)
     if is_empty and role == "user":
-        raise MessagesError(f"{where}: says nothing; a question needs text or media")
+        raise MessagesError(f"{where}: is empty; a question needs text or media")
     if is_empty and role == "assistant" and strict:
-        raise MessagesError(f"{where}: says nothing: there is no answer to learn")
+        raise MessagesError(f"{where}: is empty, so there is no training target")

@@ -92,7 +92,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         if min(image_token_id, audio_token_id) < len(tokenizer) or image_token_id == audio_token_id:
             raise ConfigError(
                 f"image_token_id ({image_token_id}) and audio_token_id ({audio_token_id}) must differ and "
-                f"lie above the {len(tokenizer)} ids of the tokenizer, or text could pass for media"
+                f"be above the {len(tokenizer)} ids of the tokenizer, or text could pass for media"
             )
         self.image_token_id = image_token_id
         self.audio_token_id = audio_token_id

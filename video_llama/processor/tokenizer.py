@@ -48,7 +48,9 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBas
     if isinstance(tokenizer, LlamaTokenizer):
         tokenizer = _with_sentencepiece_rule(tokenizer)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"{source}: {type(tokenizer).__name__} is slow; a tokenizer.json is needed")
+        raise CheckpointError(
+            f"{source}: {type(tokenizer).__name__} is a slow tokenizer; a fast one (tokenizer.json) is needed"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -112,7 +114,7 @@ def _load_any(source: str, is_local: bool) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, local_files_only=is_local, trust_remote_code=False)
     except Exception as error:
         # The tokenizers library raises bare Exception on a damaged file.
-        missing = "no such folder here, and not to be had from the hub either"
+        missing = "neither a local folder nor reachable on the Hugging Face Hub"
         advice = f"{missing}; download the language model's folder and give its path"
         if is_local:
             advice = f"the folder needs an intact {_MODEL_FILE} or {_FAST_FILE}"

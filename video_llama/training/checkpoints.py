@@ -75,6 +75,7 @@ class TrainingState:
         settings: all that the result depends on, from `resume.describe_run`; empty in checkpoints of older versions.
         best_loss, best_iteration: the lowest validation loss, and where the run had it; None before a validation.
         early_stopping_counter: validations since then that were not better by `run.early_stopping_threshold`.
+        window: losses and norms since the last line of the log, from `TrainWindow.kept`.
         streams: of each process, where the streamed datasets stand.
     """
 
@@ -92,6 +93,7 @@ class TrainingState:
     best_loss: float | None = None
     best_iteration: int | None = None
     early_stopping_counter: int = 0
+    window: dict[str, Any] = field(default_factory=dict)
     streams: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -207,8 +209,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
         there = known or sorted(folder.parent.glob(checkpoint_name("*")))
         if there:
             raise CheckpointError(
-                f"{folder.parent}: holds a run already, up to {there[-1].name}. Go on with it by --resume "
-                f"(run.resume_ckpt_path=auto), or choose another run.output_dir"
+                f"{folder.parent}: already contains a run (latest: {there[-1].name}). Continue it with "
+                f"--resume (run.resume_ckpt_path=auto), or choose another run.output_dir"
             )
         return None
     if resume == "auto":
@@ -294,8 +296,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     differing = sorted(trainable.keys() ^ values.keys())
     if differing:
         raise CheckpointError(
-            f"{path}: other parts trained there than the configuration names ({len(differing)} parameters differ, "
-            f"the first is {differing[0]})"
+            f"{path}: this checkpoint trained other parameters than the configuration ({len(differing)} differ, "
+            f"first: {differing[0]})"
         )
     # DeepSpeed reads weights and optimizer itself, each process its own share.
     if optimizer_state is None:

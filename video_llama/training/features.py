@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +18,8 @@ from video_llama.data.build import EncodedDataset
 from video_llama.data.features import Features, FeatureStore, decode_features, encode_features, fingerprint
 from video_llama.data.sample_processor import InputName, MediaInput
 from video_llama.errors import ConfigError
+from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.encoder_configuration import AudioEncoderConfig, FrameEncoderConfig
 from video_llama.model.frozen import trains
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.utils.devices import to_device
@@ -42,24 +46,35 @@ def open_feature_store(
     if config.dir is None:
         return None
     video, audio = model.video_branch, model.audio_branch
-    encoders: dict[str, list[nn.Module]] = {"pixel_values": [video.vision_encoder, video.vision_norm, video.qformer]}
+    encoders: dict[str, list[nn.Module]] = {"pixel_values": [*video.encoder_parts]}
     if audio is not None:
         encoders["audio_values"] = [audio.audio_encoder]
         if audio.vision_encoder is not None and images_as_audio:
             encoders["audio_pixel_values"] = [audio.vision_encoder]
     # The cache is keyed by the weights too, so features of other encoder weights are never used.
-    fingerprints = {}
+    fingerprints: dict[str, str] = {}
     for name, modules in encoders.items():
         if trains(*modules):
             raise ValueError("features can only be cached of frozen encoders")
         weights = [parameter for module in modules for parameter in module.parameters()]
         if name == "pixel_values":
-            # The queries are a parameter of the branch itself and not of one of the modules.
-            weights.append(video.query_tokens)
-        fingerprints[name] = fingerprint(weights)
+            # Queries are a parameter of the branch itself and not of one of the modules.
+            weights += [value for value in video.encoder_weights if isinstance(value, nn.Parameter)]
+        fingerprints[name] = fingerprint(weights) + _settings_of(model.config, name)
     folder = Path(config.dir).expanduser()
     make_folder(folder, "features.dir")
     return FeatureStore(folder, config.encoding, fingerprints)  # type: ignore[arg-type]
+
+
+def _settings_of(config: VideoLlamaConfig, name: str) -> str:
+    """Return what features depend on beside weights, where parts are not the published ones; else nothing."""
+    of_encoder = config.vision_config if name == "pixel_values" else config.audio_config
+    settings: list[Any] = []
+    if isinstance(of_encoder, (FrameEncoderConfig, AudioEncoderConfig)):
+        settings.append(of_encoder.to_diff_dict())
+    if name == "pixel_values" and config.connector is not None:
+        settings.append(config.connector)
+    return json.dumps(settings, sort_keys=True, default=str) if settings else ""
 
 
 class FeatureFiller:

@@ -10,6 +10,7 @@ from typing import Any
 
 from video_llama.data.batches import Batch
 from video_llama.model.configuration import ImageBindTrunkConfig, VideoLlamaConfig, VideoLlamaVisionConfig
+from video_llama.model.encoder_configuration import AudioEncoderConfig, FrameEncoderConfig, block_sizes
 
 __all__ = [
     "audio_branch_flops",
@@ -63,6 +64,9 @@ def batch_flops(config: VideoLlamaConfig, batch: Batch) -> float:
         number = len(item.values)
         if item.name == "pixel_values":
             branch, encoder = video_branch_flops(config, number), frame_flops(config)
+        elif isinstance(config.audio_config, AudioEncoderConfig):
+            tokens = config.audio_config.num_output_tokens
+            branch, encoder = audio_branch_flops(config, number * tokens), encoder_flops(config.audio_config)
         else:
             trunk = config.audio_config if item.name == "audio_values" else config.imagebind_vision_config
             branch, encoder = audio_branch_flops(config, number), trunk_flops(trunk)
@@ -74,7 +78,7 @@ def batch_flops(config: VideoLlamaConfig, batch: Batch) -> float:
 
 def video_branch_flops(config: VideoLlamaConfig, num_frames: int) -> float:
     """Return the operations of the Q-Former over all frames, and of the projection."""
-    states = num_frames * config.num_query_tokens
+    states = num_frames * config.frame_tokens_shape[0]
     return _branch_flops(config, config.video_qformer_config, config.num_video_query_tokens, states)
 
 
@@ -90,8 +94,12 @@ def _branch_flops(config: VideoLlamaConfig, qformer: Any, queries: int, states: 
 
 def frame_flops(config: VideoLlamaConfig) -> float:
     """Return the operations of ViT and BLIP-2's Q-Former for one frame."""
-    tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
-    return vit_flops(config.vision_config) + qformer_flops(config.qformer_config, config.num_query_tokens, tokens)
+    vision = config.vision_config
+    encoder = encoder_flops(vision) if isinstance(vision, FrameEncoderConfig) else vit_flops(vision)
+    if config.connector is not None:
+        return encoder
+    tokens = vision.num_tokens
+    return encoder + qformer_flops(config.qformer_config, config.num_query_tokens, tokens)
 
 
 def vit_flops(vision: VideoLlamaVisionConfig) -> float:
@@ -99,6 +107,16 @@ def vit_flops(vision: VideoLlamaVisionConfig) -> float:
     patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
     stem = 2.0 * patches * 3 * vision.patch_size**2 * width
     return stem + vision.num_hidden_layers * _block_flops(patches + 1, width, vision.intermediate_size, patches + 1)
+
+
+def encoder_flops(encoder: FrameEncoderConfig | AudioEncoderConfig) -> float:
+    """Return the operations of the blocks of another encoder for one frame or segment, as those of a usual transformer.
+
+    An estimate: of an audio encoder only the tokens that are kept are known.
+    """
+    sizes = block_sizes(encoder)
+    tokens = encoder.num_tokens if isinstance(encoder, FrameEncoderConfig) else encoder.num_output_tokens
+    return sizes.num_hidden_layers * _block_flops(tokens, sizes.hidden_size, sizes.intermediate_size, tokens)
 
 
 def trunk_flops(trunk: ImageBindTrunkConfig) -> float:

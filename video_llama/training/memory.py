@@ -10,6 +10,7 @@ from video_llama.checkpoints.adapters import lora_layers
 from video_llama.checkpoints.memory import build_skeleton, estimate_memory
 from video_llama.config import LoraConfig
 from video_llama.model.configuration import VideoLlamaConfig
+from video_llama.model.encoder_configuration import block_sizes
 from video_llama.model.parts import part_of_parameter
 
 __all__ = ["TrainingMemory", "TrainingSample", "estimate_training_memory", "language_model_saved_bytes"]
@@ -126,14 +127,16 @@ def _branches_saved_bytes(
     saved = 0
     encoders = learning & {"frame_encoder", "frame_qformer"}
     if encoders:
-        tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
-        values = _qformer_saved_values(config.qformer_config, tokens, config.num_query_tokens)
-        # Gradients end at the first part that learns.
-        saved += sample.num_frames * values * bytes_per_value
+        tokens = config.vision_config.num_tokens
+        if config.connector is None:
+            values = _qformer_saved_values(config.qformer_config, tokens, config.num_query_tokens)
+            # Gradients end at the first part that learns.
+            saved += sample.num_frames * values * bytes_per_value
         if "frame_encoder" in encoders:
-            saved += vit_saved_bytes(config.vision_config, sample.num_frames * tokens, bytes_per_value, checkpointing)
+            vision = block_sizes(config.vision_config)
+            saved += vit_saved_bytes(vision, sample.num_frames * tokens, bytes_per_value, checkpointing)
     if encoders or "video_qformer" in learning:
-        states = config.num_query_tokens * sample.num_frames
+        states = config.frame_tokens_shape[0] * sample.num_frames
         values = _qformer_saved_values(config.video_qformer_config, states, config.num_video_query_tokens)
         saved += values * bytes_per_value
     if "audio_qformer" in learning:

@@ -86,7 +86,7 @@ class ModelSelection:
         state.early_stopping_counter = 0
 
     def note(self, state: TrainingState, figures: Sequence[Mapping[str, Any]], is_logged: bool) -> None:
-        """Take in a validation; the run's weights are those that were validated.
+        """Record a validation; the run's weights are those that were validated.
 
         Args:
             state: of the run; the validation is no longer due in it.

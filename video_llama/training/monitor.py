@@ -230,6 +230,16 @@ class TrainWindow:
     data_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
+    @classmethod
+    def going_on(cls, kept: Mapping[str, Any]) -> TrainWindow:
+        """Return the window that a checkpoint has kept, or an empty one. Speeds begin anew."""
+        by_dataset = {name: (loss, count) for name, (loss, count) in kept.get("by_dataset", {}).items()}
+        return cls(list(kept.get("losses", ())), list(kept.get("norms", ())), by_dataset)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as values of JSON that grow with the window."""
+        return {"losses": self.losses, "norms": self.norms, "by_dataset": self.by_dataset}
+
     def add(self, output: StepOutput, totals: StepTotals, group: Sequence[Batch]) -> None:
         """Add a step; `group` are the batches of the main process in it."""
         if not output.is_skipped:

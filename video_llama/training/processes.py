@@ -28,6 +28,7 @@ __all__ = [
     "check_processes",
     "describe_processes",
     "from_main_process",
+    "is_of_other_process",
     "is_sharded",
     "mixed_precision",
     "sum_over_processes",
@@ -176,6 +177,12 @@ def from_main_process(compute: Callable[[], Value]) -> Value:
         raise outcome[1]
     value: Value = outcome[0]
     return value
+
+
+def is_of_other_process(error: RuntimeError) -> bool:
+    """Return whether an error says that another process of the run ended or does not answer."""
+    # gloo's have no class of their own, but begin with the place in its source.
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
 def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[float]:

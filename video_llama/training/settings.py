@@ -42,7 +42,7 @@ def _of_device(config: Config) -> Iterator[str]:
     try:
         training_device(config.run)
     except ConfigError as error:
-        yield f"run.device: {error}; without this key a run takes what there is"
+        yield f"run.device: {error}; without this key a run uses a GPU if there is one"
         return
     try:
         mixed_precision(config.run, config.model.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import Blip2QFormerModel
 
 from video_llama.errors import ConfigError
 from video_llama.model.frozen import requires_gradients
@@ -95,7 +96,9 @@ class CompiledLayers:
 def _layers(model: VideoLlamaForConditionalGeneration) -> list[nn.Module]:
     kinds = set(model.language_model._no_split_modules or ())
     layers = [module for module in model.language_model.modules() if type(module).__name__ in kinds]
-    qformers = [model.video_branch.video_qformer]
+    qformers: list[Any] = []
+    if isinstance(model.video_branch.attention, Blip2QFormerModel):
+        qformers.append(model.video_branch.attention)
     if model.audio_branch is not None:
         qformers.append(model.audio_branch.audio_qformer)
     for qformer in qformers:

@@ -77,7 +77,7 @@ class Trainer:
         check_settings(config)
         if run.deterministic:
             prepare_determinism()
-        dtype = config.model.dtype if model is None else model.model.video_branch.query_tokens.dtype
+        dtype = config.model.dtype if model is None else model.model.video_branch.encoder_dtype
         self.accelerator = build_accelerator(run, dtype)
         if run.compile:
             check_compiler(self.accelerator)
@@ -293,7 +293,8 @@ class Trainer:
         places = dict(enumerate(self.state.streams)).get(self.accelerator.process_index)
         batches = load_batches(self._reader, left, run.num_workers, pin_memory=is_on_gpu, places=places)
         is_shown = self.accelerator.is_main_process
-        window = TrainWindow()
+        window = TrainWindow.going_on(self.state.window)
+        self.state.window = window.kept()
         with tqdm(total=self.num_iterations, initial=left.start, disable=not is_shown, unit="it") as bar:
             while self.state.iteration < self.num_iterations and not self._selection.stops_early(self.state):
                 waited = time.perf_counter()
@@ -313,6 +314,7 @@ class Trainer:
                 if is_log_due or totals.stops:
                     self._log(window)
                     window = TrainWindow()
+                    self.state.window = window.kept()
                 if self._after_step(before, must_stop=bool(totals.stops)):
                     # Saving and validating do not count as training time.
                     window.started = time.perf_counter()

@@ -88,9 +88,9 @@ def _check_device(device: str | torch.device) -> torch.device:
         raise ConfigError(f"device {chosen} is not supported; {_DEVICES}")
     gpus = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
-        raise ConfigError(f"no device {chosen} here: torch sees {gpus or 'no'} GPU{'' if gpus == 1 else 's'}")
+        raise ConfigError(f"device {chosen} is not available: torch found {gpus} GPU(s)")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("no device mps here: torch sees no Apple GPU")
+        raise ConfigError("device mps is not available: torch found no Apple GPU")
     return chosen
 
 

@@ -20,6 +20,7 @@ EXTRAS = {
     "pillow_heif": "heif",
     "pyarrow": "tables",
     "pycocoevalcap": "metrics",
+    "ray": "ray",
     "tensorboard": "trackers",
     "vllm": "vllm",
     "wandb": "trackers",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import yaml
 
-__all__ = ["first_alternative", "repair_yaml"]
+__all__ = ["count_values", "first_alternative", "repair_yaml"]
 
 # `key: "a" or "b"`: text behind a quoted value is never valid YAML, so nothing else can be meant.
 _ALTERNATIVES = re.compile(r"""(?P<first>\s*[\w.-]+:\s+("[^"]*"|'[^']*'))\s+or\s+\S.*""")
@@ -24,6 +24,28 @@ def repair_yaml(text: str) -> tuple[str, list[str]]:
     messages = [*_take_first_alternatives(lines), *_align_keys(lines)]
     messages += _drop_repeated_keys(lines)
     return "\n".join(lines) + "\n", messages
+
+
+def count_values(text: str) -> int:
+    """Return how many values YAML holds once every reference (`*name`) is replaced by what it stands for.
+
+    Raises:
+        yaml.YAMLError: it is not valid.
+    """
+    return _count(yaml.compose(text, Loader=yaml.SafeLoader), {})
+
+
+def _count(node: yaml.Node | None, counted: dict[int, int]) -> int:
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counted:
+        # A reference to what it is in counts as nothing.
+        counted[id(node)] = 0
+        inner = node.value
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        counted[id(node)] = 1 + sum(_count(part, counted) for part in inner)
+    return counted[id(node)]
 
 
 def first_alternative(value: object) -> str | None:

@@ -19,12 +19,19 @@ __all__ = ["evaluate_corpus", "format_table"]
 
 
 def evaluate_corpus(
-    model_path: str, data: Path, *, device: str | None, ablation: str | None, limit: int | None, batch_size: int
+    model_path: str,
+    data: Path,
+    *,
+    model_base: str | None = None,
+    device: str | None,
+    ablation: str | None,
+    limit: int | None,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Return the report of `accuracy_report` with all answers.
 
     Args:
-        model_path: as for `load_pretrained_model`.
+        model_path, model_base: as for `load_pretrained_model`.
         data: a corpus, or a split of one.
         device: by default a GPU if there is one.
         ablation: what is taken away, to see what it contributes.
@@ -32,7 +39,7 @@ def evaluate_corpus(
         batch_size: prompts at a time.
     """
     files = load_questions(data, limit)
-    model = load_pretrained_model(model_path, device=device, half=False, verbose=False)
+    model = load_pretrained_model(model_path, model_base, device=device, half=False, verbose=False)
     apply_to_model(ablation, model)
     media = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -25,6 +25,7 @@ from video_llama.checkpoints.convert import write_original_folder
 from video_llama.checkpoints.load import build_processor
 from video_llama.checkpoints.weight_files import Weights
 from video_llama.checkpoints.weight_mapping import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of
+from video_llama.model.video_branch import VideoBranch
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_names import to_saved_name
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -89,16 +90,21 @@ def pretrain(part: str, corpus: Path, folder: Path, scale: Scale, seed: int = 1)
         return
     frames = load_frame_pool(folder / "frames.npz", corpus, media, scale.drawn_frames, scale.clips)
     if part == "vision":
-        train_vision_encoder(model.video_branch, media, frames, schedule, folder)
+        train_vision_encoder(_published(model), media, frames, schedule, folder)
         return
     _read_frozen(folder, model)
     train_qformer(model, processor, frames.named(), schedule, folder)
 
 
+def _published(model: VideoLlamaForConditionalGeneration) -> VideoBranch:
+    assert isinstance(model.video_branch, VideoBranch)
+    return model.video_branch
+
+
 def write_parts(folder: Path, output: Path, seed: int = 1) -> None:
     """Write the trained parts in the original's layout, for the stage configurations to load."""
     model, _ = prepare(folder, seed)
-    video, audio = model.video_branch, model.audio_branch
+    video, audio = _published(model), model.audio_branch
     assert audio is not None
     _read_state(folder / "sound.pt", {"encoder": audio.audio_encoder})
     _read_frozen(folder, model)
@@ -126,7 +132,7 @@ def prepare(folder: Path, seed: int = 1) -> tuple[VideoLlamaForConditionalGenera
 
 def _read_frozen(folder: Path, model: VideoLlamaForConditionalGeneration) -> None:
     """Load the frame encoder and the language model, which the Q-Former connects."""
-    video = model.video_branch
+    video = _published(model)
     _read_state(folder / "vision.pt", {"encoder": video.vision_encoder, "norm": video.vision_norm})
     _read_state(folder / "language.pt", {"model": model.language_model})
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +165,8 @@ def train_qformer(
 
     Each attribute is read from a query token of its own, so that later parts find it in the same place.
     """
-    branch, media = model.video_branch, processor.media_processor
+    branch: Any = model.video_branch
+    media = processor.media_processor
     width, num_queries = branch.query_tokens.shape[-1], branch.query_tokens.shape[1]
     model.language_model.requires_grad_(False)
     modules = nn.ModuleDict(

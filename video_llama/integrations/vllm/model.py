@@ -27,7 +27,7 @@ from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import CHUNK_SIZE
 from video_llama.model.precision import kept_dtype
-from video_llama.model.video_branch import VideoBranch
+from video_llama.model.video_branch import build_video_branch
 from video_llama.processor.collate import pad_items
 
 __all__ = ["VideoLlamaForConditionalGeneration"]
@@ -66,7 +66,7 @@ class VideoLlamaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         # vLLM leaves out what a server does not use: the branch of media that are limited to none.
         mark: Any = self
         with mark._mark_tower_model(vllm_config, {"image", "video"}):
-            self.video_branch = _prepared(VideoBranch(config))
+            self.video_branch = _prepared(build_video_branch(config))
         self.audio_branch: nn.Module | None = None
         if config.use_audio:
             with mark._mark_tower_model(vllm_config, "audio"):

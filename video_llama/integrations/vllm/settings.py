@@ -1,4 +1,4 @@
-"""What vLLM must be told about every Video-LLaMA folder, so that no option is needed."""
+"""What vLLM must know of every Video-LLaMA folder, so that no option is needed."""
 
 from __future__ import annotations
 

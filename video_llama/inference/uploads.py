@@ -1,0 +1,126 @@
+"""Files of a conversation: what was read of them, and what the model gets of them, in words and as HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+from PIL import Image
+
+from video_llama.inference.loaded_model import EncodedMedia
+from video_llama.processor.media_processor import AudioSegments, VideoFrames
+from video_llama.prompt_parts import media_prefix
+
+__all__ = ["Decoded", "Turn", "Upload"]
+
+_THUMBNAIL_SIZE = 112
+# Steps between frames that differ by less are called equal: a video's frames are shown at whole multiples of its rate.
+_STEP_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Decoded:
+    """A file that was read.
+
+    Args:
+        source: the file.
+        frames: of a video or an image; None for an audio file.
+        audio: segments of its audio; None if there are none.
+        sound: one phrase about the audio: "heard", "no sound track", "not listened to", or why it cannot be decoded.
+        segment_seconds: length of an audio segment.
+    """
+
+    source: str
+    frames: VideoFrames | None
+    audio: AudioSegments | None
+    sound: str
+    segment_seconds: float = field(default=2.0, kw_only=True)
+
+    @property
+    def summary(self) -> str:
+        """Return how much of the file the model gets: "8 frames, one every 5.0 s; audio: 8 × 2 s of 40.0 s"."""
+        if self.frames is None:
+            return f"audio: {self._audio_share()}"
+        if self.frames.kind == "image":
+            return "an image"
+        audio = self.sound
+        if self.audio is not None:
+            audio = self._audio_share()
+        return f"{_frame_steps(self.frames.times_seconds)}; audio: {audio}"
+
+    def _audio_share(self) -> str:
+        if self.audio is None:
+            return self.sound
+        length, starts = self.audio.duration_seconds, self.audio.start_seconds
+        if _covered_seconds(starts, self.segment_seconds, length) > length - _STEP_TOLERANCE:
+            return f"all of its {length:.1f} s"
+        return f"{len(starts)} × {self.segment_seconds:g} s of {length:.1f} s"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.source!r}: {self.summary})"
+
+    def _repr_html_(self) -> str:
+        """Return the strip of frames with their times, as notebooks show it."""
+        strip = ""
+        if self.frames is not None:
+            times = [f"{seconds:.1f} s" for seconds in self.frames.times_seconds] or [""]
+            strip = "".join(_cell(frame, time) for frame, time in zip(self.frames.frames, times, strict=True))
+        return f"<div><b>{escape(self.source)}</b> {escape(self.summary)}<div>{strip}</div></div>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Upload(Decoded):
+    """A file of a conversation, with its features in the order of the placeholders of `introduction`."""
+
+    encoded: tuple[EncodedMedia, ...]
+
+    @property
+    def introduction(self) -> list[Any]:
+        """Return the text and placeholders that introduce the file in a prompt."""
+        frames = []
+        if self.frames is not None:
+            frames.append(self.frames)
+        return media_prefix(frames, self.audio)
+
+
+@dataclass
+class Turn:
+    """One question with the files uploaded before it, and its answer once there is one."""
+
+    uploads: list[Upload] = field(default_factory=list)
+    question: str | None = None
+    answer: str | None = None
+
+
+def _frame_steps(times: list[float]) -> str:
+    """Return how many frames there are, and how far apart."""
+    if len(times) == 1:
+        return f"1 frame, at {times[0]:.1f} s"
+    steps = [after - before for before, after in pairwise(times)]
+    mean = (times[-1] - times[0]) / len(steps)
+    if max(steps) > 1.5 * mean + _STEP_TOLERANCE:
+        return f"{len(times)} frames, from {times[0]:.1f} s to {times[-1]:.1f} s"
+    return f"{len(times)} frames, one every {mean:.1f} s"
+
+
+def _covered_seconds(starts: list[float], length: float, end: float) -> float:
+    """Return how many seconds segments of one length cover up to `end`, where they overlap counted once."""
+    covered, reached = 0.0, 0.0
+    for start in sorted(starts):
+        stop = min(start + length, end)
+        covered += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return covered
+
+
+def _cell(frame: Any, caption: str) -> str:
+    image, buffer = Image.fromarray(frame), io.BytesIO()
+    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
+    image.save(buffer, format="JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    style = "display:inline-block;margin:2px;text-align:center"
+    return f'<span style="{style}"><img src="data:image/jpeg;base64,{data}" alt=""><br>{caption}</span>'

@@ -1,0 +1,1 @@
+"""The connectors beside the published one: one file each."""
