@@ -243,6 +243,7 @@ class RunConfig:
             an epoch is one pass over the data: every sample of every dataset once.
         batch_size_train, batch_size_eval: of each process.
         accum_grad_iters: iterations whose gradients are summed for one step of the optimizer.
+        group_by_length: batches of dialogues and captions of like length, so that less of them is padding (new).
         log_freq: iterations between two lines of the log.
         output_dir: where the log, checkpoints and the resolved configuration go.
         amp: mixed precision, in that of the frozen weights (`model.dtype`): by default bfloat16 where the device
@@ -289,6 +290,7 @@ class RunConfig:
     batch_size_eval: int = setting(32, at_least=1)
     num_workers: int = setting(4, at_least=0)
     accum_grad_iters: int = setting(1, at_least=1)
+    group_by_length: bool = False
     log_freq: int = setting(50, at_least=1)
     seed: int = setting(42, at_least=0)
     # Output, resuming, splits and processes.

@@ -106,6 +106,8 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         ("processor_config.json", ("feature_extractor", "log_mel", "num_mel_bins"), 10**9),
         ("processor_config.json", ("feature_extractor", "log_mel", "num_mel_bins"), "abc"),
         ("processor_config.json", ("num_video_query_tokens",), 10**9),
+        ("processor_config.json", ("num_video_query_tokens",), 10**2000),
+        ("config.json", ("vision_config", "hidden_size"), 10**2000),
         ("processor_config.json", ("conv_template",), "unknown"),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else str(value)[:20],

@@ -180,3 +180,31 @@ def test_sample_seeds_differ_from_place_to_place_but_not_from_run_to_run() -> No
     assert len(set(seeds)) == len(slots)
     assert seeds == [make_plan(num_batches=100).sample_seed(slot) for slot in slots]
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("size", [96, 101])
+@pytest.mark.parametrize("drawn_by_pass", [True, False])
+def test_batches_of_like_length_take_every_example_once_and_pad_less(size: int, drawn_by_pass: bool) -> None:
+    lengths = np.random.default_rng(3).integers(10, 500, size)
+
+    def sampler(given: list[np.ndarray] | None, rank: int) -> MixtureBatchSampler:
+        amount = {"num_passes": 3} if drawn_by_pass else {"num_batches": 3 * size // 8 + 1}
+        return MixtureBatchSampler(
+            [size], [1.0], batch_size=4, seed=7, rank=rank, world_size=2, lengths=given, **amount
+        )
+
+    def padding(given: list[np.ndarray] | None) -> float:
+        real, computed, taken = 0, 0, []
+        ranks = [sampler(given, rank) for rank in range(2)]
+        for number in range(len(ranks[0])):
+            refs = [ref for rank in ranks for ref in rank[number]]
+            taken += [ref.index for ref in refs]
+            of_batch = [int(lengths[ref.index]) for ref in refs]
+            real, computed = real + sum(of_batch), computed + len(of_batch) * max(of_batch)
+        assert [sorted(taken[start : start + size]) for start in (0, size, 2 * size)] == [list(range(size))] * 3
+        return 1 - real / computed
+
+    assert padding([lengths]) < 0.25 < 0.4 < padding(None)
+    # The same numbers on every call, and other batches in every pass.
+    assert [sampler([lengths], 0)[5]] == [sampler([lengths], 0)[5]]
+    assert {ref.index for ref in sampler([lengths], 0)[0]} != {ref.index for ref in sampler([lengths], 0)[size // 8]}

@@ -47,6 +47,16 @@ def test_names_and_questions_are_escaped_everywhere(asked: Session) -> None:
     assert "Is 1 &lt; 2 &amp; &lt;b&gt;" in shown
 
 
+def test_without_attention_the_strip_has_times_and_no_bars(asked: Session) -> None:
+    assert "vl-bar" in views.media_panel(asked, ENGLISH)
+    asked.media[0].frame_shares.clear()
+    asked.media[0].segment_shares.clear()
+    panel = views.media_panel(asked, ENGLISH)
+    assert panel.count("data-seconds") == 4 + 8
+    assert "vl-bar" not in panel
+    assert "%</small>" not in panel
+
+
 def test_the_strip_shows_every_frame_in_order_with_time_and_share(asked: Session) -> None:
     panel = views.media_panel(asked, ENGLISH)
     seconds = [float(text) for text in re.findall(r'data-seconds="([\d.]+)"', panel)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from video_llama.checkpoints.chosen_parts import PUBLISHED, chosen_sizes, connector_sizes
+from video_llama.checkpoints.chosen_parts import PUBLISHED, chosen_part, chosen_sizes, connector_sizes
 from video_llama.checkpoints.integrity import check_finite
 from video_llama.checkpoints.language_model import guess_conv_template, read_language_config
 from video_llama.checkpoints.original_layout import OriginalFiles
@@ -84,23 +84,35 @@ def configured_config(section: ModelConfig, files: OriginalFiles) -> VideoLlamaC
         CheckpointError: a configuration file is missing or damaged.
     """
     if files.config is None:
-        return original_config(files, **configured_sizes(section, files))
+        return original_config(files, **configured_sizes(section))
     config = original_config(files)
     check_sizes(section, config, files.config)
     return config
 
 
-def configured_sizes(section: ModelConfig, files: OriginalFiles) -> dict[str, Any]:
-    """Return the sizes that a model section and its encoders set; all others are those of the published model."""
+def configured_sizes(section: ModelConfig) -> dict[str, Any]:
+    """Return the sizes that a model section and its encoders set; all others are those of the published model.
+
+    Raises:
+        ConfigError: unknown parts, or keys that they do not have.
+        CheckpointError: there is no encoder at a path.
+    """
     head = {"num_hidden_layers": section.fusion_head_layers, "cross_attention_frequency": 1}
     connector = connector_sizes(section)
     encoders: dict[str, Any] = {
         "vision_config": {"image_size": section.image_size, "drop_path_rate": section.drop_path_rate}
     }
-    if files.frame_encoder is not None:
-        encoders["vision_config"] = chosen_sizes("frame_encoder", files.frame_encoder)
-    if files.audio_encoder is not None:
-        encoders["audio_config"] = chosen_sizes("audio_encoder", files.audio_encoder)
+    frames = chosen_part(section, "frame_encoder")
+    if frames is not None:
+        if (section.image_size, section.drop_path_rate) != (ModelConfig.image_size, ModelConfig.drop_path_rate):
+            raise ConfigError(
+                "model.image_size and drop_path_rate are of EVA ViT-g: leave them out, or set "
+                "model.frame_encoder.image_size"
+            )
+        encoders["vision_config"] = chosen_sizes("frame_encoder", frames)
+    audio = chosen_part(section, "audio_encoder") if section.equip_audio_branch else None
+    if audio is not None:
+        encoders["audio_config"] = chosen_sizes("audio_encoder", audio)
     sizes = {
         **encoders,
         "video_qformer_config": head | connector.pop("video_qformer_config", {}),

@@ -174,13 +174,17 @@ def _files_and_parts(files: OriginalFiles) -> list[tuple[Path, Sequence[Part]]]:
     The order is the original's: later files override earlier ones. The language model is the first, so that a
     checkpoint that holds a trained one overrides it.
     """
+    of_video_branch = [VIDEO_BRANCH, PROJECTION]
+    if files.qformer is None:
+        # With another frame encoder than BLIP-2's it is in no other file.
+        of_video_branch.append(QFORMER)
     in_order: list[tuple[Path | None, Sequence[Part]]] = [
         (files.language_model, [LANGUAGE_MODEL]),
         (files.vision_encoder, [VISION_ENCODER]),
         (files.qformer, [QFORMER]),
         (files.imagebind, [AUDIO_ENCODER, IMAGEBIND_VISION]),
         (files.projection, [PROJECTION]),
-        (files.video_branch, [VIDEO_BRANCH, PROJECTION]),
+        (files.video_branch, of_video_branch),
         (files.audio_branch, [AUDIO_BRANCH]),
     ]
     return [(path, parts) for path, parts in in_order if path is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from video_llama.checkpoints.weight_files import Weights, open_weights
-from video_llama.errors import CheckpointError, ConfigError, translate_foreign
+from video_llama.errors import CheckpointError, ConfigError, shown, translate_foreign
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.utils.files import read_json_object
@@ -74,10 +74,10 @@ def _check_processor_fits(processor: VideoLlamaProcessor, config: VideoLlamaConf
         pairs["num_audio_query_tokens"] = (processor.num_audio_query_tokens, config.num_audio_query_tokens)
     for name, (value, of_model) in pairs.items():
         if value != of_model:
-            raise CheckpointError(f"{file}: {name} is {value}, but the model beside it takes {of_model}")
+            raise CheckpointError(f"{file}: {name} is {shown(value)}, but the model beside it takes {of_model}")
     for name in ("num_frames", "num_audio_segments"):
         if getattr(media, name) > _MAX_PARTS:
-            raise CheckpointError(f"{file}: {name} is {getattr(media, name)}; at most {_MAX_PARTS} make sense")
+            raise CheckpointError(f"{file}: {name} is {shown(getattr(media, name))}; at most {_MAX_PARTS} make sense")
 
 
 def _check_sizes_against(weights: Weights, config: dict[str, Any], file: Path) -> None:
@@ -94,7 +94,7 @@ def _check_sizes_against(weights: Weights, config: dict[str, Any], file: Path) -
             continue
         if not 0 <= value <= limit:
             raise CheckpointError(
-                f"{file}: {key} is {value}, but the weights beside it hold {len(weights):,} tensors with "
+                f"{file}: {key} is {shown(value)}, but the weights beside it hold {len(weights):,} tensors with "
                 f"{num_values:,} values; it must be the file that was saved with them"
             )
 

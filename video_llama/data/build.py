@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from video_llama.config import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 from video_llama.data.batches import BatchReader
 from video_llama.data.datasets import MODALITIES, build_examples, first_example
@@ -178,6 +181,7 @@ def build_batch_reader(
         rank=rank,
         world_size=world_size,
         block_sizes=[_SHARD_BLOCK * _is_sharded(name) for name in names],
+        lengths=[_lengths(dataset, run.group_by_length) for dataset in datasets],
     )
     tables = [dataset.examples for dataset in datasets]
     streams = {
@@ -187,6 +191,17 @@ def build_batch_reader(
     }
     processors = [dataset.encoder for dataset in datasets]
     return BatchReader(tables, processors, sampler, processor.tokenizer.pad_token_id, streams)
+
+
+def _lengths(dataset: EncodedDataset, is_grouped: bool) -> NDArray[np.int64] | None:
+    """Return how long the examples of a dataset are, where its batches shall be grouped by that."""
+    if not is_grouped:
+        return None
+    # Shards are read in order, and rows of tables that lie elsewhere would all have to be read first.
+    if _is_sharded(dataset.name) or not isinstance(dataset.examples, ExampleTable):
+        logger.warning("datasets.%s: run.group_by_length has no effect on shards, tables and streams", dataset.name)
+        return None
+    return dataset.examples.row_sizes
 
 
 def load_prompts(config: ModelConfig) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from video_llama.constants import Modality
 from video_llama.errors import DatasetError
@@ -153,6 +154,11 @@ class ExampleTable(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    @property
+    def row_sizes(self) -> NDArray[np.int64]:
+        """Return the bytes of each example, which tell about how long its text is."""
+        return np.diff(self._ends)
 
     def digest(self) -> str:
         """Return a short digest of all examples: ids, texts, paths and order."""

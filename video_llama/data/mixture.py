@@ -19,6 +19,8 @@ __all__ = ["MixtureBatchSampler", "SampleRef", "mixture_weights"]
 # Streams of random numbers that must not overlap.
 _CHOICE, _ORDER, _SAMPLE, _REPLACEMENT = range(4)
 
+_BATCHES_SORTED_TOGETHER = 50
+
 
 @dataclass(frozen=True)
 class SampleRef:
@@ -76,6 +78,8 @@ class MixtureBatchSampler:
         rank, world_size: of this process.
         block_sizes: for datasets in shards, how many neighbours to keep near each other: blocks are shuffled, and
             examples within a few blocks; 0 shuffles freely.
+        lengths: of the examples of each dataset whose batches hold examples of like length, so that little of them is
+            padding; None for other datasets.
     """
 
     def __init__(
@@ -90,12 +94,14 @@ class MixtureBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         block_sizes: Sequence[int] | None = None,
+        lengths: Sequence[NDArray[np.int64] | None] | None = None,
     ) -> None:
         self.sizes = list(sizes)
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.block_sizes = list(block_sizes or [0] * len(self.sizes))
+        self._lengths = list(lengths or [None] * len(self.sizes))
         # Of each dataset, how many batches a pass has; 0 where batches are drawn and go on from pass to pass.
         self._per_pass = [0] * len(self.sizes)
         # Choose the dataset of every batch at once, so that any batch can be made without the ones before it.
@@ -171,6 +177,10 @@ class MixtureBatchSampler:
         """Return the order of one pass: a permutation of the dataset's indices."""
         size, block = self.sizes[dataset], self.block_sizes[dataset]
         rng = np.random.default_rng([self.seed, _ORDER, dataset, epoch])
+        lengths = self._lengths[dataset]
+        if lengths is not None:
+            begun = 0 if self._per_pass[dataset] else epoch * size
+            return self._group(rng.permutation(size), lengths, begun, rng)
         if not 0 < block < size:
             return rng.permutation(size)
         # Shuffle whole blocks of neighbours, then the examples within windows of eight blocks: a window reads from few
@@ -179,3 +189,25 @@ class MixtureBatchSampler:
         order = np.concatenate([np.arange(start, min(start + block, size)) for start in starts])
         window = 8 * block
         return np.concatenate([rng.permutation(order[start : start + window]) for start in range(0, size, window)])
+
+    def _group(
+        self, order: NDArray[np.int64], lengths: NDArray[np.int64], begun: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Return an order in which the examples of a batch, those of all ranks, are of like length.
+
+        Sorted is within stretches of many batches only: which examples meet in a batch stays random, and so does the
+        order of the batches. `begun` examples were drawn before this pass.
+        """
+        stride = self.world_size * self.batch_size
+        # The first examples complete the batch that the pass before has begun.
+        first, order = np.split(order, [min(-begun % stride, len(order))])
+        stretch = stride * _BATCHES_SORTED_TOGETHER
+        sorted_parts = []
+        for start in range(0, len(order), stretch):
+            part = order[start : start + stretch]
+            sorted_parts.append(part[np.argsort(lengths[part], kind="stable")])
+        whole = np.concatenate([order[:0], *sorted_parts])
+        # What does not fill a batch comes last.
+        num_full = len(whole) // stride * stride
+        batches = rng.permutation(whole[:num_full].reshape(-1, stride))
+        return np.concatenate([first, batches.ravel(), whole[num_full:]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -94,17 +95,22 @@ def _card(file: SessionFile, is_shown: bool, texts: Texts) -> str:
     # A still image has no times: its one frame got all the attention.
     if frames is not None and frames.times_seconds:
         images = [image_url(frame) for frame in frames.frames]
-        cells = zip(images, frames.times_seconds, file.frame_shares, strict=True)
+        cells = zip(images, frames.times_seconds, _shares(file.frame_shares, images), strict=True)
         strips += _strip("frame", [*cells], not is_gif(file), texts)
     if audio is not None:
         images = _spectra(audio.values[:, 0].float().numpy())
-        cells = zip(images, audio.start_seconds, file.segment_shares, strict=True)
+        cells = zip(images, audio.start_seconds, _shares(file.segment_shares, images), strict=True)
         strips += _strip("audio", [*cells], not is_gif(file), texts)
     return (
         f'<section class="vl-card" role="tabpanel" id="vl-card-{file.key}" aria-labelledby="vl-tab-{file.key}" '
         f'data-file="{file.key}"{" hidden" * (not is_shown)}><header><strong>{name}</strong>'
         f"<span>{escape(summary(file.upload, texts))}</span></header>{_player(file, texts)}{strips}</section>"
     )
+
+
+def _shares(shares: Sequence[float], images: Sequence[str]) -> list[float | None]:
+    """Return the shares of the attention; None for each image where a connector has no attention."""
+    return [*shares] or [None] * len(images)
 
 
 def is_gif(file: SessionFile) -> bool:
@@ -123,11 +129,13 @@ def _player(file: SessionFile, texts: Texts) -> str:
     return f'<{file.kind} {attributes} data-instead="{instead}"></{file.kind}>'
 
 
-def _strip(kind: str, parts: list[tuple[str, float, float]], is_seekable: bool, texts: Texts) -> str:
+def _strip(kind: str, parts: list[tuple[str, float, float | None]], is_seekable: bool, texts: Texts) -> str:
     """Return a row of cells, one for each image with its time and its share of the attention."""
-    highest = max(share for _, _, share in parts)
+    highest = max(share or 0.0 for _, _, share in parts)
     cells = [_cell(image, seconds, share, highest, kind, texts, is_seekable) for image, seconds, share in parts]
-    title, hint = texts("frames_title" if kind == "frame" else "audio_title"), texts("bars")
+    title, hint = texts("frames_title" if kind == "frame" else "audio_title"), ""
+    if highest:
+        hint = texts("bars")
     if is_seekable:
         hint += f'<span class="vl-seek">; {texts("seek")}</span>'
     return (
@@ -137,15 +145,17 @@ def _strip(kind: str, parts: list[tuple[str, float, float]], is_seekable: bool, 
 
 
 def _cell(
-    image: str, seconds: float, share: float, highest: float, kind: str, texts: Texts, is_seekable: bool = True
+    image: str, seconds: float, share: float | None, highest: float, kind: str, texts: Texts, is_seekable: bool = True
 ) -> str:
-    label = texts(f"{kind}_at", seconds=f"{seconds:.1f}", share=f"{100 * share:.0f}")
-    height = round(100 * share / (highest or 1))
+    label, bar, percent = clock(seconds), "", ""
+    if share is not None:
+        label = texts(f"{kind}_at", seconds=f"{seconds:.1f}", share=f"{100 * share:.0f}")
+        height = round(100 * share / (highest or 1))
+        bar, percent = f'<span class="vl-bar"><i style="height:{height}%"></i></span>', f"<small>{share:.0%}</small>"
     return (
         f'<button type="button" class="vl-cell" data-seconds="{seconds:.3f}" aria-label="{label}" title="{label}"'
         f"{' disabled' * (not is_seekable)}>"
-        f'<span class="vl-bar"><i style="height:{height}%"></i></span><img src="{image}" alt="">'
-        f"<span>{clock(seconds)}</span><small>{share:.0%}</small></button>"
+        f'{bar}<img src="{image}" alt=""><span>{clock(seconds)}</span>{percent}</button>'
     )
 
 

@@ -28,7 +28,7 @@ from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.processor.prompt import EncodedPrompt, encode_parts
 from video_llama.processor.tensor_like import as_frames, as_segments
-from video_llama.processor.transforms import normalize_pixels
+from video_llama.processor.transforms import normalize_anew, normalize_pixels
 from video_llama.prompt_parts import PromptPart
 from video_llama.utils.devices import computing_on, execution_device, resolve_device, resolve_dtype, to_device
 
@@ -247,12 +247,17 @@ class LoadedModel:
     def prepare_values(self, media: Media) -> Tensor:
         """Return the tensor that a branch takes: frames in the model's size, or segments in its log-mel."""
         if isinstance(media, VideoFrames):
-            media = media.pixel_values
+            frames, media = media, media.pixel_values
+            vision = self.model.config.vision_config
+            own = tuple(vision.mean), tuple(vision.std)
             # The branch normalises bytes itself, so they stay bytes unless they have to be resized.
             if media.dtype == torch.uint8 and not self._has_own_size(media):
-                media = normalize_pixels(media)
+                media = normalize_pixels(media, *own)
             if media.dtype == torch.uint8:
                 return media
+            if (frames.mean, frames.std) != own and frames.pixel_values is media:
+                # Another processor has read them.
+                media = normalize_anew(media, (frames.mean, frames.std), own)
         elif isinstance(media, AudioSegments):
             if self.has_audio:
                 media = self.processor.media_processor.adapt_audio(media)

@@ -191,7 +191,8 @@ def _measured(config: AudioEncoderConfig, entry: type[AudioEncoder]) -> AudioEnc
     with torch.device("meta"):
         module = entry.build(config)
         values = torch.zeros(1, 1, *config.input_size)
-        with translate_foreign(ConfigError, f"model.audio_encoder, features of {config.input_size}"):
+        where = f"model.audio_encoder, features of {config.input_size}"
+        with translate_foreign(ConfigError, where, "choose another model.audio_encoder.segment_seconds"):
             shape = output_shape(module, lambda encoder: encoder(values))
     config.output_size = shape[-1]
     return config

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from video_llama.errors import ConfigError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import ChunkSize, EncoderGraphs
 from video_llama.model.frozen import as_frozen
@@ -59,10 +60,13 @@ class FrameBranch(nn.Module, ABC):
         """Return the fields of `VideoLlamaConfig` that the keys of `model.connector` set.
 
         Raises:
-            ConfigError: unknown keys.
+            ConfigError: unknown keys, or values that make no sense.
         """
         name = keys.get("name", "qformer")
         given = take_keys(keys, f"model.connector ({name})", **dict.fromkeys(QFORMER_SIZES), **cls.settings())
+        tokens = given.get("tokens_per_frame", 1)
+        if not isinstance(tokens, int) or tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
+            raise ConfigError(f"model.connector.tokens_per_frame must be a square number, not {tokens!r}")
         sizes = {key: given.pop(key) for key in QFORMER_SIZES}
         sizes = {key: value for key, value in sizes.items() if value is not None}
         if not cls.__module__.startswith("video_llama."):

@@ -6,6 +6,7 @@ An entry of `FRAME_ENCODERS` is a class with the three methods of `FrameEncoder`
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -219,11 +220,9 @@ def _get(size: Any, name: str) -> Any:
 
 
 def _interpolation(model: nn.Module) -> dict[str, bool]:
-    names = model.forward.__code__.co_varnames
-    wrapped = getattr(model.forward, "__wrapped__", None)
-    if wrapped is not None:
-        names = wrapped.__code__.co_varnames
-    return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in names else {}
+    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+        return {"interpolate_pos_encoding": True}
+    return {}
 
 
 def _measured(config: FrameEncoderConfig, entry: type[FrameEncoder]) -> FrameEncoderConfig:
@@ -236,7 +235,8 @@ def _measured(config: FrameEncoderConfig, entry: type[FrameEncoder]) -> FrameEnc
     with torch.device("meta"):
         module = entry.build(config)
         frames = torch.zeros(1, 3, size, size)
-        with translate_foreign(ConfigError, f"model.frame_encoder ({config.name}), frames of {size} pixels"):
+        where = f"model.frame_encoder ({config.name}), frames of {size} pixels"
+        with translate_foreign(ConfigError, where, "choose another model.frame_encoder.image_size, or another model"):
             shape = output_shape(module, lambda encoder: encoder(frames))
     if len(shape) != 3:
         raise ConfigError(f"model.frame_encoder ({config.name}): it returns {tuple(shape)}, no tokens of each frame")

@@ -28,6 +28,7 @@ __all__ = [
     "branch_of",
     "enable_checkpointing",
     "freeze_for_training",
+    "has_frame_qformer",
     "part_of_parameter",
     "trained_parts",
 ]
@@ -77,6 +78,8 @@ def trained_parts(section: ModelConfig) -> frozenset[str]:
                 f"model.{FREEZING_KEYS[part]} is False, but model.unfreeze does not name {part}: leave out one of the "
                 "two keys"
             )
+    if "frame_qformer" in parts and not has_frame_qformer(section):
+        raise ConfigError(f"frame_qformer would train, but model.connector {section.connector['name']!r} has none")
     for part in sorted(parts & AUDIO_PARTS):
         if not section.equip_audio_branch:
             key = "unfreeze" if section.unfreeze is not None else FREEZING_KEYS[part]
@@ -87,6 +90,11 @@ def trained_parts(section: ModelConfig) -> frozenset[str]:
             "adapters (lora.target: language_model), or leave model.load_in_8bit, load_in_4bit and low_resource out"
         )
     return parts
+
+
+def has_frame_qformer(section: ModelConfig) -> bool:
+    """Return whether the connector of a model section has a Q-Former for each frame, as the published one does."""
+    return bool(section.connector.get("name", "qformer") == "qformer")
 
 
 def part_of_parameter(name: str) -> str | None:
@@ -173,7 +181,9 @@ def adapted_parts(lora: LoraConfig, section: ModelConfig) -> frozenset[str]:
     targets = set(lora.target or ())
     if "qformers" in targets:
         targets.remove("qformers")
-        targets |= {"frame_qformer", "video_qformer"}
+        targets.add("video_qformer")
+        if has_frame_qformer(section):
+            targets.add("frame_qformer")
         if section.equip_audio_branch:
             targets.add("audio_qformer")
     if "audio_qformer" in targets and not section.equip_audio_branch:

@@ -54,6 +54,7 @@ class VideoFrames(TensorLike):
         indices: which frames of the file these are; empty for an image.
         source: the file, or "image" for one that was in memory.
         frames: (frames, height, width, 3), uint8, RGB: what the model sees, for people.
+        mean, std: what the values were normalised with.
     """
 
     pixel_values: torch.Tensor
@@ -62,6 +63,8 @@ class VideoFrames(TensorLike):
     indices: list[int]
     source: str
     frames: NDArray[np.uint8]
+    mean: tuple[float, float, float] = IMAGE_MEAN
+    std: tuple[float, float, float] = IMAGE_STD
 
     @property
     def message(self) -> str:
@@ -79,7 +82,8 @@ class VideoFrames(TensorLike):
         """Return some of the frames, with their times."""
         times = [self.times_seconds[place] for place in places] if self.times_seconds else []
         indices = [self.indices[place] for place in places] if self.indices else []
-        return VideoFrames(self.pixel_values[places], self.kind, times, indices, self.source, self.frames[places])
+        taken = self.pixel_values[places], self.kind, times, indices, self.source, self.frames[places]
+        return VideoFrames(*taken, self.mean, self.std)
 
     def __repr__(self) -> str:
         times = f" from {self.times_seconds[0]:.1f} to {self.times_seconds[-1]:.1f} s" if self.times_seconds else ""
@@ -274,7 +278,8 @@ class MediaProcessor:
         pixels = torch.tensor(frames).permute(0, 3, 1, 2)
         if not as_bytes or (self.mean, self.std) != (IMAGE_MEAN, IMAGE_STD):
             pixels = normalize_pixels(pixels, self.mean, self.std)
-        return VideoFrames(pixels.contiguous(), clip.kind, clip.times_seconds, clip.indices, clip.source, frames)
+        of_clip = clip.kind, clip.times_seconds, clip.indices, clip.source
+        return VideoFrames(pixels.contiguous(), *of_clip, frames, self.mean, self.std)
 
     def process_image(self, image: ImageInput) -> VideoFrames:
         """Read a still image as a video of one frame.

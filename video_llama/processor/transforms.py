@@ -17,8 +17,16 @@ from torchvision.transforms import RandomResizedCrop
 from video_llama.constants import IMAGE_MEAN, IMAGE_STD
 from video_llama.media.image import resize_image
 
-__all__ = ["normalize_frames", "normalize_pixels", "random_crop_frames", "random_crop_image", "random_source"]
+__all__ = [
+    "normalize_anew",
+    "normalize_frames",
+    "normalize_pixels",
+    "random_crop_frames",
+    "random_crop_image",
+    "random_source",
+]
 
+_Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 
 
@@ -44,6 +52,19 @@ def normalize_pixels(
     means = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
     deviations = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
     return (scaled - means) / deviations
+
+
+def normalize_anew(pixels: torch.Tensor, before: _Statistics, now: _Statistics) -> torch.Tensor:
+    """Return normalised pixels as another mean and standard deviation would have made them.
+
+    Args:
+        pixels: (frames, 3, height, width), floating point.
+        before, now: mean and standard deviation, per channel.
+    """
+    old_mean, old_std, new_mean, new_std = (
+        torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) for values in (*before, *now)
+    )
+    return (pixels * old_std + old_mean - new_mean) / new_std
 
 
 def random_crop_frames(frames: NDArray[np.uint8], size: int, scale: tuple[float, float]) -> NDArray[np.uint8]:

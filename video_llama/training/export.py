@@ -8,8 +8,16 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from video_llama.checkpoints.weight_mapping import AUDIO_BRANCH, PROJECTION, VIDEO_BRANCH, part_of, to_original_name
+from video_llama.checkpoints.weight_mapping import (
+    AUDIO_BRANCH,
+    PROJECTION,
+    QFORMER,
+    VIDEO_BRANCH,
+    part_of,
+    to_original_name,
+)
 from video_llama.config import Config
+from video_llama.model.encoder_configuration import FrameEncoderConfig
 from video_llama.model.parts import AUDIO_PARTS, adapter_parameters, trained_parts
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
@@ -32,6 +40,9 @@ def original_checkpoint(
         parts.add(AUDIO_BRANCH)
     if whole - AUDIO_PARTS:
         parts |= {VIDEO_BRANCH, PROJECTION}
+        if isinstance(model.config.vision_config, FrameEncoderConfig):
+            # No file of BLIP-2's fits another frame encoder.
+            parts.add(QFORMER)
     adapters = {id(parameter) for parameter in adapter_parameters(model)}
     weights = {}
     for name, parameter in model.named_parameters():

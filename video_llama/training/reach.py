@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from video_llama.checkpoints.original_layout import is_transformers_folder, resolve_checkpoint
 from video_llama.config import Config, DatasetConfig, ModelConfig
@@ -12,7 +13,14 @@ from video_llama.constants import Modality
 from video_llama.data.build import EncodedDataset, holds_messages
 from video_llama.data.examples import media_kinds
 from video_llama.errors import ConfigError
-from video_llama.model.parts import AUDIO_PARTS, NOTHING_TRAINS, adapted_parts, branch_of, trained_parts
+from video_llama.model.parts import (
+    AUDIO_PARTS,
+    NOTHING_TRAINS,
+    adapted_parts,
+    branch_of,
+    has_frame_qformer,
+    trained_parts,
+)
 from video_llama.schema import FREEZING_KEYS
 
 __all__ = ["Reach", "check_reach", "sends_images_to_audio"]
@@ -91,6 +99,11 @@ def check_reach(config: Config, reach: Reach, *, has_model: bool = False) -> Non
     if not (has_model or section.adapter or trained_parts(section) or adapted_parts(config.lora, section)):
         raise ConfigError(NOTHING_TRAINS)
     mistakes = [*_without_data(config, reach)]
+    if sends_images_to_audio(config) and _names_other(section.audio_encoder, "imagebind"):
+        mistakes.append(
+            "audio parts train on videos and images through ImageBind alone, which maps them to one space, not through "
+            f"model.audio_encoder {section.audio_encoder['name']!r}: name datasets with data_type: audio, or messages"
+        )
     if not has_model:
         mistakes += _random(config.model, reach)
     if mistakes:
@@ -159,11 +172,18 @@ def _branches_without_file(section: ModelConfig) -> dict[str, set[str]]:
     random = {}
     if section.ckpt is None:
         random[_VIDEO] = {"video_qformer", "video_projection"}
+        if _names_other(section.frame_encoder, "eva_vit_g") and has_frame_qformer(section):
+            # BLIP-2's weights fit its own frame encoder only.
+            random[_VIDEO].add("frame_qformer")
         if section.llama_proj_model is not None:
             random[_VIDEO].remove("video_projection")
     if section.equip_audio_branch and section.ckpt_2 is None and not _is_whole_model(section.ckpt):
         random[_AUDIO] = set(AUDIO_PARTS)
     return random
+
+
+def _names_other(keys: Mapping[str, Any], published: str) -> bool:
+    return keys.get("name", published) != published
 
 
 def _is_whole_model(checkpoint: str | None) -> bool:
