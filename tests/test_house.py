@@ -43,7 +43,7 @@ def test_the_workflow_runs_the_commands_of_the_readme(job: dict[str, Any]) -> No
     run = {step["run"].strip() for step in job["steps"] if "scripts/" in step.get("run", "")}
     assert run == {"bash scripts/demo.sh", "bash scripts/test.sh"}
     assert run <= commands(read("README.md"))
-    assert read(".ci/run").rstrip().endswith("\nbash scripts/test.sh")
+    assert read(".ci/run").endswith("\nbash scripts/test.sh\nbash scripts/test_engines.sh ray\n")
 
 
 def test_the_workflow_covers_the_pythons_and_the_ends_of_the_ranges_that_are_declared(job: dict[str, Any]) -> None:

@@ -160,19 +160,22 @@ def test_absent_shards_are_a_dataset_error(make_shard: MakeShard, tmp_path: Path
     [
         "pipe:touch ran",
         "pipe:touch ran; cat {0..3}.tar",
-        "http://host/0.tar",
-        "https://host/0.tar",
-        "s3://bucket/0.tar",
+        "file:///0.tar",
+        "ftp://host/0.tar",
+        "simplecache::s3://bucket/0.tar",
     ],
 )
-def test_commands_and_addresses_are_refused_and_never_run(
+def test_commands_and_other_addresses_are_refused_and_never_run(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DatasetError, match="must be local files"):
+    with pytest.raises(DatasetError, match=r"shards are files, or at addresses|are absent"):
         find_shards(storage)
     with pytest.raises(DatasetError, match="absent"):
         find_shards(f"0.tar::{storage}")
+    for address in (f"s3://bucket/0.tar::{storage}", f"s3://bucket/{{0..1}}.tar::{storage}"):
+        with pytest.raises(DatasetError, match="not an address of a file"):
+            find_shards(address)
     assert not (tmp_path / "ran").exists()
 
 

@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         info = re.match(r"/api/models/(\w+/[\w-]+)(?:/revision/\w+)?$", path)
         if info and info[1] in self.repositories:
-            files = [{"rfilename": name} for name in self.repositories[info[1]]]
+            files = [_sibling(name, content) for name, content in self.repositories[info[1]].items()]
             return self._answer({"id": info[1], "modelId": info[1], "sha": SHA, "siblings": files, "tags": []})
         tree = re.match(r"/api/models/(\w+/[\w-]+)/tree/\w+(/.+)?$", path)
         if tree and not tree[2] and tree[1] in self.repositories:
@@ -73,6 +73,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def _sibling(name: str, content: bytes) -> dict[str, Any]:
+    """A file as the hub lists it: large ones, and all weights are, have a checksum."""
+    found: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": SHA}
+    if name.endswith((".pth", ".safetensors", ".bin")):
+        digest = hashlib.sha256(content).hexdigest()
+        found["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
+    return found
 
 
 @contextmanager

@@ -181,9 +181,7 @@ def test_a_heic_image_is_never_read_in_part_and_the_error_says_what_to_install(
     assert str(caught.value).startswith(f"{path}: {expected}")
     _, (error,) = ClipDecoder(32, 4, "pyav", SEGMENTS, audio=True)(path)
     assert "pillow-heif" in str(error)
-    with pytest.raises(
-        MediaError, match=rf"a still image \({name}\), not a video or audio file \(open it as an image\)"
-    ):
+    with pytest.raises(MediaError, match=rf"a still image \({name}\), not a video.* \(open it as an image\)"):
         decode_video(path, 4, 32, 32)
 
 

@@ -108,7 +108,7 @@ def build_reader(model: VideoLlama, settings: CorpusSettings) -> ClipReader:
 
 
 class CorpusLog:
-    """Which clips and windows the file of captions lacks, and who is told about new records.
+    """Which clips and windows the file of captions lacks, and who gets to know of new records.
 
     Args:
         clips: all of the run. Those that cannot be tried at all, such as a broken shard, get their error at once.

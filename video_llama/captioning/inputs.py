@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from video_llama.constants import Modality
 from video_llama.data.examples import SUFFIXES, MediaSource, ShardMember
-from video_llama.data.shards import find_shards
+from video_llama.data.remote import RemoteError, RemoteFile, is_remote, local_file
+from video_llama.data.shards import Shard, find_shards
 from video_llama.errors import ConfigError
 from video_llama.media.sources import is_address
 
@@ -40,7 +41,7 @@ class Clip:
     """
 
     id: str
-    source: str | ShardMember | None
+    source: str | ShardMember | RemoteFile | None
     problem: str = ""
 
 
@@ -61,7 +62,7 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
     clips: dict[str, Clip] = {}
     for name in inputs:
         for clip in _expand(name):
-            clips.setdefault(clip.id if is_address(clip.id) else os.path.abspath(clip.id), clip)
+            clips.setdefault(clip.id if is_remote(clip.id) else os.path.abspath(clip.id), clip)
     return list(clips.values())
 
 
@@ -78,9 +79,9 @@ def take_shard(items: Sequence[Item], num_shards: int, shard_id: int) -> list[It
 
 def _expand(name: str) -> Iterator[Clip]:
     path = Path(name)
-    # What is in an address is no pattern.
-    if is_address(name):
-        yield Clip(name, name)
+    # What is in an address is no pattern, but for the numbers of shards.
+    if is_remote(name):
+        yield from _expand_address(name)
     elif path.is_dir():
         found = _videos_in(path)
         if not found:
@@ -103,6 +104,33 @@ def _expand(name: str) -> Iterator[Clip]:
         yield Clip(name, name)
 
 
+def _expand_address(address: str) -> Iterator[Clip]:
+    """Yield the clips of an address: of a file, a list, a shard, or the shards in a folder (with / at its end).
+
+    Files of the web are left to the reader, which downloads them where that is allowed.
+    """
+    suffix = Path(address).suffix.lower()
+    if suffix in LIST_SUFFIXES:
+        folder = address.rpartition("/")[0]
+        with local_file(address) as path:
+            names = _names_of_list(Path(path), suffix)
+        for name in names:
+            if not is_remote(name) and not name.startswith(("/", "~")):
+                name = f"{folder}/{name}"
+            yield from _line_of_list(name)
+    elif suffix == ".tar" or address.endswith("/"):
+        for shard in find_shards(address):
+            yield from _members(shard)
+    else:
+        yield _clip_at(address)
+
+
+def _clip_at(name: str) -> Clip:
+    if is_remote(name) and not is_address(name):
+        return Clip(name, RemoteFile(name))
+    return Clip(name, name)
+
+
 def _videos_in(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES or path.suffix == ".tar"]
@@ -115,18 +143,20 @@ def _is_wanted(match: Path, suffix: str) -> bool:
     return match.suffix.lower() not in LIST_SUFFIXES or suffix.lower() in LIST_SUFFIXES
 
 
-def _members(shard: Path) -> Iterator[Clip]:
+def _members(shard: Shard) -> Iterator[Clip]:
     """Yield the videos in a shard; without any, its images; without these, its audio files."""
     clips: dict[Modality, list[Clip]] = {"video": [], "image": [], "audio": []}
     problem = ""
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with local_file(str(shard)) as local, tarfile.open(local, "r:") as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 source = MediaSource(str(shard), member.name, member.offset_data, member.size)
                 # Suffixes such as .mp4 are in the table for video and for audio, so a member may be noted under both.
                 for kind, suffixes in SUFFIXES.items():
                     if member.name.lower().endswith(suffixes):
                         clips[kind].append(Clip(f"{shard}#{member.name}", ShardMember(source)))
+    except RemoteError as error:
+        problem = error.reason
     except (tarfile.TarError, EOFError, OSError) as error:
         problem = f"not a whole tar file ({error}); copy it again"
     # A GIF file is an image or an animation: among images it does not push the others aside.
@@ -141,25 +171,37 @@ def _members(shard: Path) -> Iterator[Clip]:
 
 
 def _listed(path: Path) -> Iterator[Clip]:
-    """Yield the clips of a list; a relative path is looked for beside the list first.
+    """Yield the clips of a list; a relative path is looked for beside the list first; errors as of `_names_of_list`."""
+    for name in _names_of_list(path, path.suffix.lower()):
+        beside = path.parent / name
+        if not name.startswith(("/", "~")) and not is_remote(name) and beside.exists():
+            name = str(beside)
+        yield from _line_of_list(name)
+
+
+def _line_of_list(name: str) -> Iterator[Clip]:
+    # A line of a list is one file. Only shards are expanded, so a list never contains itself.
+    if name.endswith(".tar"):
+        yield from _expand(name)
+    else:
+        yield _clip_at(name)
+
+
+def _names_of_list(path: Path, suffix: str) -> list[str]:
+    """Return the paths in a list (.txt or .csv).
 
     Raises:
         ConfigError: it holds no paths, or is not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = _paths_of_table(path, file) if path.suffix.lower() == ".csv" else file.read().splitlines()
+            lines = _paths_of_table(path, file) if suffix == ".csv" else file.read().splitlines()
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: not a list of paths in UTF-8 ({error})") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ConfigError(f"{path}: no paths in this list")
-    for name in names:
-        beside = path.parent / name
-        if not name.startswith(("/", "~")) and beside.exists():
-            name = str(beside)
-        # A line of a list is one file. Only shards are expanded, so a list never contains itself.
-        yield from _expand(name) if name.endswith(".tar") else [Clip(name, name)]
+    return names
 
 
 def _paths_of_table(path: Path, file: Iterable[str]) -> list[str]:

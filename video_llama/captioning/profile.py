@@ -82,7 +82,7 @@ class RunProfile:
     def watch(self, model: LoadedModel) -> Iterator[None]:
         """Tell encoding and prefill from the rest of the time in which captions are generated."""
         if model.device.type == "cuda":
-            # A GPU computes later than it is told to. Both ends of a stage wait for it, some thousandths of the time.
+            # A GPU computes later than it is asked to. Both ends of a stage wait for it, some thousandths of the time.
             self._synchronize = partial(torch.cuda.synchronize, model.device)
         whole = model.model.model
         with ExitStack() as hooks:

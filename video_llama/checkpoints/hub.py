@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,8 @@ from urllib.parse import urlparse
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import filter_repo_objects
 
 from video_llama.errors import CheckpointError
 
@@ -23,6 +25,8 @@ __all__ = [
     "CHECKPOINT_PATTERNS",
     "LANGUAGE_MODEL_PATTERNS",
     "WITHOUT_AUDIO_PATTERNS",
+    "download_repository",
+    "list_repository",
     "resolve_source",
     "upload_folder",
 ]
@@ -120,9 +124,39 @@ def _near_names(path: Path) -> str:
     return "".join(f" (did you mean {path.parent / name}?)" for name in near)
 
 
+def list_repository(
+    hub_id: str, patterns: Sequence[str], revision: str | None = None
+) -> tuple[str | None, list[RepoSibling]]:
+    """Return the newest commit of a repository of the hub, and its files that match, with their sizes and checksums.
+
+    Raises:
+        CheckpointError: it cannot be reached, or its owners ask for an account.
+    """
+    with _translated_hub_errors(hub_id, "a hub id, owner/name"):
+        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+    names = set(filter_repo_objects([file.rfilename for file in info.siblings or ()], allow_patterns=list(patterns)))
+    return info.sha, [file for file in info.siblings or () if file.rfilename in names]
+
+
+def download_repository(hub_id: str, patterns: Sequence[str], revision: str | None, folder: Path) -> None:
+    """Download files of a repository of the hub to a folder; what is there already is not downloaded again.
+
+    Raises:
+        CheckpointError: it cannot be reached, or its owners ask for an account.
+    """
+    with _translated_hub_errors(hub_id, "a hub id, owner/name"):
+        snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns), local_dir=folder)
+
+
 def _download_repository(hub_id: str, wanted: str, patterns: Sequence[str]) -> Path:
-    try:
+    with _translated_hub_errors(hub_id, wanted):
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+
+
+@contextlib.contextmanager
+def _translated_hub_errors(hub_id: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
     except GatedRepoError as error:
         # This error is one of the HTTP errors below, so it must be caught before them to get its own advice.
         raise CheckpointError(

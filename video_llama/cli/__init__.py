@@ -25,6 +25,8 @@ COMMANDS = {
     "check-data": ("video_llama.cli.check_data", "check the datasets of a training configuration"),
     "convert": ("video_llama.cli.convert", "published files to a folder for transformers, and back"),
     "memory": ("video_llama.cli.memory", "count the memory that a model or a training needs"),
+    "download": ("video_llama.cli.download", "fetch the published files of a model to one folder"),
+    "info": ("video_llama.cli.info", "print versions, devices, extras and where weights were found"),
     "serve": ("video_llama.integrations.vllm.serve", "serve a model through vLLM, with OpenAI's interface"),
 }
 

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from video_llama.checkpoints.chosen_parts import chosen_part
 from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.checkpoints.language_model import read_language_config
 from video_llama.checkpoints.load import configured_sizes
 from video_llama.checkpoints.memory import estimate_memory
-from video_llama.checkpoints.original_layout import OriginalFiles, find_config, is_transformers_folder
+from video_llama.checkpoints.original_layout import find_config, is_transformers_folder
 from video_llama.config import Config, ModelConfig
 from video_llama.constants import DEFAULT_NUM_FRAMES
 from video_llama.errors import CheckpointError, ConfigError, translate_foreign
@@ -83,14 +82,7 @@ def configured_model(config: Config, use_audio: bool) -> tuple[VideoLlamaConfig,
         return read_config(model.ckpt, use_audio), f"sizes of {model.ckpt}"
     folders = [path if path.is_dir() else path.parent for path in map(local_path, filter(None, checkpoints(model)))]
     beside = find_config(folders)
-    if beside:
-        sizes = VideoLlamaConfig.get_config_dict(beside)[0]
-    else:
-        # Only the sizes of encoders other than the published ones are read.
-        unread = Path()
-        frame_encoder, audio_encoder = chosen_part(model, "frame_encoder"), chosen_part(model, "audio_encoder")
-        files = OriginalFiles(unread, unread, unread, frame_encoder=frame_encoder, audio_encoder=audio_encoder)
-        sizes = configured_sizes(model, files)
+    sizes = VideoLlamaConfig.get_config_dict(beside)[0] if beside else configured_sizes(model)
     text, found = language_model_config(model.llama_model)
     sizes |= {"text_config": text, "use_audio": use_audio, "image_token_id": None, "audio_token_id": None}
     if AUDIO_PARTS & trained_parts(model):

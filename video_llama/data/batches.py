@@ -19,6 +19,7 @@ from video_llama.constants import IGNORE_INDEX
 from video_llama.data.examples import Example
 from video_llama.data.hf_rows import StreamTable
 from video_llama.data.mixture import MixtureBatchSampler, SampleRef
+from video_llama.data.remote import RemoteError
 from video_llama.data.sample_processor import MediaInput, ProcessedSample, SampleProcessor
 from video_llama.data.streams import RowStream, StreamedBatch, StreamFeed
 from video_llama.data.tokenization import collate_text
@@ -26,6 +27,7 @@ from video_llama.errors import DatasetError, MediaError, NoAudioTrackError
 from video_llama.processor.collate import pad_items
 
 __all__ = [
+    "BadFile",
     "BadSample",
     "Batch",
     "BatchReader",
@@ -62,6 +64,10 @@ class BadSample:
 
 class SilentSample(BadSample):
     """A sample without audio track that is left out as `skip_silent` asks, and not counted as bad."""
+
+
+class BadFile(BadSample):
+    """A remote file that cannot be fetched, in the place of each sample in it: reported once."""
 
 
 @dataclass
@@ -264,6 +270,9 @@ def _process(read: Callable[[], Example], id_: str, processor: SampleProcessor) 
     except NoAudioTrackError as error:
         kind = SilentSample if processor.skip_silent else BadSample
         return kind(id_, str(error))
+    except RemoteError as error:
+        # All samples of a shard fail with it. Ids begin with the name of the dataset.
+        return BadFile(f"{id_.partition('/')[0]}/{error.address}", error.reason)
     except (MediaError, DatasetError) as error:
         return BadSample(id_, str(error))
 

@@ -21,7 +21,7 @@ from video_llama.data.features import FeatureStore
 from video_llama.data.hf_rows import RowTable, StreamTable
 from video_llama.data.mixture import MixtureBatchSampler, mixture_weights
 from video_llama.data.sample_processor import SampleProcessor, TextSettings
-from video_llama.data.shards import find_shards, index_shard
+from video_llama.data.shards import Shard, find_shards, index_shard
 from video_llama.data.templates import check_caption_end, choose_template
 from video_llama.errors import ConfigError, DatasetError
 from video_llama.processor.builders import load_processor
@@ -147,10 +147,10 @@ def _is_sharded(name: str) -> bool:
     return name.partition(":")[0] in _SHARD_DATASETS
 
 
-def _find_shards(info: BuildInfo) -> list[Path]:
+def _find_shards(info: BuildInfo) -> list[Shard]:
     if info.storage is None:
         return []
-    return find_shards(str(Path(info.storage).expanduser()))
+    return find_shards(str(info.storage))
 
 
 def build_batch_reader(

@@ -52,10 +52,14 @@ class _Place:
         Raises:
             ConfigError: it is not set.
         """
+        return Path(self.text(key)).expanduser()
+
+    def text(self, key: str) -> str:
+        """Return one of the paths of `build_info` as it is written; errors as of `folder`."""
         value = getattr(self.info, key)
         if value is None:
             raise ConfigError(f"datasets.{self.name}.build_info.{key} must be set: the place of the dataset")
-        return Path(value).expanduser()
+        return str(value)
 
     def media_folder(self, file: Path) -> Path:
         """Return the folder that paths in an annotation file are relative to."""
@@ -141,7 +145,7 @@ def read_cc_sbu_align(place: _Place) -> Iterator[Example]:
 @DATASETS.register("shards")
 def read_shards(place: _Place) -> Iterator[Example]:
     """Read webdataset shards of images or (data_type: video, audio) others; `scripts/make_shards.py` packs them."""
-    for path in find_shards(str(place.folder("storage"))):
+    for path in find_shards(place.text("storage")):
         yield from read_shard(path, place.kind, place.name)
 
 

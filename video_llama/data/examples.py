@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from video_llama.constants import Modality
+from video_llama.data.remote import is_remote, local_file
 from video_llama.errors import DatasetError
 from video_llama.media.containers import check_media_file
 
@@ -76,7 +77,8 @@ class MediaSource:
     @property
     def is_absent(self) -> bool:
         """Return whether there is no such file."""
-        return self.content is None and not os.path.exists(self.path)
+        # One at an address is absent when it is read and not found.
+        return self.content is None and not is_remote(self.path) and not os.path.exists(self.path)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,8 @@ def open_media(source: MediaSource) -> Iterator[str]:
         DatasetError: the shard is shorter than its index says.
     """
     if source.name is None:
-        yield source.path
+        with local_file(source.path) as path:
+            yield path
         return
     # Decoders need a file of its own that they can seek in. Some choose the format by its suffix.
     handle, path = tempfile.mkstemp(suffix=Path(source.name).suffix)
@@ -219,7 +222,7 @@ def read_media(source: MediaSource) -> Iterator[bytes]:
     if source.content is not None:
         yield source.content
         return
-    with open(check_media_file(source.path), "rb") as file:
+    with local_file(source.path) as path, open(check_media_file(path), "rb") as file:
         file.seek(source.offset)
         # A member of a shard ends before the shard does, so its size comes from the index.
         left = source.size if source.name is not None else os.fstat(file.fileno()).st_size

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from video_llama.data.examples import MediaSource, read_media
+from video_llama.data.remote import RemoteFile, is_remote
 from video_llama.errors import ConfigError
 from video_llama.media.containers import check_media_file
 from video_llama.processor.media_processor import MediaProcessor
@@ -124,12 +125,7 @@ class FeatureStore:
         """Return the digest of a file's content, which is kept while `os.stat` of the file stays the same."""
         if source.content is not None:
             return hashlib.blake2b(source.content, digest_size=_DIGEST_BYTES).hexdigest()
-        path = check_media_file(source.path)
-        stat = os.stat(path)
-        # Size and modification time alone would not do: a file of the same size can take another's place, and the
-        # time can be set back. The inode shows the first, its time of change (ctime), which no program sets, the
-        # second.
-        identity = [path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
+        identity = _identity(source.path)
         if source.name is not None:
             identity += [source.offset, source.size]
         name = _digest("\n".join(map(str, identity)).encode())
@@ -148,6 +144,17 @@ class FeatureStore:
         with contextlib.suppress(OSError):
             _write(memo, _memo(name, blake.hexdigest().encode()))
         return blake.hexdigest()
+
+
+def _identity(path: str) -> list[Any]:
+    """Return what changes when the content of a file does."""
+    if is_remote(path):
+        return RemoteFile(path).identity
+    path = check_media_file(path)
+    stat = os.stat(path)
+    # Size and modification time alone would not do: a file of the same size can take another's place, and the time can
+    # be set back. The inode shows the first, its time of change (ctime), which no program sets, the second.
+    return [path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
 
 
 def _memo(name: str, content_digest: bytes) -> bytes:

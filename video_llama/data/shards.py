@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +19,13 @@ from typing import Any
 from video_llama.constants import Modality
 from video_llama.data.annotations import KeyCheck, required_list, required_text, resolve_messages
 from video_llama.data.examples import SUFFIXES, Example, MediaSource, build_example, fields_of
+from video_llama.data.remote import RemoteFile, is_remote, list_shards, local_file
 from video_llama.data.rows import read_row
 from video_llama.errors import DatasetError
 from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
 
-__all__ = ["find_shards", "index_shard", "read_shard"]
+__all__ = ["Shard", "find_shards", "index_shard", "read_shard"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +34,25 @@ _INDEX_FOLDER = ".index"
 _INDEX_VERSION = 2
 
 
-def find_shards(storage: str) -> list[Path]:
-    """Return the tar files of a folder, or of a pattern such as `data/{00000..00099}.tar`.
+Shard = Path | RemoteFile
+
+
+def find_shards(storage: str) -> list[Shard]:
+    """Return the tar files of a folder, or of a pattern such as `data/{00000..00099}.tar`, here or at an address.
 
     Raises:
-        DatasetError: there is none, one is absent, or the pattern is an address or a command.
-        ConfigError: webdataset, which reads patterns, is not installed.
+        DatasetError: there is none, one is absent, an address cannot be listed, or the pattern is a command.
+        ConfigError: webdataset, which reads patterns, or what reads the address is not installed.
     """
-    # webdataset would open web addresses and run commands such as `pipe:`, so refuse everything with a scheme.
+    # fsspec would open chains of addresses, and webdataset lists of them.
+    if "::" in storage and is_remote(storage.partition("::")[0]):
+        raise DatasetError(f"{storage}: not an address of a file; `::` has no meaning here")
+    if is_remote(storage):
+        return [*map(RemoteFile, _remote_addresses(storage))]
+    storage = os.path.expanduser(storage)
+    # webdataset would run commands such as `pipe:`, so refuse everything else with a scheme.
     if re.match(r"[a-z][a-z0-9+.-]*:", storage):
-        raise DatasetError(f"{storage}: shards must be local files; copy them here or mount where they are")
+        raise DatasetError(f"{storage}: shards are files, or at addresses of s3, gs, az, hf, http or https")
     folder = Path(storage)
     if folder.is_dir():
         paths = sorted(folder.glob("*.tar"))
@@ -55,14 +66,26 @@ def find_shards(storage: str) -> list[Path]:
     absent = [str(path) for path in paths if not path.is_file()]
     if absent:
         raise DatasetError(f"{storage}: {len(absent)} of {len(paths)} shards are absent, the first is {absent[0]}")
-    return paths
+    return [*paths]
 
 
-def read_shard(path: Path, kind: Modality, name: str) -> Iterator[Example]:
+def _remote_addresses(storage: str) -> list[str]:
+    if "{" in storage:
+        shardlists = import_extra("webdataset.shardlists", f"the pattern of shards {storage}")
+        return [str(address) for address in shardlists.expand_urls(storage)]
+    if storage.endswith(".tar"):
+        return [storage]
+    addresses = list_shards(storage)
+    if not addresses:
+        raise DatasetError(f"{storage}: no shards (*.tar) in it")
+    return addresses
+
+
+def read_shard(path: Shard, kind: Modality, name: str) -> Iterator[Example]:
     """Yield the examples of one shard.
 
     Args:
-        path: the tar file.
+        path: the tar file; one at an address is copied here first.
         kind: modality of the media file of each sample.
         name: of the dataset, for ids.
 
@@ -73,7 +96,7 @@ def read_shard(path: Path, kind: Modality, name: str) -> Iterator[Example]:
         yield build_example(f"{name}/{id_}", kind, fields, text)
 
 
-def index_shard(path: Path, kind: Modality) -> list[Any]:
+def index_shard(path: Shard, kind: Modality) -> list[Any]:
     """Return the samples of a shard from its index, which is written if it is absent or of another shard.
 
     Returns:
@@ -83,14 +106,12 @@ def index_shard(path: Path, kind: Modality) -> list[Any]:
         DatasetError: as `read_shard`.
     """
     # A shard that was moved or written again has another identity, and is indexed anew.
-    stat = path.stat()
-    index = path.parent / _INDEX_FOLDER / f"{path.name}.{kind}.json"
-    identity = [_INDEX_VERSION, str(path), stat.st_size, stat.st_mtime_ns]
+    index, identity = _index_of(path, kind)
     rows = _load_index(index, identity)
     if rows is None:
         try:
             # "r:" accepts no compressed archives: members are read by their offset, which compression would hide.
-            with tarfile.open(path, "r:") as shard:
+            with local_file(str(path)) as local, tarfile.open(local, "r:") as shard:
                 keys = KeyCheck()
                 examples = [_example(shard, path, key, members, kind, keys) for key, members in _group(shard)]
         except (tarfile.TarError, EOFError) as error:
@@ -98,6 +119,15 @@ def index_shard(path: Path, kind: Modality) -> list[Any]:
         rows = [[example.id, fields_of(example.source), example.text] for example in examples]
         _save_index(index, identity, rows)
     return rows
+
+
+def _index_of(path: Shard, kind: Modality) -> tuple[Path, list[Any]]:
+    """Return where the index of a shard is, and what it is of."""
+    if isinstance(path, RemoteFile):
+        return path.index_stem.with_name(f"{path.index_stem.name}.{kind}.json"), [_INDEX_VERSION, *path.identity]
+    stat = path.stat()
+    index = path.parent / _INDEX_FOLDER / f"{path.name}.{kind}.json"
+    return index, [_INDEX_VERSION, str(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _load_index(index: Path, identity: Sequence[Any]) -> list[Any] | None:
@@ -115,7 +145,7 @@ def _save_index(index: Path, identity: Sequence[Any], rows: Sequence[Any]) -> No
     # Where no index can be written, every process reads the shards again.
     content = json.dumps({"shard": identity, "rows": rows}, ensure_ascii=False)
     try:
-        index.parent.mkdir(exist_ok=True)
+        index.parent.mkdir(parents=True, exist_ok=True)
         write_whole(index, lambda partial: partial.write_text(content, encoding="utf-8"))
     except OSError as error:
         logger.info("%s cannot be written (%s)", index, error)
@@ -144,7 +174,7 @@ def _group(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
 
 def _example(
     shard: tarfile.TarFile,
-    path: Path,
+    path: Shard,
     key: str,
     members: Mapping[str, tarfile.TarInfo],
     kind: Modality,
@@ -164,7 +194,7 @@ def _example(
     raise DatasetError(f"{where} has no {kind} ({', '.join(SUFFIXES[kind])}) but only {', '.join(members)}")
 
 
-def _member_fields(path: Path, members: Mapping[str, tarfile.TarInfo], where: str, suffix: str) -> dict[str, Any]:
+def _member_fields(path: Shard, members: Mapping[str, tarfile.TarInfo], where: str, suffix: str) -> dict[str, Any]:
     """Return the fields of the `MediaSource` of a member by its suffix: "mp4", in messages "0.mp4"."""
     member = members.get(f".{suffix.lower()}")
     if member is None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from video_llama.checkpoints.trained_run import CONFIG_FILE
 from video_llama.config import Config, RunConfig, save_config
-from video_llama.data.batches import BadSample
+from video_llama.data.batches import BadFile, BadSample
 from video_llama.training.processes import from_main_process
 from video_llama.utils.files import make_folder
 from video_llama.utils.jsonl import append_jsonl, drop_cut_line, read_jsonl
@@ -45,6 +45,7 @@ class MetricLogger:
         self._folder = folder
         self._writes = accelerator.is_main_process
         self._lock: OutputLock | None = None
+        self._bad_files: set[tuple[str, str]] = set()
         make_folder(folder, "run.output_dir")
         if exclusive:
             from_main_process(self._hold)
@@ -112,8 +113,12 @@ class MetricLogger:
                 append_jsonl(self._folder / _ANSWERS, {"iteration": iteration, **answer})
 
     def log_bad_samples(self, failures: Sequence[BadSample], iteration: int, split: str = "train") -> None:
-        """Append this process's samples of a split that cannot be used, with the reason."""
+        """Append this process's samples of a split that cannot be used, with the reason; a remote file once."""
         for failure in failures:
+            if isinstance(failure, BadFile):
+                if (split, failure.id) in self._bad_files:
+                    continue
+                self._bad_files.add((split, failure.id))
             logger.warning("sample %s (%s) cannot be used: %s", failure.id, split, failure.reason)
             line = {"id": failure.id, "reason": failure.reason, "iteration": iteration, "split": split}
             append_jsonl(self._folder / _QUARANTINE, line)

@@ -11,9 +11,11 @@ from video_llama.errors import ConfigError
 __all__ = ["EXTRAS", "how_to_install", "import_extra", "is_installed", "require_extra"]
 
 EXTRAS = {
+    "aiohttp": "remote",
     "bitsandbytes": "quantization",
     "datasets": "datasets",
     "decord": "decord",
+    "gcsfs": "remote",
     "gradio": "demo",
     "matplotlib": "plots",
     "peft": "lora",
@@ -21,6 +23,7 @@ EXTRAS = {
     "pyarrow": "tables",
     "pycocoevalcap": "metrics",
     "ray": "ray",
+    "s3fs": "remote",
     "tensorboard": "trackers",
     "vllm": "vllm",
     "wandb": "trackers",
