@@ -194,7 +194,7 @@ def build_batch_reader(
 
 
 def _lengths(dataset: EncodedDataset, is_grouped: bool) -> NDArray[np.int64] | None:
-    """Return how long the examples of a dataset are, where its batches shall be grouped by that."""
+    """Return how long the examples of a dataset are, where its batches must be grouped by that."""
     if not is_grouped:
         return None
     # Shards are read in order, and rows of tables that lie elsewhere would all have to be read first.

@@ -100,6 +100,15 @@ class VideoLlama(LoadedModel):
             texts[result.key] = result.text or ""
         return [texts[key] for key in sorted(texts)]
 
+    def __call__(self, clip: Any, question: str, **options: Any) -> str:
+        """Answer one question about one file; arguments and errors as of `caption`, without a list.
+
+        Example:
+            >>> model("clip.mp4", "What happens?", max_new_tokens=64)
+        """
+        [text] = self.caption([clip], question, **options)
+        return text
+
     def generate(
         self,
         imgs: VideoFrames | Tensor | Sequence[VideoFrames | Tensor] | None = None,
