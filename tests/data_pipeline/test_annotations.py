@@ -66,6 +66,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(write: WriteText) -> N
         ("videoid,title\n1,x\n", r"no column name \(its header has videoid, title\)"),
         ("videoid,name\n", "a header and no rows"),
         ("videoid,name\n1,x\n2\n", "line 3: fewer fields"),
+        ("videoid,name\n1,a dog, and a cat\n", "line 2: more fields than the header; a text with commas needs quotes"),
+        ("videoid,name,name\n1,x,y\n", "its header has name more than once"),
         ('videoid,name\n1,x\n2,"y\n3,z\n', "line 3: a quote opens here and is never closed"),
     ],
 )

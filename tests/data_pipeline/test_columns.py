@@ -68,6 +68,7 @@ def test_columns_may_have_any_name_and_paths_another_folder(tmp_path: Path) -> N
 def test_a_question_column_makes_dialogues(tmp_path: Path) -> None:
     path = write_rows(tmp_path, "csv", [{"image": "a.jpg", "question": "What?", "answer": "A dog."}])
     [example] = read(path, "images", question_column="question")
+    assert read(path, "images") == [example]
     asked, answered = example.text["messages"]
     assert asked["content"] == [
         {"type": "image", "path": str(tmp_path / "a.jpg")}, {"type": "text", "text": "What?"}

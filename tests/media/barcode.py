@@ -7,6 +7,7 @@ turned or mirrored.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,17 +94,15 @@ class ClipSpec:
 
 
 def all_specs() -> Iterator[ClipSpec]:
-    """Every clip that its container can express, as FFmpeg writes and reads it.
+    """Every combination of container, orientation, rate and fault, but for gaps in AVI.
 
-    In AVI, chunks of audio follow each other without times: they are never late, and the first frame is at the start.
+    Chunks of an AVI file have no times, so its audio closes up. Empty chunks of a format without a size of blocks
+    would be a gap, which FFmpeg reads in order only: behind a seek its times are wrong.
     """
     orientations: tuple[Orientation, ...] = ("rotated", "mirrored")
     faults: tuple[Fault, ...] = ("late audio", "late video", "gap")
-    for suffix in _CODECS:
-        expressible = faults
-        if suffix == "avi":
-            expressible = ("none",)
-        for orientation, is_variable, fault in product(orientations, (False, True), expressible):
+    for suffix, orientation, is_variable, fault in product(_CODECS, orientations, (False, True), faults):
+        if (suffix, fault) != ("avi", "gap"):
             yield ClipSpec(suffix, orientation, is_variable, fault)
 
 
@@ -177,6 +176,23 @@ def _write_container(path: Path, spec: ClipSpec) -> None:
         packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
         for packet in packets:
             container.mux(packet)
+    if spec.suffix == "avi" and spec.fault in ("late audio", "late video"):
+        _write_avi_times(path, spec)
+
+
+def _write_avi_times(path: Path, spec: ClipSpec) -> None:
+    """Let a track of an AVI file begin late: its header states the number of its first frame or sample (`dwStart`)."""
+    kind, number = {
+        "late audio": (b"auds", _first_late_sample(1024)),
+        "late video": (b"vids", round(LATE_SECONDS * spec.rate)),
+    }[spec.fault]
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(kind) + 28, number)
+    path.write_bytes(content)
+
+
+def _first_late_sample(frame_size: int) -> int:
+    return math.ceil(LATE_SECONDS * RATE_HZ / frame_size) * frame_size
 
 
 def _copy_streams(source: Path, path: Path) -> None:
@@ -218,7 +234,9 @@ def _encode_video(stream: av.VideoStream, spec: ClipSpec) -> Iterator[av.Packet]
         frame = None
         if seconds is not None:
             frame = av.VideoFrame.from_ndarray(_store(draw_barcode(number), spec.orientation), format="rgb24")
-            frame.pts = round((seconds + spec.start_seconds) * spec.rate)
+            # In AVI the header says so.
+            start_seconds = spec.start_seconds * (spec.suffix != "avi")
+            frame.pts = round((seconds + start_seconds) * spec.rate)
             frame.time_base = Fraction(1, spec.rate)
         for packet in stream.encode(frame):
             if states_itself and packet.is_keyframe:
@@ -252,6 +270,8 @@ def _encode_audio(stream: av.AudioStream, spec: ClipSpec) -> Iterator[av.Packet]
             continue
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis, first : first + size], format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, first, Fraction(1, RATE_HZ)
+        if spec.suffix == "avi" and spec.fault == "late audio":
+            frame.pts = first - _first_late_sample(size)
         for converted in resampler.resample(frame):
             yield from stream.encode(converted)
     yield from stream.encode(None)

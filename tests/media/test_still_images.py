@@ -365,3 +365,18 @@ def test_a_mirrored_video_has_the_pixels_of_the_plain_one(make_video: MakeVideo)
     set_matrix(path, -1, 0, 0, 1)
     mirrored = decode_video(path, 2, 32, 32).frames
     assert np.abs(mirrored[:, :, ::-1].astype(int) - plain).max() <= 2
+
+
+@pytest.mark.parametrize(("scale", "highest"), [(1, 255), (257, 65535), (70_000, None)])
+def test_integers_of_32_bits_are_scaled_by_their_values(scale: int, highest: int | None, tmp_path: Path) -> None:
+    ramp = np.arange(256, dtype=np.int32).reshape(16, 16)
+    path = tmp_path / "wide.tif"
+    Image.fromarray(ramp * scale).save(path)
+    with Image.open(path) as image:
+        assert (image.mode, image.tag_v2[258]) == ("I", (32,))
+    if highest is None:
+        with pytest.raises(MediaError, match="0 to 17850000, where an image has 0 to 255 or 0 to 65535"):
+            load_image(path)
+        return
+    assert int(ramp.max() * scale) == highest
+    assert np.array_equal(np.asarray(load_image(path)), np.repeat(ramp[..., None], 3, axis=-1))

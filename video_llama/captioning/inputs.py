@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from video_llama.constants import Modality
-from video_llama.data.examples import MediaSource, ShardMember
+from video_llama.data.examples import SUFFIXES, MediaSource, ShardMember
 from video_llama.data.remote import RemoteError, RemoteFile, is_remote, local_file
-from video_llama.data.shards import SUFFIXES, Shard, find_shards
+from video_llama.data.shards import Shard, find_shards
 from video_llama.errors import ConfigError
 from video_llama.media.sources import is_address
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from video_llama.constants import Modality
+from video_llama.data.examples import SUFFIXES
 from video_llama.errors import DatasetError, in_line, shown
 from video_llama.utils.extras import import_extra
 
@@ -61,8 +62,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tup
         columns: those that are required; others are left out. None takes all that there are.
 
     Raises:
-        DatasetError: a column is missing, a row is short, a quote never ends, there are no rows, or the file is not
-            UTF-8 text.
+        DatasetError: a column is missing or there twice, a row is short or too long, a quote never ends, there are no
+            rows, or the file is not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -84,6 +85,9 @@ def _read_rows(path: Path, file: Iterator[str], columns: Sequence[str] | None) -
     if missing:
         has = in_line(", ".join(header)) or "nothing; the file is empty"
         raise DatasetError(f"{path}: no column {', '.join(missing)} (its header has {has})")
+    twice = sorted({name for name in columns if header.count(name) > 1})
+    if twice:
+        raise DatasetError(f"{path}: its header has {in_line(', '.join(twice))} more than once")
     if not header:
         raise DatasetError(f"{path}: the file is empty")
     is_empty, before, end = True, 0, reader.line_num
@@ -94,6 +98,9 @@ def _read_rows(path: Path, file: Iterator[str], columns: Sequence[str] | None) -
         is_empty, before, end = False, end, reader.line_num
         if any(row[name] is None for name in columns):
             raise DatasetError(f"{path}, line {end}: fewer fields than the header")
+        # A comma in a caption would cut it off. An empty field is only a comma too many.
+        if any(row.get(None, ())):
+            raise DatasetError(f"{path}, line {end}: more fields than the header; a text with commas needs quotes")
         yield end, {name: row[name] for name in columns}
     else:
         raise DatasetError(f"{path}, line {before + 1}: a quote opens here and is never closed")
@@ -240,12 +247,13 @@ def read_part(entry: Mapping[str, Any], where: str) -> tuple[float | None, float
 
 
 _MEDIA_KEYS = {name + ending for name in get_args(Modality) for ending in ("", "s", "_path", "_url")}
+_MEDIA_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 # What would change the samples if it were honoured, so it must not be dropped.
 _CUT = "a part of a file cannot be chosen; cut the clip (ffmpeg -ss START -to END) and name the new file"
 _WEIGHED = "only answers have a weight: 'loss' or 'weight' of an assistant message, 0 or 1"
 _REFUSED = {
     **dict.fromkeys(("start", "end", "start_time", "end_time", "video_start", "video_end"), _CUT),
-    **dict.fromkeys(("loss", "weight", "loss_scale", "loss_mask"), _WEIGHED),
+    **dict.fromkeys(("loss", "weight", "loss_scale", "loss_mask", "train", "training"), _WEIGHED),
 }
 
 
@@ -274,7 +282,7 @@ class KeyCheck:
         unknown = {key: value for key, value in entry.items() if key not in known and value is not None}
         self.refuse(unknown, what, where)
         for key, value in unknown.items():
-            if key in _MEDIA_KEYS and value != []:
+            if value != [] and (key in _MEDIA_KEYS or _names_media(value)):
                 raise DatasetError(f"{where}: {key!r} of {what} names media that would not be used: {shown(value)}")
             if (what, key) not in self.warned:
                 self.warned.add((what, key))
@@ -289,6 +297,12 @@ class KeyCheck:
         for key in _REFUSED:
             if entry.get(key) is not None:
                 raise DatasetError(f"{where}: {key!r} of {what} is not supported: {_REFUSED[key]}")
+
+
+def _names_media(value: Any) -> bool:
+    """Return whether a value is the name of a media file, or a list that begins with one; addresses say where from."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, str) and first.lower().endswith(_MEDIA_SUFFIXES) and "://" not in first
 
 
 def resolve_messages(

@@ -61,6 +61,8 @@ class RowReader:
             return Example(id_, self.kind, None, text)
         media, text_column = self._columns(row, where)
         question = self.info.question_column
+        if question is None and text_column == "answer" and "question" in cells:
+            question = "question"
         self.keys.check(cells, ("id", media, text_column, str(question)), "a row", where)
         # What the model learns may be empty by mistake, in one row of many: then it is a bad sample.
         answer = required_text({text_column: "", **cells}, text_column, where)

@@ -22,6 +22,7 @@ from video_llama.errors import DatasetError
 from video_llama.media.containers import check_media_file
 
 __all__ = [
+    "SUFFIXES",
     "Example",
     "ExampleTable",
     "MediaSource",
@@ -34,6 +35,18 @@ __all__ = [
 ]
 
 _READ_BYTES = 1 << 20
+
+# Files, broadcasts and discs, cameras and phones, streams without a container, animations.
+_VIDEO_SUFFIXES = """.mp4 .webm .mkv .mov .avi .m4v .flv .f4v .wmv .asf .ogv .mxf .ivf .y4m
+    .mpg .mpeg .m1v .m2v .ts .m2t .mts .m2ts .vob .3gp .3g2 .dv .mjpeg .mjpg
+    .h264 .264 .avc .h265 .265 .hevc .gif"""
+
+# File names of the media in a shard, and of the videos in a folder.
+SUFFIXES: dict[Modality, tuple[str, ...]] = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"),
+    "video": tuple(_VIDEO_SUFFIXES.split()),
+    "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".mp4", ".webm", ".mkv", ".mov", ".avi"),
+}
 
 
 @dataclass(frozen=True)

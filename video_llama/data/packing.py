@@ -18,8 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from video_llama.data.examples import Example, MediaSource, media_sources, read_media
-from video_llama.data.shards import SUFFIXES
+from video_llama.data.examples import SUFFIXES, Example, MediaSource, media_sources, read_media
 from video_llama.errors import DatasetError
 from video_llama.utils.files import INCOMPLETE, write_whole
 from video_llama.utils.jsonl import append_jsonl

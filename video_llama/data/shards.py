@@ -18,32 +18,20 @@ from typing import Any
 
 from video_llama.constants import Modality
 from video_llama.data.annotations import KeyCheck, required_list, required_text, resolve_messages
-from video_llama.data.examples import Example, MediaSource, build_example, fields_of
+from video_llama.data.examples import SUFFIXES, Example, MediaSource, build_example, fields_of
 from video_llama.data.remote import RemoteFile, is_remote, list_shards, local_file
 from video_llama.data.rows import read_row
 from video_llama.errors import DatasetError
 from video_llama.utils.extras import import_extra
 from video_llama.utils.files import write_whole
 
-__all__ = ["SUFFIXES", "Shard", "find_shards", "index_shard", "read_shard"]
+__all__ = ["Shard", "find_shards", "index_shard", "read_shard"]
 
 logger = logging.getLogger(__name__)
 
 # Beside the shards.
 _INDEX_FOLDER = ".index"
 _INDEX_VERSION = 2
-
-# Files, broadcasts and discs, cameras and phones, streams without a container, animations.
-_VIDEO_SUFFIXES = """.mp4 .webm .mkv .mov .avi .m4v .flv .f4v .wmv .asf .ogv .mxf .ivf .y4m
-    .mpg .mpeg .m1v .m2v .ts .m2t .mts .m2ts .vob .3gp .3g2 .dv .mjpeg .mjpg
-    .h264 .264 .avc .h265 .265 .hevc .gif"""
-
-# File names of the media in a shard, and of the videos in a folder.
-SUFFIXES: dict[Modality, tuple[str, ...]] = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"),
-    "video": tuple(_VIDEO_SUFFIXES.split()),
-    "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".mp4", ".webm", ".mkv", ".mov", ".avi"),
-}
 
 
 Shard = Path | RemoteFile

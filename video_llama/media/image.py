@@ -29,6 +29,7 @@ ImageInput = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
 _MAX_PIXELS = 100_000_000
 
 _CONVERT = "convert it to PNG or JPEG"
+_BITS_PER_SAMPLE = 258  # tag of TIFF
 # Formats whose further images are of the same rank as the first. (Those of a PSD file are layers, and so on.)
 _PAGED_FORMATS = {"DCX", "GIF", "IM", "PNG", "TIFF", "WEBP"}
 
@@ -54,7 +55,12 @@ def load_image(source: ImageInput) -> Image.Image:
         num_pages = getattr(image, "n_frames", 1)
         if num_pages > 1 and image.format in _PAGED_FORMATS:
             logger.warning("%s: the first of its %d images is taken", source, num_pages)
-        return to_rgb(ImageOps.exif_transpose(image), os.fspath(source))
+        has_wide_integers = image.mode == "I" and getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (32,)
+        upright = ImageOps.exif_transpose(image)
+        if has_wide_integers:
+            # Nothing says how large the values of 32 bits are, as nothing does in an array.
+            return Image.fromarray(image_of_array(np.asarray(upright), os.fspath(source)))
+        return to_rgb(upright, os.fspath(source))
 
 
 def _from_memory(image: Image.Image) -> Image.Image:
