@@ -199,7 +199,7 @@ def test_a_folder_of_2023_loads_beside_a_language_model_elsewhere(
     clip = str(make_video("clip.mp4", audio=True))
     arguments = ["--model", str(original_folder), "--model-base", str(base), "--device", "cpu", "--input", clip]
     assert main([*arguments, "--question", "What?", "--max-new-tokens", "4"]) == 0
-    assert "heard" in capsys.readouterr().out
+    assert "audio: all of its" in capsys.readouterr().out
 
 
 def test_the_file_that_is_named_counts_not_one_beside_it(original_folder: Path) -> None:

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "data without a comma": ("data:video/mp4;base64", "without a comma"),
     "damaged data": ("data:video/mp4;base64,A", "damaged base64"),
     "empty data": ("data:,", "empty"),
-    "text of a data address": ("data:text/plain,hello", "but a text file"),
+    "text of a data address": ("data:text/plain,hello", "a text file, not a video"),
     "base64": (base64.b64encode(bytes(MANY_BYTES)).decode(), r"base64 text, not a path \(give bytes"),
     "long text": ("What happens in this video? " * 10_000, "text, not a path"),
     "text of two lines": ("a\nb", "text, not a path"),

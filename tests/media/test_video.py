@@ -295,8 +295,8 @@ def make_nothing(path: Path) -> None:
         (make_nothing, "no such file"),
         (make_empty, "the file is empty"),
         (make_folder, "a folder, not a file"),
-        (make_text, "a text file, not a video"),
-        (make_still, "a still image (PNG), not a video"),
+        (make_text, "a text file, not a video or audio file"),
+        (make_still, "a still image (PNG), not a video or audio file"),
         (make_garbage, "not a media file, or damaged beyond reading: Invalid data found when processing input"),
     ],
 )

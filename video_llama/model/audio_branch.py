@@ -12,6 +12,7 @@ from video_llama.model.encoder_graph import ChunkSize, EncoderGraphs
 from video_llama.model.frozen import as_frozen
 from video_llama.model.imagebind import ImageBindTrunk
 from video_llama.model.qformer import QFormer, position_rows, run_qformer
+from video_llama.model.towers import fill_buffers
 from video_llama.processor.transforms import normalize_pixels
 from video_llama.registry import AUDIO_ENCODERS
 
@@ -36,15 +37,25 @@ class AudioBranch(nn.Module):
         # By the modality of the encoder.
         self._graphs = {"audio": EncoderGraphs(), "vision": EncoderGraphs()}
         vision, width = config.imagebind_vision_config, config.audio_qformer_config.hidden_size
-        audio = config.audio_config
+        self.config = config
         # Frozen: one segment, or one frame, at a time to one vector of the joint space; or to tokens.
-        self.audio_encoder: Any = AUDIO_ENCODERS.get(audio.name, audio.module).build(audio)
+        self.audio_encoder: Any = self.build_encoder()
         self.vision_encoder = ImageBindTrunk(vision) if vision is not None else None
         # Trained: from the vectors of all segments to the width of the language model.
         self.segment_position_embedding = nn.Embedding(config.max_segment_positions, config.audio_config.output_size)
         self.audio_qformer = QFormer(config.audio_qformer_config)
         self.audio_query_tokens = nn.Parameter(torch.empty(1, config.num_audio_query_tokens, width))
         self.projection = nn.Linear(width, config.text_config.get_text_config().hidden_size)
+
+    def build_encoder(self) -> nn.Module:
+        """Build the audio encoder that the configuration names, without its weights."""
+        audio = self.config.audio_config
+        return AUDIO_ENCODERS.get(audio.name, audio.module).build(audio)
+
+    def fill_buffers(self) -> None:
+        """Compute what the encoder has in buffers that no file holds; ImageBind has none."""
+        if not isinstance(self.audio_encoder, ImageBindTrunk):
+            fill_buffers(self.audio_encoder, self.build_encoder)
 
     def forward(
         self,

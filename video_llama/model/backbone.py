@@ -180,6 +180,13 @@ class VideoLlamaPreTrainedModel(PreTrainedModel):
         keep_frozen_parts_evaluating(self)
         return self
 
+    def initialize_weights(self) -> None:
+        """Initialise what was not loaded. Modules whose own tensors are all loaded never reach `_init_weights`."""
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, (FrameBranch, AudioBranch)):
+                module.fill_buffers()
+
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what no checkpoint holds; encoders are meant to be loaded, never trained from here."""
         super()._init_weights(module)

@@ -20,7 +20,7 @@ from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import ChunkSize, EncoderGraphs
 from video_llama.model.frozen import as_frozen
 from video_llama.model.qformer import position_rows
-from video_llama.model.towers import take_keys
+from video_llama.model.towers import fill_buffers, take_keys
 from video_llama.processor.transforms import normalize_pixels
 from video_llama.registry import FRAME_ENCODERS
 
@@ -47,13 +47,23 @@ class FrameBranch(nn.Module, ABC):
         self.chunk_size: ChunkSize = "auto"
         self._graphs = EncoderGraphs()
         vision = config.vision_config
-        self.vision_encoder: Any = FRAME_ENCODERS.get(vision.name, vision.module).build(vision)
+        self.vision_encoder: Any = self.build_encoder()
         # BLIP-2's norm has weights. Behind other encoders a norm without any keeps large states from what trains.
         self.vision_norm = nn.LayerNorm(vision.hidden_size, elementwise_affine=False)
         if isinstance(self.vision_encoder, Eva):
             self.vision_norm = nn.LayerNorm(vision.hidden_size, eps=vision.output_norm_eps)
         # What stays together on one device; FSDP shards each by itself.
         self._no_split_modules = [type(self).__name__, *_block_names(self.vision_encoder)]
+
+    def build_encoder(self) -> nn.Module:
+        """Build the frame encoder that the configuration names, without its weights."""
+        vision = self.config.vision_config
+        return FRAME_ENCODERS.get(vision.name, vision.module).build(vision)
+
+    def fill_buffers(self) -> None:
+        """Compute what the encoder has in buffers that no file holds. For EVA the model does it, without a second one."""
+        if not isinstance(self.vision_encoder, Eva):
+            fill_buffers(self.vision_encoder, self.build_encoder)
 
     @classmethod
     def configure(cls, keys: dict[str, Any]) -> dict[str, Any]:

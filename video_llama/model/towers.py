@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import logging as transformers_logging
 
 from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 
-__all__ = ["build_tower", "load_tower_weights", "read_tower_config", "take_keys"]
+__all__ = ["build_tower", "fill_buffers", "load_tower_weights", "read_tower_config", "take_keys"]
 
 # What whole models call the part that reads images or audio.
 _PLACES = ("vision_model", "audio_model", "vision_tower", "audio_tower")
@@ -58,6 +59,23 @@ def build_tower(config: dict[str, Any]) -> nn.Module:
     given = dict(config)
     with translate_foreign(ConfigError, f"the encoder of type {given.get('model_type')!r}", "update transformers"):
         return _tower_of(AutoModel.from_config(AutoConfig.for_model(given.pop("model_type"), **given)))
+
+
+def fill_buffers(encoder: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Give buffers that no file of weights holds the values that `build` computes for them.
+
+    They are empty after a model was built on the meta device. Models of transformers fill their own.
+    """
+    names = set(dict(encoder.named_buffers())) - set(encoder.state_dict())
+    for place, module in encoder.named_modules():
+        if isinstance(module, PreTrainedModel):
+            names = {name for name in names if place and not name.startswith(f"{place}.")}
+    if not names:
+        return
+    with torch.device("cpu"):
+        values = dict(build().named_buffers())
+    for name in names:
+        init.copy_(encoder.get_buffer(name), values[name])
 
 
 def load_tower_weights(folder: Path) -> dict[str, Tensor]:
