@@ -32,7 +32,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # The goal for the first features was 16 000 lines. This limit is raised on purpose only, with new features.
 LIMITS = {
-    "lines of Python": 31_000,
+    "lines of Python": 37_500,
     "lines of the longest file": 400,
     "lines of the longest function": 70,
     "conditional expressions per 1000 lines": 12,

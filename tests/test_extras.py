@@ -43,7 +43,7 @@ ONLY_WITH_AN_ENGINE = (
 )
 # Not in `all`: vLLM pins torch and transformers, Ray is for clusters.
 OF_ENGINES = {"ray", "vllm"}
-ONLY_WITH_GRADIO = {f"video_llama.demo.{name}" for name in ("events", "page", "server")}
+ONLY_WITH_GRADIO = {f"video_llama.demo.{name}" for name in ("endpoints", "events", "page", "server")}
 
 
 def names_and_ranges(lines: list[str]) -> dict[str, Requirement]:

@@ -235,13 +235,21 @@ def test_a_run_is_not_continued_in_another_precision(
     assert "was begun with dtype 'float32', not 'auto'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", ["inf", "nan", "0.001", "-1"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("inf", "must be a finite number"),
+        ("nan", "must be a finite number"),
+        ("0.001", "must be at least 0.1"),
+        ("-1", "must be at least 0.1"),
+    ],
+)
 def test_a_window_has_a_length_that_makes_sense(
-    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, message: str
 ) -> None:
     with pytest.raises(SystemExit):
         run(tiny_checkpoint, tmp_path / "out.jsonl", folder, "--segment-seconds", value)
-    assert "must be at least 0.1" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -251,7 +259,6 @@ def test_a_window_has_a_length_that_makes_sense(
         ([], {"RANK": "3", "WORLD_SIZE": "2"}, "RANK is 3, but WORLD_SIZE is 2"),
         ([], {"RANK": "x"}, "not to numbers"),
         (["--temperature", "-1"], {}, "temperature must be finite and not negative"),
-        (["--temperature", "nan"], {}, "temperature must be finite and not negative"),
         (["--model", "absent"], {}, "absent"),
         (["--device", "cuda:0"], {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, "would put all 4 processes on one GPU"),
     ],
@@ -273,7 +280,10 @@ def test_what_is_wrong_is_said_in_one_line(
     assert message in line
 
 
-@pytest.mark.parametrize("arguments", [["--segment-seconds", "0"], ["--batch-size", "0"], ["--max-new-tokens", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--segment-seconds", "0"], ["--batch-size", "0"], ["--max-new-tokens", "x"], ["--temperature", "nan"]],
+)
 def test_numbers_that_make_no_sense_are_refused(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         run(tmp_path, tmp_path / "out.jsonl", "x", *arguments)

@@ -65,9 +65,9 @@ def check_finite(model: nn.Module, source: object) -> None:
         CheckpointError: NaN or infinity in a weight; `source` says where it comes from.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.device.type != "meta"]
-    # One number for each weight, and one wait for a GPU at the end.
-    extremes = [_extremes(value) for _, value in named]
-    bad = [name for (name, _), (low, high) in zip(named, extremes, strict=True) if not _are_finite(low, high)]
+    # One flag for each weight: a GPU has computed them all by the time that the first is read.
+    flags = [_is_finite(value) for _, value in named]
+    bad = [name for (name, _), flag in zip(named, flags, strict=True) if not flag]
     if bad:
         raise CheckpointError(_not_finite(source, bad))
 
@@ -79,16 +79,12 @@ def _not_finite(source: object, names: list[str]) -> str:
     )
 
 
-def _extremes(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the greatest value, NaN if there is one; zeros for what is no plain floating point."""
+def _is_finite(value: Tensor) -> Tensor:
+    """Return a flag; true for what is no plain floating point."""
     if value.dtype not in _REDUCIBLE or not value.numel():
-        return torch.zeros(()), torch.zeros(())
-    low, high = torch.aminmax(value.detach())
-    return low, high
-
-
-def _are_finite(low: Tensor, high: Tensor) -> bool:
-    return bool(low.isfinite()) and bool(high.isfinite())
+        return torch.ones((), dtype=torch.bool)
+    # The least and the greatest value are NaN if there is one: this takes no memory, as a mask would.
+    return torch.stack(torch.aminmax(value.detach())).isfinite().all()
 
 
 def _differences(folder: Path) -> Iterator[str]:
@@ -119,7 +115,7 @@ def _differences(folder: Path) -> Iterator[str]:
 def _unusable_weights(path: Path) -> Iterator[str]:
     try:
         weights = open_weights(path)
-        bad = [name for name, value in weights.items() if not _are_finite(*_extremes(value))]
+        bad = [name for name, value in weights.items() if not _is_finite(value)]
     except VideoLlamaError as error:
         yield str(error)
         return

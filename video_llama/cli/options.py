@@ -41,7 +41,9 @@ def _reader(kind: type[int] | type[float], name: str, least: float, most: float)
             value = kind(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"not {name}: {text}") from error
-        if least <= value <= most and abs(value) != math.inf:
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+        if least <= value <= most:
             return value
         if most < math.inf:
             raise argparse.ArgumentTypeError(f"must be from {least} to {most}, not {text}")

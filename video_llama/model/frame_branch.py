@@ -61,7 +61,7 @@ class FrameBranch(nn.Module, ABC):
         return FRAME_ENCODERS.get(vision.name, vision.module).build(vision)
 
     def fill_buffers(self) -> None:
-        """Compute what the encoder has in buffers that no file holds. For EVA the model does it, without a second one."""
+        """Compute what the encoder has in buffers that no file holds. The model fills EVA's itself."""
         if not isinstance(self.vision_encoder, Eva):
             fill_buffers(self.vision_encoder, self.build_encoder)
 

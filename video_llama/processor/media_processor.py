@@ -32,6 +32,7 @@ from video_llama.media.sampling import (
 )
 from video_llama.media.sources import is_file, open_source
 from video_llama.processor.audio_features import finish_audio, log_mel_segments, to_mono
+from video_llama.processor.audio_origin import AudioOrigin, decoded_for
 from video_llama.processor.tensor_like import TensorLike
 from video_llama.processor.transforms import normalize_pixels, random_crop_frames, random_crop_image, random_source
 
@@ -89,21 +90,6 @@ class VideoFrames(TensorLike):
         times = f" from {self.times_seconds[0]:.1f} to {self.times_seconds[-1]:.1f} s" if self.times_seconds else ""
         what = f"{self.kind} {self.source!r}: {len(self)} of {self.shape[-2]}x{self.shape[-1]}{times}"
         return f"VideoFrames({what}, {self.dtype} on {self.device})"
-
-
-@dataclass(frozen=True, eq=False)
-class AudioOrigin:
-    """Origin of segments, kept so that a model can have them made as it wants them.
-
-    Attributes:
-        raw: the decoded sound.
-        settings: how it was cut and turned into log-mel.
-        places: which of the segments were kept; None for all.
-    """
-
-    raw: RawSegments
-    settings: SegmentSettings
-    places: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -374,7 +360,7 @@ class MediaProcessor:
         settings = processor.segment_settings
         if settings == origin.settings:
             return audio
-        adapted = processor.finish_segments(_decoded_for(settings, origin))
+        adapted = processor.finish_segments(decoded_for(settings, origin))
         if origin.places is not None:
             adapted = adapted.take(origin.places)
         return adapted.to(audio.device, audio.dtype)
@@ -389,20 +375,3 @@ def _chosen_spread(origin: AudioOrigin) -> dict[str, Any]:
     if origin.places is not None or taken.spacing != default.segment_spacing:
         chosen["segment_spacing"] = taken.spacing
     return chosen
-
-
-def _decoded_for(settings: SegmentSettings, origin: AudioOrigin) -> RawSegments:
-    """Return what was decoded, if it serves for the settings as well; otherwise what the file has for them."""
-    raw = origin.raw
-    cuts = [
-        (each.num_segments, each.spacing, each.log_mel.segment_seconds, each.log_mel.sample_rate_hz)
-        for each in (settings, origin.settings)
-    ]
-    # The whole sound, or the very parts.
-    if raw.num_samples is None or cuts[0] == cuts[1]:
-        return raw
-    try:
-        return read_segments(raw.source, settings)
-    except MediaError as error:
-        hint = "this model wants other parts of the sound: read it with model.processor.media_processor"
-        raise MediaError(error.path, error.reason, hint) from error

@@ -64,6 +64,10 @@ class Trainer:
         ConfigError, CheckpointError, DatasetError: whatever is wrong with the configuration and what it names.
     """
 
+    _stop_signal: int | None = None
+    # The reader that batches come from now.
+    _reader: BatchReader | None = None
+
     def __init__(
         self,
         config: Config,
@@ -132,9 +136,6 @@ class Trainer:
         self.state = start_or_restore(
             self._resumed_from, config, self.datasets, self.length, self.learner, self.accelerator
         )
-        self._stop_signal: int | None = None
-        # The reader that batches come from now.
-        self._reader: BatchReader | None = None
         self._peak_flops = device_peak_flops(self.accelerator)
 
     @property
