@@ -248,7 +248,7 @@ def test_opening_the_page_to_strangers_warns(
 )
 def test_an_address_that_cannot_be_had_is_one_line(host: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--host", host, "--model", "absent"]) == 1
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert capsys.readouterr().err == f"starting the page …\nerror: {message}\n"
 
 
 def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +258,7 @@ def test_a_port_that_is_in_use_is_one_line_and_a_free_one_is_taken(capsys: pytes
         port = taken.getsockname()[1]
         assert main(["--port", str(port), "--model", "absent"]) == 1
     message = f"error: --port {port}: already in use; choose another, or omit --port to use the next free one\n"
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == "starting the page …\n" + message
     check_address("localhost", free_port())
 
 

@@ -13,8 +13,9 @@ import torch
 from video_llama.checkpoints.memory import DeviceMemory
 from video_llama.demo.session import Session
 from video_llama.demo.sessions import Sessions
-from video_llama.demo.shared_model import SharedModel, attention_shares
+from video_llama.demo.shared_model import SharedModel
 from video_llama.errors import DeviceError, VideoLlamaError
+from video_llama.inference.explain import attention_shares
 
 
 def test_shares_are_means_over_layers_heads_and_queries_summed_over_the_tokens_of_a_part() -> None:

@@ -11,18 +11,18 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from video_llama.checkpoints.memory import read_device_memory
 from video_llama.conversation import Conversation
 from video_llama.errors import DeviceError, OutOfMemoryError
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import EncodedMedia, Prompt, VideoLlama
+from video_llama.inference.explain import attention_shares, reading_qformer, recorded_attention
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.utils.devices import release_memory
 
-__all__ = ["SharedModel", "attention_shares"]
+__all__ = ["SharedModel"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +55,17 @@ class SharedModel(VideoLlama):
 
     def encode(self, media: VideoFrames | AudioSegments | Tensor) -> EncodedMedia:
         """Encode as `VideoLlama.encode` does, and record the attention unless `media` is a bare tensor."""
-        qformer: nn.Module | None = None
-        parts = 0
-        if isinstance(media, AudioSegments) and self.model.audio_branch is not None:
-            qformer, parts = self.model.audio_branch.audio_qformer, len(self.prepare_values(media))
-        elif isinstance(media, VideoFrames):
-            qformer, parts = self.model.video_branch.attention, len(media.pixel_values)
+        qformer = reading_qformer(self, media)
         if qformer is None:
             with self._watched():
                 return super().encode(media)
         # The hooks record every item that passes the Q-Former, so one thread at a time encodes.
-        with self._watched(), self._lock, _recorded_attention(qformer) as attention:
+        with self._watched(), self._lock, recorded_attention(qformer) as attention:
             encoded = super().encode(media)
+        parts = len(media)
+        if isinstance(media, AudioSegments):
+            # Brought to the model's form, which may have another number of segments.
+            parts = len(self.prepare_values(media))
         self._shares[encoded] = attention_shares(attention, parts)
         return encoded
 
@@ -118,35 +117,3 @@ class SharedModel(VideoLlama):
             with contextlib.suppress(InvalidStateError):
                 self.failure.set_exception(error)
             raise
-
-
-def attention_shares(attention: list[Tensor], parts: int) -> list[float]:
-    """Return the mean attention over layers, heads and queries of each part of the input.
-
-    Args:
-        attention: one (1, heads, queries, tokens) per layer, rows that add up to 1.
-        parts: frames or segments; each has the same number of tokens, in order.
-    """
-    mean = torch.stack([layer[0].float().mean(dim=(0, 1)) for layer in attention]).mean(dim=0)  # (tokens,)
-    return mean.reshape(parts, -1).sum(dim=1).tolist()
-
-
-@contextmanager
-def _recorded_attention(qformer: nn.Module) -> Iterator[list[Tensor]]:
-    """Record the attention of every cross-attention layer, computed again from its queries and keys."""
-    recorded: list[Tensor] = []
-
-    def record(layer: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-        heads = layer.num_attention_heads
-        # The fused attention kernel does not return its weights, so they are computed here from the same inputs.
-        query = layer.query(given["hidden_states"]).unflatten(-1, (heads, -1)).transpose(1, 2)
-        key = layer.key(given["encoder_hidden_states"]).unflatten(-1, (heads, -1)).transpose(1, 2)
-        recorded.append((query @ key.transpose(-1, -2) * layer.scaling).float().softmax(dim=-1))
-
-    layers = [module for name, module in qformer.named_modules() if name.endswith("crossattention.attention")]
-    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
-    try:
-        yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -12,6 +12,7 @@ from video_llama.conversation import Conversation
 from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import Prompt, VideoLlama
+from video_llama.inference.explain import Explanation, explain
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.uploads import Decoded, Turn, Upload
 from video_llama.media.decode import why_no_audio
@@ -84,6 +85,19 @@ class Chat:
     def upload_audio(self, path: Any) -> Upload:
         """Add an audio file, or the audio track of a video without its frames; errors as of `decode_audio`."""
         return self.add(self.decode_audio(path))
+
+    def explain(self, upload: Upload | None = None) -> Explanation:
+        """Return each frame's and segment's share of the attention in a file, by default the last one.
+
+        Raises:
+            VideoLlamaError: no file was added.
+        """
+        files = [file for turn in self.turns for file in turn.uploads]
+        if upload is not None:
+            files = [upload]
+        if not files:
+            raise VideoLlamaError("there is no file to explain; add one with upload_video(path) first")
+        return explain(self.model, files[-1])
 
     # The two halves of an upload, for callers that show progress: `decode_…`, then `add`.
 
