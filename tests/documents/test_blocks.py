@@ -5,11 +5,9 @@ A block that cannot run here carries a comment with the reason. Some pages have 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,7 +52,13 @@ PAGES_TO_RUN = {
 
 
 @pytest.fixture
-def place(checkpoints: dict[str, Path], tmp_path: Path, make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    make_video: MakeVideo,
+    monkeypatch: pytest.MonkeyPatch,
+    commands: Path,
+) -> Path:
     """The current folder: it looks like this repository, with the files that the documents name."""
     folder = tmp_path / "place"
     folder.mkdir()
@@ -68,14 +72,7 @@ def place(checkpoints: dict[str, Path], tmp_path: Path, make_video: MakeVideo, m
     for name in ("clip.mp4", "klip.mp4", "lecture.mp4", "a.mp4", "b.mp4", "clips/a.mp4", "clips/b.mp4"):
         shutil.copy(clip, folder / name)
     Image.fromarray(draw_frame(0, 64, 48)).save(folder / "c.png")
-    (folder / "bin").mkdir()
-    for name, command in {"python": "", "video-llama": "-m video_llama"}.items():
-        program = folder / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n', encoding="utf-8")
-        program.chmod(0o755)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return folder
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from video_llama.demo.page import SAMPLES
 from video_llama.demo.shared_model import SharedModel
@@ -34,3 +36,4 @@ def test_the_shares_of_a_file_are_those_that_the_page_shows(tmp_path: Path) -> N
     pytest.importorskip("matplotlib")
     shown.plot().savefig(tmp_path / "shares.png")
     assert len(shown.plot().axes) == 2
+    assert Image.open(io.BytesIO(shown._repr_png_() or b"")).format == "PNG"

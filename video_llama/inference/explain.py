@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from video_llama.inference.uploads import Upload
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
-from video_llama.utils.extras import require_extra
+from video_llama.utils.extras import is_installed, require_extra
 
 if TYPE_CHECKING:
     from video_llama.inference.engine import VideoLlama
@@ -41,6 +42,14 @@ class Explanation:
 
     def __repr__(self) -> str:
         return f"Explanation({self.source!r}: {len(self.frame_shares)} frames, {len(self.segment_shares)} segments)"
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the plot, as notebooks show it."""
+        if not is_installed("matplotlib"):
+            return None
+        content = io.BytesIO()
+        self.plot().savefig(content, format="png", dpi=90)
+        return content.getvalue()
 
     def plot(self) -> Any:
         """Draw the shares over time and return matplotlib's figure.
