@@ -67,7 +67,7 @@ def test_no_checkpoint_annotation_or_configuration_does(tmp_path: Path) -> None:
 
 
 def test_the_campaign_sees_crashes_hangs_and_foreign_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fuzz.campaign.SECONDS", 3.0)
+    monkeypatch.setattr("tests.fuzz.campaign.SECONDS", 10.0)
     worker = Worker()
     try:
         outcomes = []
