@@ -138,6 +138,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "one_image": ("one image", "tek görsel"),
     "frames_seen": ("{count} frames seen", "{count} kare görüldü"),
     "frames_seen_one": ("1 frame seen", "1 kare görüldü"),
+    "all_audio": ("all {seconds} s of audio", "{seconds} sn sesin tamamı"),
     "audio_segments": ("{count} × 2 s of {seconds} s of audio", "{seconds} sn sesten {count} × 2 sn"),
     "no_audio_track": ("no audio track", "ses parçası yok"),
     "audio_unused": ("audio not used", "ses kullanılmıyor"),

@@ -48,6 +48,8 @@ def summary(upload: Upload, texts: Texts) -> str:
     if upload.audio is not None:
         segments, seconds = len(upload.audio.start_seconds), upload.audio.duration_seconds
         audio = texts("audio_segments", segments, seconds=f"{seconds:.1f}")
+        if upload.has_all_audio:
+            audio = texts("all_audio", seconds=f"{seconds:.1f}")
     if upload.frames is None:
         return audio
     if upload.frames.kind == "image":

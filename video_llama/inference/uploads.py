@@ -52,13 +52,21 @@ class Decoded:
             audio = self._audio_share()
         return f"{_frame_steps(self.frames.times_seconds)}; audio: {audio}"
 
+    @property
+    def has_all_audio(self) -> bool:
+        """Whether the segments leave nothing out of the audio."""
+        if self.audio is None:
+            return False
+        length, starts = self.audio.duration_seconds, self.audio.start_seconds
+        return _covered_seconds(starts, self.segment_seconds, length) > length - _STEP_TOLERANCE
+
     def _audio_share(self) -> str:
         if self.audio is None:
             return self.sound
-        length, starts = self.audio.duration_seconds, self.audio.start_seconds
-        if _covered_seconds(starts, self.segment_seconds, length) > length - _STEP_TOLERANCE:
-            return f"all of its {length:.1f} s"
-        return f"{len(starts)} × {self.segment_seconds:g} s of {length:.1f} s"
+        if self.has_all_audio:
+            return f"all of its {self.audio.duration_seconds:.1f} s"
+        segments = len(self.audio.start_seconds)
+        return f"{segments} × {self.segment_seconds:g} s of {self.audio.duration_seconds:.1f} s"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}: {self.summary})"
