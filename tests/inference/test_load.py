@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from tests.helpers.checkpoints import VL, assert_equal_tensors, build_checkpoint, load_checkpoint
 from video_llama.checkpoints import hub
+from video_llama.checkpoints.original_layout import is_whole_model
 from video_llama.errors import CheckpointError, ConfigError
 from video_llama.inference.engine import VideoLlama
-from video_llama.inference.load import _is_whole_model
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
@@ -224,9 +224,9 @@ def test_the_settings_are_restored_after_an_error() -> None:
 
 
 def test_a_run_may_have_begun_with_a_model_of_the_package(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    assert _is_whole_model("video-llama-tiny")
-    assert _is_whole_model(str(tiny_checkpoint))
+    assert is_whole_model("video-llama-tiny")
+    assert is_whole_model(str(tiny_checkpoint))
     # The run's own checkpoint stands for a file that is gone.
-    assert not _is_whole_model(str(tmp_path / "VL_gone.pth"))
+    assert not is_whole_model(str(tmp_path / "VL_gone.pth"))
     with pytest.raises(CheckpointError, match="did you mean video-llama-tiny"):
-        _is_whole_model("video-llama-tin")
+        is_whole_model("video-llama-tin")

@@ -47,6 +47,7 @@ __all__ = [
     "find_config",
     "find_original_files",
     "is_transformers_folder",
+    "is_whole_model",
     "resolve_checkpoint",
     "resolve_language_model",
 ]
@@ -113,6 +114,14 @@ def resolve_checkpoint(
     if audio is False:
         return resolve_source(source, wanted, WITHOUT_AUDIO_PATTERNS)
     return resolve_source(source, wanted, CHECKPOINT_PATTERNS)
+
+
+def is_whole_model(base: str) -> bool:
+    """Whether a run began with a folder for transformers: a path, a model of the package or of the hub."""
+    path = Path(base).expanduser()
+    if not path.exists() and path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
+        path = resolve_checkpoint(base)
+    return is_transformers_folder(path)
 
 
 def find_original_files(

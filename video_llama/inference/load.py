@@ -31,6 +31,7 @@ from video_llama.checkpoints.original_layout import (
     find_config,
     find_original_files,
     is_transformers_folder,
+    is_whole_model,
     resolve_checkpoint,
 )
 from video_llama.checkpoints.quantization import quantization_config
@@ -245,7 +246,7 @@ def _locate(
 def _locate_run(run: TrainedRun, model_base: str | os.PathLike[str] | None, audio: bool | None) -> _Located:
     """Find what a training run and the files that its configuration names hold."""
     section = run.section
-    starts_from_folder = run.base is not None and _is_whole_model(run.base)
+    starts_from_folder = run.base is not None and is_whole_model(run.base)
     if audio is not None:
         section.equip_audio_branch = audio
     elif section.ckpt_2 is None and section.equip_audio_branch and not starts_from_folder:
@@ -263,14 +264,6 @@ def _locate_run(run: TrainedRun, model_base: str | os.PathLike[str] | None, audi
     if is_replaced:
         located.trained = run.checkpoint
     return located
-
-
-def _is_whole_model(base: str) -> bool:
-    """Whether a run began with a folder for transformers: a path, a model of the package or of the hub."""
-    path = Path(base).expanduser()
-    if not path.exists() and path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
-        path = resolve_checkpoint(base)
-    return is_transformers_folder(path)
 
 
 def _locate_adapter(
