@@ -188,11 +188,8 @@ def _measured(config: AudioEncoderConfig, entry: type[AudioEncoder]) -> AudioEnc
     )
     silence = torch.zeros(round(config.segment_seconds * config.sample_rate_hz))
     config.input_size = list(extract_features(silence, settings).shape)
-    with torch.device("meta"):
-        module = entry.build(config)
-        values = torch.zeros(1, 1, *config.input_size)
-        where = f"model.audio_encoder, features of {config.input_size}"
-        with translate_foreign(ConfigError, where, "choose another model.audio_encoder.segment_seconds"):
-            shape = output_shape(module, lambda encoder: encoder(values))
+    where = f"model.audio_encoder, features of {config.input_size}"
+    with translate_foreign(ConfigError, where, "choose another model.audio_encoder.segment_seconds"):
+        shape = output_shape(lambda: entry.build(config), 1, 1, *config.input_size)
     config.output_size = shape[-1]
     return config

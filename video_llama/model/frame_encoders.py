@@ -232,12 +232,9 @@ def _measured(config: FrameEncoderConfig, entry: type[FrameEncoder]) -> FrameEnc
         ConfigError: no tokens: a convolutional network, or a model that wants other inputs.
     """
     size = config.image_size
-    with torch.device("meta"):
-        module = entry.build(config)
-        frames = torch.zeros(1, 3, size, size)
-        where = f"model.frame_encoder ({config.name}), frames of {size} pixels"
-        with translate_foreign(ConfigError, where, "choose another model.frame_encoder.image_size, or another model"):
-            shape = output_shape(module, lambda encoder: encoder(frames))
+    where = f"model.frame_encoder ({config.name}), frames of {size} pixels"
+    with translate_foreign(ConfigError, where, "choose another model.frame_encoder.image_size, or another model"):
+        shape = output_shape(lambda: entry.build(config), 1, 3, size, size)
     if len(shape) != 3:
         raise ConfigError(f"model.frame_encoder ({config.name}): it returns {tuple(shape)}, no tokens of each frame")
     config.num_tokens, config.hidden_size = shape[1], shape[2]

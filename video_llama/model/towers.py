@@ -105,10 +105,19 @@ def load_tower_weights(folder: Path) -> dict[str, Tensor]:
     return dict(tower.state_dict())
 
 
-def output_shape(module: nn.Module, run: Callable[[nn.Module], Tensor]) -> torch.Size:
-    """Return the shape of what a module returns, which must be on the meta device: nothing is computed."""
-    with torch.no_grad():
-        return run(module).shape
+def output_shape(build: Callable[[], nn.Module], *shape: int) -> torch.Size:
+    """Return the shape of what an encoder returns for values of a shape; nothing is computed where that works."""
+
+    def run(device: str) -> torch.Size:
+        with torch.device(device), torch.no_grad():
+            returned: Tensor = build()(torch.zeros(shape))
+        return returned.shape
+
+    try:
+        return run("meta")
+    except (RuntimeError, NotImplementedError):
+        # Some releases of transformers look at values, which tensors on the meta device do not have.
+        return run("cpu")
 
 
 def _tower_of(model: nn.Module) -> nn.Module:
