@@ -7,7 +7,6 @@ output_size), each segment by itself.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,14 @@ from video_llama.media.sampling import LogMelSettings
 from video_llama.model.configuration import ImageBindTrunkConfig
 from video_llama.model.encoder_configuration import AudioEncoderConfig
 from video_llama.model.imagebind import ImageBindTrunk
-from video_llama.model.towers import build_tower, load_tower_weights, output_shape, read_tower_config, take_keys
+from video_llama.model.towers import (
+    Encoder,
+    build_tower,
+    load_tower_weights,
+    output_shape,
+    read_tower_config,
+    take_keys,
+)
 from video_llama.processor.audio_features import extract_features
 from video_llama.registry import AUDIO_ENCODERS
 
@@ -32,35 +38,8 @@ _SECONDS_OF_A_FILE = 16.0
 _TOKENS_PER_SEGMENT = 8
 
 
-class AudioEncoder(ABC):
-    """One kind of audio encoder; what a package of others derives from."""
-
-    @classmethod
-    @abstractmethod
-    def read(cls, keys: dict[str, Any]) -> Any:
-        """Return the configuration, an `AudioEncoderConfig`, that the keys of `model.audio_encoder` describe.
-
-        Args:
-            keys: as the user wrote them, `name` included; `path`, if it is there, is a local folder.
-
-        Raises:
-            ConfigError: unknown keys.
-            CheckpointError: a file is missing or damaged.
-        """
-
-    @classmethod
-    @abstractmethod
-    def load(cls, keys: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the weights, by their names in the module that `build` returns.
-
-        Raises:
-            CheckpointError: they are missing or damaged.
-        """
-
-    @classmethod
-    @abstractmethod
-    def build(cls, config: Any) -> nn.Module:
-        """Return the module; its weights are loaded later, and it may be built on the meta device."""
+class AudioEncoder(Encoder):
+    """One kind of audio encoder; its configuration is an `AudioEncoderConfig`."""
 
 
 @AUDIO_ENCODERS.register("imagebind")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +20,21 @@ from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 from video_llama.model.configuration import VideoLlamaVisionConfig
 from video_llama.model.encoder_configuration import FrameEncoderConfig
 from video_llama.model.eva_vit import build_eva_vit
-from video_llama.model.towers import build_tower, load_tower_weights, output_shape, read_tower_config, take_keys
+from video_llama.model.towers import (
+    Encoder,
+    build_tower,
+    load_tower_weights,
+    output_shape,
+    read_tower_config,
+    take_keys,
+)
 from video_llama.registry import FRAME_ENCODERS
 
 __all__ = ["FrameEncoder"]
 
 
-class FrameEncoder(ABC):
-    """One kind of frame encoder; what a package of others derives from."""
-
-    @classmethod
-    @abstractmethod
-    def read(cls, keys: dict[str, Any]) -> Any:
-        """Return the configuration, a `FrameEncoderConfig`, that the keys of `model.frame_encoder` describe.
-
-        Args:
-            keys: as the user wrote them, `name` included; `path`, if it is there, is a local folder.
-
-        Raises:
-            ConfigError: unknown keys.
-            CheckpointError: a file is missing or damaged.
-        """
-
-    @classmethod
-    @abstractmethod
-    def load(cls, keys: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the weights, by their names in the module that `build` returns.
-
-        Raises:
-            CheckpointError: they are missing or damaged.
-        """
-
-    @classmethod
-    @abstractmethod
-    def build(cls, config: Any) -> nn.Module:
-        """Return the module; its weights are loaded later, and it may be built on the meta device."""
+class FrameEncoder(Encoder):
+    """One kind of frame encoder; its configuration is a `FrameEncoderConfig`."""
 
 
 @FRAME_ENCODERS.register("eva_vit_g")

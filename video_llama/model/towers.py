@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,44 @@ from transformers.utils import logging as transformers_logging
 
 from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 
-__all__ = ["build_tower", "fill_buffers", "load_tower_weights", "read_tower_config", "take_keys"]
+__all__ = ["Encoder", "build_tower", "fill_buffers", "load_tower_weights", "read_tower_config", "take_keys"]
 
 # What whole models call the part that reads images or audio.
 _PLACES = ("vision_model", "audio_model", "vision_tower", "audio_tower")
 # Of no meaning for a module that is part of another model.
 _NOT_KEPT = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path")
 _SMALL_VOCABULARY = {"vocab_size": 4, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+
+
+class Encoder(ABC):
+    """One kind of encoder; what a package of others derives from, by `FrameEncoder` or `AudioEncoder`."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, keys: dict[str, Any]) -> Any:
+        """Return the configuration that the keys of the encoder's section describe.
+
+        Args:
+            keys: as the user wrote them, `name` included; `path`, if it is there, is a local folder.
+
+        Raises:
+            ConfigError: unknown keys.
+            CheckpointError: a file is missing or damaged.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, keys: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the weights, by their names in the module that `build` returns.
+
+        Raises:
+            CheckpointError: they are missing or damaged.
+        """
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any) -> nn.Module:
+        """Return the module; its weights are loaded later, and it may be built on the meta device."""
 
 
 def take_keys(keys: dict[str, Any], kind: str, **known: Any) -> dict[str, Any]:
