@@ -185,6 +185,8 @@ def test_the_theme_is_switched_and_kept(visit: Visit) -> None:
     dark = page.evaluate(background)
     assert light != dark
     page.reload()
+    # Until Gradio has built the page there is no such element, and asking for its style is an error.
+    page.wait_for_selector(".vl-header")
     page.wait_for_function(f"{background} === '{dark}'")
 
 
