@@ -15,7 +15,7 @@ from video_llama.cli.command import CommandParser, run_command
 from video_llama.cli.options import add_base_option
 from video_llama.errors import ConfigError
 
-__all__ = ["main"]
+__all__ = ["add_question_options", "evaluate", "main"]
 
 DESCRIPTION = """\
 Measure a model: right answers on a generated corpus, or captions and answers on a dataset of research.
@@ -41,6 +41,14 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--model", required=True, metavar="NAME", help="video-llama-tiny, a folder, a hub id or an adapter"
     )
     add_base_option(parser)
+    add_question_options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and all answers")
+    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
+    return parser
+
+
+def add_question_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a model is asked, and how."""
     parser.add_argument(
         "--data",
         type=Path,
@@ -48,9 +56,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a corpus, a split of one, or annotations",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and all answers")
     parser.add_argument("--limit", type=int, metavar="N", help="most files (of a corpus: of each modality)")
-    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
     parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (64; with --dataset 16)")
     parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
     captions = parser.add_argument_group("captions and dialogues of a dataset")
@@ -62,7 +68,6 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     captions.add_argument(
         "--workers", type=int, default=2, metavar="N", help="processes that read dialogues' media (2)"
     )
-    return parser
 
 
 def evaluate_corpus(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -211,16 +216,28 @@ def format_metrics(report: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, print the figures, and write them with all answers where --json says."""
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options ask for: figures, and all answers."""
+    measure, _ = _way(arguments)
+    return measure(arguments)
+
+
+def _way(
+    arguments: argparse.Namespace,
+) -> tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], str]]:
+    """Return how to measure what the options name, and how to show it."""
     from video_llama.evaluation.captions import DATA_TYPES
 
-    evaluate: Callable[[argparse.Namespace], dict[str, Any]] = evaluate_dialogues
-    show: Callable[[dict[str, Any]], str] = format_dialogues
     if arguments.dataset is None:
-        evaluate, show = evaluate_corpus, format_corpus
-    elif arguments.dataset in DATA_TYPES:
-        evaluate, show = evaluate_captions, format_metrics
+        return evaluate_corpus, format_corpus
+    if arguments.dataset in DATA_TYPES:
+        return evaluate_captions, format_metrics
+    return evaluate_dialogues, format_dialogues
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, print the figures, and write them with all answers where --json says."""
+    _, show = _way(arguments)
     report = evaluate(arguments)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

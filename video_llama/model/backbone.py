@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -91,12 +91,13 @@ def find_placeholders(input_ids: Tensor, config: VideoLlamaConfig) -> tuple[Tens
     return (ids == config.image_token_id).nonzero()[:, 0], (ids == config.audio_token_id).nonzero()[:, 0]
 
 
-def _splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor | None, modality: str) -> Tensor:
+def _splice_features(inputs_embeds: Tensor, positions: Tensor | None, features: Tensor | None, modality: str) -> Tensor:
     """Replace the embeddings at the placeholder positions by media features, in order of appearance.
 
     Args:
         inputs_embeds: (batch, length, width).
-        positions: (positions,), int64, of placeholders among the batch * length embeddings.
+        positions: (positions,), int64, of placeholders among the batch * length embeddings; None puts the features
+            nowhere, and only lets their gradient of zero reach the branch.
         features: (items, tokens, width), on any device; items of the whole batch, first sample first.
         modality: "image" or "audio", for the error message.
 
@@ -107,13 +108,15 @@ def _splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor 
         ValueError: the number of placeholders is not items * tokens.
     """
     items, tokens = (0, 0) if features is None else features.shape[:2]
-    if len(positions) != items * tokens:
+    if positions is not None and len(positions) != items * tokens:
         raise ValueError(
             f"the prompt holds {len(positions)} {modality} placeholder ids, but {items} {modality} item(s) of "
             f"{tokens} tokens were given; each item needs one run of placeholders"
         )
     if features is None:
         return inputs_embeds
+    if positions is None:
+        return inputs_embeds + (features * 0).sum().to(inputs_embeds)
     length = inputs_embeds.shape[1]
     rows = (positions // length).to(inputs_embeds.device, non_blocking=True)
     columns = (positions % length).to(inputs_embeds.device, non_blocking=True)
@@ -325,7 +328,7 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         input_ids: Tensor | None,
         video_features: Tensor | None = None,
         audio_features: Tensor | None = None,
-        placeholders: tuple[Tensor, Tensor] | None = None,
+        placeholders: Sequence[Tensor | None] | None = None,
         pixel_values: Tensor | None = None,
         frame_mask: Tensor | None = None,
         audio_values: Tensor | None = None,
@@ -340,7 +343,8 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             input_ids: (batch, length), int64; runs of `image_token_id` / `audio_token_id` mark media.
             video_features: (videos, video_queries, width), all videos and images in order of appearance.
             audio_features: (audios, audio_queries, width), all audio items in order of appearance.
-            placeholders: what `find_placeholders` returned for the ids, if they were on the CPU before.
+            placeholders: what `find_placeholders` returned for the ids, if they were on the CPU before. None in place
+                of positions: such media are computed, as they are by other processes, and put nowhere.
             pixel_values, frame_mask, frame_tokens: as for `VideoLlamaForConditionalGeneration.forward`, where
                 video_features are not given.
             audio_values, segment_mask, audio_pixel_values, segment_vectors: the same of audio_features.
