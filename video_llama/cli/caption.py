@@ -7,14 +7,15 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_llama.cli.command import FAILED, CommandParser, run_command
-from video_llama.cli.models import choose_options
+from video_llama.cli.command import FAILED, CommandParser, numbered, run_command
+from video_llama.cli.models import choose_options, show_model
 from video_llama.cli.options import (
     add_answer_options,
     add_base_option,
@@ -48,6 +49,8 @@ captions-00000-of-00008.jsonl. On a cluster of Ray one command captions on all G
 is 0 if all clips were captioned, else 1.
 """
 TERMINATED = 143
+# Failed clips that are named at the end; the output holds all.
+NUM_NAMED = 3
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -157,19 +160,23 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile, file_of_shard, find_clips, take_shard
     from video_llama.inference.captioning import DEFAULT_PROMPT
     from video_llama.media.decode import check_video_reader
-    from video_llama.utils.files import make_folder
+    from video_llama.utils.files import check_output_file
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)
     if arguments.profile is not None:
-        make_folder(arguments.profile.parent, "--profile")
+        check_output_file(arguments.profile, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
     device = arguments.device
     if arguments.launcher == "ray":
         check_launcher(num_parts)
     else:
         device = device_of_process(device)
-    clips = take_shard(find_clips(arguments.inputs), num_parts, part)
+    left_out: Counter[str] = Counter()
+    clips = take_shard(find_clips(arguments.inputs, lambda path: left_out.update([_kind(path)])), num_parts, part)
+    if left_out and part == 0:
+        kinds = ", ".join(numbered(number, kind) for kind, number in left_out.items())
+        sys.stderr.write(f"left out of folders and patterns: {kinds} (to caption such a file, give its path)\n")
     settings = CorpusSettings(
         arguments.prompt or DEFAULT_PROMPT,
         choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile),
@@ -189,22 +196,45 @@ def run(arguments: argparse.Namespace) -> int:
         where = ""
         if num_parts > 1:
             where = f" (part {part} of {num_parts})"
-        sys.stderr.write(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}\n")
-        failed = sum(file.has_failed(clip.id) for clip in clips)
+        sys.stderr.write(f"{numbered(len(clips), 'clip')}{where}, {len(clips) - todo} done before, to {file.path}\n")
         if todo:
             profile = RunProfile()
-            with _show_progress(todo) as advance:
-                caption = _caption_here
-                if arguments.launcher == "ray":
-                    caption = _caption_on_cluster
-                failed = caption(arguments, device, clips, file, settings, advance, profile)
+            caption = _caption_here
+            if arguments.launcher == "ray":
+                caption = _caption_on_cluster
+            caption(arguments, device, clips, file, settings, todo, profile)
             sys.stderr.write(f"{profile.summary()}\n")
             if arguments.profile is not None:
                 profile.save(file_of_shard(arguments.profile, num_parts, part))
-    if failed:
-        sys.stderr.write(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error\n")
-        return FAILED
-    return 0
+    return _report(clips, file)
+
+
+def _kind(path: Path) -> str:
+    from video_llama.data.examples import SUFFIXES
+
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES["image"]:
+        return "image"
+    if suffix in SUFFIXES["audio"]:
+        return "audio file"
+    return "other file"
+
+
+def _report(clips: Sequence[Clip], file: CaptionFile) -> int:
+    """Print how many clips have captions, and the first of those that have none; return the exit status."""
+    failed = [clip.id for clip in clips if file.has_failed(clip.id)]
+    captioned = f"{numbered(len(clips) - len(failed), 'clip')} captioned, in {file.path}"
+    if not failed:
+        sys.stderr.write(f"{captioned}\n")
+        return 0
+    sys.stderr.write(f"{len(failed)} of {numbered(len(clips), 'clip')} could not be captioned:\n")
+    for name in failed[:NUM_NAMED]:
+        sys.stderr.write(f"  {name}: {file.error_of(name)}\n")
+    if len(failed) > NUM_NAMED:
+        sys.stderr.write(f"  and {len(failed) - NUM_NAMED} more\n")
+    advice = "to try them again, remove those lines and add --resume"
+    sys.stderr.write(f"{captioned}; the others have an error there in place of a caption ({advice})\n")
+    return FAILED
 
 
 @contextmanager
@@ -237,14 +267,15 @@ def _caption_here(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
-    advance: Callable[[int], None],
+    todo: int,
     profile: RunProfile,
-) -> int:
-    """Load the model and caption what the file lacks; return the number of clips that failed."""
+) -> None:
+    """Load the model and caption what the file lacks."""
     from video_llama.captioning import caption_corpus, default_workers
     from video_llama.inference.load import load_pretrained_model
 
     model = load_pretrained_model(**_what_to_load(arguments), device=device)
+    show_model(model)
     # Loading is not a part of what scales with the clips.
     profile.begin()
     workers = arguments.workers
@@ -254,7 +285,8 @@ def _caption_here(
     if arguments.video_reader is not None:
         media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
         model.processor.media_processor = media
-    return caption_corpus(model, clips, file, settings, advance, profile)
+    with _show_progress(todo) as advance:
+        caption_corpus(model, clips, file, settings, advance, profile)
 
 
 def _caption_on_cluster(
@@ -263,15 +295,16 @@ def _caption_on_cluster(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
-    advance: Callable[[int], None],
+    todo: int,
     profile: RunProfile,
-) -> int:
-    """Caption what the file lacks with Ray; return the number of clips that failed."""
+) -> None:
+    """Caption what the file lacks with Ray."""
     from video_llama.integrations.ray.captioner import ModelSource
     from video_llama.integrations.ray.driver import caption_on_cluster
 
     source = ModelSource(_what_to_load(arguments), arguments.video_reader)
-    return caption_on_cluster(clips, file, settings, source, advance, profile, device, arguments.workers)
+    with _show_progress(todo) as advance:
+        caption_on_cluster(clips, file, settings, source, advance, profile, device, arguments.workers)
 
 
 class Terminated(BaseException):
