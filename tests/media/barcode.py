@@ -27,8 +27,8 @@ Fault = Literal["none", "late audio", "late video", "gap"]
 
 WIDTH, HEIGHT, NUM_BITS = 96, 64, 8
 SECONDS, BEEP_HZ, RATE_HZ = 6.0, 880.0, 48_000
-# Where a late track begins, and where a gap ends.
-LATE_SECONDS, GAP_ENDS = 1.5, 3.0
+# Where a late track begins, and a gap.
+LATE_SECONDS = 1.5
 CORNERS = ("red", "green", "blue", "yellow")
 _COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220), "yellow": (220, 220, 40)}
 
@@ -57,6 +57,8 @@ class ClipSpec:
         is_variable: whether the time between frames varies.
         fault: which track begins late, or has a gap.
         beep_seconds: when the beep begins, counted from the first frame.
+        frames_a_keyframe: from one keyframe to the next.
+        gap_ends_seconds: where a gap ends that begins where a late track does.
     """
 
     suffix: str
@@ -64,6 +66,8 @@ class ClipSpec:
     is_variable: bool = False
     fault: Fault = "none"
     beep_seconds: float = 4.3
+    frames_a_keyframe: int = 8
+    gap_ends_seconds: float = 3.0
 
     @property
     def rate(self) -> int:
@@ -164,7 +168,7 @@ def _write_container(path: Path, spec: ClipSpec) -> None:
         # Chunks have no times. Empty ones are a gap where chunks are counted, not samples.
         audio_codec = "flac"
     with av.open(str(path), "w") as container:
-        video = container.add_stream(video_codec, rate=spec.rate, options=_video_options(spec.suffix))
+        video = container.add_stream(video_codec, rate=spec.rate, options=_video_options(spec))
         stored = _store(draw_barcode(0), spec.orientation)
         video.height, video.width = stored.shape[:2]
         video.pix_fmt = "yuv420p"
@@ -204,17 +208,18 @@ def _copy_streams(source: Path, path: Path) -> None:
                 output.mux(packet)
 
 
-def _video_options(suffix: str) -> dict[str, str]:
+def _video_options(spec: ClipSpec) -> dict[str, str]:
     """Several keyframes, so that there is something to seek to; frames that are not shown in the order of decoding.
 
     AVI has times of decoding only, so there both orders are the same.
     """
-    if suffix == "webm":
-        return {"g": "8", "crf": "6", "b": "2M"}
+    every = str(spec.frames_a_keyframe)
+    if spec.suffix == "webm":
+        return {"g": every, "crf": "6", "b": "2M"}
     b_frames = "2"
-    if suffix == "avi":
+    if spec.suffix == "avi":
         b_frames = "0"
-    return {"g": "8", "bf": b_frames, "x264-params": "scenecut=0:repeat-headers=1:aud=1", "crf": "12"}
+    return {"g": every, "bf": b_frames, "x264-params": "scenecut=0:repeat-headers=1:aud=1", "crf": "12"}
 
 
 def _store(frame: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
@@ -265,7 +270,7 @@ def _encode_audio(stream: av.AudioStream, spec: ClipSpec) -> Iterator[av.Packet]
         seconds = first / RATE_HZ
         if spec.fault == "late audio" and seconds < LATE_SECONDS:
             continue
-        if spec.fault == "gap" and LATE_SECONDS <= seconds < GAP_ENDS:
+        if spec.fault == "gap" and LATE_SECONDS <= seconds < spec.gap_ends_seconds:
             continue
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis, first : first + size], format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, first, Fraction(1, RATE_HZ)
