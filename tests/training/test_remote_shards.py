@@ -107,7 +107,9 @@ def test_a_run_over_a_store_that_is_killed_and_resumed_ends_as_the_local_one(
     assert not (tmp_path / "killed/quarantine.jsonl").exists()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("store", "fault"), [("http", "500"), *(("s3", fault) for fault in FAULTS)], indirect=["store"]
+)
 def test_a_shard_that_gets_lost_costs_one_line(
     make_config: MakeConfig, store: Store, tmp_path: Path, fault: Fault
 ) -> None:
@@ -127,7 +129,6 @@ def test_a_shard_that_gets_lost_costs_one_line(
     assert "cannot be fetched, in 4 attempts" in line["reason"]
 
 
-def test_a_folder_of_an_object_store_means_its_shards(make_config: MakeConfig, store: Store) -> None:
-    if store.address != "s3://store":
-        pytest.skip("a web server has no folders")
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_folder_of_an_object_store_means_its_shards(store: Store) -> None:
     assert list_shards(f"{store.address}/") == [f"s3://store/{name}" for name in store.names]
