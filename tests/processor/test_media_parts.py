@@ -148,8 +148,8 @@ def test_what_cannot_be_is_refused(processor: VideoLlamaProcessor, saved: Path) 
         VideoLlamaVideoProcessor(num_frames=0)
     with pytest.raises(TypeError, match=r"unknown keyword.*do_resize"):
         processor.image_processor(IMAGE, do_resize=False)
-    with pytest.raises(ValueError, match="only be 'pt'"):
-        processor.image_processor(IMAGE, return_tensors="np")
+    with pytest.raises(ValueError, match="'pt', 'np' or None, not 'tf'"):
+        processor.image_processor(IMAGE, return_tensors="tf")
     with pytest.raises(MediaError):
         processor.feature_extractor(IMAGE)
     with pytest.raises(ConfigError, match="more entries"):

@@ -7,14 +7,14 @@ import logging
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_llama.cli.command import FAILED, CommandParser, numbered, run_command
+from video_llama.cli.caption_report import report_left_out, report_result
+from video_llama.cli.command import CommandParser, numbered, run_command
 from video_llama.cli.models import choose_options, show_model
 from video_llama.cli.options import (
     add_answer_options,
@@ -30,6 +30,7 @@ from video_llama.utils.extras import require_extra
 if TYPE_CHECKING:
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile
     from video_llama.captioning.inputs import Clip
+    from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["main"]
 
@@ -42,6 +43,7 @@ Caption many videos: one line of JSON for each, written as it comes.
     video-llama caption lecture.mp4 --segment-seconds 60 --model … --output …
     torchrun --nproc_per_node=8 -m video_llama caption clips/ --model … --output captions.jsonl
     video-llama caption clips/ --launcher ray --model … --output captions.jsonl
+    video-llama caption clips/ --engine vllm --model FOLDER --output captions.jsonl
 
 An input is a video (or image or audio file), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
 torchrun or accelerate launch, and with --num-shards, each process captions its part and writes a file of its own:
@@ -49,8 +51,6 @@ captions-00000-of-00008.jsonl. On a cluster of Ray one command captions on all G
 is 0 if all clips were captioned, else 1.
 """
 TERMINATED = 143
-# Failed clips that are named at the end; the output holds all.
-NUM_NAMED = 3
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -89,6 +89,9 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     add("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (default: 1)")
     launcher = "caption on all nodes of a Ray cluster, with the clips' paths and the model on each (default: here)"
     add("--launcher", choices=["ray"], help=launcher)
+    engine = "what runs the model (default: the package itself); vllm needs --model to be a saved folder"
+    add("--engine", choices=["vllm"], help=engine)
+    add("--engine-options", metavar="JSON", help="with --engine vllm: further arguments of vllm.LLM")
     add("--shard-id", type=whole_number(), default=0, metavar="I", help="the part of this process, from 0 (default: 0)")
     static = "keys and values of fixed size, and on a GPU one CUDA graph a token (default: on a GPU, where it can be)"
     add("--static-cache", action=argparse.BooleanOptionalAction, help=static)
@@ -123,6 +126,35 @@ def check_launcher(num_parts: int) -> None:
     if num_parts > 1:
         raise ConfigError("--launcher ray divides the work itself: start it once, without torchrun and --num-shards")
     require_extra("ray", "--launcher ray")
+
+
+def check_engine(arguments: argparse.Namespace, options: GenerationOptions) -> None:
+    """Check that a run with the chosen engine is possible.
+
+    Raises:
+        ConfigError: vLLM is not installed, or cannot take an option.
+    """
+    from video_llama.integrations.vllm.options import check_options, parse_engine_options
+
+    if arguments.engine is None:
+        if arguments.engine_options is not None:
+            raise ConfigError("--engine-options belongs to --engine vllm")
+        return
+    example = '--engine-options \'{"tensor_parallel_size": 2, "quantization": "bitsandbytes"}\''
+    refused = {
+        "--launcher ray": (arguments.launcher, "use --num-shards on several machines"),
+        "torchrun": (local_processes() > 1, f"vLLM starts its processes itself: {example}"),
+        "--device": (arguments.device, "vLLM runs on what it was built for; CUDA_VISIBLE_DEVICES chooses GPUs"),
+        "--model-base": (arguments.model_base, "make one folder first: video-llama convert"),
+        "--load-in-8bit": (arguments.load_in_8bit, f"quantization is vLLM's: {example}"),
+        "--load-in-4bit": (arguments.load_in_4bit, f"quantization is vLLM's: {example}"),
+    }
+    for name, (is_given, hint) in refused.items():
+        if is_given:
+            raise ConfigError(f"--engine vllm cannot be used with {name}: {hint}")
+    check_options(options)
+    parse_engine_options(arguments.engine_options)
+    require_extra("vllm", "--engine vllm")
 
 
 def local_processes() -> int:
@@ -167,19 +199,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.profile is not None:
         check_output_file(arguments.profile, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
+    options = choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile)
+    check_engine(arguments, options)
     device = arguments.device
     if arguments.launcher == "ray":
         check_launcher(num_parts)
     else:
         device = device_of_process(device)
-    left_out: Counter[str] = Counter()
-    clips = take_shard(find_clips(arguments.inputs, lambda path: left_out.update([_kind(path)])), num_parts, part)
-    if left_out and part == 0:
-        kinds = ", ".join(numbered(number, kind) for kind, number in left_out.items())
-        sys.stderr.write(f"left out of folders and patterns: {kinds} (to caption such a file, give its path)\n")
+    left_out: list[Path] = []
+    clips = take_shard(find_clips(arguments.inputs, left_out.append), num_parts, part)
+    if part == 0:
+        report_left_out(left_out)
     settings = CorpusSettings(
         arguments.prompt or DEFAULT_PROMPT,
-        choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile),
+        options,
         arguments.batch_size,
         num_frames=arguments.num_frames,
         audio=arguments.audio,
@@ -188,7 +221,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
-    for name in ("video_reader", "model_base"):
+    for name in ("video_reader", "model_base", "engine_options"):
         if getattr(arguments, name) is not None:
             begun_with[name] = getattr(arguments, name)
     with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
@@ -202,39 +235,13 @@ def run(arguments: argparse.Namespace) -> int:
             caption = _caption_here
             if arguments.launcher == "ray":
                 caption = _caption_on_cluster
+            elif arguments.engine == "vllm":
+                caption = _caption_with_vllm
             caption(arguments, device, clips, file, settings, todo, profile)
             sys.stderr.write(f"{profile.summary()}\n")
             if arguments.profile is not None:
                 profile.save(file_of_shard(arguments.profile, num_parts, part))
-    return _report(clips, file)
-
-
-def _kind(path: Path) -> str:
-    from video_llama.data.examples import SUFFIXES
-
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES["image"]:
-        return "image"
-    if suffix in SUFFIXES["audio"]:
-        return "audio file"
-    return "other file"
-
-
-def _report(clips: Sequence[Clip], file: CaptionFile) -> int:
-    """Print how many clips have captions, and the first of those that have none; return the exit status."""
-    failed = [clip.id for clip in clips if file.has_failed(clip.id)]
-    captioned = f"{numbered(len(clips) - len(failed), 'clip')} captioned, in {file.path}"
-    if not failed:
-        sys.stderr.write(f"{captioned}\n")
-        return 0
-    sys.stderr.write(f"{len(failed)} of {numbered(len(clips), 'clip')} could not be captioned:\n")
-    for name in failed[:NUM_NAMED]:
-        sys.stderr.write(f"  {name}: {file.error_of(name)}\n")
-    if len(failed) > NUM_NAMED:
-        sys.stderr.write(f"  and {len(failed) - NUM_NAMED} more\n")
-    advice = "to try them again, remove those lines and add --resume"
-    sys.stderr.write(f"{captioned}; the others have an error there in place of a caption ({advice})\n")
-    return FAILED
+    return report_result(clips, file)
 
 
 @contextmanager
@@ -287,6 +294,45 @@ def _caption_here(
         model.processor.media_processor = media
     with _show_progress(todo) as advance:
         caption_corpus(model, clips, file, settings, advance, profile)
+
+
+def _caption_with_vllm(
+    arguments: argparse.Namespace,
+    device: str | None,
+    clips: Sequence[Clip],
+    file: CaptionFile,
+    settings: CorpusSettings,
+    todo: int,
+    profile: RunProfile,
+) -> None:
+    """Caption what the file lacks with vLLM."""
+    import torch
+
+    from video_llama.captioning import default_workers
+    from video_llama.captioning.corpus import build_reader, caption_with
+    from video_llama.integrations.vllm.captioner import VllmCaptioner
+    from video_llama.integrations.vllm.options import parse_engine_options
+
+    captioner = VllmCaptioner(
+        arguments.model,
+        settings.prompt,
+        settings.options,
+        settings.batch_size,
+        audio=settings.audio,
+        dtype=arguments.dtype,
+        engine_options=parse_engine_options(arguments.engine_options),
+    )
+    processor, workers = captioner.processor, arguments.workers
+    if workers is None:
+        workers = default_workers(torch.device(captioner.device_type))
+    media = replace(processor.media_processor, allow_urls=arguments.allow_urls)
+    if arguments.video_reader is not None:
+        media = replace(media, video_reader=arguments.video_reader)
+    processor.media_processor = media
+    settings = replace(settings, num_workers=max(0, workers))
+    with captioner, _show_progress(todo) as advance:
+        profile.begin()
+        caption_with(captioner, build_reader(processor, settings), clips, file, settings, advance, profile)
 
 
 def _caption_on_cluster(

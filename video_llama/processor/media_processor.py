@@ -20,7 +20,7 @@ from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_
 from video_llama.errors import ConfigError, MediaError, NoAudioTrackError
 from video_llama.media.audio import RawAudio, RawSegments, read_segments
 from video_llama.media.decode import DEFAULT_VIDEO_READER, ClipDecoder, DecodedClip, SampleFrames
-from video_llama.media.image import ImageInput, load_image, resize_image
+from video_llama.media.image import ImageInput, read_image, resize_image
 from video_llama.media.samples import samples_of
 from video_llama.media.sampling import (
     LogMelSettings,
@@ -282,11 +282,7 @@ class MediaProcessor:
         Raises:
             MediaError: the file is no image or is damaged; an array that is no image.
         """
-        if is_file(image):
-            with open_source(image, self.allow_urls) as file:
-                source, loaded = file.name, load_image(file.path)
-        else:
-            source, loaded = "image", load_image(image)
+        source, loaded = read_image(image, self.allow_urls)
         if self.crop_scale is not None:
             pixels = random_crop_image(loaded, self.image_size, self.crop_scale)
         else:

@@ -15,7 +15,7 @@ from video_llama.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError, MessagesError
 from video_llama.media.image import ImageInput
-from video_llama.processor.batch import BatchOptions, make_batch, text_types
+from video_llama.processor.batch import BatchOptions, convert_batch, make_batch, text_types
 from video_llama.processor.jinja import write_jinja
 from video_llama.processor.media_parts import PARTS, MediaPart, PartSettings, join_parts
 from video_llama.processor.media_processor import AudioInput, MediaProcessor, VideoFrames
@@ -29,7 +29,7 @@ from video_llama.processor.prompt import (
     find_visual_kinds,
     parse_prompts,
 )
-from video_llama.processor.request import MediaRequest, as_list, flat_list, split_keywords
+from video_llama.processor.request import MediaRequest, as_list, flat_list, split_keywords, videos_of_prompts
 from video_llama.prompt_parts import PromptPart, Text
 from video_llama.utils.remote_code import auto_map, write_remote_code
 
@@ -103,6 +103,8 @@ class VideoLlamaProcessor(ProcessorMixin):
         given = zip(PARTS, (image_processor, video_processor, feature_extractor), strict=True)
         self.media_processor = join_parts(media_processor, dict(given))
         super().__init__(tokenizer, chat_template=None, **{name: getattr(self, name) for name in PARTS})
+        # Prompts to be answered end where the answer begins. Who trains sets it to right.
+        tokenizer.padding_side = "left"
         self.num_video_query_tokens = num_video_query_tokens
         self.num_audio_query_tokens = num_audio_query_tokens
         self.use_audio = use_audio
@@ -195,7 +197,7 @@ class VideoLlamaProcessor(ProcessorMixin):
                 string must not hold text typed by users).
             videos: whatever `MediaProcessor.process_video` reads, `VideoFrames`, or floating point tensors
                 (frames, 3, height, width) as the model takes them; the audio track of files is not read. A list
-                holds those of all prompts, in order of appearance.
+                holds those of all prompts, in order of appearance, or a list of videos for each prompt.
             images: whatever `process_image` reads, or as for videos; also lists of them, one for each prompt. With
                 videos given too, `<Image>` or `<Video>` before a position says which it is.
             audios: whatever `process_audio` reads, `AudioSegments`, or tensors (segments, 1, bins, frames). `audio` is
@@ -204,7 +206,7 @@ class VideoLlamaProcessor(ProcessorMixin):
                 (`padding`, `padding_side`, `max_length`, …); also in transformers' groups (`videos_kwargs={…}`).
 
         Returns:
-            input_ids, attention_mask: (prompts, length), int64.
+            input_ids, attention_mask: (prompts, length), int64; lists without `return_tensors`.
             pixel_values: (items, frames, 3, height, width), with videos or images.
             audio_values: (audios, segments, 1, bins, frames), with audio.
             frame_mask, segment_mask: (items, frames), (audios, segments), bool; only where items are padded.
@@ -220,8 +222,10 @@ class VideoLlamaProcessor(ProcessorMixin):
         if audio is not None and audios is not None:
             raise TypeError("audio and audios are two names of one argument; give one")
         request, options = self._split(kwargs)
+        if text is None:
+            raise ValueError("give text: a prompt, or a list of them, with a position for each media item")
         prompts = parse_prompts(text)
-        visuals = _order_visuals(request, prompts, as_list(videos), flat_list(images))
+        visuals = _order_visuals(request, prompts, videos_of_prompts(videos, prompts), flat_list(images))
         read_audios = [request.read_audio(item) for item in as_list(audios if audio is None else audio)]
         # What `apply_chat_template` wrote begins as chats do; other strings as the caller says.
         are_chats = isinstance(text, RenderedPrompt) or any(isinstance(prompt, RenderedPrompt) for prompt in text)
@@ -245,8 +249,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         Args:
             conversation: messages, or a list of conversations. Items are `{"type": "text", "text": …}` and
                 `{"type": "image" | "video" | "audio", "path": …}`, as in training (docs/own_data.md); typed text stays
-                text. User and assistant take
-                turns after an optional system message; consecutive user messages are joined by a space.
+                text. User and assistant take turns after an optional system message; a user's in a row are one.
             chat_template: None, or the processor's own.
             add_generation_prompt: end with the beginning of an answer.
             continue_final_message: leave the last answer open, to be continued.
@@ -339,7 +342,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         encoded = [encode_parts(prompt, tokenizer, ids, lengths, add_bos) for prompt in prompts]
         side = tokenizer.truncation_side
         encoded = [options.truncate(prompt, [*ids.values()], side) for prompt in encoded]
-        batch = make_batch(encoded, visuals, audios, tokenizer.pad_token_id, options)
+        batch = make_batch(encoded, visuals, audios, tokenizer, options)
         if options.return_mm_token_type_ids:
             is_video = [_is_video(item) for item in visuals]
             batch["mm_token_type_ids"] = text_types(
@@ -347,7 +350,7 @@ class VideoLlamaProcessor(ProcessorMixin):
             )
         if request.return_metadata:
             batch["video_metadata"] = [request.metadata_of(item) for item in visuals if _is_video(item)]
-        return batch
+        return convert_batch(batch, options)
 
 
 def _ungrouped(kwargs: dict[str, Any]) -> dict[str, Any]:
