@@ -29,6 +29,7 @@ from video_llama.utils.extras import require_extra
 if TYPE_CHECKING:
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile
     from video_llama.captioning.inputs import Clip
+    from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["main"]
 
@@ -41,6 +42,7 @@ Caption many videos: one line of JSON for each, written as it comes.
     video-llama caption lecture.mp4 --segment-seconds 60 --model … --output …
     torchrun --nproc_per_node=8 -m video_llama caption clips/ --model … --output captions.jsonl
     video-llama caption clips/ --launcher ray --model … --output captions.jsonl
+    video-llama caption clips/ --engine vllm --model FOLDER --output captions.jsonl
 
 An input is a video (or image or audio file), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
 torchrun or accelerate launch, and with --num-shards, each process captions its part and writes a file of its own:
@@ -86,6 +88,9 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     add("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (default: 1)")
     launcher = "caption on all nodes of a Ray cluster, with the clips' paths and the model on each (default: here)"
     add("--launcher", choices=["ray"], help=launcher)
+    engine = "what runs the model (default: the package itself); vllm needs --model to be a saved folder"
+    add("--engine", choices=["vllm"], help=engine)
+    add("--engine-options", metavar="JSON", help="with --engine vllm: further arguments of vllm.LLM")
     add("--shard-id", type=whole_number(), default=0, metavar="I", help="the part of this process, from 0 (default: 0)")
     static = "keys and values of fixed size, and on a GPU one CUDA graph a token (default: on a GPU, where it can be)"
     add("--static-cache", action=argparse.BooleanOptionalAction, help=static)
@@ -120,6 +125,35 @@ def check_launcher(num_parts: int) -> None:
     if num_parts > 1:
         raise ConfigError("--launcher ray divides the work itself: start it once, without torchrun and --num-shards")
     require_extra("ray", "--launcher ray")
+
+
+def check_engine(arguments: argparse.Namespace, options: GenerationOptions) -> None:
+    """Check that a run with the chosen engine is possible.
+
+    Raises:
+        ConfigError: vLLM is not installed, or cannot take an option.
+    """
+    from video_llama.integrations.vllm.options import check_options, parse_engine_options
+
+    if arguments.engine is None:
+        if arguments.engine_options is not None:
+            raise ConfigError("--engine-options belongs to --engine vllm")
+        return
+    example = '--engine-options \'{"tensor_parallel_size": 2, "quantization": "bitsandbytes"}\''
+    refused = {
+        "--launcher ray": (arguments.launcher, "use --num-shards on several machines"),
+        "torchrun": (local_processes() > 1, f"vLLM starts its processes itself: {example}"),
+        "--device": (arguments.device, "vLLM runs on what it was built for; CUDA_VISIBLE_DEVICES chooses GPUs"),
+        "--model-base": (arguments.model_base, "make one folder first: video-llama convert"),
+        "--load-in-8bit": (arguments.load_in_8bit, f"quantization is vLLM's: {example}"),
+        "--load-in-4bit": (arguments.load_in_4bit, f"quantization is vLLM's: {example}"),
+    }
+    for name, (is_given, hint) in refused.items():
+        if is_given:
+            raise ConfigError(f"--engine vllm cannot be used with {name}: {hint}")
+    check_options(options)
+    parse_engine_options(arguments.engine_options)
+    require_extra("vllm", "--engine vllm")
 
 
 def local_processes() -> int:
@@ -164,6 +198,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.profile is not None:
         make_folder(arguments.profile.parent, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
+    options = choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile)
+    check_engine(arguments, options)
     device = arguments.device
     if arguments.launcher == "ray":
         check_launcher(num_parts)
@@ -172,7 +208,7 @@ def run(arguments: argparse.Namespace) -> int:
     clips = take_shard(find_clips(arguments.inputs), num_parts, part)
     settings = CorpusSettings(
         arguments.prompt or DEFAULT_PROMPT,
-        choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile),
+        options,
         arguments.batch_size,
         num_frames=arguments.num_frames,
         audio=arguments.audio,
@@ -181,7 +217,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
-    for name in ("video_reader", "model_base"):
+    for name in ("video_reader", "model_base", "engine_options"):
         if getattr(arguments, name) is not None:
             begun_with[name] = getattr(arguments, name)
     with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
@@ -197,6 +233,8 @@ def run(arguments: argparse.Namespace) -> int:
                 caption = _caption_here
                 if arguments.launcher == "ray":
                     caption = _caption_on_cluster
+                elif arguments.engine == "vllm":
+                    caption = _caption_with_vllm
                 failed = caption(arguments, device, clips, file, settings, advance, profile)
             sys.stderr.write(f"{profile.summary()}\n")
             if arguments.profile is not None:
@@ -255,6 +293,45 @@ def _caption_here(
         media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
         model.processor.media_processor = media
     return caption_corpus(model, clips, file, settings, advance, profile)
+
+
+def _caption_with_vllm(
+    arguments: argparse.Namespace,
+    device: str | None,
+    clips: Sequence[Clip],
+    file: CaptionFile,
+    settings: CorpusSettings,
+    advance: Callable[[int], None],
+    profile: RunProfile,
+) -> int:
+    """Caption what the file lacks with vLLM; return the number of clips that failed."""
+    import torch
+
+    from video_llama.captioning import default_workers
+    from video_llama.captioning.corpus import build_reader, caption_with
+    from video_llama.integrations.vllm.captioner import VllmCaptioner
+    from video_llama.integrations.vllm.options import parse_engine_options
+
+    captioner = VllmCaptioner(
+        arguments.model,
+        settings.prompt,
+        settings.options,
+        settings.batch_size,
+        audio=settings.audio,
+        dtype=arguments.dtype,
+        engine_options=parse_engine_options(arguments.engine_options),
+    )
+    processor, workers = captioner.processor, arguments.workers
+    if workers is None:
+        workers = default_workers(torch.device(captioner.device_type))
+    media = replace(processor.media_processor, allow_urls=arguments.allow_urls)
+    if arguments.video_reader is not None:
+        media = replace(media, video_reader=arguments.video_reader)
+    processor.media_processor = media
+    settings = replace(settings, num_workers=max(0, workers))
+    with captioner:
+        profile.begin()
+        return caption_with(captioner, build_reader(processor, settings), clips, file, settings, advance, profile)
 
 
 def _caption_on_cluster(

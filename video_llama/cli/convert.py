@@ -27,12 +27,16 @@ Turn the published files into one folder for transformers, or such a folder back
     video-llama convert CHECKPOINTS OUTPUT
     video-llama convert --to original MODEL OUTPUT
     video-llama convert --merge RUN OUTPUT
+    video-llama convert --language-model-only MODEL OUTPUT
 
 CHECKPOINTS is the folder (or hub id) with VL_*.pth, AL_*.pth, imagebind_huge.pth and the language model. The
 result loads faster, needs no other file and no network, and runs no pickle. Memory stays near one shard.
 
 With --merge, RUN is the output folder of a training run with adapters (lora), or an adapter's folder with --model-base;
 the adapter is added to the weights, for which the whole model is in memory in float32; --dtype sets what is written.
+
+With --language-model-only, MODEL is a folder for transformers; its language model is written alone, for programs that
+know only that (vLLM, transformers).
 """
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
@@ -47,6 +51,8 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, and memory (5GB)")
     parser.add_argument("--name", help="with --to original: VL_NAME.pth, AL_NAME.pth (the output folder's name)")
     parser.add_argument("--merge", action="store_true", help="add a trained adapter to the weights")
+    alone = "write the language model of a folder for transformers, without the branches"
+    parser.add_argument("--language-model-only", action="store_true", help=alone)
     parser.add_argument("--model-base", metavar="MODEL", help="with --merge: what the adapter was trained on")
     files = parser.add_argument_group("files in other folders")
     files.add_argument("--llama-model", metavar="FOLDER", help="language model: folder or hub id")
@@ -131,6 +137,32 @@ def to_original(arguments: argparse.Namespace) -> None:
         )
 
 
+def to_language_model(arguments: argparse.Namespace) -> None:
+    """Write the language model of a folder for transformers alone."""
+    from video_llama.checkpoints.convert import open_transformers_folder, prepare_output_folder, write_language_model
+    from video_llama.checkpoints.original_layout import is_transformers_folder, resolve_checkpoint
+    from video_llama.checkpoints.saved_folder import read_saved_config
+    from video_llama.processor.tokenizer import load_tokenizer
+
+    source = resolve_checkpoint(arguments.source)
+    if not is_transformers_folder(source):
+        hint = "files of the original layout have their language model in a folder of its own already"
+        raise CheckpointError(f"{source}: not a Video-LLaMA written by save_pretrained or by this script; {hint}")
+    config, weights = read_saved_config(source), open_transformers_folder(source)
+    tokenizer = load_tokenizer(source)
+    folder, dtype = prepare_output_folder(arguments.output), _torch_dtype(arguments.dtype)
+    with _progress(weights, dtype, "language_model.") as bar:
+        write_language_model(
+            weights,
+            config,
+            tokenizer,
+            folder,
+            dtype=dtype,
+            max_shard_size=arguments.max_shard_size,
+            advance=bar.update,
+        )
+
+
 def to_merged(arguments: argparse.Namespace) -> None:
     """Write a model with its adapter added to the weights as a folder for transformers."""
     import torch
@@ -154,21 +186,27 @@ def to_merged(arguments: argparse.Namespace) -> None:
 
 
 def check_options(arguments: argparse.Namespace) -> None:
-    """Refuse options that would have no effect with or without --merge.
+    """Refuse options that would have no effect with what is converted.
 
     Raises:
         CheckpointError: there is one.
     """
     if arguments.model_base and not arguments.merge:
         raise CheckpointError("--model-base belongs to --merge; --llama-model names the language model")
-    if not arguments.merge:
+    if arguments.merge and arguments.language_model_only:
+        raise CheckpointError("--merge writes the whole model first; then take --language-model-only of its folder")
+    if not arguments.merge and not arguments.language_model_only:
         return
+    mode = "--merge" if arguments.merge else "--language-model-only"
     if arguments.to == "original":
-        raise CheckpointError("--merge writes a folder for transformers; --to original turns that into files")
-    # The run's configuration, or --model-base, says where everything is.
-    for name in ("llama_model", "vit_ckpt", "q_former_model", "imagebind_ckpt_path", "imagebind_vision", "name"):
+        raise CheckpointError(f"{mode} writes a folder for transformers; --to original turns that into files")
+    # The run's configuration, --model-base or the folder says where everything is.
+    names = ["llama_model", "vit_ckpt", "q_former_model", "imagebind_ckpt_path", "imagebind_vision", "name"]
+    if arguments.language_model_only:
+        names += ["no_audio", "conv_template"]
+    for name in names:
         if getattr(arguments, name):
-            raise CheckpointError(f"--{name.replace('_', '-')} has no effect with --merge")
+            raise CheckpointError(f"--{name.replace('_', '-')} has no effect with {mode}")
 
 
 def _torch_dtype(name: str) -> torch.dtype | None:
@@ -181,11 +219,11 @@ def _torch_dtype(name: str) -> torch.dtype | None:
     return dtype
 
 
-def _progress(weights: Weights, dtype: torch.dtype | None) -> Any:
-    """Return a progress bar over the bytes that will be written."""
+def _progress(weights: Weights, dtype: torch.dtype | None, prefix: str = "") -> Any:
+    """Return a progress bar over the bytes that will be written, of weights whose names begin with `prefix`."""
     from video_llama.checkpoints.weight_files import converted_dtype
 
-    headers = {name: weights.header(name) for name in weights}
+    headers = {name: weights.header(name) for name in weights if name.startswith(prefix)}
     size = sum(header.numel() * converted_dtype(name, header, dtype).itemsize for name, header in headers.items())
     return tqdm(total=size, unit="B", unit_scale=True, desc="writing")
 
@@ -195,6 +233,8 @@ def run(arguments: argparse.Namespace) -> int:
     convert: Callable[[argparse.Namespace], None] = to_transformers
     if arguments.merge:
         convert = to_merged
+    elif arguments.language_model_only:
+        convert = to_language_model
     elif arguments.to == "original":
         convert = to_original
     check_options(arguments)

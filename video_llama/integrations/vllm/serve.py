@@ -17,7 +17,7 @@ from video_llama.errors import CheckpointError, VideoLlamaError
 from video_llama.processor.prompt import end_token_ids
 from video_llama.utils.extras import require_extra
 
-__all__ = ["main", "server_options"]
+__all__ = ["main", "resolve_folder", "server_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +55,27 @@ def server_options(model: str, options: Sequence[str]) -> list[str]:
     Raises:
         CheckpointError: there is no such model, or vLLM cannot load its layout.
     """
+    folder = resolve_folder(model)
+    _report_stop_strings(folder)
+    defaults = {**_DEFAULTS, "--served-model-name": model}
+    given = {option.partition("=")[0].replace("_", "-") for option in options}
+    chosen = [text for name, value in defaults.items() if name not in given for text in (name, value)]
+    return [str(folder), *chosen, *options]
+
+
+def resolve_folder(model: str) -> Path:
+    """Return the local folder of a model that vLLM can load.
+
+    Raises:
+        CheckpointError: there is no such model, or it is in another layout.
+    """
     folder = resolve_source(model, "a saved folder, a hub id or the name of a packaged model")
     if not is_transformers_folder(folder):
         hint = "scripts/convert_checkpoint.py makes one of the original's files"
         raise CheckpointError(
             f"{folder}: not a folder that save_pretrained has written, and vLLM loads no other; {hint}"
         )
-    _report_stop_strings(folder)
-    defaults = {**_DEFAULTS, "--served-model-name": model}
-    given = {option.partition("=")[0].replace("_", "-") for option in options}
-    chosen = [text for name, value in defaults.items() if name not in given for text in (name, value)]
-    return [str(folder), *chosen, *options]
+    return folder
 
 
 def _report_stop_strings(folder: Path) -> None:
