@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from video_llama.constants import DEFAULT_NUM_FRAMES
-from video_llama.errors import ConfigError
+from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 from video_llama.media.pixels import FramesInMemory, is_array
 from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
@@ -84,9 +84,12 @@ def load_processor(name: str | os.PathLike[str] = "alpro_video_eval", **settings
 
     Raises:
         ConfigError: an unknown name, or settings that make no sense.
+        CheckpointError: the folder is damaged.
     """
     if os.path.isfile(os.path.join(name, "processor_config.json")):
-        return _replaced(VideoLlamaProcessor.from_pretrained(name).media_processor, settings)
+        with translate_foreign(CheckpointError, name, "it must hold what save_pretrained of the processor wrote"):
+            whole = VideoLlamaProcessor.from_pretrained(name)
+        return _replaced(whole.media_processor, settings)
     processor = PROCESSORS.build(os.fspath(name), **settings)
     if not isinstance(processor, MediaProcessor):
         raise ConfigError(f"{name!r} is a processor of text, not of media")
