@@ -27,7 +27,7 @@ HELP = """\
   /help           show this
   /quit           leave (also exit, quit, Ctrl-D)
 Ctrl-C stops an answer; twice, it ends the program."""
-NO_FILE = "note: no file is attached, so the answer is not about any file (/add FILE attaches one)"
+NO_FILE = "note: no file is attached, so the answer is not about any file (attach one: /add clip.mp4, or chat clip.mp4)"
 
 
 class Terminal:

@@ -179,8 +179,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "top_p_info": ("used with a temperature above 0", "sıcaklık 0'dan büyükken geçerlidir"),
     "beams": ("Beams", "Işın sayısı"),
     "beams_info": ("above 1, the answer is shown when it is complete", "1'den büyükse yanıt bitince gösterilir"),
-    "longest": ("Longest answer", "En uzun yanıt"),
-    "longest_info": ("in tokens", "belirteç (token) olarak"),
+    "longest": ("Max new tokens", "En çok yeni belirteç"),
+    "longest_info": ("the longest an answer can be", "yanıtın en fazla uzunluğu (token)"),
     # The exported conversation.
     "export_title": ("Conversation with {model}", "{model} ile konuşma"),
     "export_date": ("Date", "Tarih"),

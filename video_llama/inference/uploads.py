@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 from typing import Any
 
-from PIL import Image
-
 from video_llama.inference.loaded_model import EncodedMedia
+from video_llama.processor.frame_strip import frame_strip
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.prompt_parts import media_prefix
 
 __all__ = ["Decoded", "Turn", "Upload"]
 
-_THUMBNAIL_SIZE = 112
 # Steps between frames that differ by less are called equal: a video's frames are shown at whole multiples of its rate.
 _STEP_TOLERANCE = 0.1
 
@@ -75,9 +71,8 @@ class Decoded:
         """Return the strip of frames with their times, as notebooks show it."""
         strip = ""
         if self.frames is not None:
-            times = [f"{seconds:.1f} s" for seconds in self.frames.times_seconds] or [""]
-            strip = "".join(_cell(frame, time) for frame, time in zip(self.frames.frames, times, strict=True))
-        return f"<div><b>{escape(self.source)}</b> {escape(self.summary)}<div>{strip}</div></div>"
+            strip = frame_strip(self.frames.frames, self.frames.times_seconds)
+        return f"<div><b>{escape(self.source)}</b> {escape(self.summary)}{strip}</div>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,12 +118,3 @@ def _covered_seconds(starts: list[float], length: float, end: float) -> float:
         covered += max(0.0, stop - max(start, reached))
         reached = max(reached, stop)
     return covered
-
-
-def _cell(frame: Any, caption: str) -> str:
-    image, buffer = Image.fromarray(frame), io.BytesIO()
-    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    image.save(buffer, format="JPEG", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    style = "display:inline-block;margin:2px;text-align:center"
-    return f'<span style="{style}"><img src="data:image/jpeg;base64,{data}" alt=""><br>{caption}</span>'
