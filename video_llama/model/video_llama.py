@@ -59,10 +59,8 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         self.post_init()
         # The layers are part of the plan already; a tied output layer must be split among GPUs as the embeddings are.
         plan = type(self._causal_model)._tp_plan or {}
-        self._tp_plan = {
-            **(getattr(self, "_tp_plan", None) or {}),
-            **{name: plan[name] for name in plan if name == "lm_head"},
-        }
+        if "lm_head" in plan:
+            self._tp_plan = {**(getattr(self, "_tp_plan", None) or {}), "lm_head": plan["lm_head"]}
 
     @property
     def language_model(self) -> Any:
