@@ -43,7 +43,7 @@ test_engine() (
     fi
     cd "$root"
     echo "Testing the engine $1"
-    OMP_NUM_THREADS=1 python -m pytest "tests/integrations/test_$2.py" "${@:3}"
+    OMP_NUM_THREADS=1 python -m pytest "tests/integrations/test_$2"*.py "${@:3}"
 )
 
 engine=${1:-}

@@ -19,6 +19,7 @@ SHIM = "modeling_video_llama.py"
 AUTO_CLASSES = {
     "AutoConfig": "VideoLlamaConfig",
     "AutoModel": "VideoLlamaModel",
+    "AutoModelForCausalLM": "VideoLlamaForConditionalGeneration",
     "AutoModelForImageTextToText": "VideoLlamaForConditionalGeneration",
     "AutoModelForMultimodalLM": "VideoLlamaForConditionalGeneration",
     "AutoProcessor": "VideoLlamaProcessor",
@@ -64,7 +65,11 @@ def run(program: str, folder: Path, target: Path, *names: str) -> subprocess.Com
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [("AutoProcessor", "AutoModel", "AutoModelForImageTextToText"), ("AutoModelForMultimodalLM", "AutoConfig"), PARTS],
+    [
+        ("AutoProcessor", "AutoModel", "AutoModelForImageTextToText"),
+        ("AutoModelForMultimodalLM", "AutoConfig", "AutoModelForCausalLM"),
+        PARTS,
+    ],
     ids=["processor first", "model first", "parts of the processor"],
 )
 def test_auto_classes_load_a_saved_folder_that_they_may_trust(

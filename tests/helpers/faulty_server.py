@@ -1,4 +1,7 @@
-"""A server on this machine that stands for an object store: it knows ranges, and fails as the test says."""
+"""A server on this machine that stands for an object store: it knows ranges, and fails as the test says.
+
+It also answers as S3 does to a client with its address as endpoint: folders are buckets, and a bucket can be listed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
+from urllib.parse import parse_qs, urlsplit
+from xml.sax.saxutils import escape
 
 Fault = Literal["500", "hang", "cut"]
 HANG_SECONDS = 3.0
@@ -52,7 +57,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_content=True)
 
     def _answer(self, with_content: bool) -> None:
-        path = self.server.folder / self.path.lstrip("/")
+        address = urlsplit(self.path)
+        path = self.server.folder / address.path.lstrip("/")
+        if path.is_dir() and "list-type" in (query := parse_qs(address.query)):
+            self._list(path, query.get("prefix", [""])[0])
+            return
         if not path.is_file():
             self.send_error(404)
             return
@@ -86,6 +95,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif with_content:
             self.wfile.write(piece)
+
+    def _list(self, bucket: Path, prefix: str) -> None:
+        """Answer as S3's ListObjectsV2 does, without folders in it."""
+        keys = {path.relative_to(bucket).as_posix(): path.stat() for path in bucket.rglob("*") if path.is_file()}
+        contents = "".join(
+            f"<Contents><Key>{escape(key)}</Key><Size>{stat.st_size}</Size><ETag>&quot;{stat.st_mtime_ns}&quot;</ETag>"
+            f"<LastModified>2026-01-01T00:00:00.000Z</LastModified><StorageClass>STANDARD</StorageClass></Contents>"
+            for key, stat in sorted(keys.items())
+            if key.startswith(prefix)
+        )
+        name, xmlns = escape(bucket.name), "http://s3.amazonaws.com/doc/2006-03-01/"
+        body = f"<ListBucketResult xmlns='{xmlns}'><Name>{name}</Name><IsTruncated>false</IsTruncated>{contents}"
+        content = f"<?xml version='1.0' encoding='UTF-8'?>{body}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ Fault = Literal["none", "late audio", "late video", "gap"]
 
 WIDTH, HEIGHT, NUM_BITS = 96, 64, 8
 SECONDS, BEEP_HZ, RATE_HZ = 6.0, 880.0, 48_000
-# Where a late track begins, and where a gap ends.
-LATE_SECONDS, GAP_ENDS = 1.5, 3.0
+# Where a late track begins, and a gap.
+LATE_SECONDS = 1.5
 CORNERS = ("red", "green", "blue", "yellow")
 _COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220), "yellow": (220, 220, 40)}
 
@@ -57,6 +57,8 @@ class ClipSpec:
         is_variable: whether the time between frames varies.
         fault: which track begins late, or has a gap.
         beep_seconds: when the beep begins, counted from the first frame.
+        frames_a_keyframe: from one keyframe to the next.
+        gap_ends_seconds: where a gap ends that begins where a late track does.
     """
 
     suffix: str
@@ -64,6 +66,8 @@ class ClipSpec:
     is_variable: bool = False
     fault: Fault = "none"
     beep_seconds: float = 4.3
+    frames_a_keyframe: int = 8
+    gap_ends_seconds: float = 3.0
 
     @property
     def rate(self) -> int:
@@ -94,16 +98,11 @@ class ClipSpec:
 
 
 def all_specs() -> Iterator[ClipSpec]:
-    """Every combination of container, orientation, rate and fault, but for gaps in AVI.
-
-    Chunks of an AVI file have no times, so its audio closes up. Empty chunks of a format without a size of blocks
-    would be a gap, which FFmpeg reads in order only: behind a seek its times are wrong.
-    """
+    """Every combination of container, orientation, rate and fault."""
     orientations: tuple[Orientation, ...] = ("rotated", "mirrored")
     faults: tuple[Fault, ...] = ("late audio", "late video", "gap")
     for suffix, orientation, is_variable, fault in product(_CODECS, orientations, (False, True), faults):
-        if (suffix, fault) != ("avi", "gap"):
-            yield ClipSpec(suffix, orientation, is_variable, fault)
+        yield ClipSpec(suffix, orientation, is_variable, fault)
 
 
 def draw_barcode(number: int) -> NDArray[np.uint8]:
@@ -165,13 +164,17 @@ def write_clip(folder: Path, spec: ClipSpec) -> Path:
 
 def _write_container(path: Path, spec: ClipSpec) -> None:
     video_codec, audio_codec, _ = _CODECS[spec.suffix]
+    if (spec.suffix, spec.fault) == ("avi", "gap"):
+        # Chunks have no times. Empty ones are a gap where chunks are counted, not samples.
+        audio_codec = "flac"
     with av.open(str(path), "w") as container:
-        video = container.add_stream(video_codec, rate=spec.rate, options=_video_options(spec.suffix))
+        video = container.add_stream(video_codec, rate=spec.rate, options=_video_options(spec))
         stored = _store(draw_barcode(0), spec.orientation)
         video.height, video.width = stored.shape[:2]
         video.pix_fmt = "yuv420p"
         audio = container.add_stream(audio_codec, rate=RATE_HZ, layout="mono")
-        packets = [*_encode_video(video, spec), *_encode_audio(audio, spec)]
+        # FLAC ends with a packet that holds nothing but its header anew.
+        packets = [packet for packet in (*_encode_video(video, spec), *_encode_audio(audio, spec)) if packet.size]
         # Packets without times are the last ones to be flushed.
         packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
         for packet in packets:
@@ -205,17 +208,18 @@ def _copy_streams(source: Path, path: Path) -> None:
                 output.mux(packet)
 
 
-def _video_options(suffix: str) -> dict[str, str]:
+def _video_options(spec: ClipSpec) -> dict[str, str]:
     """Several keyframes, so that there is something to seek to; frames that are not shown in the order of decoding.
 
     AVI has times of decoding only, so there both orders are the same.
     """
-    if suffix == "webm":
-        return {"g": "8", "crf": "6", "b": "2M"}
+    every = str(spec.frames_a_keyframe)
+    if spec.suffix == "webm":
+        return {"g": every, "crf": "6", "b": "2M"}
     b_frames = "2"
-    if suffix == "avi":
+    if spec.suffix == "avi":
         b_frames = "0"
-    return {"g": "8", "bf": b_frames, "x264-params": "scenecut=0:repeat-headers=1:aud=1", "crf": "12"}
+    return {"g": every, "bf": b_frames, "x264-params": "scenecut=0:repeat-headers=1:aud=1", "crf": "12"}
 
 
 def _store(frame: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
@@ -266,7 +270,7 @@ def _encode_audio(stream: av.AudioStream, spec: ClipSpec) -> Iterator[av.Packet]
         seconds = first / RATE_HZ
         if spec.fault == "late audio" and seconds < LATE_SECONDS:
             continue
-        if spec.fault == "gap" and LATE_SECONDS <= seconds < GAP_ENDS:
+        if spec.fault == "gap" and LATE_SECONDS <= seconds < spec.gap_ends_seconds:
             continue
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis, first : first + size], format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, first, Fraction(1, RATE_HZ)

@@ -125,6 +125,15 @@ def test_frames_and_audio_are_on_one_clock_in_whatever_a_container_can_express(
     check_clip(tmp_path, spec, monkeypatch)
 
 
+def test_audio_behind_a_gap_of_an_avi_file_is_found_from_a_keyframe_within_the_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FFmpeg counts the gap twice where it begins to read at the keyframe at 2.0 s.
+    if not hasattr(av.stream.Stream, "index_entries"):
+        pytest.skip("PyAV before 17 does not tell of gaps")
+    check_clip(tmp_path, ClipSpec("avi", fault="gap", frames_a_keyframe=20, gap_ends_seconds=2.2), monkeypatch)
+
+
 def write_odd_clip(folder: Path, suffix: str, begins: float = 0.0) -> Path:
     """Six seconds of numbered frames, ten or 25 a second; a beep from 4.0 to 4.2 s; audio that may begin late."""
     path = folder / f"odd.{suffix}"

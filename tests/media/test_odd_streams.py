@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
+from av.video.frame import PictureType
 from PIL import ExifTags, Image, ImageOps
 
 from tests.conftest import MakeVideo, add_video_stream
@@ -76,6 +77,28 @@ def test_frames_behind_a_false_keyframe_are_those_of_decoding_from_the_start(
     indices = [0, 7, 20, 22, 30, 37, 40, 45, 52, 59]
     assert numbers(false, indices) == numbers(true, indices) == indices
     assert numbers(false, [45]) == [45]
+
+
+@pytest.mark.parametrize("suffix", ["flv", "ts", "mkv", "mp4", "nut"])
+def test_a_keyframe_that_is_decoded_before_the_one_in_front_of_it_is_shown_is_not_taken_for_that(
+    tmp_path: Path, suffix: str
+) -> None:
+    # FLV files are sought in by times of decoding: to when the first frame is shown, that leads to the frame 2.
+    path = tmp_path / f"close.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = add_video_stream(container, (96, 64), RATE, "libx264", {"g": "12", "bf": "2", "forced-idr": "1"})
+        for number in range(40):
+            frame = av.VideoFrame.from_ndarray(draw_barcode(number), format="rgb24")
+            if number in (2, 20, 22):
+                frame.pict_type = PictureType.I
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        shown = {packet.pts: packet.is_keyframe for packet in container.demux(stream) if packet.size}
+    assert [number for number, time in enumerate(sorted(shown)) if shown[time]][:2] == [0, 2]
+    for indices in ([0, 1, 2, 3], [0], [1, 21], [19, 20, 21, 22, 23], [39]):
+        assert numbers(path, indices) == indices
 
 
 @pytest.mark.parametrize(

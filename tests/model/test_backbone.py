@@ -115,6 +115,56 @@ def test_features_and_masks_are_given_by_the_usual_names(tiny_model: VideoLlamaF
     is_image, is_audio = tiny_model.get_placeholder_mask(ids)
     assert is_audio[0].nonzero()[:, 0].tolist() == [2, 3, 4]
     assert is_image[0].nonzero()[:, 0].tolist() == [6, 7, 8, 9, 10]
+    embeds = tiny_model.get_inputs_embeds(**inputs_of(tiny_model))
+    wide_image, wide_audio = tiny_model.model.get_placeholder_mask(ids, embeds, image_features=expected[:1])
+    assert wide_image.shape == wide_audio.shape == embeds.shape
+    assert torch.equal(wide_image.all(-1), is_image)
+    # What `masked_scatter` puts there is what the model puts there.
+    scattered = torch.zeros_like(embeds).masked_scatter(
+        wide_image, tiny_model.get_video_features(inputs_of(tiny_model)["pixel_values"])
+    )
+    assert torch.equal(scattered[is_image], embeds[is_image])
+    with pytest.raises(ValueError, match="5 image placeholder ids, but 2 image item"):
+        tiny_model.get_placeholder_mask(ids, image_features=expected)
+    assert tiny_model.config.video_token_id == tiny_model.config.image_token_id
+
+
+def test_features_come_with_what_the_encoders_gave_on_request(tiny_model: VideoLlamaForConditionalGeneration) -> None:
+    clip, noise = frames(1, 3), sound(1, 3)
+    video = tiny_model.get_video_features(clip, return_dict=True)
+    image = tiny_model.get_image_features(clip[:, 0], return_dict=True)
+    audio = tiny_model.get_audio_features(noise, return_dict=True)
+    assert torch.equal(video.pooler_output, tiny_model.get_video_features(clip))
+    assert torch.equal(image.pooler_output, tiny_model.get_image_features(clip[:, 0]))
+    assert torch.equal(audio.pooler_output, tiny_model.get_audio_features(noise))
+    assert torch.equal(tiny_model.video_branch(frame_tokens=video.last_hidden_state), video.pooler_output)
+    assert torch.equal(tiny_model.audio_branch(segment_vectors=audio.last_hidden_state), audio.pooler_output)
+
+
+def test_encoders_are_found_by_modality(tiny_model: VideoLlamaForConditionalGeneration) -> None:
+    for model in (tiny_model, tiny_model.model):
+        assert model.get_encoder() is model
+        assert model.get_encoder("image") is model.get_encoder("video") is tiny_model.video_branch.vision_encoder
+        assert model.get_encoder("audio") is tiny_model.audio_branch.audio_encoder
+
+
+def test_what_embeddings_hold_already_is_refused_beside_them(tiny_model: VideoLlamaForConditionalGeneration) -> None:
+    inputs = inputs_of(tiny_model)
+    ids, media = inputs.pop("input_ids"), inputs
+    embeds = tiny_model.get_inputs_embeds(ids, **media)
+    expected = tiny_model(inputs_embeds=embeds).logits
+    for model in (tiny_model, tiny_model.model):
+        for name, value in {"input_ids": ids, **media}.items():
+            with pytest.raises(ValueError, match=f"already: leave out {name}"):
+                model(inputs_embeds=embeds, **{name: value})
+        with pytest.raises(ValueError, match="give input_ids or inputs_embeds"):
+            model(**media)
+    with pytest.raises(ValueError, match="already: leave out pixel_values"):
+        tiny_model.generate(inputs_embeds=embeds, pixel_values=media["pixel_values"])
+    assert torch.equal(tiny_model(input_ids=ids, **media).logits, expected)
+    options = {"max_new_tokens": 4, "eos_token_id": None}
+    tokens = tiny_model.generate(inputs=ids, **media, **options)
+    assert torch.equal(tokens, tiny_model.generate(inputs_embeds=embeds, **options))
 
 
 def test_the_causal_language_model_follows_when_a_part_is_exchanged(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM, StaticCache
 
 from tests.helpers.tiny_model import frames, make_tiny_config, prompt_ids, sound
-from video_llama import VideoLlamaForConditionalGeneration, VideoLlamaProcessor
+from video_llama import VideoLlamaForConditionalGeneration, VideoLlamaModel, VideoLlamaProcessor
 from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.model.precision import kept_dtype
 
@@ -115,6 +115,21 @@ def test_every_precision_is_saved_and_comes_back_bit_for_bit(dtype: torch.dtype,
     for name, value in model.state_dict().items():
         assert loaded.state_dict()[name].dtype == value.dtype == kept_dtype(name, dtype), name
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_what_keeps_its_digits_is_so_from_the_beginning_and_named_as_transformers_names_it() -> None:
+    config = make_tiny_config()
+    for model_class in (VideoLlamaModel, VideoLlamaForConditionalGeneration):
+        model = model_class._from_config(config, dtype=torch.float16)
+        names = [name for name, value in model.state_dict().items() if value.dtype == torch.float32]
+        assert [name.rpartition(".")[2] for name in names] == ["log_logit_scale"]
+        # Each part of the list is a whole part of a name.
+        parts = {part for name in model.state_dict() for part in name.split(".")}
+        assert {*model._keep_in_fp32_modules, *model._keep_in_fp32_modules_strict} <= parts
+
+
+def test_the_output_layer_is_split_among_gpus_as_its_own_class_says() -> None:
+    assert build().tp_plan["lm_head"] == LlamaForCausalLM._tp_plan["lm_head"]
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

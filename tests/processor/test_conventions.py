@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoProcessor
 
 from video_llama import VideoLlamaProcessor
 from video_llama.checkpoints.hub import PACKAGED_MODELS
-from video_llama.errors import ConfigError, MessagesError
+from video_llama.errors import ConfigError, MediaError, MessagesError
 
 SAMPLES = Path(__file__).parents[2] / "video_llama/demo/samples"
 VIDEO, IMAGE = str(SAMPLES / "stars.mp4"), str(SAMPLES / "cross.jpg")
@@ -109,3 +112,91 @@ def test_lists_of_images_for_each_prompt_are_one_list(processor: VideoLlamaProce
     assert torch.equal(nested["pixel_values"][0], nested["pixel_values"][1])
     sound = processor("<AudioHere>", audio=np.zeros(32_000, np.float32), sampling_rate=16_000)
     assert len(sound["audio_values"]) == 1
+
+
+def test_a_list_of_image_files_is_a_video_whatever_stands_for_a_file(
+    processor: VideoLlamaProcessor, tmp_path: Path
+) -> None:
+    files = [Path(IMAGE), tmp_path / "turned.png"]
+    Image.open(IMAGE).rotate(90).crop((0, 0, 50, 80)).save(files[1])
+    sources: list[list[Any]] = [
+        [str(file) for file in files],
+        files,
+        [file.read_bytes() for file in files],
+        [Image.open(file) for file in files],
+        [Image.open(files[0]), *files[1:]],
+    ]
+    expected = torch.cat([processor(text="<ImageHere>", images=file)["pixel_values"][:, 0] for file in files])[None]
+    for frames in sources:
+        batch = processor.apply_chat_template(about(frames), tokenize=True)
+        assert torch.equal(batch["pixel_values"], expected)
+        assert torch.equal(processor(text="<ImageHere>", videos=[frames])["pixel_values"], expected)
+    with pytest.raises(MediaError, match=r"absent\.jpg"):
+        processor.apply_chat_template(about([files[0], "absent.jpg"]), tokenize=True)
+
+
+def test_videos_may_be_nested_by_prompt(processor: VideoLlamaProcessor) -> None:
+    text = ["<ImageHere> a", "<ImageHere><ImageHere> b"]
+    image = Image.open(IMAGE)
+    flat = processor(text=text, videos=[VIDEO, [image] * 2, VIDEO])
+    nested = processor(text=text, videos=[[VIDEO], [[image] * 2, VIDEO]])
+    assert flat.keys() == nested.keys()
+    assert all(torch.equal(flat[name], nested[name]) for name in flat)
+    # The frames of one video for each prompt stay that, also where there is one frame.
+    single = processor(text=["<ImageHere>", "<ImageHere>"], videos=[[image], [image]])
+    assert single["pixel_values"].shape[:2] == (2, 1)
+
+
+def test_padding_is_where_the_tokenizer_has_it_unless_the_call_says_otherwise(tmp_path: Path) -> None:
+    processor = VideoLlamaProcessor.from_pretrained(PACKAGED_MODELS / "video-llama-tiny")
+    text = ["What is that in the picture?", "What?"]
+    assert processor(text=text)["attention_mask"][1].tolist()[0] == 0
+    processor.tokenizer.padding_side = "right"
+    assert processor(text=text)["attention_mask"][1].tolist()[-1] == 0
+    assert processor(text=text, padding_side="left")["attention_mask"][1].tolist()[0] == 0
+    with pytest.raises(ValueError, match="'left' or 'right', not 'top'"):
+        processor(text=text, padding_side="top")
+    # Tokenizers of language models pad on the right; a processor is there to answer.
+    processor.save_pretrained(tmp_path)
+    assert VideoLlamaProcessor.from_pretrained(tmp_path)(text=text)["attention_mask"][1].tolist()[0] == 0
+    turned = AutoProcessor.from_pretrained(tmp_path, padding_side="right")
+    assert turned(text=text)["attention_mask"][1].tolist()[-1] == 0
+
+
+def test_lists_and_arrays_are_returned_on_request(processor: VideoLlamaProcessor) -> None:
+    conversations = [about(VIDEO), [*about(IMAGE, "image"), {"role": "assistant", "content": "A cross."}]]
+    options = {"tokenize": True, "return_assistant_tokens_mask": True, "return_mm_token_type_ids": True}
+    tensors = processor.apply_chat_template(conversations, **options)
+    arrays = processor.apply_chat_template(conversations, **options, return_tensors="np")
+    assert tensors.keys() == arrays.keys()
+    for name, value in arrays.items():
+        assert isinstance(value, np.ndarray)
+        assert np.array_equal(value, tensors[name].numpy())
+    lists = processor.apply_chat_template(conversations, **options, return_tensors=None, padding=False)
+    for name in ("input_ids", "attention_mask", "assistant_masks", "mm_token_type_ids"):
+        alone = [processor.apply_chat_template(each, **options)[name][0].tolist() for each in conversations]
+        assert lists[name] == alone
+        padded = processor.apply_chat_template(conversations, **options, return_tensors=None)[name]
+        assert padded == tensors[name].tolist()
+    assert torch.equal(lists["pixel_values"], tensors["pixel_values"])
+    assert isinstance(processor.video_processor(VIDEO, return_tensors="np")["pixel_values"], np.ndarray)
+
+
+def test_an_item_may_hold_a_file_in_base64(processor: VideoLlamaProcessor) -> None:
+    item = {"type": "image", "base64": base64.b64encode(Path(IMAGE).read_bytes()).decode()}
+    message = [{"role": "user", "content": [item, {"type": "text", "text": "What is it?"}]}]
+    expected = processor.apply_chat_template(about(IMAGE, "image"), tokenize=True)["pixel_values"]
+    assert torch.equal(processor.apply_chat_template(message, tokenize=True)["pixel_values"], expected)
+
+
+def test_what_an_item_says_that_nothing_reads_is_named(
+    processor: VideoLlamaProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    item = {"type": "video", "path": VIDEO, "fps": 1.0, "nothing": None, "max_pixels": 9}
+    processor.apply_chat_template([{"role": "user", "content": [item]}])
+    assert "fps, max_pixels of the video item is not read" in caplog.text
+
+
+def test_a_call_without_text_says_what_is_missing(processor: VideoLlamaProcessor) -> None:
+    with pytest.raises(ValueError, match="give text"):
+        processor(text=None, images=IMAGE)

@@ -145,9 +145,9 @@ def test_parts_keep_typed_placeholders_as_text(processor: VideoLlamaProcessor) -
         assert HOSTILE in words(processor, ids)
 
 
-def test_only_torch_tensors_are_made(processor: VideoLlamaProcessor) -> None:
-    with pytest.raises(ValueError, match="'pt'"):
-        processor(text="a", return_tensors="np")
+def test_unknown_kinds_of_tensors_are_refused(processor: VideoLlamaProcessor) -> None:
+    with pytest.raises(ValueError, match="'pt', 'np' or None, not 'tf'"):
+        processor(text="a", return_tensors="tf")
 
 
 def test_a_missing_file_is_a_media_error(processor: VideoLlamaProcessor) -> None:

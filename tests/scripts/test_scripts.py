@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from examples import random_checkpoint
 from scripts import make_random_checkpoint
@@ -49,7 +49,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 HELP = {
     convert_checkpoint: [
         "Turn the published files into one folder", "source", "output", "--to {transformers,original}", "--dtype",
-        "--max-shard-size", "--name", "--llama-model", "--vit-ckpt", "--q-former-model", "--imagebind-ckpt-path",
+        "--max-shard-size", "--name", "--language-model-only",
+        "--llama-model", "--vit-ckpt", "--q-former-model", "--imagebind-ckpt-path",
         "--no-audio", "--imagebind-vision", "--conv-template",
     ],
     make_random_checkpoint: [
@@ -240,6 +241,40 @@ def test_what_cannot_be_converted_leaves_no_folder(
     assert "audio Q-Former and projection: 1 of 58 weights are missing (audio_query_tokens)" in one_line(capsys)
     assert convert("--to", "original", original_folder, tmp_path / "out") == 1
     assert "not a Video-LLaMA written by save_pretrained" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_language_model_alone_is_one_of_transformers(
+    checkpoints: dict[str, Path], tmp_path: Path, dtype: str | None
+) -> None:
+    options = [] if dtype is None else ["--dtype", dtype]
+    assert convert("--language-model-only", *options, checkpoints["hf"], tmp_path / "alone") == 0
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "alone")
+    assert alone.dtype == getattr(torch, dtype or "float32")
+    whole = load_checkpoint(checkpoints["hf"])
+    language_model = whole.model.language_model
+    assert_equal_tensors(
+        alone.state_dict(), {name: tensor.to(alone.dtype) for name, tensor in language_model.state_dict().items()}
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "alone")
+    ids = tokenizer("What is in this video?", return_tensors="pt").input_ids
+    assert ids.tolist() == [whole.processor.tokenizer("What is in this video?").input_ids]
+    if dtype is None:
+        assert torch.equal(alone(ids).logits, language_model(ids).logits)
+    settings = json.loads((tmp_path / "alone" / "config.json").read_text())
+    assert settings["architectures"] == ["LlamaForCausalLM"]
+    assert (tmp_path / "alone" / "SHA256SUMS").exists()
+
+
+def test_the_language_model_alone_is_taken_of_a_folder_for_transformers(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert("--language-model-only", checkpoints["original"], tmp_path / "out") == 1
+    assert "have their language model in a folder of its own already" in one_line(capsys)
+    for option in ("--merge", "--no-audio", "--to=original", "--name=a", "--conv-template=v1"):
+        assert convert("--language-model-only", option, checkpoints["hf"], tmp_path / "out") == 1
+        assert "--language-model-only" in one_line(capsys)
     assert not (tmp_path / "out").exists()
 
 

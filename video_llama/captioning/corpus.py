@@ -12,14 +12,23 @@ import torch
 from video_llama.captioning.inputs import Clip
 from video_llama.captioning.profile import RunProfile
 from video_llama.captioning.records import CaptionFile
-from video_llama.inference.captioning import DEFAULT_PROMPT, BatchCaptioner, WindowCaption
+from video_llama.inference.captioning import DEFAULT_PROMPT, BatchCaptioner, Captioner, WindowCaption
 from video_llama.inference.decode_process import DECODE_SECONDS
 from video_llama.inference.engine import VideoLlama
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.workers import WindowRead, read_ahead
 from video_llama.processor.clips import ClipReader
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
-__all__ = ["CorpusLog", "CorpusSettings", "build_reader", "caption_corpus", "default_workers", "make_record"]
+__all__ = [
+    "CorpusLog",
+    "CorpusSettings",
+    "build_reader",
+    "caption_corpus",
+    "caption_with",
+    "default_workers",
+    "make_record",
+]
 
 
 @dataclass(frozen=True)
@@ -77,31 +86,48 @@ def caption_corpus(
     Returns:
         the number of clips that could not be captioned, or not completely, earlier runs included.
     """
-    log = CorpusLog(clips, file, on_record)
-    reader = build_reader(model, settings)
     captioner = BatchCaptioner(model, settings.prompt, settings.options, settings.batch_size)
+    spent = profile or RunProfile()
+    with spent.watch(model):
+        return caption_with(captioner, build_reader(model.processor, settings), clips, file, settings, on_record, spent)
+
+
+def caption_with(
+    captioner: Captioner,
+    reader: ClipReader,
+    clips: Sequence[Clip],
+    file: CaptionFile,
+    settings: CorpusSettings,
+    on_record: Callable[[int], object],
+    profile: RunProfile,
+) -> int:
+    """Caption the clips that the file lacks, as `caption_corpus` does, with any captioner.
+
+    Args:
+        captioner, reader: what answers, and what reads clips for it.
+        clips, file, settings, on_record, profile: as for `caption_corpus`.
+    """
+    log = CorpusLog(clips, file, on_record)
     # Enough decoded clips to fill a batch while the workers are at the next one.
     ahead = 2 * captioner.clips_at_once + 2 * settings.num_workers
     sources = ((key, clip.source) for key, clip in enumerate(log.todo))
     reads = read_ahead(sources, reader, settings.num_workers, ahead, settings.decode_seconds)
-    spent = profile or RunProfile()
-    spent.num_workers = settings.num_workers
+    profile.num_workers = settings.num_workers
     # A clip may be captioned in part, so drop the windows that the file has. This stays lazy: nothing is decoded
     # before it is needed.
-    missing = (read for read in _add_up(reads, spent) if log.lacks(read.key, read.number))
-    with spent.watch(model):
-        for caption in spent.time_items("tokens", captioner.run(spent.time_items("wait", missing))):
-            with spent.stage("write"):
-                log.write(caption.key, make_record(log.todo[caption.key].id, caption), caption.num_windows)
-            spent.note(caption.error is None)
+    missing = (read for read in _add_up(reads, profile) if log.lacks(read.key, read.number))
+    for caption in profile.time_items("tokens", captioner.run(profile.time_items("wait", missing))):
+        with profile.stage("write"):
+            log.write(caption.key, make_record(log.todo[caption.key].id, caption), caption.num_windows)
+        profile.note(caption.error is None)
     return log.num_failed()
 
 
-def build_reader(model: VideoLlama, settings: CorpusSettings) -> ClipReader:
-    """Return what reads clips for a model."""
+def build_reader(processor: VideoLlamaProcessor, settings: CorpusSettings) -> ClipReader:
+    """Return what reads clips for a model, which its processor describes."""
     return ClipReader(
-        model.processor.media_processor,
-        settings.audio and model.has_audio,
+        processor.media_processor,
+        settings.audio and processor.use_audio,
         settings.num_frames,
         settings.window_seconds,
     )

@@ -15,7 +15,8 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from video_llama.checkpoints.language_model import check_language_model
 from video_llama.checkpoints.original_layout import IMAGEBIND_FILE, QFORMER_FILE, VISION_FILE, OriginalFiles
@@ -48,6 +49,7 @@ __all__ = [
     "open_original",
     "open_transformers_folder",
     "prepare_output_folder",
+    "write_language_model",
     "write_original_folder",
     "write_shards",
     "write_transformers_folder",
@@ -241,6 +243,39 @@ def write_original_folder(
     write_shards(weights, names[LANGUAGE_MODEL], target, max_shard_size=max_shard_size, dtype=dtype, advance=advance)
     _copy_small_files(language_model_files, target)
     config.save_pretrained(folder)
+
+
+def write_language_model(
+    weights: Weights,
+    config: VideoLlamaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> None:
+    """Write the language model alone, as a folder that `AutoModelForCausalLM` and other programs read.
+
+    Args:
+        weights: of the whole model, under our names.
+        config, tokenizer: of the whole model.
+        folder: an existing folder.
+        dtype, options: as for `write_shards`.
+    """
+    prefix = "language_model."
+    names = {name.removeprefix(prefix): name for name in weights if part_of(name) is LANGUAGE_MODEL}
+    write_shards(weights, names, folder, dtype=dtype, **options)
+    tokenizer.save_pretrained(folder)
+    own = copy.deepcopy(config.text_config)
+    # A folder that this package has saved names the class of the whole model alone.
+    own.architectures = own.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[own.model_type]]
+    # What the weights are, whatever they were when the language model was published; the largest one tells.
+    largest = max(names.values(), key=lambda name: weights.header(name).numel())
+    own.dtype = converted_dtype(largest, weights.header(largest), dtype)
+    own.name_or_path = ""
+    GenerationConfig.from_model_config(own).save_pretrained(folder)
+    # Last: without it the folder is not taken for a model.
+    own.save_pretrained(folder)
 
 
 def _read_all(

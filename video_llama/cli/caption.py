@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_llama.cli.command import FAILED, CommandParser, run_command
-from video_llama.cli.models import choose_options
+from video_llama.cli.caption_report import report_left_out, report_result
+from video_llama.cli.command import CommandParser, numbered, run_command
+from video_llama.cli.models import choose_options, show_model
 from video_llama.cli.options import (
     add_answer_options,
     add_base_option,
@@ -29,6 +30,7 @@ from video_llama.utils.extras import require_extra
 if TYPE_CHECKING:
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile
     from video_llama.captioning.inputs import Clip
+    from video_llama.inference.generation import GenerationOptions
 
 __all__ = ["main"]
 
@@ -41,6 +43,7 @@ Caption many videos: one line of JSON for each, written as it comes.
     video-llama caption lecture.mp4 --segment-seconds 60 --model … --output …
     torchrun --nproc_per_node=8 -m video_llama caption clips/ --model … --output captions.jsonl
     video-llama caption clips/ --launcher ray --model … --output captions.jsonl
+    video-llama caption clips/ --engine vllm --model FOLDER --output captions.jsonl
 
 An input is a video (or image or audio file), a folder, a pattern, a list (.txt, .csv) or a webdataset shard. Under
 torchrun or accelerate launch, and with --num-shards, each process captions its part and writes a file of its own:
@@ -86,6 +89,9 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     add("--num-shards", type=positive, default=1, metavar="N", help="parts the work is split into (default: 1)")
     launcher = "caption on all nodes of a Ray cluster, with the clips' paths and the model on each (default: here)"
     add("--launcher", choices=["ray"], help=launcher)
+    engine = "what runs the model (default: the package itself); vllm needs --model to be a saved folder"
+    add("--engine", choices=["vllm"], help=engine)
+    add("--engine-options", metavar="JSON", help="with --engine vllm: further arguments of vllm.LLM")
     add("--shard-id", type=whole_number(), default=0, metavar="I", help="the part of this process, from 0 (default: 0)")
     static = "keys and values of fixed size, and on a GPU one CUDA graph a token (default: on a GPU, where it can be)"
     add("--static-cache", action=argparse.BooleanOptionalAction, help=static)
@@ -120,6 +126,35 @@ def check_launcher(num_parts: int) -> None:
     if num_parts > 1:
         raise ConfigError("--launcher ray divides the work itself: start it once, without torchrun and --num-shards")
     require_extra("ray", "--launcher ray")
+
+
+def check_engine(arguments: argparse.Namespace, options: GenerationOptions) -> None:
+    """Check that a run with the chosen engine is possible.
+
+    Raises:
+        ConfigError: vLLM is not installed, or cannot take an option.
+    """
+    from video_llama.integrations.vllm.options import check_options, parse_engine_options
+
+    if arguments.engine is None:
+        if arguments.engine_options is not None:
+            raise ConfigError("--engine-options belongs to --engine vllm")
+        return
+    example = '--engine-options \'{"tensor_parallel_size": 2, "quantization": "bitsandbytes"}\''
+    refused = {
+        "--launcher ray": (arguments.launcher, "use --num-shards on several machines"),
+        "torchrun": (local_processes() > 1, f"vLLM starts its processes itself: {example}"),
+        "--device": (arguments.device, "vLLM runs on what it was built for; CUDA_VISIBLE_DEVICES chooses GPUs"),
+        "--model-base": (arguments.model_base, "make one folder first: video-llama convert"),
+        "--load-in-8bit": (arguments.load_in_8bit, f"quantization is vLLM's: {example}"),
+        "--load-in-4bit": (arguments.load_in_4bit, f"quantization is vLLM's: {example}"),
+    }
+    for name, (is_given, hint) in refused.items():
+        if is_given:
+            raise ConfigError(f"--engine vllm cannot be used with {name}: {hint}")
+    check_options(options)
+    parse_engine_options(arguments.engine_options)
+    require_extra("vllm", "--engine vllm")
 
 
 def local_processes() -> int:
@@ -157,22 +192,27 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile, file_of_shard, find_clips, take_shard
     from video_llama.inference.captioning import DEFAULT_PROMPT
     from video_llama.media.decode import check_video_reader
-    from video_llama.utils.files import make_folder
+    from video_llama.utils.files import check_output_file
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)
     if arguments.profile is not None:
-        make_folder(arguments.profile.parent, "--profile")
+        check_output_file(arguments.profile, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
+    options = choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile)
+    check_engine(arguments, options)
     device = arguments.device
     if arguments.launcher == "ray":
         check_launcher(num_parts)
     else:
         device = device_of_process(device)
-    clips = take_shard(find_clips(arguments.inputs), num_parts, part)
+    left_out: list[Path] = []
+    clips = take_shard(find_clips(arguments.inputs, left_out.append), num_parts, part)
+    if part == 0:
+        report_left_out(left_out)
     settings = CorpusSettings(
         arguments.prompt or DEFAULT_PROMPT,
-        choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile),
+        options,
         arguments.batch_size,
         num_frames=arguments.num_frames,
         audio=arguments.audio,
@@ -181,7 +221,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     precision = {name: getattr(arguments, name) for name in ("dtype", "load_in_8bit", "load_in_4bit")}
     begun_with = {"model": arguments.model, **precision, **settings.of_captions()}
-    for name in ("video_reader", "model_base"):
+    for name in ("video_reader", "model_base", "engine_options"):
         if getattr(arguments, name) is not None:
             begun_with[name] = getattr(arguments, name)
     with CaptionFile(arguments.output, num_parts, part, begun_with, arguments.resume) as file:
@@ -189,22 +229,19 @@ def run(arguments: argparse.Namespace) -> int:
         where = ""
         if num_parts > 1:
             where = f" (part {part} of {num_parts})"
-        sys.stderr.write(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}\n")
-        failed = sum(file.has_failed(clip.id) for clip in clips)
+        sys.stderr.write(f"{numbered(len(clips), 'clip')}{where}, {len(clips) - todo} done before, to {file.path}\n")
         if todo:
             profile = RunProfile()
-            with _show_progress(todo) as advance:
-                caption = _caption_here
-                if arguments.launcher == "ray":
-                    caption = _caption_on_cluster
-                failed = caption(arguments, device, clips, file, settings, advance, profile)
+            caption = _caption_here
+            if arguments.launcher == "ray":
+                caption = _caption_on_cluster
+            elif arguments.engine == "vllm":
+                caption = _caption_with_vllm
+            caption(arguments, device, clips, file, settings, todo, profile)
             sys.stderr.write(f"{profile.summary()}\n")
             if arguments.profile is not None:
                 profile.save(file_of_shard(arguments.profile, num_parts, part))
-    if failed:
-        sys.stderr.write(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error\n")
-        return FAILED
-    return 0
+    return report_result(clips, file)
 
 
 @contextmanager
@@ -237,14 +274,15 @@ def _caption_here(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
-    advance: Callable[[int], None],
+    todo: int,
     profile: RunProfile,
-) -> int:
-    """Load the model and caption what the file lacks; return the number of clips that failed."""
+) -> None:
+    """Load the model and caption what the file lacks."""
     from video_llama.captioning import caption_corpus, default_workers
     from video_llama.inference.load import load_pretrained_model
 
     model = load_pretrained_model(**_what_to_load(arguments), device=device)
+    show_model(model)
     # Loading is not a part of what scales with the clips.
     profile.begin()
     workers = arguments.workers
@@ -254,7 +292,47 @@ def _caption_here(
     if arguments.video_reader is not None:
         media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
         model.processor.media_processor = media
-    return caption_corpus(model, clips, file, settings, advance, profile)
+    with _show_progress(todo) as advance:
+        caption_corpus(model, clips, file, settings, advance, profile)
+
+
+def _caption_with_vllm(
+    arguments: argparse.Namespace,
+    device: str | None,
+    clips: Sequence[Clip],
+    file: CaptionFile,
+    settings: CorpusSettings,
+    todo: int,
+    profile: RunProfile,
+) -> None:
+    """Caption what the file lacks with vLLM."""
+    import torch
+
+    from video_llama.captioning import default_workers
+    from video_llama.captioning.corpus import build_reader, caption_with
+    from video_llama.integrations.vllm.captioner import VllmCaptioner
+    from video_llama.integrations.vllm.options import parse_engine_options
+
+    captioner = VllmCaptioner(
+        arguments.model,
+        settings.prompt,
+        settings.options,
+        settings.batch_size,
+        audio=settings.audio,
+        dtype=arguments.dtype,
+        engine_options=parse_engine_options(arguments.engine_options),
+    )
+    processor, workers = captioner.processor, arguments.workers
+    if workers is None:
+        workers = default_workers(torch.device(captioner.device_type))
+    media = replace(processor.media_processor, allow_urls=arguments.allow_urls)
+    if arguments.video_reader is not None:
+        media = replace(media, video_reader=arguments.video_reader)
+    processor.media_processor = media
+    settings = replace(settings, num_workers=max(0, workers))
+    with captioner, _show_progress(todo) as advance:
+        profile.begin()
+        caption_with(captioner, build_reader(processor, settings), clips, file, settings, advance, profile)
 
 
 def _caption_on_cluster(
@@ -263,15 +341,16 @@ def _caption_on_cluster(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
-    advance: Callable[[int], None],
+    todo: int,
     profile: RunProfile,
-) -> int:
-    """Caption what the file lacks with Ray; return the number of clips that failed."""
+) -> None:
+    """Caption what the file lacks with Ray."""
     from video_llama.integrations.ray.captioner import ModelSource
     from video_llama.integrations.ray.driver import caption_on_cluster
 
     source = ModelSource(_what_to_load(arguments), arguments.video_reader)
-    return caption_on_cluster(clips, file, settings, source, advance, profile, device, arguments.workers)
+    with _show_progress(todo) as advance:
+        caption_on_cluster(clips, file, settings, source, advance, profile, device, arguments.workers)
 
 
 class Terminated(BaseException):

@@ -39,9 +39,9 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("configurations", nargs="+", type=Path, metavar="YAML", help="of trainings; their file names are shown")
     add("--output", type=Path, required=True, metavar="DIR", help="runs, features and results.jsonl")
-    add("--seeds", nargs="+", type=int, default=[1, 2], metavar="N", help="of each configuration (1 2)")
+    add("--seeds", nargs="+", type=int, default=[1, 2], metavar="N", help="of each configuration (default: 1 2)")
     add("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of all YAMLs")
-    add("--figure", metavar="NAME", help="which figure the table shows (the one of all questions)")
+    add("--figure", metavar="NAME", help="which figure the table shows (default: that of all questions)")
     add("--plot", type=Path, metavar="FILE", help="draw it over the time of a step (.png, .svg)")
     add_question_options(parser)
     return parser

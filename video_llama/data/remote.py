@@ -192,9 +192,7 @@ def _find(address: str) -> tuple[str, int, str]:
         files, path = _file_system(address)
         info = _call(files, "info", path)
         size = info.get("size")
-        marks = [
-            str(info[key]) for key in ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime") if key in info
-        ]
+        marks = [str(info[key]) for key in _MARKS if key in info]
         if size is None:
             size = -1
         return address, int(size), ",".join(marks[:1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from video_llama.model.video_llama import cache_argument
+from video_llama.model.inputs import cache_argument
 
 __all__ = ["MAX_ITEMS", "MediaCache", "PrefixCache", "SharedPrefix", "weights_version"]
 

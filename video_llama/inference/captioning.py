@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from video_llama.checkpoints.memory import batch_that_fits
+from video_llama.conversation import Conversation
 from video_llama.errors import OutOfMemoryError, VideoLlamaError
 from video_llama.inference.cache import SharedPrefix
 from video_llama.inference.completion import generate_text, stream_texts
@@ -19,7 +20,15 @@ from video_llama.processor.clips import ClipReader, ClipSource, Window
 from video_llama.processor.media_processor import VideoFrames
 from video_llama.prompt_parts import media_prefix
 
-__all__ = ["DEFAULT_PROMPT", "BatchCaptioner", "WindowCaption", "caption_clips"]
+__all__ = [
+    "DEFAULT_PROMPT",
+    "BatchCaptioner",
+    "Captioner",
+    "WindowCaption",
+    "ask_about",
+    "begin_caption",
+    "caption_clips",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +59,19 @@ class WindowCaption:
     sound: str = ""
     start_seconds: float | None = None
     end_seconds: float | None = None
+
+
+class Captioner(Protocol):
+    """Captions windows that were read.
+
+    Attributes:
+        clips_at_once: windows that are answered together; so many more should be read ahead.
+    """
+
+    clips_at_once: int
+
+    def run(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:
+        """Caption windows as they come; captions and errors come out in any order."""
 
 
 class _Question(NamedTuple):
@@ -101,7 +123,7 @@ class BatchCaptioner:
         unencoded: list[WindowRead] = []
         for read in reads:
             if isinstance(read.window, VideoLlamaError):
-                yield _begin(read, read.window)
+                yield begin_caption(read, read.window)
                 continue
             unencoded.append(read)
             # Encode as soon as there are enough clips for a batch of answers, or enough frames for one encoder pass.
@@ -113,7 +135,7 @@ class BatchCaptioner:
     def _encode(self, reads: Sequence[WindowRead]) -> Iterator[_Question | WindowCaption]:
         for part, questions in self._in_parts(self._questions, reads, "encoded"):
             if isinstance(questions, OutOfMemoryError):
-                yield _begin(part[0], questions)
+                yield begin_caption(part[0], questions)
             else:
                 yield from questions
 
@@ -125,13 +147,9 @@ class BatchCaptioner:
         items = [[item for item in (window.audio, window.frames) if item is not None] for window in windows]
         encoded = iter(self.model.encode_batch([*chain.from_iterable(items)], self._max_frames))
         for read, window, of_one in zip(reads, windows, items, strict=True):
-            conversation = self.model.new_conversation()
-            conversation.ask(self.prompt)
-            conversation = conversation.up_to_answer()
-            frames = [item for item in (window.frames,) if item is not None]
-            conversation.introduce(media_prefix(frames, window.audio))
+            conversation = ask_about(window, self.prompt, self.model.new_conversation())
             prompt = self.model.prepare(conversation, [next(encoded) for _ in of_one])
-            questions.append(_Question(_begin(read), prompt))
+            questions.append(_Question(begin_caption(read), prompt))
         return questions
 
     def _answer_by_length(self, questions: Iterable[_Question | WindowCaption]) -> Iterator[WindowCaption]:
@@ -239,7 +257,16 @@ def caption_clips(
     yield from captioner.run(read_ahead(zip(count(), clips), reader, num_workers, ahead))
 
 
-def _begin(read: WindowRead, error: VideoLlamaError | None = None) -> WindowCaption:
+def ask_about(window: Window, question: str, conversation: Conversation) -> Conversation:
+    """Return an empty conversation with a question about a window, up to where the answer begins."""
+    conversation.ask(question)
+    conversation = conversation.up_to_answer()
+    frames = [item for item in (window.frames,) if item is not None]
+    conversation.introduce(media_prefix(frames, window.audio))
+    return conversation
+
+
+def begin_caption(read: WindowRead, error: VideoLlamaError | None = None) -> WindowCaption:
     """Return the caption of a window without its text."""
     caption = WindowCaption(read.key, read.number, read.num_windows, None, error)
     window = read.window

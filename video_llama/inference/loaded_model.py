@@ -22,7 +22,8 @@ from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.static_decoder import DecoderPool
 from video_llama.inference.summary import summarize_model
 from video_llama.model.configuration import VideoLlamaConfig
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
+from video_llama.model.placeholders import find_placeholders
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.processor.collate import pad_items
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor

@@ -20,7 +20,8 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from video_llama.inference.cache import SharedPrefix, weights_version
 from video_llama.inference.generation import GenerationOptions
 from video_llama.inference.static_step import StaticStep, round_up, why_not_static
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, cache_argument
+from video_llama.model.inputs import cache_argument
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.utils.devices import computing_on, execution_device
 
 __all__ = ["DecoderPool", "Request", "StaticDecoder", "end_ids"]

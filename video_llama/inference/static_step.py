@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
-from video_llama.model.video_llama import cache_argument
+from video_llama.model.inputs import cache_argument
 from video_llama.utils.devices import CAPTURING
 
 __all__ = ["StaticStep", "round_up", "why_not_static"]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from av import AudioResampler, FFmpegError
@@ -33,6 +33,8 @@ _BEFORE_ALL = -(2**40)
 _REWINDABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2"}
 # FFmpeg keeps what it reads while it looks for the first packets of a track.
 _MUCH_TO_PROBE = 200_000_000
+# Chunks of such audio are numbered: a step of more than one is a gap.
+_FORMATS_OF_NUMBERED_CHUNKS = {"avi"}
 
 
 @runtime_checkable
@@ -55,7 +57,7 @@ class AudioTrack:
         path: the file.
         container, stream: the file, opened, and its track.
         start_seconds: when the first frame is shown, on the container's clock; None without video.
-        clock_jumps: whether that clock jumps back.
+        clock_jumps: whether that clock jumps back, or FFmpeg tells wrong times of it behind a seek.
         begin_seconds: when the track begins, on it.
         zero_seconds: what that clock shows at t = 0: `start_seconds`, or `begin_seconds` where there is no video or it
             begins at the same time, give or take `CLOCK_TOLERANCE_SECONDS`.
@@ -112,7 +114,19 @@ def open_audio_track(path: Path, opened: OpenedFile | None = None) -> Iterator[A
             end = begin + stream.duration * tick
         elif container.duration is not None:
             end = ((container.start_time or 0) + container.duration) / 1_000_000
+        jumps = jumps or _has_empty_chunks(container, stream)
         yield AudioTrack(path, container, stream, start, bool(jumps), begin, zero, end - zero)
+
+
+def _has_empty_chunks(container: InputContainer, stream: AudioStream) -> bool:
+    """Return whether an AVI file leaves a gap in its audio, by chunks without content. FFmpeg's index passes over them
+    and its demuxer counts them, so behind a seek it may count them twice. (PyAV before 17 does not tell.)"""
+    if container.format.name not in _FORMATS_OF_NUMBERED_CHUNKS:
+        return False
+    entries: Any = getattr(stream, "index_entries", ())
+    steps = np.diff([entry.timestamp for entry in entries])
+    # Where the samples of a chunk are counted, not the chunks, each step is the size of one.
+    return bool(len(steps)) and int(steps.min()) == 1 < int(steps.max())
 
 
 @contextmanager

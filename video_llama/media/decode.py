@@ -22,7 +22,7 @@ from video_llama.errors import MediaError, NoAudioTrackError, VideoLlamaError
 from video_llama.media.audio import RawSegments, read_segments, read_window
 from video_llama.media.audio_track import OpenedFile
 from video_llama.media.containers import check_media_file, describe_content, media_kind
-from video_llama.media.image import load_image, resize_image
+from video_llama.media.image import load_image, read_image, resize_image
 from video_llama.media.pixels import FramesInMemory
 from video_llama.media.reasons import describe_error
 from video_llama.media.sampling import SegmentSettings, frame_window, sample_uniform_indices
@@ -210,7 +210,7 @@ class ClipDecoder:
         indices = self.sample(len(frames), self.num_frames)
         resized = []
         for image in frames.take(indices):
-            resized.append(resize_image(load_image(image), self.image_size))
+            resized.append(resize_image(read_image(image, self.allow_urls)[1], self.image_size))
         silent = NoAudioTrackError("array", "no sound track")
         return DecodedClip("array", np.stack(resized), "video", [], indices, silent)
 

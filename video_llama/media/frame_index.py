@@ -32,7 +32,7 @@ __all__ = ["FrameIndex", "clock_jumps", "first_frame_seconds", "index_frames", "
 # AVI stores no presentation times and MPEG program streams few: what FFmpeg makes up for them is not
 # reliable.
 _FORMATS_WITHOUT_TIMES = {"avi", "mpeg"}
-_FORMATS_SOUGHT_BY_DECODING_TIME = {"mpegts"}
+_FORMATS_SOUGHT_BY_DECODING_TIME = {"flv", "mpegts"}
 _FORMATS_THAT_JOIN = {"mpeg", "mpegts"}
 # Bare streams of a codec: AVFMT_NOTIMESTAMPS. The times that FFmpeg makes up for them change with each seek.
 _NO_TIMES_FLAG = 0x80

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from video_llama.media.containers import check_media_file, describe_content, fin
 from video_llama.media.pixels import image_of_array, is_array
 from video_llama.media.reasons import describe_error
 from video_llama.media.signatures import PILLOW_ERRORS
+from video_llama.media.sources import is_file, open_source
 from video_llama.utils.extras import how_to_install, import_extra, is_installed
 
-__all__ = ["ImageInput", "load_image", "open_image", "resize_image", "to_rgb", "translate_image_errors"]
+__all__ = ["ImageInput", "load_image", "open_image", "read_image", "resize_image", "to_rgb", "translate_image_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,22 @@ def _from_memory(image: Image.Image) -> Image.Image:
         if image.format is None and image.mode == "I":
             return Image.fromarray(image_of_array(np.asarray(image)))
         return to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_image(source: Any, allow_urls: bool = False) -> tuple[str, Image.Image]:
+    """Return the name of an image and the image, as `load_image`.
+
+    Args:
+        source: what stands for a file (`open_source`), a PIL image, or an array (`image_of_array`).
+        allow_urls: download http and https addresses.
+
+    Raises:
+        MediaError: as `open_source` and `load_image`.
+    """
+    if not is_file(source):
+        return "image", load_image(source)
+    with open_source(source, allow_urls) as file:
+        return file.name, load_image(file.path)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from video_llama.errors import MediaError
+from video_llama.media.sources import is_file
 
 __all__ = ["FramesInMemory", "choose_scale", "image_of_array", "is_array", "to_array"]
 
@@ -135,7 +136,7 @@ class FramesInMemory:
     Args:
         value: (frames, height, width, channels), (frames, channels, height, width) or (channels, frames, height,
             width), with 1, 3 or 4 channels, after a first dimension of 1 or without; a list of arrays (height, width,
-            channels) of one size; or a list of PIL images.
+            channels) of one size; or a list of PIL images or of what stands for an image file (`open_source`).
 
     Raises:
         MediaError: another shape, or values as in `choose_scale`.
@@ -144,7 +145,7 @@ class FramesInMemory:
     def __init__(self, value: Any) -> None:
         self._frames: Sequence[Any] | NDArray[Any]
         self._scale: Scale | None = None
-        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Image.Image) for item in value):
+        if isinstance(value, (list, tuple)) and value and all(map(_is_image, value)):
             self._frames = value
             return
         if isinstance(value, (list, tuple)):
@@ -161,16 +162,22 @@ class FramesInMemory:
         return len(self._frames)
 
     def take(self, indices: Sequence[int]) -> list[Any]:
-        """Return some frames as (height, width, 3), uint8, RGB, or as images of PIL."""
+        """Return some frames as (height, width, 3), uint8, RGB, or as images of PIL or files as they were given."""
         if self._scale is None:
             return [self._frames[index] for index in indices]
         return [_rgb(self._scale(self._frames[index])) for index in indices]
 
 
+def _is_image(item: Any) -> bool:
+    return isinstance(item, Image.Image) or is_file(item)
+
+
 def _stack(items: Sequence[Any]) -> NDArray[Any]:
     if not items or not all(map(is_array, items)):
         kinds = ", ".join(sorted({type(item).__name__ for item in items})) or "nothing"
-        raise MediaError("frames", f"a list of {kinds}", "give a list of arrays (height, width, 3) or of PIL images")
+        raise MediaError(
+            "frames", f"a list of {kinds}", "give a list of arrays (height, width, 3), of PIL images or of files"
+        )
     arrays = [to_array(item, "frames") for item in items]
     if len({array.shape for array in arrays}) > 1:
         raise MediaError("frames", "frames of several shapes", "a video has frames of one size; resize them")

@@ -250,6 +250,8 @@ class _Decoder:
         self._index = index
         self._num_threads = num_threads
         self._scaler = FrameScaler(path, size)
+        # The first frame that decoding from the very start gives; a broadcast may begin between two keyframes.
+        self._first_position = 0
         self._use(container)
 
     def _use(self, container: InputContainer) -> None:
@@ -273,23 +275,30 @@ class _Decoder:
         frames = self._collect(start, wanted)
         # The file may call frames keyframes that are none, and the demuxer's own index may lead past one.
         if len(frames) < len(wanted):
-            frames = self._collect(0, wanted)
+            frames = self._collect(0, wanted, is_reopened=True)
         if len(frames) < len(wanted):
             missing = next(index for index in wanted if index not in frames)
             raise MediaError(self._path, f"frame {missing} of {self._index.num_frames} cannot be decoded")
         return frames
 
-    def _collect(self, start: int, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+    def _collect(self, start: int, wanted: Sequence[int], is_reopened: bool = False) -> dict[int, NDArray[np.uint8]]:
         """Scaled frames by index, decoded from the keyframe `start` on; none where decoding cannot begin there.
 
-        For a frame that the decoder leaves out, the one on the screen at its time is taken.
+        For a frame that the decoder leaves out, the one on the screen at its time is taken. With `is_reopened` nothing
+        is sought: whatever comes first in the file is its start.
         """
         pending = deque(wanted)
         found: dict[int, NDArray[np.uint8]] = {}
         previous: VideoFrame | None = None
+        if is_reopened:
+            self._reopen()
+        else:
+            self._go_to(start)
         for position, frame in self._decode(start, set(wanted)):
+            if previous is None and is_reopened:
+                self._first_position = position
             # Frames before it may be shown first, but from a true keyframe on they are all decoded.
-            if start and previous is None and position >= start and (position > start or not frame.key_frame):
+            elif previous is None and self._is_past(start, position, frame):
                 return found
             while pending and pending[0] < position:
                 found[pending.popleft()] = self._scaler.scale(previous or frame)
@@ -304,6 +313,12 @@ class _Decoder:
             found[pending.popleft()] = self._scaler.scale(previous)
         return found
 
+    def _is_past(self, start: int, position: int, frame: VideoFrame) -> bool:
+        """Return whether what comes first behind a seek to `start` is another frame, or is no keyframe."""
+        if not start:
+            return position > self._first_position
+        return position > start or (position == start and not frame.key_frame)
+
     def _go_to(self, start: int) -> None:
         """Go to a keyframe; without times to seek by, to the very start."""
         index = self._index
@@ -314,6 +329,9 @@ class _Decoder:
             except FFmpegError:
                 # Opened again, it is at its start.
                 pass
+        self._reopen()
+
+    def _reopen(self) -> None:
         self._reopened.close()
         self._use(self._reopened.enter_context(open_container(self._path)))
 
@@ -328,8 +346,7 @@ class _Decoder:
         return 0
 
     def _decode(self, start: int, wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames with their indices from the keyframe `start` on; pictures nobody needs may be left out."""
-        self._go_to(start)
+        """Frames with their indices from here, the keyframe `start`, on; pictures nobody needs may be left out."""
         index, context = self._index, self._stream.codec_context
         can_skip = index.times is not None and context.name in _CODECS_WITH_SKIPPABLE_FRAMES
         wanted_times: set[int] = set()

@@ -10,6 +10,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -41,7 +42,7 @@ __all__ = [
 
 AutoConfig.register(VideoLlamaConfig.model_type, VideoLlamaConfig, exist_ok=True)
 AutoModel.register(VideoLlamaConfig, VideoLlamaModel, exist_ok=True)
-for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(VideoLlamaConfig, VideoLlamaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoLlamaConfig, VideoLlamaProcessor, exist_ok=True)
 AutoImageProcessor.register(

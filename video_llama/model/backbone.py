@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
 from video_llama.model.audio_branch import AudioBranch
 from video_llama.model.configuration import VideoLlamaConfig
@@ -20,108 +19,15 @@ from video_llama.model.encoder_graph import ChunkSize
 from video_llama.model.frame_branch import FrameBranch
 from video_llama.model.frozen import in_own_precision, keep_frozen_parts_evaluating
 from video_llama.model.imagebind import AUDIO_LOGIT_SCALE, Attention, ImageBindTrunk
+from video_llama.model.inputs import check_embeds_alone, decoder_inputs, pop_media
+from video_llama.model.placeholders import check_number, find_placeholders, splice_features
 from video_llama.model.precision import KEPT_FROM_FLOAT16, LOGIT_SCALE, let_gradients_through, spare_parts
 from video_llama.model.video_branch import build_video_branch
 from video_llama.model.weight_names import to_model_places
 
-__all__ = [
-    "VideoLlamaModel",
-    "VideoLlamaPreTrainedModel",
-    "cache_argument",
-    "decoder_inputs",
-    "find_placeholders",
-    "pop_media",
-]
+__all__ = ["VideoLlamaModel", "VideoLlamaPreTrainedModel"]
 
 logger = logging.getLogger(__name__)
-
-MEDIA_INPUTS = (
-    *("pixel_values", "frame_mask", "audio_values", "segment_mask", "audio_pixel_values"),
-    *("frame_tokens", "segment_vectors", "video_features", "audio_features", "placeholders"),
-)
-"""Arguments of `forward` and `generate` that are media, features of media, or their places."""
-
-
-def pop_media(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Take the arguments of `get_inputs_embeds` out of those of `forward` or `generate`."""
-    return {name: arguments.pop(name) for name in MEDIA_INPUTS if name in arguments}
-
-
-def cache_argument(forward: Callable[..., Any]) -> str:
-    """Return what a language model of this version of transformers calls the keys and values of earlier tokens."""
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
-
-
-def decoder_inputs(
-    forward: Callable[..., Any], attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
-) -> dict[str, Any]:
-    """Return the arguments of a language model beside its embeddings.
-
-    Args:
-        forward: of the language model.
-        attention_mask, position_ids: as for `VideoLlamaForConditionalGeneration.forward`.
-        kwargs: the cache, under either name, and what is passed on as it is.
-    """
-    # `cache` is the name in newer versions of transformers.
-    # What processors may add for models that mask images otherwise.
-    kwargs.pop("mm_token_type_ids", None)
-    past = kwargs.pop("past_key_values", None)
-    past = kwargs.pop("cache", past)
-    if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
-        # Left padding must not shift positions.
-        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    if past is not None:
-        kwargs[cache_argument(forward)] = past
-    return kwargs | {"attention_mask": attention_mask, "position_ids": position_ids}
-
-
-def find_placeholders(input_ids: Tensor, config: VideoLlamaConfig) -> tuple[Tensor, Tensor]:
-    """Find where the media of a batch go.
-
-    On a GPU this waits for the device: call it while the ids are on the CPU where possible.
-
-    Args:
-        input_ids: (batch, length), int64.
-        config: names the placeholder ids.
-
-    Returns:
-        positions of images and of audio in the flattened ids, (positions,), int64 each, on the device of the ids.
-    """
-    ids = input_ids.flatten()
-    return (ids == config.image_token_id).nonzero()[:, 0], (ids == config.audio_token_id).nonzero()[:, 0]
-
-
-def _splice_features(inputs_embeds: Tensor, positions: Tensor | None, features: Tensor | None, modality: str) -> Tensor:
-    """Replace the embeddings at the placeholder positions by media features, in order of appearance.
-
-    Args:
-        inputs_embeds: (batch, length, width).
-        positions: (positions,), int64, of placeholders among the batch * length embeddings; None puts the features
-            nowhere, and only lets their gradient of zero reach the branch.
-        features: (items, tokens, width), on any device; items of the whole batch, first sample first.
-        modality: "image" or "audio", for the error message.
-
-    Returns:
-        (batch, length, width), with the dtype and the device of `inputs_embeds`; differentiable in both inputs.
-
-    Raises:
-        ValueError: the number of placeholders is not items * tokens.
-    """
-    items, tokens = (0, 0) if features is None else features.shape[:2]
-    if positions is not None and len(positions) != items * tokens:
-        raise ValueError(
-            f"the prompt holds {len(positions)} {modality} placeholder ids, but {items} {modality} item(s) of "
-            f"{tokens} tokens were given; each item needs one run of placeholders"
-        )
-    if features is None:
-        return inputs_embeds
-    if positions is None:
-        return inputs_embeds + (features * 0).sum().to(inputs_embeds)
-    length = inputs_embeds.shape[1]
-    rows = (positions // length).to(inputs_embeds.device, non_blocking=True)
-    columns = (positions % length).to(inputs_embeds.device, non_blocking=True)
-    # No view of a flat tensor: a compiled first layer would be compiled once more for it.
-    return inputs_embeds.index_put((rows, columns), features.flatten(0, 1).to(inputs_embeds))
 
 
 class VideoLlamaPreTrainedModel(PreTrainedModel):
@@ -261,6 +167,14 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.language_model
 
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """Return the encoder of a modality, "image", "video" or "audio"; without one, the model itself."""
+        if modality in ("image", "video"):
+            return self.video_branch.vision_encoder
+        if modality == "audio":
+            return self._require_audio_branch().audio_encoder
+        return self
+
     def set_chunk_size(self, chunk_size: ChunkSize) -> None:
         """Set how many frames or segments the encoders take at once; None for all, which sharded weights need.
 
@@ -270,23 +184,51 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         if self.audio_branch is not None:
             self.audio_branch.chunk_size = chunk_size
 
-    def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Map frames (videos, frames, 3, height, width) to language-model tokens (videos, video_queries, width)."""
-        return self.video_branch(pixel_values, frame_mask)
+    def get_video_features(
+        self, pixel_values: Tensor, frame_mask: Tensor | None = None, return_dict: bool = False
+    ) -> Any:
+        """Map frames to language-model tokens.
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        Args:
+            pixel_values: (videos, frames, 3, height, width).
+            frame_mask: (videos, frames), bool, False on padding frames.
+            return_dict: return both what the frozen encoders gave, as `last_hidden_state` (it can be passed on as
+                `frame_tokens`), and the language-model tokens, as `pooler_output`.
+
+        Returns:
+            (videos, video_queries, width), unless `return_dict`.
+        """
+        branch = self.video_branch
+        if not return_dict:
+            return branch(pixel_values, frame_mask)
+        tokens = branch.encode_frames(pixel_values, frame_mask)
+        return BaseModelOutputWithPooling(tokens, branch.pool(tokens, frame_mask))
+
+    def get_image_features(self, pixel_values: Tensor, return_dict: bool = False) -> Any:
         """Map images to language-model tokens (images, video_queries, width): each is a video of one frame.
 
         Args:
             pixel_values: (images, 3, height, width), or (images, 1, 3, height, width) as the processor makes them.
+            return_dict: as for `get_video_features`.
         """
         if pixel_values.ndim == 4:
             pixel_values = pixel_values[:, None]
-        return self.video_branch(pixel_values)
+        return self.get_video_features(pixel_values, return_dict=return_dict)
 
-    def get_audio_features(self, audio_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
-        """Map log-mel (audios, segments, 1, bins, frames) to language-model tokens (audios, audio_queries, width)."""
-        return self._require_audio_branch()(audio_values, segment_mask)
+    def get_audio_features(
+        self, audio_values: Tensor, segment_mask: Tensor | None = None, return_dict: bool = False
+    ) -> Any:
+        """Map log-mel (audios, segments, 1, bins, frames) to language-model tokens (audios, audio_queries, width).
+
+        Args:
+            audio_values, segment_mask: as for `VideoLlamaForConditionalGeneration.forward`.
+            return_dict: as for `get_video_features`; `last_hidden_state` can be passed on as `segment_vectors`.
+        """
+        branch = self._require_audio_branch()
+        if not return_dict:
+            return branch(audio_values, segment_mask)
+        vectors = branch.encode_segments(audio_values)
+        return BaseModelOutputWithPooling(vectors, branch.pool(vectors, segment_mask))
 
     def get_audio_features_from_images(self, pixel_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
         """Map frames (audios, frames, 3, 224, 224) in place of audio, to train the audio branch on images."""
@@ -312,16 +254,33 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         states = [branch.add_frame_positions(tokens) for tokens in (frame_tokens, segment_states[:, :, None])]
         return branch.project(torch.cat(states, dim=1))
 
-    def get_placeholder_mask(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def get_placeholder_mask(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        image_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Find the ids that stand for media.
 
         Args:
             input_ids: (batch, length), int64; labels serve as well.
+            inputs_embeds: (batch, length, width); with them, the masks have this shape, for `masked_scatter`.
+            image_features, audio_features: (items, tokens, width); there must be as many placeholders as tokens.
 
         Returns:
             where images and videos are, and where audio is: (batch, length), bool, each.
+
+        Raises:
+            ValueError: more or fewer placeholders than features, where these are given.
         """
-        return input_ids == self.config.image_token_id, input_ids == self.config.audio_token_id
+        masks = input_ids == self.config.image_token_id, input_ids == self.config.audio_token_id
+        for mask, features, modality in zip(masks, (image_features, audio_features), ("image", "audio"), strict=True):
+            if features is not None:
+                check_number(int(mask.sum()), features, modality)
+        if inputs_embeds is None:
+            return masks
+        return masks[0][..., None].expand_as(inputs_embeds), masks[1][..., None].expand_as(inputs_embeds)
 
     def get_inputs_embeds(
         self,
@@ -367,8 +326,8 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         # Placeholder ids lie above the vocabulary; any valid id serves where the embedding is replaced anyway.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image | is_audio, 0))
         image_positions, audio_positions = placeholders or find_placeholders(input_ids, self.config)
-        embeds = _splice_features(embeds, image_positions, video_features, "image")
-        return _splice_features(embeds, audio_positions, audio_features, "audio")
+        embeds = splice_features(embeds, image_positions, video_features, "image")
+        return splice_features(embeds, audio_positions, audio_features, "audio")
 
     def forward(
         self,
@@ -389,11 +348,13 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             the language model's output, with `last_hidden_state` (batch, length, width).
 
         Raises:
-            ValueError: as `get_inputs_embeds`.
+            ValueError: as `get_inputs_embeds`; or ids or media beside `inputs_embeds`.
         """
         media = pop_media(kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.get_inputs_embeds(input_ids, **media)
+        else:
+            check_embeds_alone(input_ids=input_ids, **media)
         inputs = decoder_inputs(self.language_model.forward, attention_mask, position_ids, **kwargs)
         with in_own_precision(self.language_model, inputs_embeds) as embeds:
             return self.language_model(inputs_embeds=embeds, **inputs)

@@ -192,6 +192,11 @@ class VideoLlamaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs | {"auto_map": auto_map()})
 
     @property
+    def video_token_id(self) -> int:
+        """Return the id that marks the features of a video: that of images."""
+        return int(self.image_token_id)
+
+    @property
     def frame_tokens_shape(self) -> tuple[int, int]:
         """Return what the frozen encoders give for one frame: (tokens, width)."""
         if self.connector is None:

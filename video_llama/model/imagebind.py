@@ -43,7 +43,7 @@ class ImageBindTrunk(nn.Module):
             self.patch_projection = nn.Conv2d(1, width, config.patch_size, stride=config.stride, bias=False)
             self.patch_norm = nn.LayerNorm(width, eps=STEM_NORM_EPS)
             self.pre_norm = nn.Identity()
-            self.register_buffer("log_logit_scale", torch.tensor(math.log(AUDIO_LOGIT_SCALE)))
+            self.register_buffer("log_logit_scale", torch.tensor(math.log(AUDIO_LOGIT_SCALE), dtype=torch.float32))
         else:
             kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
             stride = (config.temporal_patch_size, config.stride, config.stride)

@@ -21,7 +21,7 @@ __all__ = [
     "spare_parts",
 ]
 
-KEPT_FROM_FLOAT16 = ("qformer",)
+KEPT_FROM_FLOAT16 = ("qformer", "video_qformer", "audio_qformer")
 """Parts of the names of weights that are not converted to float16: the Q-Formers, whose states can exceed its range."""
 LOGIT_SCALE = "log_logit_scale"
 """End of the names of weights that are always float32: rounded to bfloat16, ImageBind's 20 would be 20.09."""

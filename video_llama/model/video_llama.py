@@ -12,22 +12,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from video_llama.constants import IGNORE_INDEX
 from video_llama.model.audio_branch import AudioBranch
-from video_llama.model.backbone import (
-    VideoLlamaModel,
-    VideoLlamaPreTrainedModel,
-    cache_argument,
-    decoder_inputs,
-    find_placeholders,
-    pop_media,
-)
+from video_llama.model.backbone import VideoLlamaModel, VideoLlamaPreTrainedModel
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.encoder_graph import ChunkSize
 from video_llama.model.frame_branch import FrameBranch
 from video_llama.model.frozen import in_own_precision
+from video_llama.model.inputs import cache_argument, check_embeds_alone, decoder_inputs, pop_media
 from video_llama.model.loss import forward_on_answers
 from video_llama.model.weight_names import accept_saved_names, to_model_name
 
-__all__ = ["VideoLlamaForConditionalGeneration", "cache_argument", "find_placeholders"]
+__all__ = ["VideoLlamaForConditionalGeneration"]
 
 
 class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMixin):
@@ -63,6 +57,10 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         self._tied_weights_keys = _in_whole_model(self._causal_model._tied_weights_keys or {})
         self.register_load_state_dict_pre_hook(accept_saved_names)
         self.post_init()
+        # The layers are part of the plan already; a tied output layer must be split among GPUs as the embeddings are.
+        plan = type(self._causal_model)._tp_plan or {}
+        if "lm_head" in plan:
+            self._tp_plan = {**(getattr(self, "_tp_plan", None) or {}), "lm_head": plan["lm_head"]}
 
     @property
     def language_model(self) -> Any:
@@ -115,17 +113,27 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         """As `VideoLlamaModel.set_chunk_size`."""
         self.model.set_chunk_size(chunk_size)
 
-    def get_video_features(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Map frames (videos, frames, 3, height, width) to language-model tokens (videos, video_queries, width)."""
-        return self.model.get_video_features(pixel_values, frame_mask)
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """As `VideoLlamaModel.get_encoder`."""
+        if modality is None:
+            return self
+        return self.model.get_encoder(modality)
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Map images (images, 3, height, width) to language-model tokens (images, video_queries, width)."""
-        return self.model.get_image_features(pixel_values)
+    def get_video_features(
+        self, pixel_values: Tensor, frame_mask: Tensor | None = None, return_dict: bool = False
+    ) -> Any:
+        """As `VideoLlamaModel.get_video_features`: (videos, video_queries, width)."""
+        return self.model.get_video_features(pixel_values, frame_mask, return_dict)
 
-    def get_audio_features(self, audio_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
-        """Map log-mel (audios, segments, 1, bins, frames) to language-model tokens (audios, audio_queries, width)."""
-        return self.model.get_audio_features(audio_values, segment_mask)
+    def get_image_features(self, pixel_values: Tensor, return_dict: bool = False) -> Any:
+        """As `VideoLlamaModel.get_image_features`: (images, video_queries, width)."""
+        return self.model.get_image_features(pixel_values, return_dict)
+
+    def get_audio_features(
+        self, audio_values: Tensor, segment_mask: Tensor | None = None, return_dict: bool = False
+    ) -> Any:
+        """As `VideoLlamaModel.get_audio_features`: (audios, audio_queries, width)."""
+        return self.model.get_audio_features(audio_values, segment_mask, return_dict)
 
     def get_audio_features_from_images(self, pixel_values: Tensor, segment_mask: Tensor | None = None) -> Tensor:
         """As `VideoLlamaModel.get_audio_features_from_images`."""
@@ -135,9 +143,9 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         """As `VideoLlamaModel.get_audio_video_features`."""
         return self.model.get_audio_video_features(pixel_values, audio_values)
 
-    def get_placeholder_mask(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def get_placeholder_mask(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As `VideoLlamaModel.get_placeholder_mask`."""
-        return self.model.get_placeholder_mask(input_ids)
+        return self.model.get_placeholder_mask(*args, **kwargs)
 
     def get_inputs_embeds(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `VideoLlamaModel.get_inputs_embeds`."""
@@ -191,12 +199,19 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
             the language model's output; `loss` is the mean cross-entropy of the next token over supervised positions.
 
         Raises:
-            ValueError: placeholders and media do not match, or audio is given to a model without audio branch.
+            ValueError: placeholders and media do not match, audio is given to a model without audio branch, or ids or
+                media are given beside `inputs_embeds`.
         """
         if inputs_embeds is None:
             inputs_embeds = self.model.get_inputs_embeds(
                 input_ids, video_features, audio_features, placeholders, pixel_values, frame_mask, audio_values,
                 segment_mask, audio_pixel_values, frame_tokens, segment_vectors,
+            )  # fmt: skip
+        else:
+            check_embeds_alone(
+                input_ids=input_ids, pixel_values=pixel_values, audio_values=audio_values, frame_tokens=frame_tokens,
+                segment_vectors=segment_vectors, video_features=video_features, audio_features=audio_features,
+                audio_pixel_values=audio_pixel_values,
             )  # fmt: skip
         language_model = self.language_model
         # Not every language model knows `logits_to_keep`.
@@ -219,6 +234,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         self,
         input_ids: Tensor | None = None,
         *,
+        inputs: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
@@ -229,14 +245,15 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         padded on the left.
 
         Args:
-            input_ids, inputs_embeds, attention_mask: as for `forward`.
+            input_ids, inputs_embeds, attention_mask: as for `forward`; with embeddings, the ids count for nothing.
+            inputs: the name that transformers has for `input_ids` here.
             kwargs: media (`MEDIA_INPUTS`), as for `forward`, and arguments of `transformers`' `generate`.
 
         Returns:
             (batch, new_tokens), int64: the new tokens only, or `transformers`' generation output if asked for.
 
         Raises:
-            ValueError: an assistant model, prompt lookup or a guidance scale.
+            ValueError: an assistant model, prompt lookup or a guidance scale; media beside `inputs_embeds`.
         """
         for name in ("assistant_model", "prompt_lookup_num_tokens", "guidance_scale"):
             # A scale of 1 guides nothing. Prompt lookup gives other tokens in some versions of transformers.
@@ -244,8 +261,12 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
                 raise ValueError(f"{name} needs a prompt of token ids alone, and here media are spliced in")
         media = pop_media(kwargs)
         kwargs.pop("mm_token_type_ids", None)
+        if input_ids is None:
+            input_ids = inputs
         if inputs_embeds is None:
             inputs_embeds = self.get_inputs_embeds(input_ids, **media)
+        else:
+            check_embeds_alone(**media)
         if attention_mask is None:
             attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
         if "past_key_values" in kwargs:

@@ -13,7 +13,7 @@ from transformers import BatchFeature
 from video_llama.processor.collate import pad_ids, pad_items
 from video_llama.processor.prompt import EncodedPrompt
 
-__all__ = ["BatchOptions", "make_batch", "pad_media", "text_types"]
+__all__ = ["BatchOptions", "convert_batch", "make_batch", "pad_media", "text_types"]
 
 # The numbers of transformers' `mm_token_type_ids`.
 _TEXT, _IMAGE, _VIDEO, _AUDIO = range(4)
@@ -25,11 +25,12 @@ class BatchOptions:
 
     Args:
         padding: True or "longest"; "max_length" pads to `max_length`; False requires prompts of equal length.
-        padding_side: left for generation, right for training.
+        padding_side: left for generation, right for training; by default the tokenizer's, which a processor sets to
+            left.
         max_length: of prompts, in tokens; with `truncation` or `padding="max_length"`.
         truncation: cut longer prompts off, never within the ids of a media item.
         pad_to_multiple_of: make the length a multiple of this.
-        return_tensors: only "pt".
+        return_tensors: "pt", "np", or None for ids and masks as lists, of which none is padded if `padding` is False.
         add_special_tokens: begin strings with BOS, if the tokenizer does so. Chat prompts always begin as the weights
             were trained.
         return_mm_token_type_ids: add (prompts, length), int64: 0 text and padding, 1 images, 2 videos, 3 audio.
@@ -40,7 +41,7 @@ class BatchOptions:
     """
 
     padding: bool | str = True
-    padding_side: Literal["left", "right"] = "left"
+    padding_side: Literal["left", "right"] | None = None
     max_length: int | None = None
     truncation: bool = False
     pad_to_multiple_of: int | None = None
@@ -50,8 +51,10 @@ class BatchOptions:
     return_assistant_tokens_mask: bool = False
 
     def __post_init__(self) -> None:
-        if self.return_tensors not in ("pt", None):
-            raise ValueError(f"return_tensors can only be 'pt', not {self.return_tensors!r}")
+        if self.return_tensors not in ("pt", "np", None):
+            raise ValueError(f"return_tensors can be 'pt', 'np' or None, not {self.return_tensors!r}")
+        if self.padding_side not in ("left", "right", None):
+            raise ValueError(f"padding_side can be 'left' or 'right', not {self.padding_side!r}")
         if self.padding not in (True, False, "longest", "max_length"):
             raise ValueError(f"padding can be True, False, 'longest' or 'max_length', not {self.padding!r}")
         is_filled = self.padding == "max_length"
@@ -92,25 +95,53 @@ class BatchOptions:
 
 
 def make_batch(
-    prompts: Sequence[EncodedPrompt], visuals: Sequence[Any], audios: Sequence[Tensor], pad_id: int,
+    prompts: Sequence[EncodedPrompt], visuals: Sequence[Any], audios: Sequence[Tensor], tokenizer: Any,
     options: BatchOptions,
 ) -> BatchFeature:  # fmt: skip
     """Return prompts and media as the model's inputs; tensors as `VideoLlamaProcessor.__call__` says.
+
+    Args:
+        prompts, visuals, audios: the prompts, and the media of all of them.
+        tokenizer: has the id of padding, and the side of it where the options name none.
+        options: how prompts form a batch.
 
     Raises:
         ValueError: prompts of unequal length without padding, or too long ones.
     """
     ids = [prompt.input_ids for prompt in prompts]
-    if options.padding is False and len({len(prompt) for prompt in ids}) > 1:
+    if options.padding is False and options.return_tensors and len({len(prompt) for prompt in ids}) > 1:
         raise ValueError("prompts of unequal length cannot form a batch; pass padding=True")
     length = options.target_length(max(map(len, ids)))
     batch: dict[str, Any] = {}
-    batch["input_ids"], batch["attention_mask"] = pad_ids(ids, pad_id, options.padding_side, length)
+    side = options.padding_side or tokenizer.padding_side
+    batch["input_ids"], batch["attention_mask"] = pad_ids(ids, tokenizer.pad_token_id, side, length)
     batch |= pad_media(visuals, audios)
     if options.return_assistant_tokens_mask:
         answers = [[int(is_answer) for is_answer in prompt.is_answer] for prompt in prompts]
-        batch["assistant_masks"], _ = pad_ids(answers, 0, options.padding_side, length)
+        batch["assistant_masks"], _ = pad_ids(answers, 0, side, length)
     return BatchFeature(batch)
+
+
+def convert_batch(batch: BatchFeature, options: BatchOptions) -> BatchFeature:
+    """Return a batch in the form that `return_tensors` says."""
+    if options.return_tensors == "np":
+        return BatchFeature({name: _as_array(value) for name, value in batch.items()})
+    if options.return_tensors == "pt":
+        return batch
+    if "attention_mask" not in batch:
+        return batch
+    is_token = [row.bool() for row in batch["attention_mask"]]
+    lists: dict[str, Any] = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.shape == batch["attention_mask"].shape:
+            lists[name] = value.tolist()
+            if options.padding is False:
+                lists[name] = [row[kept].tolist() for row, kept in zip(value, is_token, strict=True)]
+    return BatchFeature({**batch, **lists})
+
+
+def _as_array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) else value
 
 
 def pad_media(visuals: Sequence[Any], audios: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from video_llama.errors import ConfigError
-from video_llama.processor.batch import BatchOptions, pad_media
+from video_llama.processor.batch import BatchOptions, convert_batch, pad_media
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.processor.request import MediaRequest, as_list, flat_list, split_keywords
 from video_llama.utils.remote_code import auto_map, write_remote_code
@@ -29,6 +29,7 @@ __all__ = [
     "VideoLlamaFeatureExtractor",
     "VideoLlamaImageProcessor",
     "VideoLlamaVideoProcessor",
+    "change_settings",
     "join_parts",
 ]
 
@@ -94,11 +95,11 @@ class _MediaPart:
     def register_for_auto_class(cls, auto_class: str = "") -> None:
         """Do nothing, as `VideoLlamaProcessor.register_for_auto_class`."""
 
-    def _request(self, kwargs: dict[str, Any]) -> MediaRequest:
-        """Return how this call reads media; `return_tensors` can only be "pt"."""
-        BatchOptions(return_tensors=kwargs.pop("return_tensors", "pt"))
+    def _split(self, kwargs: dict[str, Any]) -> tuple[MediaRequest, BatchOptions]:
+        """Return how this call reads media, and `return_tensors`."""
+        options = BatchOptions(return_tensors=kwargs.pop("return_tensors", "pt"))
         [of_media] = split_keywords(kwargs, MediaRequest)
-        return MediaRequest(self.media_processor, **of_media)
+        return MediaRequest(self.media_processor, **of_media), options
 
 
 class VideoLlamaImageProcessor(_MediaPart, BaseImageProcessor):
@@ -131,8 +132,9 @@ class VideoLlamaImageProcessor(_MediaPart, BaseImageProcessor):
             TypeError: a keyword that is neither a field of `MediaRequest` nor `return_tensors`.
             MediaError: an image cannot be read.
         """
-        request = self._request(kwargs)
-        return BatchFeature(pad_media([request.read_frames(item, is_image=True) for item in flat_list(images)], []))
+        request, options = self._split(kwargs)
+        frames = [request.read_frames(item, is_image=True) for item in flat_list(images)]
+        return convert_batch(BatchFeature(pad_media(frames, [])), options)
 
 
 class VideoLlamaVideoProcessor(_MediaPart, BaseVideoProcessor):
@@ -161,13 +163,13 @@ class VideoLlamaVideoProcessor(_MediaPart, BaseVideoProcessor):
             TypeError, ConfigError: keywords as for `MediaRequest`.
             MediaError: a video cannot be read.
         """
-        request = self._request(kwargs)
+        request, options = self._split(kwargs)
         frames = [request.read_frames(item, is_image=False) for item in as_list(videos)]
         request.check_used()
         batch = BatchFeature(pad_media(frames, []))
         if request.return_metadata:
             batch["video_metadata"] = [request.metadata_of(item) for item in frames]
-        return batch
+        return convert_batch(batch, options)
 
 
 class VideoLlamaFeatureExtractor(_MediaPart, FeatureExtractionMixin):
@@ -195,8 +197,9 @@ class VideoLlamaFeatureExtractor(_MediaPart, FeatureExtractionMixin):
             TypeError: a keyword that is neither a field of `MediaRequest` nor `return_tensors`.
             MediaError: audio cannot be read.
         """
-        request = self._request(kwargs)
-        return BatchFeature(pad_media([], [request.read_audio(item) for item in as_list(audio)]))
+        request, options = self._split(kwargs)
+        segments = [request.read_audio(item) for item in as_list(audio)]
+        return convert_batch(BatchFeature(pad_media([], segments)), options)
 
     def fetch_audio(self, audio: Any) -> Any:
         """Return audio as it is: pipelines call this first, and files are read later, with their rates."""
@@ -232,6 +235,12 @@ def join_parts(media: MediaProcessor, parts: Mapping[str, PartSettings | None]) 
             if joined.setdefault(key, value) != value:
                 raise ConfigError(f"images and videos have one {key}, not {joined[key]} and {value}")
     return replace(media, **joined)
+
+
+def change_settings(media: MediaProcessor, keywords: Mapping[str, Any]) -> MediaProcessor:
+    """Return a `MediaProcessor` changed by keywords that are settings of a part; others count for nothing here."""
+    names = [name for part in PARTS.values() for name in part.fields if name in keywords]
+    return replace(media, **{name: keywords[name] for name in names})
 
 
 def _as_part(name: str, given: PartSettings) -> _MediaPart:

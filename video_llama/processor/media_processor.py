@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from video_llama.constants import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_FRAMES, IMAGE_
 from video_llama.errors import ConfigError, MediaError, NoAudioTrackError
 from video_llama.media.audio import RawAudio, RawSegments, read_segments
 from video_llama.media.decode import DEFAULT_VIDEO_READER, ClipDecoder, DecodedClip, SampleFrames
-from video_llama.media.image import ImageInput, load_image, resize_image
+from video_llama.media.image import ImageInput, read_image, resize_image
 from video_llama.media.samples import samples_of
 from video_llama.media.sampling import (
     LogMelSettings,
@@ -33,6 +34,7 @@ from video_llama.media.sampling import (
 from video_llama.media.sources import is_file, open_source
 from video_llama.processor.audio_features import finish_audio, log_mel_segments, to_mono
 from video_llama.processor.audio_origin import AudioOrigin, decoded_for
+from video_llama.processor.frame_strip import frame_strip
 from video_llama.processor.tensor_like import TensorLike
 from video_llama.processor.transforms import normalize_pixels, random_crop_frames, random_crop_image, random_source
 
@@ -90,6 +92,10 @@ class VideoFrames(TensorLike):
         times = f" from {self.times_seconds[0]:.1f} to {self.times_seconds[-1]:.1f} s" if self.times_seconds else ""
         what = f"{self.kind} {self.source!r}: {len(self)} of {self.shape[-2]}x{self.shape[-1]}{times}"
         return f"VideoFrames({what}, {self.dtype} on {self.device})"
+
+    def _repr_html_(self) -> str:
+        """Return the strip of frames with their times, as notebooks show it."""
+        return f"<div><b>{escape(self.source)}</b>{frame_strip(self.frames, self.times_seconds)}</div>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -276,11 +282,7 @@ class MediaProcessor:
         Raises:
             MediaError: the file is no image or is damaged; an array that is no image.
         """
-        if is_file(image):
-            with open_source(image, self.allow_urls) as file:
-                source, loaded = file.name, load_image(file.path)
-        else:
-            source, loaded = "image", load_image(image)
+        source, loaded = read_image(image, self.allow_urls)
         if self.crop_scale is not None:
             pixels = random_crop_image(loaded, self.image_size, self.crop_scale)
         else:

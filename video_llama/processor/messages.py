@@ -9,6 +9,7 @@ takes messages read them here, so one form of messages is one prompt.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.prompt_parts import Placeholder, audio_prefix, image_prefix, media_prefix, video_prefix
 
 __all__ = ["MessageReader", "Messages"]
+
+logger = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -110,10 +113,13 @@ class MessageReader:
             raise MessagesError(f"the type of a content item must be text, image, video or audio, not {kind!r}")
         if kind == "audio" and not self.has_audio:
             raise MessagesError(f"the audio item {dict(item)} cannot be used: the model has no audio branch")
+        _tell_unread(kind, item)
         # transformers names the file of an item by any of these keys.
         for key in (kind, "path", "url"):
             if item.get(key) is not None:
                 return _Item(kind, item[key])
+        if item.get("base64") is not None:
+            return _Item(kind, f"data:;base64,{item['base64']}")
         if not self.allow_unnamed:
             raise MessagesError(f"the {kind} item {dict(item)} names no file; give it as {kind!r} or 'path'")
         return _Item(kind, None)
@@ -145,6 +151,18 @@ class MessageReader:
             self.audios.append(audio)
         # Without the joining space: `_content` joins the items.
         return media_prefix(visuals, audio)[:-1]
+
+
+def _tell_unread(kind: str, item: Mapping[str, Any]) -> None:
+    """Say of keys in a media item that nothing reads; nulls are what tables fill up with."""
+    read = {"type", "path", "url", "base64", kind}
+    unread = sorted(str(key) for key, value in item.items() if key not in read and value is not None)
+    if unread:
+        logger.warning(
+            "%s of the %s item is not read; num_frames and fps are keywords of the processor, for all of a call",
+            ", ".join(unread),
+            kind,
+        )
 
 
 def _join_tracks(items: Iterator[_Item]) -> Iterator[_Item]:

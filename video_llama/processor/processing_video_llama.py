@@ -15,9 +15,9 @@ from video_llama.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
 from video_llama.conversation import conv_templates
 from video_llama.errors import CheckpointError, ConfigError, MessagesError
 from video_llama.media.image import ImageInput
-from video_llama.processor.batch import BatchOptions, make_batch, text_types
+from video_llama.processor.batch import BatchOptions, convert_batch, make_batch, text_types
 from video_llama.processor.jinja import write_jinja
-from video_llama.processor.media_parts import PARTS, MediaPart, PartSettings, join_parts
+from video_llama.processor.media_parts import PARTS, MediaPart, PartSettings, change_settings, join_parts
 from video_llama.processor.media_processor import AudioInput, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader, Messages
 from video_llama.processor.prompt import (
@@ -29,7 +29,7 @@ from video_llama.processor.prompt import (
     find_visual_kinds,
     parse_prompts,
 )
-from video_llama.processor.request import MediaRequest, as_list, flat_list, split_keywords
+from video_llama.processor.request import MediaRequest, as_list, flat_list, split_keywords, videos_of_prompts
 from video_llama.prompt_parts import PromptPart, Text
 from video_llama.utils.remote_code import auto_map, write_remote_code
 
@@ -53,14 +53,13 @@ class VideoLlamaProcessor(ProcessorMixin):
         num_audio_query_tokens: ids that one audio item takes.
         use_audio: the model has an audio branch; without it audio items are errors.
         conv_template: name of the conversation template that the weights were trained with.
-        chat_template: not used; transformers passes what it finds in `chat_template.jinja`, which is always that of
-            `conv_template`.
+        chat_template: not used; transformers passes what it finds in `chat_template.jinja`, that of `conv_template`.
         image_processor, video_processor, feature_extractor: the settings of `media_processor` in parts, of which each
             reads one modality alone; those that are not given are made of it. Saved settings serve as well.
+        padding_side: of the tokenizer from here on: where prompts of a batch are padded.
 
     Raises:
-        ConfigError: an unknown template, a placeholder id that the tokenizer can produce, or parts that contradict each
-            other.
+        ConfigError: an unknown template, a placeholder id that the tokenizer can produce, or contradicting parts.
 
     Example:
         >>> from video_llama.checkpoints.hub import PACKAGED_MODELS
@@ -85,6 +84,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         image_processor: PartSettings | None = None,
         video_processor: PartSettings | None = None,
         feature_extractor: PartSettings | None = None,
+        padding_side: str = "left",
     ) -> None:
         if conv_template not in conv_templates:
             known = ", ".join(sorted(conv_templates))
@@ -103,6 +103,8 @@ class VideoLlamaProcessor(ProcessorMixin):
         given = zip(PARTS, (image_processor, video_processor, feature_extractor), strict=True)
         self.media_processor = join_parts(media_processor, dict(given))
         super().__init__(tokenizer, chat_template=None, **{name: getattr(self, name) for name in PARTS})
+        # Prompts to be answered end where the answer begins, whatever the tokenizer of a language model says.
+        tokenizer.padding_side = padding_side
         self.num_video_query_tokens = num_video_query_tokens
         self.num_audio_query_tokens = num_audio_query_tokens
         self.use_audio = use_audio
@@ -153,7 +155,7 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build the processor from the tokenizer and saved settings; keywords replace those.
+        """Build the processor from the tokenizer and saved settings; keywords, also those of parts, replace them.
 
         Raises:
             CheckpointError: there are none, as in a folder that a pipeline saved.
@@ -164,10 +166,11 @@ class VideoLlamaProcessor(ProcessorMixin):
                 "VideoLlamaProcessor"
             )
         # transformers would drop the settings of parts; a whole `media_processor` in keywords replaces them.
-        parts: dict[str, Any] = {}
-        if "media_processor" not in kwargs:
-            parts = {name: processor_dict[name] for name in PARTS if name in processor_dict}
-        return super().from_args_and_dict(args, processor_dict, **{**parts, **kwargs})
+        names = [name for name in PARTS if name in processor_dict and "media_processor" not in kwargs]
+        parts = {name: processor_dict[name] for name in names}
+        processor = super().from_args_and_dict(args, processor_dict, **{**parts, **kwargs})
+        processor.media_processor = change_settings(processor.media_processor, kwargs)
+        return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write settings and tokenizer, and the module in which `trust_remote_code=True` finds this class."""
@@ -195,7 +198,7 @@ class VideoLlamaProcessor(ProcessorMixin):
                 string must not hold text typed by users).
             videos: whatever `MediaProcessor.process_video` reads, `VideoFrames`, or floating point tensors
                 (frames, 3, height, width) as the model takes them; the audio track of files is not read. A list
-                holds those of all prompts, in order of appearance.
+                holds those of all prompts, in order of appearance, or a list of videos for each prompt.
             images: whatever `process_image` reads, or as for videos; also lists of them, one for each prompt. With
                 videos given too, `<Image>` or `<Video>` before a position says which it is.
             audios: whatever `process_audio` reads, `AudioSegments`, or tensors (segments, 1, bins, frames). `audio` is
@@ -204,7 +207,7 @@ class VideoLlamaProcessor(ProcessorMixin):
                 (`padding`, `padding_side`, `max_length`, …); also in transformers' groups (`videos_kwargs={…}`).
 
         Returns:
-            input_ids, attention_mask: (prompts, length), int64.
+            input_ids, attention_mask: (prompts, length), int64; lists without `return_tensors`.
             pixel_values: (items, frames, 3, height, width), with videos or images.
             audio_values: (audios, segments, 1, bins, frames), with audio.
             frame_mask, segment_mask: (items, frames), (audios, segments), bool; only where items are padded.
@@ -220,8 +223,10 @@ class VideoLlamaProcessor(ProcessorMixin):
         if audio is not None and audios is not None:
             raise TypeError("audio and audios are two names of one argument; give one")
         request, options = self._split(kwargs)
+        if text is None:
+            raise ValueError("give text: a prompt, or a list of them, with a position for each media item")
         prompts = parse_prompts(text)
-        visuals = _order_visuals(request, prompts, as_list(videos), flat_list(images))
+        visuals = _order_visuals(request, prompts, videos_of_prompts(videos, prompts), flat_list(images))
         read_audios = [request.read_audio(item) for item in as_list(audios if audio is None else audio)]
         # What `apply_chat_template` wrote begins as chats do; other strings as the caller says.
         are_chats = isinstance(text, RenderedPrompt) or any(isinstance(prompt, RenderedPrompt) for prompt in text)
@@ -245,8 +250,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         Args:
             conversation: messages, or a list of conversations. Items are `{"type": "text", "text": …}` and
                 `{"type": "image" | "video" | "audio", "path": …}`, as in training (docs/own_data.md); typed text stays
-                text. User and assistant take
-                turns after an optional system message; consecutive user messages are joined by a space.
+                text. User and assistant take turns after an optional system message; a user's in a row are one.
             chat_template: None, or the processor's own.
             add_generation_prompt: end with the beginning of an answer.
             continue_final_message: leave the last answer open, to be continued.
@@ -337,9 +341,8 @@ class VideoLlamaProcessor(ProcessorMixin):
         request.check_used()
         ids, lengths, tokenizer = self.placeholder_ids, self.placeholder_lengths, self.tokenizer
         encoded = [encode_parts(prompt, tokenizer, ids, lengths, add_bos) for prompt in prompts]
-        side = tokenizer.truncation_side
-        encoded = [options.truncate(prompt, [*ids.values()], side) for prompt in encoded]
-        batch = make_batch(encoded, visuals, audios, tokenizer.pad_token_id, options)
+        encoded = [options.truncate(prompt, [*ids.values()], tokenizer.truncation_side) for prompt in encoded]
+        batch = make_batch(encoded, visuals, audios, tokenizer, options)
         if options.return_mm_token_type_ids:
             is_video = [_is_video(item) for item in visuals]
             batch["mm_token_type_ids"] = text_types(
@@ -347,7 +350,7 @@ class VideoLlamaProcessor(ProcessorMixin):
             )
         if request.return_metadata:
             batch["video_metadata"] = [request.metadata_of(item) for item in visuals if _is_video(item)]
-        return batch
+        return convert_batch(batch, options)
 
 
 def _ungrouped(kwargs: dict[str, Any]) -> dict[str, Any]:

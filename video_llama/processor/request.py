@@ -14,6 +14,7 @@ from video_llama.media.pixels import FramesInMemory
 from video_llama.media.sources import is_file
 from video_llama.processor.media_processor import AudioSegments, MediaProcessor, VideoFrames
 from video_llama.processor.tensor_like import as_segments
+from video_llama.prompt_parts import Placeholder, PromptPart
 
 __all__ = ["MediaRequest", "as_list", "flat_list", "split_keywords"]
 
@@ -176,6 +177,23 @@ def as_list(items: Any) -> list[Any]:
     if items is None:
         return []
     return list(items) if isinstance(items, list) else [items]
+
+
+def videos_of_prompts(videos: Any, prompts: Sequence[Sequence[PromptPart]]) -> list[Any]:
+    """Return videos as one list, also of lists of videos for each prompt; a list of frames is one video."""
+    videos = as_list(videos)
+    counts = [sum(part == Placeholder("image") for part in prompt) for prompt in prompts]
+    nested = [item for item in videos if isinstance(item, (list, tuple))]
+    # The frames of a video are not as many as the videos of a prompt, or are no videos themselves.
+    is_nested = [len(item) for item in nested] == counts and len(nested) == len(videos)
+    if is_nested and all(map(_is_video, (video for item in nested for video in item))):
+        return [video for item in nested for video in item]
+    return videos
+
+
+def _is_video(item: Any) -> bool:
+    """Whether this can be a video by itself, not an image."""
+    return is_file(item) or isinstance(item, (list, tuple, VideoFrames)) or getattr(item, "ndim", 0) > 3
 
 
 def flat_list(images: Any) -> list[Any]:

@@ -27,7 +27,8 @@ from video_llama.model.parts import (
     freeze_for_training,
     trained_parts,
 )
-from video_llama.model.video_llama import VideoLlamaForConditionalGeneration, find_placeholders
+from video_llama.model.placeholders import find_placeholders
+from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_names import to_saved_name
 from video_llama.training.features import FeatureFiller
 from video_llama.training.media_kinds import complete_media

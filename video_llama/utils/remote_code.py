@@ -13,6 +13,7 @@ _MODEL, _WHOLE = "VideoLlamaModel", "VideoLlamaForConditionalGeneration"
 _CLASSES = {
     "AutoConfig": "VideoLlamaConfig",
     "AutoModel": _MODEL,
+    "AutoModelForCausalLM": _WHOLE,
     "AutoModelForImageTextToText": _WHOLE,
     "AutoModelForMultimodalLM": _WHOLE,
     "AutoProcessor": "VideoLlamaProcessor",

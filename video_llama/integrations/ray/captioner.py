@@ -82,7 +82,7 @@ class Captioner:
         if source.video_reader is not None:
             media = replace(model.processor.media_processor, video_reader=source.video_reader)
             model.processor.media_processor = media
-        self._reader = build_reader(model, settings)
+        self._reader = build_reader(model.processor, settings)
         self._captioner = BatchCaptioner(model, settings.prompt, settings.options, settings.batch_size)
         # Between two calls there is nothing to do.
         self._profile = RunProfile(outside="wait")

@@ -8,10 +8,16 @@ quantization and adapters are vLLM's.
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 
-__all__ = ["register"]
+__all__ = ["OWNER", "register"]
 
 logger = logging.getLogger(__name__)
+
+OWNER = "VIDEO_LLAMA_VLLM_OWNER"
+"""The variable with the id of the process that vLLM's processes must not outlive."""
 
 
 def register() -> None:
@@ -21,9 +27,28 @@ def register() -> None:
     is logged, and only Video-LLaMA is missing then.
     """
     try:
+        _end_with_owner()
         _register()
     except Exception:
         logger.exception("video_llama could not be registered with vLLM; other models are not affected")
+
+
+def _end_with_owner() -> None:
+    """End this process soon after its owner.
+
+    vLLM's engine, which holds the memory of the GPU, would wait for ever for a client that was killed. Its own workers
+    end with it.
+    """
+    owner = int(os.environ.get(OWNER, 0))
+    if owner != os.getppid():
+        return
+
+    def wait() -> None:
+        while os.getppid() == owner:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="video-llama-owner", daemon=True).start()
 
 
 def _register() -> None:

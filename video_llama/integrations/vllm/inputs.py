@@ -68,6 +68,13 @@ def _items(data: Any, kind: str) -> _Items | None:
     return _Items(tensors, kind)
 
 
+def _in_precision(item: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in the model's precision; bytes stay bytes, which the branch normalises itself."""
+    if item.dtype == torch.uint8:
+        return item
+    return item.to(dtype)
+
+
 class VideoLlamaInfo(BaseProcessingInfo):
     """What vLLM asks about the model's media."""
 
@@ -158,7 +165,9 @@ class VideoLlamaMultiModalProcessor(BaseMultiModalProcessor[VideoLlamaInfo]):
         dtype = self.info.ctx.model_config.dtype
         # vLLM calls a kind by its plural, and audio by either.
         given = {name.removesuffix("s"): items for name, items in hf_data.items()}
-        return BatchFeature({INPUTS[kind]: [item.to(dtype) for item in items] for kind, items in given.items()})
+        return BatchFeature(
+            {INPUTS[kind]: [_in_precision(item, dtype) for item in items] for kind, items in given.items()}
+        )
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]

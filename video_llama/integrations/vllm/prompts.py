@@ -13,10 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from video_llama.conversation import conv_templates
 from video_llama.errors import ConfigError, MessagesError
+from video_llama.inference.captioning import ask_about
+from video_llama.processor.clips import Window
+from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.processor.processing_video_llama import VideoLlamaProcessor
+from video_llama.processor.prompt import encode_parts
 
-__all__ = ["Marks", "MediaPart", "make_prompt", "request_keywords", "to_messages"]
+__all__ = ["Marks", "MediaPart", "make_prompt", "request_keywords", "to_messages", "window_prompt"]
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_PARTS = {
@@ -196,6 +201,30 @@ def make_prompt(
     if media:
         prompt["multi_modal_data"] = media
     return prompt
+
+
+def window_prompt(processor: VideoLlamaProcessor, window: Window, question: str) -> dict[str, Any]:
+    """Return a question about a window as a prompt of vLLM, as `BatchCaptioner` asks it.
+
+    Args:
+        processor: of the model.
+        window: what `ClipReader` has read; its frames may be bytes.
+        question: about the window.
+
+    Returns:
+        as `make_prompt`. Frames of images, too, are of the kind "video": they are the same to the branch.
+    """
+    tokenizer, marks = processor.tokenizer, Marks.of(processor)
+    conversation = ask_about(window, question, conv_templates[processor.conv_template].copy())
+    ids = {"image": marks.ids["video"], "audio": marks.ids["audio"]}
+    encoded = encode_parts(conversation.get_parts(tokenizer), tokenizer, ids, processor.placeholder_lengths)
+    frames, audio = window.frames, window.audio
+    if isinstance(frames, VideoFrames):
+        frames = frames.pixel_values
+    if isinstance(audio, AudioSegments):
+        audio = audio.values
+    media = {kind: [item] for kind, item in (("video", frames), ("audio", audio)) if item is not None}
+    return {"prompt_token_ids": encoded.input_ids, "multi_modal_data": media}
 
 
 def _unpadded(batch: Mapping[str, Any], name: str, mask_name: str) -> list[Tensor]:
