@@ -19,7 +19,9 @@ from typing import Any
 
 from video_llama.cli.evaluate import evaluate
 from video_llama.config import Config
+from video_llama.errors import ConfigError
 from video_llama.utils.extras import import_extra
+from video_llama.utils.jsonl import read_jsonl
 
 __all__ = ["ComparedRun", "draw_plot", "format_results", "measure_run", "peak_memory"]
 
@@ -68,7 +70,7 @@ def measure_run(run: ComparedRun) -> dict[str, Any]:
     iterations = trainer.train().iteration
     # The machine may have had other work: the time of the processor does not count that.
     cpu_seconds = (time.process_time() - cpu_begun) / max(iterations - begun, 1)
-    lines = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_jsonl(trainer.folder / "log.jsonl", ConfigError)
     seconds = sum(line["seconds"] for line in lines if line["event"] == "train")
     parameters = dict(trainer.model.named_parameters())
     measured = {
