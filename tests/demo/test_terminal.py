@@ -78,7 +78,7 @@ def test_files_are_known_by_content_and_not_by_name(
     path = image if name == "still.png" else make_audio(name, seconds=3.0)
     misnamed = path.rename(tmp_path / "misnamed.mp4")
     result = run("--input", misnamed, "--question", "What is it?")
-    expected = "an image" if name == "still.png" else "audio: all of its 3.0 s"
+    expected = "an image" if name == "still.png" else "audio: all of its 3 s"
     assert (result.code, result.lines[0]) == (0, f"{misnamed}: {expected}")
 
 

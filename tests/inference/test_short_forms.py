@@ -10,11 +10,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from video_llama.inference.chat import Chat
 from video_llama.inference.load import load_pretrained_model
 from video_llama.processor.media_processor import MediaProcessor
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    # Large squares of one colour, which scaling and JPEG leave as they are.
+    Image.fromarray(pixels).resize((160, 120), Image.Resampling.NEAREST).save(tmp_path / "still.png")
+    return tmp_path / "still.png"
 
 
 class Elements(HTMLParser):

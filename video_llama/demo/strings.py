@@ -123,6 +123,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     # The conversation.
     "conversation": ("Conversation", "Konuşma"),
     "open_file": ("Show {name} in the viewer", "{name} dosyasını görüntüleyicide göster"),
+    "no_file": (
+        "No file is attached: the answer is not about any file. Attach one with +.",
+        "Ekli dosya yok: yanıt hiçbir dosya hakkında değil. + ile bir dosya ekleyin.",
+    ),
     "no_answer": ("(no answer)", "(yanıt yok)"),
     "copy": ("Copy", "Kopyala"),
     "copied": ("Copied", "Kopyalandı"),

@@ -38,7 +38,7 @@ class Decoded:
 
     @property
     def summary(self) -> str:
-        """Return how much of the file the model gets: "8 frames, one every 5.0 s; audio: 8 × 2 s of 40.0 s"."""
+        """Return how much of the file the model gets: "8 frames, one every 5.0 s; audio: 8 × 2 s of 40 s"."""
         if self.frames is None:
             return f"audio: {self._audio_share()}"
         if self.frames.kind == "image":
@@ -60,9 +60,9 @@ class Decoded:
         if self.audio is None:
             return self.sound
         if self.has_all_audio:
-            return f"all of its {self.audio.duration_seconds:.1f} s"
+            return f"all of its {_length(self.audio.duration_seconds)}"
         segments = len(self.audio.start_seconds)
-        return f"{segments} × {self.segment_seconds:g} s of {self.audio.duration_seconds:.1f} s"
+        return f"{segments} × {self.segment_seconds:g} s of {_length(self.audio.duration_seconds)}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}: {self.summary})"
@@ -97,6 +97,13 @@ class Turn:
     uploads: list[Upload] = field(default_factory=list)
     question: str | None = None
     answer: str | None = None
+
+
+def _length(seconds: float) -> str:
+    # FFmpeg's versions differ in whether they count the padding at the end of a track, a tenth of a second.
+    if seconds < 3:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s"
 
 
 def _frame_steps(times: list[float]) -> str:
