@@ -22,6 +22,7 @@ COMMANDS = {
     "caption": ("video_llama.cli.caption", "caption many files: one line of JSON for each"),
     "train": ("video_llama.cli.train", "train on captions or dialogues"),
     "evaluate": ("video_llama.cli.evaluate", "compare answers with the annotated ones"),
+    "compare": ("video_llama.cli.compare", "train several configurations alike, and compare them in a table"),
     "check-data": ("video_llama.cli.check_data", "check the datasets of a training configuration"),
     "convert": ("video_llama.cli.convert", "published files to a folder for transformers, and back"),
     "memory": ("video_llama.cli.memory", "count the memory that a model or a training needs"),

@@ -20,7 +20,7 @@ from video_llama.errors import ConfigError
 if TYPE_CHECKING:
     from video_llama.inference.engine import VideoLlama
 
-__all__ = ["main"]
+__all__ = ["add_question_options", "evaluate", "main"]
 
 DESCRIPTION = """\
 Measure a model: right answers on a generated corpus, or captions and answers on a dataset of research.
@@ -46,6 +46,14 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--model", required=True, metavar="NAME", help="video-llama-tiny, a folder, a hub id or an adapter"
     )
     add_base_option(parser)
+    add_question_options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and all answers")
+    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
+    return parser
+
+
+def add_question_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a model is asked, and how."""
     parser.add_argument(
         "--data",
         type=Path,
@@ -53,9 +61,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a corpus, a split of one, or annotations",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and all answers")
     parser.add_argument("--limit", type=positive, metavar="N", help="most files (of a corpus: of each modality)")
-    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
     batch = "prompts at a time (default: 64; with --dataset 16)"
     parser.add_argument("--batch-size", type=positive, metavar="N", help=batch)
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
@@ -68,7 +74,6 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     captions.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help=longest)
     workers = "processes that read dialogues' media (default: 2)"
     captions.add_argument("--workers", type=whole_number(0), default=2, metavar="N", help=workers)
-    return parser
 
 
 def evaluate_corpus(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -219,19 +224,32 @@ def format_metrics(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options ask for: figures, and all answers."""
+    measure, _ = _way(arguments)
+    return measure(arguments)
+
+
+def _way(
+    arguments: argparse.Namespace,
+) -> tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], str]]:
+    """Return how to measure what the options name, and how to show it."""
+    from video_llama.evaluation.captions import DATA_TYPES
+
+    if arguments.dataset is None:
+        return evaluate_corpus, format_corpus
+    if arguments.dataset in DATA_TYPES:
+        return evaluate_captions, format_metrics
+    return evaluate_dialogues, format_dialogues
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the figures, and write them with all answers where --json says."""
-    from video_llama.evaluation.captions import DATA_TYPES
     from video_llama.utils.files import check_output_file, write_whole
 
     if arguments.json is not None:
         check_output_file(arguments.json, "--json")
-    evaluate: Callable[[argparse.Namespace], dict[str, Any]] = evaluate_dialogues
-    show: Callable[[dict[str, Any]], str] = format_dialogues
-    if arguments.dataset is None:
-        evaluate, show = evaluate_corpus, format_corpus
-    elif arguments.dataset in DATA_TYPES:
-        evaluate, show = evaluate_captions, format_metrics
+    _, show = _way(arguments)
     report = evaluate(arguments)
     if arguments.json is not None:
         text = json.dumps(report, indent=1) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -170,7 +170,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         answers_only: bool = False,
-        placeholders: tuple[Tensor, Tensor] | None = None,
+        placeholders: Sequence[Tensor | None] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss where labels are given.
