@@ -143,7 +143,7 @@ def check_engine(arguments: argparse.Namespace, options: GenerationOptions) -> N
     example = '--engine-options \'{"tensor_parallel_size": 2, "quantization": "bitsandbytes"}\''
     refused = {
         "--launcher ray": (arguments.launcher, "use --num-shards on several machines"),
-        "torchrun": (local_processes() > 1, f"vLLM starts its processes itself: {example}"),
+        "torchrun": (int(os.environ.get("WORLD_SIZE", 1)) > 1, f"vLLM starts its processes itself: {example}"),
         "--device": (arguments.device, "vLLM runs on what it was built for; CUDA_VISIBLE_DEVICES chooses GPUs"),
         "--model-base": (arguments.model_base, "make one folder first: video-llama convert"),
         "--load-in-8bit": (arguments.load_in_8bit, f"quantization is vLLM's: {example}"),
