@@ -21,6 +21,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the repository's root."""
     for name, address in PAGES.items():
         files.append(File.generated(config, address, content=(ROOT / name).read_text(encoding="utf-8")))
+    # The icon of the page in the browser is that of the site.
+    icon = ROOT / "video_llama" / "demo" / "favicon.png"
+    files.append(File.generated(config, icon.name, abs_src_path=str(icon)))
     return files
 
 

@@ -140,6 +140,8 @@ def test_a_cut_off_shard_gives_what_is_whole_and_one_error(videos: list[Path], t
         ("blank.txt", "no paths in this list"),
         ("only_header.csv", "no paths in this list"),
         ("latin.txt", "UTF-8"),
+        ("absent.mp4", "absent.mp4: no such file or folder"),
+        ("absent/", "absent: no such file or folder"),
     ],
 )
 def test_inputs_that_name_nothing_are_errors(tmp_path: Path, given: str, message: str) -> None:
@@ -325,6 +327,21 @@ def test_a_pattern_leaves_out_what_only_lies_beside_the_clips(tmp_path: Path) ->
     assert [clip.id for clip in found] == [str(tmp_path / "a.mp4"), str(tmp_path / "more/b.mp4")]
     lists = find_clips([str(tmp_path / "*.txt")])
     assert [clip.id for clip in lists] == ["a man walks on a beach"]
+
+
+def test_what_folders_and_patterns_leave_out_is_reported(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.txt", "b.JPG", "more/c.wav", "more/d.mkv"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a man walks on a beach\n")
+    left_out: list[Path] = []
+    assert len(find_clips([str(tmp_path)], left_out.append)) == 2
+    assert [path.name for path in left_out] == ["a.txt", "b.JPG", "c.wav"]
+    left_out.clear()
+    found = find_clips([str(tmp_path / "*"), str(tmp_path / "a.mp4")], left_out.append)
+    # A pattern names images itself; what it leaves out are lists, and what its folders leave out.
+    assert [Path(clip.id).name for clip in found] == ["a.mp4", "b.JPG", "d.mkv"]
+    assert [path.name for path in left_out] == ["a.txt", "c.wav"]
 
 
 def test_an_empty_cell_of_a_table_is_no_clip(tmp_path: Path) -> None:

@@ -70,9 +70,13 @@ def test_a_question_without_a_file_is_said_to_be_about_none(converse: Type, imag
 
 
 def test_mistakes_leave_the_conversation_as_it_was(converse: Type, chats: list[Chat]) -> None:
-    result = converse("/add absent.mp4", "/add", "/udo", "/save a.txt", "/undo", "/quit")
+    mistakes = ["/add absent.mp4", "absent.mp4", "https://youtu.be/abc", "/add", "/udo", "/save a.txt", "/undo"]
+    result = converse(*mistakes, "/quit")
     assert result.messages == [
         "error: absent.mp4: no such file",
+        "error: absent.mp4: no such file",
+        "error: https://youtu.be/abc: an address, not a file (add --allow-urls, in Python allow_urls=True, "
+        "to download it; or download it first)",
         "error: /add needs a file: /add clip.mp4",
         "error: a.txt: the name must end with .md or .json",
     ]

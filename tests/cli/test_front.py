@@ -58,7 +58,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     assert not {"torch", "transformers", "av", "numpy", "yaml"} & set(json.loads(modules))
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"serve"}))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_of_a_command_loads_no_torch(name: str) -> None:
     code = (
         "import sys\nfrom video_llama.cli import main\n"

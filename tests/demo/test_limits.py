@@ -54,7 +54,7 @@ def test_a_video_whose_frames_are_costly_to_reach_is_refused(make_video: Callabl
     )
     limits = Limits(pixels_between_keyframes=64 * 48 * 10)
     assert limits.check_file(dense) == "video"
-    with pytest.raises(MediaError, match="key frames are too far apart"):
+    with pytest.raises(MediaError, match="too many frames between key frames"):
         limits.check_file(sparse)
 
 

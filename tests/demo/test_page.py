@@ -247,7 +247,7 @@ def test_an_emptied_setting_is_the_default_again(visit: Visit) -> None:
     page = visit()
     page.click("#vl-gear")
     page.get_by_role("button", name="Advanced settings").click()
-    field = page.get_by_label("number input for Longest answer")
+    field = page.get_by_label("number input for Max new tokens")
     before = field.input_value()
     assert int(before) > 1
     field.fill("7")

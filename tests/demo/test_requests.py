@@ -43,11 +43,11 @@ def test_a_temperature_so_low_that_it_would_overflow_is_greedy(value: float) -> 
         ((None, None, "x", None), "Beams must be a whole number"),
         ((None, None, 1.5, None), "Beams must be a whole number"),
         ((None, None, True, None), "Beams must be a whole number"),
-        ((None, None, None, 0), "Longest answer must be at least 1"),
-        ((None, None, None, 10**400), "Longest answer must be at most 1024"),
-        ((None, None, None, 10**6), "Longest answer must be at most 1024"),
-        ((None, None, None, float("inf")), "Longest answer must be a whole number"),
-        ((None, None, None, {}), "Longest answer must be a whole number"),
+        ((None, None, None, 0), "Max new tokens must be at least 1"),
+        ((None, None, None, 10**400), "Max new tokens must be at most 1024"),
+        ((None, None, None, 10**6), "Max new tokens must be at most 1024"),
+        ((None, None, None, float("inf")), "Max new tokens must be a whole number"),
+        ((None, None, None, {}), "Max new tokens must be a whole number"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_their_names_on_the_page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 from video_llama.cli.demo_video import main
 from video_llama.demo.limits import Limits, answer_options
@@ -137,6 +139,12 @@ def test_the_page_needs_nothing_from_elsewhere(server: SimpleNamespace) -> None:
     assert json.loads(httpx.get(f"{server.address}config").text)["analytics_enabled"] is False
 
 
+def test_the_page_has_an_icon(server: SimpleNamespace) -> None:
+    icon = httpx.get(f"{server.address}favicon.ico")
+    assert icon.status_code == 200
+    assert Image.open(io.BytesIO(icon.content)).size == (64, 64)
+
+
 # Starting and stopping
 
 
@@ -169,7 +177,7 @@ def test_the_settings_of_the_command_line_are_where_the_page_and_scripts_start(
     try:
         address = demo.start()
         found = {one["props"].get("label"): one["props"] for one in httpx.get(f"{address}config").json()["components"]}
-        for label, value in (("Longest answer", 2000), ("Beams", 9), ("Frames", 40)):
+        for label, value in (("Max new tokens", 2000), ("Beams", 9), ("Frames", 40)):
             assert (found[label]["value"], found[label]["maximum"]) == (value, value)
         assert found["Use the audio track"]["value"] is False
         client = Client(address, verbose=False)

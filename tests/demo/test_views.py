@@ -183,3 +183,19 @@ def test_a_conversation_as_markdown_has_everything_and_quotes_what_was_written(a
 def test_without_files_the_viewer_is_empty_and_the_conversation_offers_examples() -> None:
     assert views.media_panel(None, ENGLISH) == views.notice("") == ""
     assert conversation(None).count('data-action="example"') == len(EXAMPLES)
+
+
+def test_a_question_without_any_file_is_marked_until_there_is_one(session: Session, image: Path) -> None:
+    mark = f'<p class="vl-no-file">{ENGLISH("no_file")}</p>'
+    # While it is answered, and afterwards.
+    session.chat.ask("What is it?")
+    assert chat_view.conversation(session, ENGLISH, EXAMPLES, "What is it?").count(mark) == 1
+    session.chat.undo()
+    list(session.ask("What is it?", max_new_tokens=2))
+    assert conversation(session).count(mark) == 1
+    session.add(image, "a.png", num_frames=None, listen=True)
+    list(session.ask("And now?", max_new_tokens=2))
+    shown = conversation(session)
+    assert shown.count(mark) == 1
+    assert shown.index(mark) < shown.index("a.png") < shown.index("And now?")
+    assert TURKISH("no_file") in conversation(session, TURKISH)

@@ -46,6 +46,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "reference.html").read_text(encoding="utf-8")
     for name in video_llama.__all__:
         assert re.search(rf'id="[\w.]*\b{name}"', reference) or name in ("__version__", "conv_templates"), name
+    assert 'rel="icon" href="favicon.png"' in reference
+    assert (tmp_path / "favicon.png").read_bytes() == (ROOT / "video_llama" / "demo" / "favicon.png").read_bytes()
     # Links between the README and docs/ hold on the site, too.
     assert 'href="training.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "search" / "search_index.json").stat().st_size > 100_000

@@ -309,6 +309,8 @@ def test_the_wrapper_is_used_like_a_module(tiny_checkpoint: Path, image: VideoFr
     assert (model.dtype, model.config) == (torch.float32, whole.config)
     assert len(list(model.parameters())) == len(list(whole.parameters()))
     assert model.state_dict().keys() == whole.state_dict().keys()
+    assert model.tokenizer is model.processor.tokenizer
+    assert model.generation_config is whole.generation_config
     assert model.train() is model
     assert whole.training
     assert model.eval().to("cpu").cpu().float() is model
@@ -319,6 +321,8 @@ def test_the_wrapper_is_used_like_a_module(tiny_checkpoint: Path, image: VideoFr
     assert model.generate(image, max_new_tokens=2, static_cache=True)
     assert model.encode(image).features.dtype == torch.bfloat16  # none that were kept in float32
     assert model.generate(image.half(), max_new_tokens=2)
+    assert model.requires_grad_(False) is model
+    assert not any(weight.requires_grad for weight in whole.parameters())
 
 
 @pytest.mark.parametrize(("capable", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

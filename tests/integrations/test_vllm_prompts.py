@@ -12,10 +12,11 @@ import torch
 
 from tests.conftest import MakeVideo
 from video_llama.checkpoints.hub import PACKAGED_MODELS
+from video_llama.cli.serve import main
 from video_llama.errors import CheckpointError, ConfigError, MessagesError
 from video_llama.integrations.vllm import register
 from video_llama.integrations.vllm.prompts import Marks, make_prompt, request_keywords, to_messages
-from video_llama.integrations.vllm.serve import main, server_options
+from video_llama.integrations.vllm.serve import server_options
 from video_llama.model import VideoLlamaProcessor
 
 SAMPLES = Path(__file__).parents[2] / "video_llama" / "demo" / "samples"

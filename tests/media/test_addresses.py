@@ -96,7 +96,7 @@ def test_addresses_are_read_only_where_that_was_allowed(server: Server, make_vid
     server.answers["/clip.mp4?token=a%2Fb"] = send(path.read_bytes())
     address = server["/clip.mp4?token=a%2Fb"]
     for process in (CLOSED.process_video, CLOSED.process_image, CLOSED.process_audio):
-        with pytest.raises(MediaError, match=r"an address, not a file \(allow_urls=True \(--allow-urls\)"):
+        with pytest.raises(MediaError, match=r"an address, not a file \(add --allow-urls, in Python allow_urls=True"):
             process(address)
     assert not server.asked
     frames, _ = OPEN.process_video(address)

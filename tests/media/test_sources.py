@@ -141,7 +141,10 @@ def test_without_files_in_memory_a_temporary_one_serves(make_video: MakeVideo, m
 REFUSED: dict[str, tuple[Any, str]] = {
     "empty text": ("", r"'': an empty path"),
     "spaces": ("  ", "an empty path"),
-    "web address": ("https://example.com/a.mp4?x=1", r"an address, not a file \(allow_urls=True \(--allow-urls\)"),
+    "web address": (
+        "https://example.com/a.mp4?x=1",
+        r"an address, not a file \(add --allow-urls",
+    ),
     "web address as a path": (Path("http://example.com/a.mp4"), "pass it as text, not as pathlib.Path"),
     "bucket": ("s3://bucket/a.mp4", r"an address \(s3://\), not a file \(download it first\)"),
     "camera": ("rtsp://192.168.0.7/stream", r"an address \(rtsp://\)"),

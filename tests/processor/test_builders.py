@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from PIL import Image
 
 import video_llama.processor
 from tests.conftest import MakeAudio, MakeVideo
+from video_llama import VideoLlamaProcessor
+from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.constants import DEFAULT_NUM_FRAMES
-from video_llama.errors import ConfigError, MediaError
+from video_llama.errors import CheckpointError, ConfigError, MediaError
 from video_llama.processor.builders import load_processor, process_audio, process_images, process_video
 from video_llama.processor.media_processor import MediaProcessor
 from video_llama.registry import PROCESSORS
@@ -59,6 +63,18 @@ def test_unknown_settings_are_an_error_that_lists_the_known_ones(name: str) -> N
         ConfigError, match="unknown settings of a media processor: blur, imagesize; known: allow_urls, crop"
     ):
         load_processor(name, imagesize=224, blur=1)
+
+
+def test_a_saved_folder_has_its_own_processor(tmp_path: Path) -> None:
+    folder = PACKAGED_MODELS / "video-llama-tiny"
+    expected = VideoLlamaProcessor.from_pretrained(folder).media_processor
+    assert load_processor(folder) == load_processor(str(folder)) == expected
+    assert load_processor(folder, num_frames=3) == replace(expected, num_frames=3)
+    with pytest.raises(ConfigError, match="unknown settings of a media processor: n_frms"):
+        load_processor(folder, n_frms=3)
+    (tmp_path / "processor_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"must hold what save_pretrained"):
+        load_processor(tmp_path)
 
 
 def test_an_unknown_name_and_a_text_processor_are_errors() -> None:

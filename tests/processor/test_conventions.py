@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from video_llama import VideoLlamaProcessor
 from video_llama.checkpoints.hub import PACKAGED_MODELS
@@ -158,6 +159,8 @@ def test_padding_is_where_the_tokenizer_has_it_unless_the_call_says_otherwise(tm
     # Tokenizers of language models pad on the right; a processor is there to answer.
     processor.save_pretrained(tmp_path)
     assert VideoLlamaProcessor.from_pretrained(tmp_path)(text=text)["attention_mask"][1].tolist()[0] == 0
+    turned = AutoProcessor.from_pretrained(tmp_path, padding_side="right")
+    assert turned(text=text)["attention_mask"][1].tolist()[-1] == 0
 
 
 def test_lists_and_arrays_are_returned_on_request(processor: VideoLlamaProcessor) -> None:

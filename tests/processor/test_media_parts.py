@@ -154,3 +154,17 @@ def test_what_cannot_be_is_refused(processor: VideoLlamaProcessor, saved: Path) 
         processor.feature_extractor(IMAGE)
     with pytest.raises(ConfigError, match="more entries"):
         processor.video_processor(SHORT, video_metadata=[{"fps": 1}, {"fps": 1}])
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_setting_of_a_part_is_one_of_the_whole_when_it_is_loaded(is_older: bool, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    if is_older:
+        shutil.copy(DATA / "processor_config.json", tmp_path)
+    before = VideoLlamaProcessor.from_pretrained(tmp_path).media_processor
+    changed = {"num_frames": 3, "num_audio_segments": 2}
+    loaded = VideoLlamaProcessor.from_pretrained(tmp_path, **changed)
+    assert loaded.media_processor == replace(before, **changed)
+    assert loaded.video_processor.num_frames == 3
+    with pytest.raises(ConfigError, match="num_frames must be"):
+        VideoLlamaProcessor.from_pretrained(tmp_path, num_frames=0)

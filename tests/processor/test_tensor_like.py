@@ -37,6 +37,7 @@ def test_an_item_tells_of_its_tensor_what_a_tensor_tells(item: Item) -> None:
         torch.device("cpu"),
     )
     assert (item.size(), item.size(0)) == (values.shape, len(values))
+    assert item.numel() == values.numel()
     assert torch.equal(torch.stack(list(item)), values)
     assert torch.equal(item[0], values[0])
     assert torch.equal(item[-1, 0], values[-1, 0])

@@ -6,7 +6,7 @@ import csv
 import glob
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -45,7 +45,11 @@ class Clip:
     problem: str = ""
 
 
-def find_clips(inputs: Sequence[str]) -> list[Clip]:
+def _ignore(path: Path) -> None:
+    pass
+
+
+def find_clips(inputs: Sequence[str], on_left_out: Callable[[Path], object] = _ignore) -> list[Clip]:
     """Return the clips of the inputs, each once, in their order; files of folders, patterns and shards are sorted.
 
     Args:
@@ -53,15 +57,17 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
             (.txt with one path a line, .csv with a column of paths; relative to the list or to the working folder),
             webdataset shards (`shards/{0000..0099}.tar`). A pattern leaves out folders without videos, and lists
             unless it ends like one.
+        on_left_out: called with each file of a folder or pattern that is not among the clips, such as images.
 
     Raises:
-        ConfigError: an input that matches nothing, or a list that cannot be read.
+        ConfigError: an input that is not there or matches nothing, or a list that cannot be read. A file of a list that
+            is not there is a clip, for one line among thousands must not stop a run.
         DatasetError: shards that are absent.
     """
     # A file that is named in several ways is captioned once.
     clips: dict[str, Clip] = {}
     for name in inputs:
-        for clip in _expand(name):
+        for clip in _expand(name, on_left_out):
             clips.setdefault(clip.id if is_remote(clip.id) else os.path.abspath(clip.id), clip)
     return list(clips.values())
 
@@ -77,15 +83,16 @@ def take_shard(items: Sequence[Item], num_shards: int, shard_id: int) -> list[It
     return list(items[shard_id::num_shards])
 
 
-def _expand(name: str) -> Iterator[Clip]:
+def _expand(name: str, on_left_out: Callable[[Path], object] = _ignore) -> Iterator[Clip]:
     path = Path(name)
     # What is in an address is no pattern, but for the numbers of shards.
     if is_remote(name):
         yield from _expand_address(name)
     elif path.is_dir():
-        found = _videos_in(path)
+        found = _videos_in(path, on_left_out)
         if not found:
-            raise ConfigError(f"{path}: no videos in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})")
+            advice = "images and audio files are named by a pattern, such as 'folder/*.jpg'"
+            raise ConfigError(f"{path}: no videos in this folder (.mp4, .mkv, .webm, …); {advice}")
         for file in found:
             yield from _expand(str(file))
     elif path.suffix == ".tar":
@@ -95,13 +102,23 @@ def _expand(name: str) -> Iterator[Clip]:
     elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         yield from _listed(path)
     elif not path.exists() and glob.has_magic(name):
-        matches = [match for match in sorted(glob.glob(name, recursive=True)) if _is_wanted(Path(match), path.suffix)]
-        if not matches:
-            raise ConfigError(f"{name}: no file matches this pattern")
-        for match in matches:
-            yield from _expand(match)
+        yield from _expand_pattern(name, on_left_out)
+    elif not os.path.exists(name):
+        raise ConfigError(f"{name}: no such file or folder")
     else:
         yield Clip(name, name)
+
+
+def _expand_pattern(pattern: str, on_left_out: Callable[[Path], object]) -> Iterator[Clip]:
+    is_empty = True
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        if _is_wanted(Path(match), Path(pattern).suffix):
+            yield from _expand(match, on_left_out)
+            is_empty = False
+        elif Path(match).is_file():
+            on_left_out(Path(match))
+    if is_empty:
+        raise ConfigError(f"{pattern}: no file matches this pattern")
 
 
 def _expand_address(address: str) -> Iterator[Clip]:
@@ -131,9 +148,14 @@ def _clip_at(name: str) -> Clip:
     return Clip(name, name)
 
 
-def _videos_in(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES or path.suffix == ".tar"]
+def _videos_in(folder: Path, on_left_out: Callable[[Path], object] = _ignore) -> list[Path]:
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix.lower() in VIDEO_SUFFIXES or path.suffix == ".tar":
+            found.append(path)
+        else:
+            on_left_out(path)
+    return found
 
 
 def _is_wanted(match: Path, suffix: str) -> bool:

@@ -51,7 +51,7 @@ class CaptionFile:
         self.path = file_of_shard(output, num_shards, shard_id)
         self._done: dict[str, set[int]] = {}
         self._num_windows: dict[str, int] = {}
-        self._failed: set[str] = set()
+        self._errors: dict[str, str] = {}
         if self.path.is_dir():
             raise ConfigError(f"{self.path}: a folder; name the file for the captions")
         try:
@@ -129,7 +129,11 @@ class CaptionFile:
 
     def has_failed(self, clip_id: str) -> bool:
         """Return whether the clip, or a part of it, could not be captioned."""
-        return clip_id in self._failed
+        return clip_id in self._errors
+
+    def error_of(self, clip_id: str) -> str:
+        """Return why a clip that has failed could not be captioned; of several windows, the first reason."""
+        return self._errors[clip_id]
 
     def _read_earlier(self, output: Path, num_shards: int) -> None:
         """Note what this run and earlier ones have written, in whatever number of parts.
@@ -159,7 +163,7 @@ class CaptionFile:
         # A record without a segment number is that of a whole clip, which counts as one window with the number 0.
         self._num_windows[clip_id] = max(self._num_windows.get(clip_id, 1), record.get("num_segments", 1))
         if "error" in record:
-            self._failed.add(clip_id)
+            self._errors.setdefault(clip_id, str(record["error"]))
 
 
 def _without_surrogates(key: str, value: Any) -> Any:

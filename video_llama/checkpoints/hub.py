@@ -28,6 +28,7 @@ __all__ = [
     "download_repository",
     "is_packaged",
     "list_repository",
+    "local_path",
     "resolve_source",
     "upload_folder",
 ]
@@ -104,6 +105,14 @@ def upload_folder(folder: Path, hub_id: str, message: str, private: bool | None 
 def is_packaged(name: str) -> bool:
     """Whether a model of this name comes with the package."""
     return len(Path(name).parts) == 1 and (PACKAGED_MODELS / name / "config.json").exists()
+
+
+def local_path(source: str) -> Path:
+    """Return the path of a folder or file, or the folder of a model that comes with the package."""
+    path = Path(source).expanduser()
+    if is_packaged(source) and not path.exists():
+        return PACKAGED_MODELS / source
+    return path
 
 
 @cache

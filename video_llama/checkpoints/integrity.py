@@ -46,10 +46,13 @@ def verify_folder(folder: Path) -> list[str]:
     if not folder.is_dir():
         return [f"{folder}: not a folder"]
     problems = list(_differences(folder))
-    for path in _files(folder):
-        # An adapter or a shard is a file of weights like any other; settings of a training run are none.
-        if path.suffix in _WEIGHTS and path.name not in ("optimizer.pt", "training_args.bin"):
-            problems += _unusable_weights(path)
+    # An adapter or a shard is a file of weights like any other; settings of a training run are none.
+    others = ("optimizer.pt", "training_args.bin")
+    weights = [path for path in _files(folder) if path.suffix in _WEIGHTS and path.name not in others]
+    if not weights:
+        problems.append(f"{folder}: no weights in this folder ({', '.join(sorted(_WEIGHTS))})")
+    for path in weights:
+        problems += _unusable_weights(path)
     if is_transformers_folder(folder):
         try:
             read_saved_processor(folder, read_saved_config(folder))

@@ -86,8 +86,27 @@ def configured_config(section: ModelConfig, files: OriginalFiles) -> VideoLlamaC
     if files.config is None:
         return original_config(files, **configured_sizes(section))
     config = original_config(files)
+    if section.connector:
+        # The file speaks of the weights beside it, of which the connector that is named here need not be one.
+        config = original_config(files, **_named_connector(section, config, files.config))
     check_sizes(section, config, files.config)
     return config
+
+
+def _named_connector(section: ModelConfig, config: VideoLlamaConfig, file: Path) -> dict[str, Any]:
+    """Return the fields that `model.connector` changes; published sizes of the section count as not set."""
+    if "frame_layers" in section.connector:
+        raise ConfigError(f"{file} has the sizes of the weights beside it: leave out model.connector.frame_layers")
+    fields = connector_sizes(section)
+    # The Q-Formers on each frame and on audio keep the sizes of their weights.
+    fields.pop("qformer_config", None)
+    fields.pop("audio_qformer_config", None)
+    sizes = config.video_qformer_config.to_dict() | fields.pop("video_qformer_config", {})
+    if section.fusion_head_layers != ModelConfig.fusion_head_layers:
+        sizes["num_hidden_layers"] = section.fusion_head_layers
+    if section.num_video_query_token != ModelConfig.num_video_query_token:
+        fields.setdefault("num_video_query_tokens", section.num_video_query_token)
+    return {**fields, "video_qformer_config": sizes}
 
 
 def configured_sizes(section: ModelConfig) -> dict[str, Any]:

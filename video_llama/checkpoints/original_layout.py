@@ -102,7 +102,7 @@ def is_transformers_folder(folder: Path) -> bool:
 def resolve_checkpoint(
     source: Source,
     audio: bool | None = None,
-    wanted: str = "a folder with VL_*.pth and the files beside it, or one of save_pretrained",
+    wanted: str = "a folder with VL_*.pth and the files beside it, one that save_pretrained wrote, or video-llama-tiny",
 ) -> Path:
     """Return the local folder or file of a checkpoint in either layout, downloaded if need be.
 

@@ -248,7 +248,7 @@ def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Sour
         if ours is not None and ours in expected:
             report.found[ours] = TensorRef(weights, name)
             is_useful = True
-        elif is_stray(original):
+        elif is_stray(original) or (ours is not None and _is_left_out(ours, expected)):
             continue
         elif ours is None:
             report.unknown.setdefault(weights.path, []).append(name)
@@ -260,6 +260,15 @@ def _match_file(report: LoadReport, expected: Mapping[str, Tensor], source: Sour
                 report.parts[part].unexpected.append(TensorRef(weights, name))
     if not is_useful:
         report.useless[weights.path] = [part for part in MODEL_PARTS if part in held]
+
+
+def _is_left_out(name: str, expected: Mapping[str, Tensor]) -> bool:
+    """Return whether a weight is of the Q-Former on each frame, and the model has none, with another connector.
+
+    Of BLIP-2's file such a model takes the norm alone.
+    """
+    queries = "video_branch.query_tokens"
+    return queries not in expected and (name == queries or name.startswith("video_branch.qformer."))
 
 
 def _match_shape(report: LoadReport, name: str, shape: tuple[int, ...]) -> None:

@@ -22,12 +22,13 @@ COMMANDS = {
     "caption": ("video_llama.cli.caption", "caption many files: one line of JSON for each"),
     "train": ("video_llama.cli.train", "train on captions or dialogues"),
     "evaluate": ("video_llama.cli.evaluate", "compare answers with the annotated ones"),
+    "compare": ("video_llama.cli.compare", "train several configurations alike, and compare them in a table"),
     "check-data": ("video_llama.cli.check_data", "check the datasets of a training configuration"),
     "convert": ("video_llama.cli.convert", "published files to a folder for transformers, and back"),
     "memory": ("video_llama.cli.memory", "count the memory that a model or a training needs"),
     "download": ("video_llama.cli.download", "fetch the published files of a model to one folder"),
     "info": ("video_llama.cli.info", "print versions, devices, extras and where weights were found"),
-    "serve": ("video_llama.integrations.vllm.serve", "serve a model through vLLM, with OpenAI's interface"),
+    "serve": ("video_llama.cli.serve", "serve a model through vLLM, with OpenAI's interface"),
 }
 
 
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and not arguments[0].startswith("-"):
         near = "".join(f"; did you mean {match}?" for match in get_close_matches(arguments[0], COMMANDS, 1))
         parser.error(f"unknown command {arguments[0]}{near}")
-    parser.parse_args(arguments)
-    parser.print_help()
+    # Without a command, as with --help.
+    parser.parse_args(arguments or ["--help"])
     return 0
 
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_llama.cli.command import FAILED, CommandParser, run_command
-from video_llama.cli.models import choose_options
+from video_llama.cli.caption_report import report_left_out, report_result
+from video_llama.cli.command import CommandParser, numbered, run_command
+from video_llama.cli.models import choose_options, show_model
 from video_llama.cli.options import (
     add_answer_options,
     add_base_option,
@@ -142,7 +143,7 @@ def check_engine(arguments: argparse.Namespace, options: GenerationOptions) -> N
     example = '--engine-options \'{"tensor_parallel_size": 2, "quantization": "bitsandbytes"}\''
     refused = {
         "--launcher ray": (arguments.launcher, "use --num-shards on several machines"),
-        "torchrun": (local_processes() > 1, f"vLLM starts its processes itself: {example}"),
+        "torchrun": (int(os.environ.get("WORLD_SIZE", 1)) > 1, f"vLLM starts its processes itself: {example}"),
         "--device": (arguments.device, "vLLM runs on what it was built for; CUDA_VISIBLE_DEVICES chooses GPUs"),
         "--model-base": (arguments.model_base, "make one folder first: video-llama convert"),
         "--load-in-8bit": (arguments.load_in_8bit, f"quantization is vLLM's: {example}"),
@@ -191,12 +192,12 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile, file_of_shard, find_clips, take_shard
     from video_llama.inference.captioning import DEFAULT_PROMPT
     from video_llama.media.decode import check_video_reader
-    from video_llama.utils.files import make_folder
+    from video_llama.utils.files import check_output_file
 
     if arguments.video_reader is not None:
         check_video_reader(arguments.video_reader)
     if arguments.profile is not None:
-        make_folder(arguments.profile.parent, "--profile")
+        check_output_file(arguments.profile, "--profile")
     num_parts, part = whole_part(arguments.num_shards, arguments.shard_id)
     options = choose_options(arguments, static_cache=arguments.static_cache, compile=arguments.compile)
     check_engine(arguments, options)
@@ -205,7 +206,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_launcher(num_parts)
     else:
         device = device_of_process(device)
-    clips = take_shard(find_clips(arguments.inputs), num_parts, part)
+    left_out: list[Path] = []
+    clips = take_shard(find_clips(arguments.inputs, left_out.append), num_parts, part)
+    if part == 0:
+        report_left_out(left_out)
     settings = CorpusSettings(
         arguments.prompt or DEFAULT_PROMPT,
         options,
@@ -225,24 +229,19 @@ def run(arguments: argparse.Namespace) -> int:
         where = ""
         if num_parts > 1:
             where = f" (part {part} of {num_parts})"
-        sys.stderr.write(f"{len(clips)} clips{where}, {len(clips) - todo} of them done, to {file.path}\n")
-        failed = sum(file.has_failed(clip.id) for clip in clips)
+        sys.stderr.write(f"{numbered(len(clips), 'clip')}{where}, {len(clips) - todo} done before, to {file.path}\n")
         if todo:
             profile = RunProfile()
-            with _show_progress(todo) as advance:
-                caption = _caption_here
-                if arguments.launcher == "ray":
-                    caption = _caption_on_cluster
-                elif arguments.engine == "vllm":
-                    caption = _caption_with_vllm
-                failed = caption(arguments, device, clips, file, settings, advance, profile)
+            caption = _caption_here
+            if arguments.launcher == "ray":
+                caption = _caption_on_cluster
+            elif arguments.engine == "vllm":
+                caption = _caption_with_vllm
+            caption(arguments, device, clips, file, settings, todo, profile)
             sys.stderr.write(f"{profile.summary()}\n")
             if arguments.profile is not None:
                 profile.save(file_of_shard(arguments.profile, num_parts, part))
-    if failed:
-        sys.stderr.write(f"{failed} of {len(clips)} clips could not be captioned; their lines have an error\n")
-        return FAILED
-    return 0
+    return report_result(clips, file)
 
 
 @contextmanager
@@ -275,14 +274,15 @@ def _caption_here(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
-    advance: Callable[[int], None],
+    todo: int,
     profile: RunProfile,
-) -> int:
-    """Load the model and caption what the file lacks; return the number of clips that failed."""
+) -> None:
+    """Load the model and caption what the file lacks."""
     from video_llama.captioning import caption_corpus, default_workers
     from video_llama.inference.load import load_pretrained_model
 
     model = load_pretrained_model(**_what_to_load(arguments), device=device)
+    show_model(model)
     # Loading is not a part of what scales with the clips.
     profile.begin()
     workers = arguments.workers
@@ -292,7 +292,8 @@ def _caption_here(
     if arguments.video_reader is not None:
         media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
         model.processor.media_processor = media
-    return caption_corpus(model, clips, file, settings, advance, profile)
+    with _show_progress(todo) as advance:
+        caption_corpus(model, clips, file, settings, advance, profile)
 
 
 def _caption_with_vllm(
@@ -301,10 +302,10 @@ def _caption_with_vllm(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
-    advance: Callable[[int], None],
+    todo: int,
     profile: RunProfile,
-) -> int:
-    """Caption what the file lacks with vLLM; return the number of clips that failed."""
+) -> None:
+    """Caption what the file lacks with vLLM."""
     import torch
 
     from video_llama.captioning import default_workers
@@ -329,9 +330,9 @@ def _caption_with_vllm(
         media = replace(media, video_reader=arguments.video_reader)
     processor.media_processor = media
     settings = replace(settings, num_workers=max(0, workers))
-    with captioner:
+    with captioner, _show_progress(todo) as advance:
         profile.begin()
-        return caption_with(captioner, build_reader(processor, settings), clips, file, settings, advance, profile)
+        caption_with(captioner, build_reader(processor, settings), clips, file, settings, advance, profile)
 
 
 def _caption_on_cluster(
@@ -340,15 +341,16 @@ def _caption_on_cluster(
     clips: Sequence[Clip],
     file: CaptionFile,
     settings: CorpusSettings,
-    advance: Callable[[int], None],
+    todo: int,
     profile: RunProfile,
-) -> int:
-    """Caption what the file lacks with Ray; return the number of clips that failed."""
+) -> None:
+    """Caption what the file lacks with Ray."""
     from video_llama.integrations.ray.captioner import ModelSource
     from video_llama.integrations.ray.driver import caption_on_cluster
 
     source = ModelSource(_what_to_load(arguments), arguments.video_reader)
-    return caption_on_cluster(clips, file, settings, source, advance, profile, device, arguments.workers)
+    with _show_progress(todo) as advance:
+        caption_on_cluster(clips, file, settings, source, advance, profile, device, arguments.workers)
 
 
 class Terminated(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 
 def split_items(items: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the files and the questions among what was typed."""
-    files = [item for item in items if is_existing_file(item) or _is_like_a_file(item)]
+    # A folder is refused with the files, where it would be a strange question.
+    files = [item for item in items if is_existing_file(item) or os.path.isdir(item) or _is_like_a_file(item)]
     return files, [item for item in items if item not in files]
 
 

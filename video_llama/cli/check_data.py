@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from video_llama.cli.command import CommandParser, run_command
+from video_llama.cli.command import CommandParser, numbered, run_command
+from video_llama.cli.options import whole_number
 from video_llama.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,12 +50,14 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
     )
-    parser.add_argument("--split", choices=["train", "validation"], default="train", help="which one (train)")
-    parser.add_argument(
-        "--decode", type=number_or_all, default=200, metavar="N|all", help="samples of each dataset to read (200)"
-    )
-    parser.add_argument("--show", type=int, default=3, metavar="N", help="samples of each dataset to print (3)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read (2)")
+    split = "which split (default: train)"
+    parser.add_argument("--split", choices=["train", "validation"], default="train", help=split)
+    decode = "samples of each dataset to read (default: 200)"
+    parser.add_argument("--decode", type=number_or_all, default=200, metavar="N|all", help=decode)
+    show = "samples of each dataset to print (default: 3)"
+    parser.add_argument("--show", type=whole_number(0), default=3, metavar="N", help=show)
+    workers = "processes that read (default: 2)"
+    parser.add_argument("--workers", type=whole_number(0), default=2, metavar="N", help=workers)
     parser.add_argument("--bad", type=Path, metavar="FILE", help="write ids and reasons of all bad samples (JSONL)")
     return parser
 
@@ -83,7 +86,7 @@ def report(check: DatasetCheck, processor: VideoLlamaProcessor, max_txt_len: int
     from video_llama.constants import Modality
     from video_llama.data.checking import OUTCOMES, describe_tokens
 
-    lines = [f"datasets.{check.name}: {check.num_examples} examples, {check.num_decoded} of them read"]
+    lines = [f"datasets.{check.name}: {numbered(check.num_examples, 'example')}, {check.num_decoded} of them read"]
     if check.is_stream:
         lines[0] += " (the first rows of a stream)"
     kinds = ", ".join(f"{check.media[kind]} with {kind}" for kind in get_args(Modality) if check.media[kind])
@@ -130,8 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
     from video_llama.config import load_config
     from video_llama.data.checking import check_datasets, share_of_bad_samples
     from video_llama.inference.load import build_model_processor
-    from video_llama.utils.files import write_whole
+    from video_llama.utils.files import check_output_file, write_whole
 
+    if arguments.bad is not None:
+        check_output_file(arguments.bad, "--bad")
     config = load_config(arguments.config, arguments.options)
     processor = build_model_processor(config.model)
     bars = _Bars()

@@ -6,17 +6,19 @@ An error is one line on stderr. The exit status is 0 for success, 1 for an error
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from video_llama.errors import VideoLlamaError
 
-__all__ = ["FAILED", "INTERRUPTED", "CommandParser", "report_error", "run_command"]
+__all__ = ["FAILED", "INTERRUPTED", "CommandParser", "numbered", "report_error", "run_command"]
 
 FAILED, INTERRUPTED = 1, 130
 # The status of a program that a closed pipe ended, as the shell counts it (128 + SIGPIPE).
@@ -33,16 +35,29 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of options whose errors come first, without the usage, and name the nearest option."""
+    """A parser of options whose errors come first, without the usage, and name the nearest option.
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    Args:
+        passes_on: options that it does not know are for another program.
+        arguments, settings: as for `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *arguments: Any, passes_on: bool = False, **settings: Any) -> None:
+        self._passes_on = passes_on
         settings.setdefault("formatter_class", _HelpFormatter)
         super().__init__(*arguments, **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # Before argparse looks: a misspelt option would be reported as the one that is missing.
-        self._check_spelling(sys.argv[1:] if args is None else args)
+        if not self._passes_on:
+            self._check_spelling(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        # `--help | head`: what argparse printed is still in the buffer.
+        if status == 0 and _is_stdout_closed():
+            status = _PIPE_CLOSED
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
@@ -97,6 +112,13 @@ def run_command(
     return status
 
 
+def numbered(number: int, noun: str) -> str:
+    """Return "1 clip" or "2 clips"."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}s"
+
+
 def report_error(message: str) -> int:
     """Print an error in one line; where it arose is in the log at level DEBUG. Return the exit status."""
     logger.debug("where it happened", exc_info=True)
@@ -108,8 +130,20 @@ def _is_stdout_closed() -> bool:
     """Whether the reader of standard output has gone; if so, what is still to be written is dropped."""
     try:
         sys.stdout.flush()
+        if not _has_lost_its_reader(sys.stdout):
+            return False
     except BrokenPipeError:
-        # Python flushes once more at its end, and would report the error again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+        pass
+    # Python flushes once more at its end, and would report the error again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _has_lost_its_reader(stream: IO[str]) -> bool:
+    """Whether a pipe has no reader, which a flush cannot tell where output has no buffer (PYTHONUNBUFFERED)."""
+    # Windows has no `poll`; a stream that is no file has no number.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLERR)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
     return False

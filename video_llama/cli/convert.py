@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from video_llama.cli.command import CommandParser, run_command
+from video_llama.cli.models import show_model
 from video_llama.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("output", type=Path, help="a new or empty folder")
     parser.add_argument("--to", choices=["transformers", "original"], default="transformers", help="layout to write")
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help="convert the weights (default: keep)")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, and memory (5GB)")
-    parser.add_argument("--name", help="with --to original: VL_NAME.pth, AL_NAME.pth (the output folder's name)")
+    largest = "largest file, and memory (default: 5GB)"
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help=largest)
+    name = "with --to original: VL_NAME.pth, AL_NAME.pth (default: the output folder's name)"
+    parser.add_argument("--name", help=name)
     parser.add_argument("--merge", action="store_true", help="add a trained adapter to the weights")
     alone = "write the language model of a folder for transformers, without the branches"
     parser.add_argument("--language-model-only", action="store_true", help=alone)
@@ -66,19 +69,20 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         action="store_true",
         help="ImageBind's vision trunk too (to train the audio branch on images)",
     )
-    parts.add_argument("--conv-template", metavar="NAME", help="conversation template; by default the model's own")
+    parts.add_argument("--conv-template", metavar="NAME", help="conversation template (default: the model's own)")
     return parser
 
 
 def to_transformers(arguments: argparse.Namespace) -> None:
     """Convert published files to a folder for transformers."""
     from video_llama.checkpoints.convert import open_original, prepare_output_folder, write_transformers_folder
+    from video_llama.checkpoints.hub import local_path
     from video_llama.checkpoints.load import build_processor, original_config
     from video_llama.checkpoints.model_card import write_model_card
     from video_llama.checkpoints.original_layout import find_original_files, is_transformers_folder
     from video_llama.model.configuration import ImageBindTrunkConfig
 
-    if is_transformers_folder(Path(arguments.source)):
+    if is_transformers_folder(local_path(arguments.source)):
         raise CheckpointError(f"{arguments.source}: a folder for transformers already; --to original turns it back")
     files = find_original_files(
         arguments.source,
@@ -180,6 +184,7 @@ def to_merged(arguments: argparse.Namespace) -> None:
         audio=False if arguments.no_audio else None,
         merge_adapter=True,
     )
+    show_model(model)
     folder, dtype = prepare_output_folder(arguments.output), _torch_dtype(arguments.dtype)
     model.model.to(dtype or torch.float32)
     model.save_pretrained(folder, max_shard_size=arguments.max_shard_size)
@@ -220,11 +225,19 @@ def _torch_dtype(name: str) -> torch.dtype | None:
 
 
 def _progress(weights: Weights, dtype: torch.dtype | None, prefix: str = "") -> Any:
-    """Return a progress bar over the bytes that will be written, of weights whose names begin with `prefix`."""
+    """Print size and precision of weights whose names begin with `prefix`, and return a bar over their bytes."""
     from video_llama.checkpoints.weight_files import converted_dtype
+    from video_llama.inference.summary import in_words
 
     headers = {name: weights.header(name) for name in weights if name.startswith(prefix)}
-    size = sum(header.numel() * converted_dtype(name, header, dtype).itemsize for name, header in headers.items())
+    size, number, dtypes = 0, 0, set()
+    for name, header in headers.items():
+        written = converted_dtype(name, header, dtype)
+        size += header.numel() * written.itemsize
+        number += header.numel()
+        dtypes.add(str(written).removeprefix("torch."))
+    precisions = " and ".join(sorted(dtypes))
+    sys.stderr.write(f"model: {in_words(number)} parameters, {precisions}, {size / 1e9:.2f} GB\n")
     return tqdm(total=size, unit="B", unit_scale=True, desc="writing")
 
 

@@ -116,6 +116,8 @@ def _exit(number: int, frame: object) -> None:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command and return its exit status."""
     parser = build_parser(prog)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.error(f"{rest[0]}: files are added on the page (video-llama chat takes them on the command line)")
     check_model_options(parser, arguments)
     return run_command(run, arguments)

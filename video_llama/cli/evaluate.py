@@ -7,15 +7,20 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import video_llama
-from video_llama.cli.command import CommandParser, run_command
-from video_llama.cli.options import add_base_option
+from video_llama.cli.command import CommandParser, numbered, run_command
+from video_llama.cli.models import show_model
+from video_llama.cli.options import add_base_option, positive, whole_number
 from video_llama.errors import ConfigError
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from video_llama.inference.engine import VideoLlama
+
+__all__ = ["add_question_options", "evaluate", "main"]
 
 DESCRIPTION = """\
 Measure a model: right answers on a generated corpus, or captions and answers on a dataset of research.
@@ -41,6 +46,14 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--model", required=True, metavar="NAME", help="video-llama-tiny, a folder, a hub id or an adapter"
     )
     add_base_option(parser)
+    add_question_options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and all answers")
+    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
+    return parser
+
+
+def add_question_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a model is asked, and how."""
     parser.add_argument(
         "--data",
         type=Path,
@@ -48,21 +61,19 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a corpus, a split of one, or annotations",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and all answers")
-    parser.add_argument("--limit", type=int, metavar="N", help="most files (of a corpus: of each modality)")
-    parser.add_argument("--ablate", choices=ABLATIONS, help="take this away, to see what it contributes")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (64; with --dataset 16)")
-    parser.add_argument("--device", metavar="DEVICE", help="by default a GPU if there is one")
+    parser.add_argument("--limit", type=positive, metavar="N", help="most files (of a corpus: of each modality)")
+    batch = "prompts at a time (default: 64; with --dataset 16)"
+    parser.add_argument("--batch-size", type=positive, metavar="N", help=batch)
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     captions = parser.add_argument_group("captions and dialogues of a dataset")
     captions.add_argument("--dataset", metavar="NAME", help="webvid, cc_sbu_align, messages, … as in configurations")
     captions.add_argument("--media", type=Path, metavar="DIR", help="folder of the media files that --data names")
     captions.add_argument("--data-type", choices=["video", "images", "audio"], help="how files are read")
     captions.add_argument("--prompt", metavar="TEXT", help="asked where the annotations hold no question")
-    captions.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (64)")
-    captions.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes that read dialogues' media (2)"
-    )
-    return parser
+    longest = "most new tokens of an answer (default: 64)"
+    captions.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help=longest)
+    workers = "processes that read dialogues' media (default: 2)"
+    captions.add_argument("--workers", type=whole_number(0), default=2, metavar="N", help=workers)
 
 
 def evaluate_corpus(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -99,22 +110,30 @@ def _tiny_world() -> Any:
     return importlib.import_module("examples.tiny_world.evaluation.command")
 
 
+def _load(arguments: argparse.Namespace) -> VideoLlama:
+    """Return the model without what --ablate takes away."""
+    from video_llama.evaluation.ablation import apply_to_model
+    from video_llama.inference.load import load_pretrained_model
+
+    model = load_pretrained_model(
+        arguments.model, arguments.model_base, device=arguments.device, half=False, verbose=False
+    )
+    show_model(model)
+    apply_to_model(arguments.ablate, model)
+    return model
+
+
 def evaluate_captions(arguments: argparse.Namespace) -> dict[str, object]:
     """Return metrics over all readable files of a dataset, with what was evaluated, and all answers."""
     from tqdm import tqdm
 
-    from video_llama.evaluation.ablation import apply_to_model
     from video_llama.evaluation.captions import caption_files, caption_metrics, load_captions
     from video_llama.inference.captioning import DEFAULT_PROMPT
-    from video_llama.inference.load import load_pretrained_model
 
     files = load_captions(
         arguments.dataset, arguments.data, arguments.media, arguments.data_type, limit=arguments.limit
     )
-    model = load_pretrained_model(
-        arguments.model, arguments.model_base, device=arguments.device, half=False, verbose=False
-    )
-    apply_to_model(arguments.ablate, model)
+    model = _load(arguments)
     with tqdm(total=len(files), desc="captioning", unit="file") as bar:
         results = caption_files(
             model,
@@ -144,9 +163,7 @@ def evaluate_dialogues(arguments: argparse.Namespace) -> dict[str, object]:
     """Return metrics over all questions of a dataset of messages, overall and by turn, and all answers."""
     from tqdm import tqdm
 
-    from video_llama.evaluation.ablation import apply_to_model
     from video_llama.evaluation.dialogues import answer_examples, dialogue_metrics, load_dialogues
-    from video_llama.inference.load import load_pretrained_model
 
     if arguments.ablate in ("audio", "shuffle_frames", "swap_audio"):
         raise ConfigError(f"--ablate {arguments.ablate} changes the media, which dialogues do not allow")
@@ -154,10 +171,7 @@ def evaluate_dialogues(arguments: argparse.Namespace) -> dict[str, object]:
         raise ConfigError("--prompt is for captions: dialogues have questions of their own")
     places = (arguments.dataset, arguments.data, arguments.media, arguments.data_type)
     examples = load_dialogues(*places, limit=arguments.limit)
-    model = load_pretrained_model(
-        arguments.model, arguments.model_base, device=arguments.device, half=False, verbose=False
-    )
-    apply_to_model(arguments.ablate, model)
+    model = _load(arguments)
     with tqdm(total=len(examples), desc="asking", unit="dialogue") as bar:
         settings = (arguments.batch_size or 16, arguments.max_new_tokens, arguments.workers)
         results = answer_examples(model, examples, *settings, advance=bar.update)
@@ -182,7 +196,8 @@ def evaluate_dialogues(arguments: argparse.Namespace) -> dict[str, object]:
 def format_dialogues(report: dict[str, Any]) -> str:
     """Return the metrics as a table in Markdown, with a row for each turn, and what could not be asked."""
     unusable = report["unusable"]
-    head = f"{report['questions']} questions of {report['dialogues']} dialogues; {len(unusable)} could not be asked"
+    asked = f"{numbered(report['questions'], 'question')} of {numbered(report['dialogues'], 'dialogue')}"
+    head = f"{asked}; {len(unusable)} could not be asked"
     lines = [head, *(f"  {id_}: {error}" for id_, error in unusable.items())]
     names = list(report["metrics"])
     lines += ["", f"| turn | questions | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
@@ -200,30 +215,45 @@ def what_is_evaluated(arguments: argparse.Namespace) -> dict[str, object]:
     return {"model": arguments.model, **base, "data": str(arguments.data), "ablated": arguments.ablate}
 
 
-def format_metrics(report: dict[str, object]) -> str:
+def format_metrics(report: dict[str, Any]) -> str:
     """Return the metrics as a table in Markdown, and the files that are missing from them."""
     metrics, unreadable = report["metrics"], report["unreadable"]
-    assert isinstance(metrics, dict)
-    assert isinstance(unreadable, dict)
-    lines = [f"{report['files']} files of {report['dataset']}, {len(unreadable)} could not be read"]
+    lines = [f"{numbered(report['files'], 'file')} of {report['dataset']}, {len(unreadable)} could not be read"]
     lines += [f"  {id_}: {error}" for id_, error in unreadable.items()]
     lines += ["", "| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in metrics.items())]
     return "\n".join(lines)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, print the figures, and write them with all answers where --json says."""
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options ask for: figures, and all answers."""
+    measure, _ = _way(arguments)
+    return measure(arguments)
+
+
+def _way(
+    arguments: argparse.Namespace,
+) -> tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], str]]:
+    """Return how to measure what the options name, and how to show it."""
     from video_llama.evaluation.captions import DATA_TYPES
 
-    evaluate: Callable[[argparse.Namespace], dict[str, Any]] = evaluate_dialogues
-    show: Callable[[dict[str, Any]], str] = format_dialogues
     if arguments.dataset is None:
-        evaluate, show = evaluate_corpus, format_corpus
-    elif arguments.dataset in DATA_TYPES:
-        evaluate, show = evaluate_captions, format_metrics
+        return evaluate_corpus, format_corpus
+    if arguments.dataset in DATA_TYPES:
+        return evaluate_captions, format_metrics
+    return evaluate_dialogues, format_dialogues
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, print the figures, and write them with all answers where --json says."""
+    from video_llama.utils.files import check_output_file, write_whole
+
+    if arguments.json is not None:
+        check_output_file(arguments.json, "--json")
+    _, show = _way(arguments)
     report = evaluate(arguments)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(report, indent=1) + "\n"
+        write_whole(arguments.json, partial(Path.write_text, data=text, encoding="utf-8"))
     sys.stdout.write(f"{show(report)}\n")
     return 0
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from video_llama.cli.command import CommandParser, run_command
+from video_llama.cli.options import positive
 
 __all__ = ["main"]
 
@@ -26,10 +27,12 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = CommandParser(prog=prog, description=DESCRIPTION)
     parser.add_argument("config", help="7b, 13b, a folder written by save_pretrained, or a YAML configuration")
-    parser.add_argument("--num-frames", type=int, metavar="N", help="of each video (8, or the configuration's)")
-    parser.add_argument("--context-length", type=int, metavar="N", help="tokens of a prompt with its answer (1024)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="prompts at a time (1), or samples in training")
-    parser.add_argument("--no-audio", action="store_true", help="without the audio branch")
+    add = parser.add_argument
+    add("--num-frames", type=positive, metavar="N", help="frames of each video (default: 8, or the configuration's)")
+    add("--context-length", type=positive, metavar="N", help="tokens of a prompt with its answer (default: 1024)")
+    batch = "prompts, or training samples, at a time (default: 1, or the configuration's)"
+    add("--batch-size", type=positive, metavar="N", help=batch)
+    add("--no-audio", action="store_true", help="without the audio branch")
     return parser
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from video_llama.checkpoints.hub import PACKAGED_MODELS
+from video_llama.checkpoints.hub import local_path
 from video_llama.checkpoints.language_model import read_language_config
 from video_llama.checkpoints.load import configured_sizes
 from video_llama.checkpoints.memory import estimate_memory
@@ -62,12 +61,6 @@ def read_config(source: str, use_audio: bool) -> VideoLlamaConfig:
         config = VideoLlamaConfig.from_pretrained(folder)
     config.use_audio = config.use_audio and use_audio
     return config
-
-
-def local_path(source: str) -> Path:
-    """Return the path of a folder, or of a model that comes with the package."""
-    path = Path(source).expanduser()
-    return PACKAGED_MODELS / source if not path.exists() and (PACKAGED_MODELS / source).is_dir() else path
 
 
 def configured_model(config: Config, use_audio: bool) -> tuple[VideoLlamaConfig, str]:

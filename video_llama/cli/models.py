@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from video_llama.cli.command import numbered
 from video_llama.cli.options import TEMPLATES
 from video_llama.errors import ConfigError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from video_llama.inference.engine import VideoLlama
     from video_llama.inference.generation import GenerationOptions
 
-__all__ = ["choose_options", "choose_template", "describe_model", "load_model", "model_settings"]
+__all__ = ["choose_options", "choose_template", "describe_model", "load_model", "model_settings", "show_model"]
 
 
 def choose_options(arguments: argparse.Namespace, **others: Any) -> GenerationOptions:
@@ -75,13 +76,18 @@ def load_model(arguments: argparse.Namespace) -> VideoLlama:
             load_in_8bit=arguments.load_in_8bit,
             load_in_4bit=arguments.load_in_4bit,
         )
-    # On stderr, since answers and captions are what the output is for.
-    sys.stderr.write(f"model: {describe_model(model)}\n")
+    show_model(model)
     media = model.processor.media_processor
     model.processor.media_processor = replace(
         media, num_frames=reading.n_frms or media.num_frames, video_reader=video_reader or media.video_reader
     )
     return model
+
+
+def show_model(model: VideoLlama) -> None:
+    """Print in one line which model answers, its size and precision, and where it runs."""
+    # On stderr, since answers and figures are what the output is for.
+    sys.stderr.write(f"model: {describe_model(model)}\n")
 
 
 def describe_model(model: VideoLlama) -> str:
@@ -90,7 +96,7 @@ def describe_model(model: VideoLlama) -> str:
 
     where = str(model.device)
     if model.device.type == "cpu":
-        where = f"cpu ({torch.get_num_threads()} threads)"
+        where = f"cpu ({numbered(torch.get_num_threads(), 'thread')})"
     return f"{model.summary} on {where}"
 
 

@@ -97,7 +97,13 @@ def add_reading_options(group: argparse._ArgumentGroup) -> None:
 def add_answer_options(group: argparse._ArgumentGroup) -> None:
     """Add how answers are drawn."""
     add = group.add_argument
-    add("--max-new-tokens", type=whole_number(), default=300, metavar="N", help="longest answer (default: 300)")
+    add(
+        "--max-new-tokens",
+        type=whole_number(),
+        default=300,
+        metavar="N",
+        help="most new tokens of an answer (default: 300)",
+    )
     add("--temperature", type=number(), default=0.0, metavar="T", help="sampling temperature; 0 = greedy (default: 0)")
     add("--top-p", type=number(), default=0.9, metavar="P", help="nucleus size, with a temperature (default: 0.9)")
     add("--num-beams", type=whole_number(), default=1, metavar="N", help="beam search width (default: 1)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -27,7 +28,9 @@ HELP = """\
   /help           show this
   /quit           leave (also exit, quit, Ctrl-D)
 Ctrl-C stops an answer; twice, it ends the program."""
-NO_FILE = "note: no file is attached, so the answer is not about any file (/add FILE attaches one)"
+# An address, or one word that ends like a media file.
+_ADDRESS_OR_MEDIA = re.compile(r"https?://\S+|\S+\.(mp4|mov|mkv|webm|avi|gif|jpe?g|png|wav|mp3|m4a|flac)", re.I)
+NO_FILE = "note: no file is attached, so the answer is not about any file (attach one: /add clip.mp4, or chat clip.mp4)"
 
 
 class Terminal:
@@ -83,8 +86,9 @@ class Terminal:
         try:
             if name in self._commands:
                 self._commands[name](rest.strip())
-            elif is_existing_file(line):
-                # Terminals write the path of a file that is dropped on them, some of them in quotes.
+            elif is_existing_file(line) or _ADDRESS_OR_MEDIA.fullmatch(line):
+                # Terminals write the path of a file that is dropped on them, some of them in quotes. What can only be
+                # meant as a file is no question: that it is not there, or must be downloaded, is an error.
                 self._add(line)
             elif name.startswith("/"):
                 near = "".join(f"; did you mean {match}?" for match in get_close_matches(name, self._commands, 1))

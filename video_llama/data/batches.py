@@ -81,6 +81,7 @@ class Batch:
         ids: of the samples; none if the process only computes along.
         failures: bad samples that were replaced.
         gave_up: why the batch is empty but for its failures: too many replacements in a row failed.
+        along: media without a place in the text, which this process computes because others have such media.
     """
 
     number: int
@@ -89,6 +90,7 @@ class Batch:
     ids: list[str]
     failures: list[BadSample] = field(default_factory=list)
     gave_up: str = ""
+    along: list[MediaInput] = field(default_factory=list)
 
     @property
     def num_label_tokens(self) -> int:
@@ -111,7 +113,7 @@ class Batch:
         Copies from pinned memory to a GPU do not block.
         """
         text = {name: tensor.to(device, non_blocking=True) for name, tensor in self.text.items()}
-        return text | gather_media(self.media, device)
+        return text | gather_media([*self.media, *self.along], device)
 
     def pin_memory(self) -> Batch:
         """Return a copy in pinned memory; torch's data loader calls this."""

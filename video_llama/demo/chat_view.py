@@ -134,7 +134,20 @@ def _question_bubble(session: Session, turn: Turn, question: str, texts: Texts, 
     tools = ""
     if is_last:
         tools = f'<div class="vl-tools">{_tool("edit", texts)}{_tool("undo", texts)}</div>'
-    return f'<article class="message user">{files}<p class="vl-text">{escape(question)}</p>{tools}</article>'
+    note = ""
+    if not _is_about_a_file(session, turn):
+        note = f'<p class="vl-no-file">{texts("no_file")}</p>'
+    return f'<article class="message user">{files}<p class="vl-text">{escape(question)}</p>{note}{tools}</article>'
+
+
+def _is_about_a_file(session: Session, turn: Turn) -> bool:
+    """Whether there is a file in the conversation up to a turn; a turn that has just begun is its last."""
+    for one in session.turns:
+        if one.uploads:
+            return True
+        if one is turn:
+            break
+    return False
 
 
 def _file(file: SessionFile, texts: Texts) -> str:

@@ -141,7 +141,8 @@ class Limits:
                     since_keyframe = 0
                 # To show one frame, all frames since the last key frame have to be decoded.
                 if since_keyframe * pixels > self.pixels_between_keyframes:
-                    raise MediaError(path, "its key frames are too far apart", "convert it to H.264 in an .mp4 file")
+                    advice = "encode it again: ffmpeg -i in.mp4 -g 48 out.mp4"
+                    raise MediaError(path, "cannot be seeked quickly: too many frames between key frames", advice)
                 if packet.pts is None or packet.time_base is None:
                     continue
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -174,7 +175,7 @@ def answer_options(settings: Sequence[Any], limits: Limits, defaults: Generation
         "temperature": _number("Temperature", temperature, 0, limits.temperature),
         "top_p": _number("Top-p", top_p, 0, 1),
         "num_beams": _number("Beams", num_beams, 1, limits.beams, is_whole=True),
-        "max_new_tokens": _number("Longest answer", max_new_tokens, 1, limits.answer_tokens, is_whole=True),
+        "max_new_tokens": _number("Max new tokens", max_new_tokens, 1, limits.answer_tokens, is_whole=True),
     }
     if chosen["top_p"] == 0:
         raise VideoLlamaError("Top-p must be above 0")

@@ -135,7 +135,7 @@ def launch_look(limits: Limits) -> dict[str, Any]:
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     # Not as `css`: Gradio would put its own selectors before those of a state of the whole page.
     head = f"<style>{style}</style><script>(() => {{\n{settings}\n{scripts}\n}})();</script>"
-    return {"theme": theme, "head": head}
+    return {"theme": theme, "head": head, "favicon_path": str(FOLDER / "favicon.png")}
 
 
 def _column(number: int) -> dict[str, str]:

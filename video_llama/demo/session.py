@@ -113,7 +113,8 @@ class Session:
         """Do as `add` in steps: yield what comes next, "decoding" and "encoding", and at last the file."""
         with self._working():
             if len(self.media) >= self.limits.media:
-                raise VideoLlamaError(f"a conversation holds {self.limits.media} files; clear it first")
+                advice = "remove a file or begin a new conversation"
+                raise VideoLlamaError(f"limit reached: {self.limits.media} files in a conversation; {advice}")
             copy = self.folder / secrets.token_hex(16)
             upload: Upload | None = None
             try:
@@ -264,7 +265,7 @@ class Session:
             return self.turns[-1]
         if any(turn.question for turn in self.turns):
             raise VideoLlamaError("a file was added after the last question; ask about it, or undo it first")
-        raise VideoLlamaError("there is no question to answer again; ask one first")
+        raise VideoLlamaError("nothing to answer again yet: ask a question first")
 
     def _decode(self, path: Path, kind: str, num_frames: int | None, listen: bool) -> Decoded:
         if kind == "image":

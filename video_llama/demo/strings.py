@@ -123,6 +123,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     # The conversation.
     "conversation": ("Conversation", "Konuşma"),
     "open_file": ("Show {name} in the viewer", "{name} dosyasını görüntüleyicide göster"),
+    "no_file": (
+        "No file is attached: the answer is not about any file. Attach one with +.",
+        "Ekli dosya yok: yanıt hiçbir dosya hakkında değil. + ile bir dosya ekleyin.",
+    ),
     "no_answer": ("(no answer)", "(yanıt yok)"),
     "copy": ("Copy", "Kopyala"),
     "copied": ("Copied", "Kopyalandı"),
@@ -179,8 +183,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "top_p_info": ("used with a temperature above 0", "sıcaklık 0'dan büyükken geçerlidir"),
     "beams": ("Beams", "Işın sayısı"),
     "beams_info": ("above 1, the answer is shown when it is complete", "1'den büyükse yanıt bitince gösterilir"),
-    "longest": ("Longest answer", "En uzun yanıt"),
-    "longest_info": ("in tokens", "belirteç (token) olarak"),
+    "longest": ("Max new tokens", "En çok yeni belirteç"),
+    "longest_info": ("the longest an answer can be", "yanıtın en fazla uzunluğu (token)"),
     # The exported conversation.
     "export_title": ("Conversation with {model}", "{model} ile konuşma"),
     "export_date": ("Date", "Tarih"),

@@ -14,6 +14,7 @@ from video_llama.inference.cache import PrefixCache
 from video_llama.inference.engine import Prompt, VideoLlama
 from video_llama.inference.explain import Explanation, explain
 from video_llama.inference.generation import GenerationOptions
+from video_llama.inference.transcript import Transcript
 from video_llama.inference.uploads import Decoded, Turn, Upload
 from video_llama.media.decode import why_no_audio
 from video_llama.media.sources import describe_source
@@ -33,8 +34,7 @@ class Chat:
     Example:
         >>> chat = Chat(load_pretrained_model("video-llama-tiny"))
         >>> chat.upload_video("clip.mp4")
-        >>> chat.ask("What is happening?")
-        >>> chat.answer(max_new_tokens=64)
+        >>> chat("What is happening?", max_new_tokens=64)
         >>> chat.ask("And what is in the audio?")
         >>> for piece in chat.stream_answer():
         ...     print(piece, end="", flush=True)
@@ -69,6 +69,15 @@ class Chat:
         self.turns: list[Turn] = []
         self.dropped_turns = 0
         self._cache = PrefixCache()
+
+    def __repr__(self) -> str:
+        files = sum(len(turn.uploads) for turn in self.turns)
+        answers = sum(turn.answer is not None for turn in self.turns)
+        return f"Chat({self.model!r}, files={files}, answers={answers})"
+
+    def show(self) -> Transcript:
+        """Return the conversation to look at: the last line of a cell shows it with its frames, `print` as text."""
+        return Transcript(self.turns)
 
     def upload_video(self, path: Any, *, num_frames: int | None = None) -> Upload:
         """Add a video with, if file and model have audio, its audio track; arguments as for `decode_video`."""
@@ -164,6 +173,11 @@ class Chat:
         upload = Upload(decoded.source, decoded.frames, audio, decoded.sound, encoded, segment_seconds=seconds)
         self._open_turn().uploads.append(upload)
         return upload
+
+    def __call__(self, question: str, **options: Any) -> str:
+        """Ask a question and return its answer: `ask` and `answer` in one call; options and errors as of `answer`."""
+        self.ask(question)
+        return self.answer(**options)
 
     def ask(self, text: str) -> None:
         """Ask a question; text that is asked before an answer joins the question with a space."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer, StoppingCriteriaList
 
 from video_llama.conversation import Conversation
@@ -33,7 +34,7 @@ class VideoLlama(LoadedModel):
     """A Video-LLaMA with its processor, ready to answer; `load_pretrained_model` returns it.
 
     It also has the methods of a module that scripts use: `to`, `half`, `float`, `cpu`, `cuda`, `train`, `eval`,
-    `parameters` and `state_dict`.
+    `parameters`, `requires_grad_` and `state_dict`.
 
     Example:
         >>> model = load_pretrained_model("video-llama-tiny")
@@ -46,6 +47,21 @@ class VideoLlama(LoadedModel):
         model: the transformers model; it is put in evaluation mode.
         processor: its processor, which knows the conversation template the weights were trained with.
     """
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of the language model."""
+        return self.processor.tokenizer
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Return the settings of transformers' own `generate`."""
+        return self.model.generation_config
+
+    def requires_grad_(self, requires_grad: bool = True) -> VideoLlama:
+        """Freeze or unfreeze all weights, and return this object."""
+        self.model.requires_grad_(requires_grad)
+        return self
 
     def caption(
         self,

@@ -40,7 +40,7 @@ class GenerationOptions:
         >>> model.generate(imgs, audio, conv, max_new_tokens=64, temperature=0.2)
 
     Args:
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: most tokens of an answer.
         min_new_tokens: shortest answer, in tokens.
         temperature: 0 takes the most likely token; above, tokens are sampled.
         top_p: sample from the smallest set of tokens with this total probability.
@@ -83,8 +83,10 @@ class GenerationOptions:
             raise ValueError("repetition_penalty must be above 0")
         if self.num_beams > 1 and (self.static_cache or self.compile):
             raise ValueError("static_cache and compile do not work with beam search: set num_beams to 1")
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must be finite and not negative, and top_p must be above 0 and at most 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be finite and not negative, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.top_k is not None and self.top_k < 0:
             raise ValueError("top_k must not be negative")
         # The class is frozen, and `do_sample` is only another way to set the temperature.

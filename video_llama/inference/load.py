@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from video_llama.checkpoints.adapters import base_of_adapter, is_adapter_folder, load_adapter, resolve_adapter
 from video_llama.checkpoints.chosen_parts import chosen_part
-from video_llama.checkpoints.hub import LANGUAGE_MODEL_PATTERNS, resolve_source
+from video_llama.checkpoints.hub import LANGUAGE_MODEL_PATTERNS, local_path, resolve_source
 from video_llama.checkpoints.language_model import check_language_model, named_template
 from video_llama.checkpoints.load import (
     build_processor,
@@ -201,7 +201,7 @@ def build_model_processor(config: ModelConfig) -> VideoLlamaProcessor:
     if use_audio:
         audio_encoder = chosen_part(config, "audio_encoder")
     vit_ckpt = None if frame_encoder is not None else config.vit_ckpt
-    sources = [Path(source).expanduser() for source in (config.ckpt, config.ckpt_2, vit_ckpt) if source]
+    sources = [local_path(source) for source in (config.ckpt, config.ckpt_2, vit_ckpt) if source]
     folders = [path if path.is_dir() else path.parent for path in sources]
     if config.ckpt is not None and is_transformers_folder(folders[0]):
         saved = read_saved_config(folders[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 
-__all__ = ["summarize_model"]
+__all__ = ["in_words", "summarize_model"]
 
 
 def summarize_model(model: VideoLlamaForConditionalGeneration, origin: str | os.PathLike[str] | None) -> str:
@@ -26,10 +26,11 @@ def summarize_model(model: VideoLlamaForConditionalGeneration, origin: str | os.
     modalities = "frames only"
     if model.audio_branch is not None:
         modalities = "frames and audio"
-    return f"{name}, {_in_words(model.num_parameters())} parameters, {precision}, {modalities}"
+    return f"{name}, {in_words(model.num_parameters())} parameters, {precision}, {modalities}"
 
 
-def _in_words(number: int) -> str:
+def in_words(number: int) -> str:
+    """Return a number of parameters such as 6738415616 as "6.7 B"."""
     if number >= 1e9:
         return f"{number / 1e9:.1f} B"
     return f"{number / 1e6:.1f} M"

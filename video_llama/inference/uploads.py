@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 from typing import Any
 
-from PIL import Image
-
 from video_llama.inference.loaded_model import EncodedMedia
+from video_llama.processor.frame_strip import frame_strip
 from video_llama.processor.media_processor import AudioSegments, VideoFrames
 from video_llama.prompt_parts import media_prefix
 
 __all__ = ["Decoded", "Turn", "Upload"]
 
-_THUMBNAIL_SIZE = 112
 # Steps between frames that differ by less are called equal: a video's frames are shown at whole multiples of its rate.
 _STEP_TOLERANCE = 0.1
 
@@ -42,7 +38,7 @@ class Decoded:
 
     @property
     def summary(self) -> str:
-        """Return how much of the file the model gets: "8 frames, one every 5.0 s; audio: 8 × 2 s of 40.0 s"."""
+        """Return how much of the file the model gets: "8 frames, one every 5.0 s; audio: 8 × 2 s of 40 s"."""
         if self.frames is None:
             return f"audio: {self._audio_share()}"
         if self.frames.kind == "image":
@@ -64,9 +60,9 @@ class Decoded:
         if self.audio is None:
             return self.sound
         if self.has_all_audio:
-            return f"all of its {self.audio.duration_seconds:.1f} s"
+            return f"all of its {_length(self.audio.duration_seconds)}"
         segments = len(self.audio.start_seconds)
-        return f"{segments} × {self.segment_seconds:g} s of {self.audio.duration_seconds:.1f} s"
+        return f"{segments} × {self.segment_seconds:g} s of {_length(self.audio.duration_seconds)}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}: {self.summary})"
@@ -75,9 +71,8 @@ class Decoded:
         """Return the strip of frames with their times, as notebooks show it."""
         strip = ""
         if self.frames is not None:
-            times = [f"{seconds:.1f} s" for seconds in self.frames.times_seconds] or [""]
-            strip = "".join(_cell(frame, time) for frame, time in zip(self.frames.frames, times, strict=True))
-        return f"<div><b>{escape(self.source)}</b> {escape(self.summary)}<div>{strip}</div></div>"
+            strip = frame_strip(self.frames.frames, self.frames.times_seconds)
+        return f"<div><b>{escape(self.source)}</b> {escape(self.summary)}{strip}</div>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,6 +99,13 @@ class Turn:
     answer: str | None = None
 
 
+def _length(seconds: float) -> str:
+    # FFmpeg's versions differ in whether they count the padding at the end of a track, a tenth of a second.
+    if seconds < 3:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s"
+
+
 def _frame_steps(times: list[float]) -> str:
     """Return how many frames there are, and how far apart."""
     if len(times) == 1:
@@ -123,12 +125,3 @@ def _covered_seconds(starts: list[float], length: float, end: float) -> float:
         covered += max(0.0, stop - max(start, reached))
         reached = max(reached, stop)
     return covered
-
-
-def _cell(frame: Any, caption: str) -> str:
-    image, buffer = Image.fromarray(frame), io.BytesIO()
-    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    image.save(buffer, format="JPEG", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    style = "display:inline-block;margin:2px;text-align:center"
-    return f'<span style="{style}"><img src="data:image/jpeg;base64,{data}" alt=""><br>{caption}</span>'

@@ -87,7 +87,7 @@ def check_media_file(path: str | os.PathLike[str]) -> str:
             path, "no such file: it cannot be the name of one", "it holds an impossible character"
         ) from error
     if stat.S_ISDIR(status.st_mode):
-        raise MediaError(path, "a folder, not a file")
+        raise MediaError(path, "a folder, not a file", "give the files in it; video-llama caption takes folders")
     if not stat.S_ISREG(status.st_mode):
         raise MediaError(path, "not a regular file")
     if not os.access(path, os.R_OK):

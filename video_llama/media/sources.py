@@ -26,7 +26,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{200,}={0,2}\s*")
 # No file system has longer paths.
 _LONGEST_PATH = 4096
 _SHOWN = 60
-_ALLOW = "allow_urls=True (--allow-urls) has it downloaded; or download it first"
+_ALLOW = "add --allow-urls, in Python allow_urls=True, to download it; or download it first"
 
 
 @runtime_checkable

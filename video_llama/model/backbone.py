@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -287,7 +287,7 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
         input_ids: Tensor | None,
         video_features: Tensor | None = None,
         audio_features: Tensor | None = None,
-        placeholders: tuple[Tensor, Tensor] | None = None,
+        placeholders: Sequence[Tensor | None] | None = None,
         pixel_values: Tensor | None = None,
         frame_mask: Tensor | None = None,
         audio_values: Tensor | None = None,
@@ -302,7 +302,8 @@ class VideoLlamaModel(VideoLlamaPreTrainedModel):
             input_ids: (batch, length), int64; runs of `image_token_id` / `audio_token_id` mark media.
             video_features: (videos, video_queries, width), all videos and images in order of appearance.
             audio_features: (audios, audio_queries, width), all audio items in order of appearance.
-            placeholders: what `find_placeholders` returned for the ids, if they were on the CPU before.
+            placeholders: what `find_placeholders` returned for the ids, if they were on the CPU before. None in place
+                of positions: such media are computed, as they are by other processes, and put nowhere.
             pixel_values, frame_mask, frame_tokens: as for `VideoLlamaForConditionalGeneration.forward`, where
                 video_features are not given.
             audio_values, segment_mask, audio_pixel_values, segment_vectors: the same of audio_features.

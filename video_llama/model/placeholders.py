@@ -25,12 +25,13 @@ def find_placeholders(input_ids: Tensor, config: VideoLlamaConfig) -> tuple[Tens
     return (ids == config.image_token_id).nonzero()[:, 0], (ids == config.audio_token_id).nonzero()[:, 0]
 
 
-def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor | None, modality: str) -> Tensor:
+def splice_features(inputs_embeds: Tensor, positions: Tensor | None, features: Tensor | None, modality: str) -> Tensor:
     """Replace the embeddings at the placeholder positions by media features, in order of appearance.
 
     Args:
         inputs_embeds: (batch, length, width).
-        positions: (positions,), int64, of placeholders among the batch * length embeddings.
+        positions: (positions,), int64, of placeholders among the batch * length embeddings; None puts the features
+            nowhere, and only lets their gradient of zero reach the branch.
         features: (items, tokens, width), on any device; items of the whole batch, first sample first.
         modality: "image" or "audio", for the error message.
 
@@ -40,9 +41,12 @@ def splice_features(inputs_embeds: Tensor, positions: Tensor, features: Tensor |
     Raises:
         ValueError: the number of placeholders is not items * tokens.
     """
-    check_number(len(positions), features, modality)
+    if positions is not None:
+        check_number(len(positions), features, modality)
     if features is None:
         return inputs_embeds
+    if positions is None:
+        return inputs_embeds + (features * 0).sum().to(inputs_embeds)
     length = inputs_embeds.shape[1]
     rows = (positions // length).to(inputs_embeds.device, non_blocking=True)
     columns = (positions % length).to(inputs_embeds.device, non_blocking=True)

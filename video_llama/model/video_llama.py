@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,10 +59,8 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         self.post_init()
         # The layers are part of the plan already; a tied output layer must be split among GPUs as the embeddings are.
         plan = type(self._causal_model)._tp_plan or {}
-        self._tp_plan = {
-            **(getattr(self, "_tp_plan", None) or {}),
-            **{name: plan[name] for name in plan if name == "lm_head"},
-        }
+        if "lm_head" in plan:
+            self._tp_plan = {**(getattr(self, "_tp_plan", None) or {}), "lm_head": plan["lm_head"]}
 
     @property
     def language_model(self) -> Any:
@@ -172,7 +170,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         answers_only: bool = False,
-        placeholders: tuple[Tensor, Tensor] | None = None,
+        placeholders: Sequence[Tensor | None] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss where labels are given.

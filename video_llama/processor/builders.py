@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
 
 from video_llama.constants import DEFAULT_NUM_FRAMES
-from video_llama.errors import ConfigError
+from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 from video_llama.media.pixels import FramesInMemory, is_array
 from video_llama.processor.media_processor import AudioInput, AudioSegments, MediaProcessor, VideoFrames
+from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 from video_llama.registry import PROCESSORS
 from video_llama.utils.devices import resolve_device
 
@@ -72,15 +74,23 @@ class BlipCaptionProcessor:
         return self.prompt + " ".join(plain.split(" ")[: self.max_words])
 
 
-def load_processor(name: str = "alpro_video_eval", **settings: Any) -> MediaProcessor:
+def load_processor(name: str | os.PathLike[str] = "alpro_video_eval", **settings: Any) -> MediaProcessor:
     """Build the media processor that a config's name and settings describe.
 
     Args:
-        name: one of the registry `PROCESSORS`.
+        name: one of the registry `PROCESSORS`; or a saved folder, whose own processor is loaded.
         settings: `n_frms`, `image_size`, `mean`, `std`, `min_scale`, `max_scale`, or fields of
-            `MediaProcessor`.
+            `MediaProcessor`; of a saved folder only the last.
+
+    Raises:
+        ConfigError: an unknown name, or settings that make no sense.
+        CheckpointError: the folder is damaged.
     """
-    processor = PROCESSORS.build(name, **settings)
+    if os.path.isfile(os.path.join(name, "processor_config.json")):
+        with translate_foreign(CheckpointError, name, "it must hold what save_pretrained of the processor wrote"):
+            whole = VideoLlamaProcessor.from_pretrained(name)
+        return _replaced(whole.media_processor, settings)
+    processor = PROCESSORS.build(os.fspath(name), **settings)
     if not isinstance(processor, MediaProcessor):
         raise ConfigError(f"{name!r} is a processor of text, not of media")
     return processor
@@ -136,11 +146,15 @@ def process_audio(sound: AudioInput, processor: MediaProcessor, device: torch.de
 
 
 def _build(**settings: Any) -> MediaProcessor:
+    # Configs write `mean: null` for the default.
+    return _replaced(MediaProcessor(), {name: value for name, value in settings.items() if value is not None})
+
+
+def _replaced(processor: MediaProcessor, settings: dict[str, Any]) -> MediaProcessor:
     known = {setting.name for setting in fields(MediaProcessor)}
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ConfigError(
             f"unknown settings of a media processor: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
         )
-    # Configs write `mean: null` for the default.
-    return MediaProcessor(**{name: value for name, value in settings.items() if value is not None})
+    return replace(processor, **settings)

@@ -29,6 +29,7 @@ __all__ = [
     "VideoLlamaFeatureExtractor",
     "VideoLlamaImageProcessor",
     "VideoLlamaVideoProcessor",
+    "change_settings",
     "join_parts",
 ]
 
@@ -234,6 +235,12 @@ def join_parts(media: MediaProcessor, parts: Mapping[str, PartSettings | None]) 
             if joined.setdefault(key, value) != value:
                 raise ConfigError(f"images and videos have one {key}, not {joined[key]} and {value}")
     return replace(media, **joined)
+
+
+def change_settings(media: MediaProcessor, keywords: Mapping[str, Any]) -> MediaProcessor:
+    """Return a `MediaProcessor` changed by keywords that are settings of a part; others count for nothing here."""
+    names = [name for part in PARTS.values() for name in part.fields if name in keywords]
+    return replace(media, **{name: keywords[name] for name in names})
 
 
 def _as_part(name: str, given: PartSettings) -> _MediaPart:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ from video_llama.media.sampling import (
 from video_llama.media.sources import is_file, open_source
 from video_llama.processor.audio_features import finish_audio, log_mel_segments, to_mono
 from video_llama.processor.audio_origin import AudioOrigin, decoded_for
+from video_llama.processor.frame_strip import frame_strip
 from video_llama.processor.tensor_like import TensorLike
 from video_llama.processor.transforms import normalize_pixels, random_crop_frames, random_crop_image, random_source
 
@@ -90,6 +92,10 @@ class VideoFrames(TensorLike):
         times = f" from {self.times_seconds[0]:.1f} to {self.times_seconds[-1]:.1f} s" if self.times_seconds else ""
         what = f"{self.kind} {self.source!r}: {len(self)} of {self.shape[-2]}x{self.shape[-1]}{times}"
         return f"VideoFrames({what}, {self.dtype} on {self.device})"
+
+    def _repr_html_(self) -> str:
+        """Return the strip of frames with their times, as notebooks show it."""
+        return f"<div><b>{escape(self.source)}</b>{frame_strip(self.frames, self.times_seconds)}</div>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

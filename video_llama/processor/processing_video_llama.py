@@ -17,7 +17,7 @@ from video_llama.errors import CheckpointError, ConfigError, MessagesError
 from video_llama.media.image import ImageInput
 from video_llama.processor.batch import BatchOptions, convert_batch, make_batch, text_types
 from video_llama.processor.jinja import write_jinja
-from video_llama.processor.media_parts import PARTS, MediaPart, PartSettings, join_parts
+from video_llama.processor.media_parts import PARTS, MediaPart, PartSettings, change_settings, join_parts
 from video_llama.processor.media_processor import AudioInput, MediaProcessor, VideoFrames
 from video_llama.processor.messages import MessageReader, Messages
 from video_llama.processor.prompt import (
@@ -53,14 +53,13 @@ class VideoLlamaProcessor(ProcessorMixin):
         num_audio_query_tokens: ids that one audio item takes.
         use_audio: the model has an audio branch; without it audio items are errors.
         conv_template: name of the conversation template that the weights were trained with.
-        chat_template: not used; transformers passes what it finds in `chat_template.jinja`, which is always that of
-            `conv_template`.
+        chat_template: not used; transformers passes what it finds in `chat_template.jinja`, that of `conv_template`.
         image_processor, video_processor, feature_extractor: the settings of `media_processor` in parts, of which each
             reads one modality alone; those that are not given are made of it. Saved settings serve as well.
+        padding_side: of the tokenizer from here on: where prompts of a batch are padded.
 
     Raises:
-        ConfigError: an unknown template, a placeholder id that the tokenizer can produce, or parts that contradict each
-            other.
+        ConfigError: an unknown template, a placeholder id that the tokenizer can produce, or contradicting parts.
 
     Example:
         >>> from video_llama.checkpoints.hub import PACKAGED_MODELS
@@ -85,6 +84,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         image_processor: PartSettings | None = None,
         video_processor: PartSettings | None = None,
         feature_extractor: PartSettings | None = None,
+        padding_side: str = "left",
     ) -> None:
         if conv_template not in conv_templates:
             known = ", ".join(sorted(conv_templates))
@@ -103,8 +103,8 @@ class VideoLlamaProcessor(ProcessorMixin):
         given = zip(PARTS, (image_processor, video_processor, feature_extractor), strict=True)
         self.media_processor = join_parts(media_processor, dict(given))
         super().__init__(tokenizer, chat_template=None, **{name: getattr(self, name) for name in PARTS})
-        # Prompts to be answered end where the answer begins. Who trains sets it to right.
-        tokenizer.padding_side = "left"
+        # Prompts to be answered end where the answer begins, whatever the tokenizer of a language model says.
+        tokenizer.padding_side = padding_side
         self.num_video_query_tokens = num_video_query_tokens
         self.num_audio_query_tokens = num_audio_query_tokens
         self.use_audio = use_audio
@@ -155,7 +155,7 @@ class VideoLlamaProcessor(ProcessorMixin):
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build the processor from the tokenizer and saved settings; keywords replace those.
+        """Build the processor from the tokenizer and saved settings; keywords, also those of parts, replace them.
 
         Raises:
             CheckpointError: there are none, as in a folder that a pipeline saved.
@@ -166,10 +166,11 @@ class VideoLlamaProcessor(ProcessorMixin):
                 "VideoLlamaProcessor"
             )
         # transformers would drop the settings of parts; a whole `media_processor` in keywords replaces them.
-        parts: dict[str, Any] = {}
-        if "media_processor" not in kwargs:
-            parts = {name: processor_dict[name] for name in PARTS if name in processor_dict}
-        return super().from_args_and_dict(args, processor_dict, **{**parts, **kwargs})
+        names = [name for name in PARTS if name in processor_dict and "media_processor" not in kwargs]
+        parts = {name: processor_dict[name] for name in names}
+        processor = super().from_args_and_dict(args, processor_dict, **{**parts, **kwargs})
+        processor.media_processor = change_settings(processor.media_processor, kwargs)
+        return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write settings and tokenizer, and the module in which `trust_remote_code=True` finds this class."""
@@ -340,8 +341,7 @@ class VideoLlamaProcessor(ProcessorMixin):
         request.check_used()
         ids, lengths, tokenizer = self.placeholder_ids, self.placeholder_lengths, self.tokenizer
         encoded = [encode_parts(prompt, tokenizer, ids, lengths, add_bos) for prompt in prompts]
-        side = tokenizer.truncation_side
-        encoded = [options.truncate(prompt, [*ids.values()], side) for prompt in encoded]
+        encoded = [options.truncate(prompt, [*ids.values()], tokenizer.truncation_side) for prompt in encoded]
         batch = make_batch(encoded, visuals, audios, tokenizer, options)
         if options.return_mm_token_type_ids:
             is_video = [_is_video(item) for item in visuals]

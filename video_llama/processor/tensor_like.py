@@ -77,6 +77,10 @@ class TensorLike(ABC):
         """Return what `torch.Tensor.size` does."""
         return self.tensor.size(*dim)
 
+    def numel(self) -> int:
+        """Return the number of values of the tensor."""
+        return self.tensor.numel()
+
     def to(self: Item, *args: Any, **kwargs: Any) -> Item:
         """Return the same item on another device, in another type, or both; arguments as of `torch.Tensor.to`."""
         return self.with_tensor(self.tensor.to(*args, **kwargs))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from video_llama.checkpoints.adapters import add_lora, check_adapters
 from video_llama.config import Config, RunConfig
 from video_llama.data.batches import Batch
+from video_llama.data.sample_processor import MediaInput
 from video_llama.errors import ConfigError, VideoLlamaError
 from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.parts import (
@@ -30,6 +31,7 @@ from video_llama.model.placeholders import find_placeholders
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.model.weight_names import to_saved_name
 from video_llama.training.features import FeatureFiller
+from video_llama.training.media_kinds import complete_media
 from video_llama.training.optim import build_optimizer, build_schedule
 from video_llama.training.processes import is_sharded
 from video_llama.training.torch_settings import CompiledLayers
@@ -74,13 +76,20 @@ def teaching_inputs(batch: Batch, config: VideoLlamaConfig, device: torch.device
     inputs: dict[str, Any] = batch.model_inputs(device)
     del inputs["attention_mask"]
     inputs["labels"] = batch.text["labels"]
-    placeholders = find_placeholders(batch.text["input_ids"], config)
+    placeholders: list[Tensor | None] = list(find_placeholders(batch.text["input_ids"], config))
+    for item in batch.along:
+        # None: computed, and put nowhere.
+        placeholders[_BRANCHES.index(_branch_of(item))] = None
     return {**inputs, "placeholders": placeholders, "answers_only": True, "use_cache": False}
 
 
 def _reached_branches(batch: Batch) -> set[str]:
     """Return the branches that the media of a batch lead to, by their names in the model."""
-    return {"video_branch" if item.name == "pixel_values" else "audio_branch" for item in batch.media}
+    return {_branch_of(item) for item in batch.media}
+
+
+def _branch_of(item: MediaInput) -> str:
+    return "video_branch" if item.name == "pixel_values" else "audio_branch"
 
 
 def prepare_model(model: VideoLlamaForConditionalGeneration, config: Config, is_sharded: bool) -> None:
@@ -209,16 +218,20 @@ class Learner:
         for number, batch in enumerate(group, start=1):
             with contextlib.ExitStack() as context:
                 # Processes exchange gradients once, with the last batch.
+                earlier: Sequence[Batch] = group[:-1]
                 if number < len(group):
+                    earlier = ()
                     context.enter_context(self._accelerator.no_sync(self.model))
                 # Gradients are averaged over processes. With these weights the average is the gradient of the mean
                 # over all answer tokens of all processes, however they are spread.
                 share = batch.num_label_tokens / num_tokens
-                loss = self._loss(batch)
+                loss = self._loss(batch, earlier)
                 # A process that only computes along has no tokens, and so no mean.
                 if not share:
                     loss = loss.nan_to_num()
-                self._accelerator.backward(loss * (share * self._accelerator.num_processes))
+                # There is nothing to learn where no process has media for what trains.
+                if loss.requires_grad:
+                    self._accelerator.backward(loss * (share * self._accelerator.num_processes))
             losses.append(loss.detach().double() * share)
         # A batch that only computes along, without tokens to learn, gives no gradient.
         reached = [_reached_branches(batch) for batch in group if batch.num_label_tokens]
@@ -228,9 +241,11 @@ class Learner:
             sums = self._accelerator.reduce(sums, "sum")
         return sums
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch, earlier: Sequence[Batch]) -> Tensor:
+        """Return the loss of a batch; `earlier` are those whose gradients are exchanged with its own."""
         if self._filler is not None:
             self._filler(batch.media)
+        complete_media(self._accelerator, batch, earlier)
         loss: Tensor = self.model(**teaching_inputs(batch, self._inner.config, self._accelerator.device)).loss
         if is_sharded(self._accelerator):
             return loss

@@ -23,7 +23,7 @@ from video_llama.training.checkpoints import TrainingState
 from video_llama.training.flops import peak_flops
 from video_llama.training.learner import StepOutput
 from video_llama.training.metric_logger import MetricLogger
-from video_llama.training.processes import is_sharded, sum_over_processes
+from video_llama.training.processes import sum_over_processes
 
 __all__ = ["DataMonitor", "StepTotals", "TrainWindow", "build_monitor", "device_peak_flops"]
 
@@ -102,8 +102,7 @@ class DataMonitor:
             must_stop: whether this process received a SIGTERM.
 
         Raises:
-            DatasetError: too many samples were bad; the message lists them. Or, with sharded weights, the processes
-                have media of different kinds.
+            DatasetError: too many samples were bad; the message lists them.
         """
         failures = [failure for batch in group for failure in batch.failures]
         self._metric_logger.log_bad_samples(failures, state.iteration)
@@ -131,8 +130,6 @@ class DataMonitor:
         for batch in group:
             if batch.gave_up:
                 raise DatasetError(batch.gave_up)
-        if is_sharded(self._accelerator):
-            self._check_same_media(group)
         return totals
 
     def _check_bad_share(self, bad_ids: Sequence[str], num_seen: int) -> None:
@@ -167,24 +164,6 @@ class DataMonitor:
         # The number of bad samples at the limit has its own root for deviation.
         deviation = math.sqrt(num_drawn * self._max_bad_share)
         return num_drawn + _DEVIATIONS * (deviation + 1) / self._max_bad_share
-
-    def _check_same_media(self, group: Sequence[Batch]) -> None:
-        """Refuse batches with other kinds of media than those of the other processes.
-
-        All processes gather a branch's sharded weights together: if one of them skips the branch, the others wait
-        for ever.
-        """
-        present = []
-        for batch in group:
-            names = {item.name for item in batch.media}
-            present += [float("pixel_values" in names), float(bool(names - {"pixel_values"}))]
-        counts = sum_over_processes(self._accelerator, present)
-        # Either no process has this kind of media or all have. In between, some would wait for the others.
-        if any(count not in (0, self._accelerator.num_processes) for count in counts):
-            raise DatasetError(
-                "with FSDP or DeepSpeed every batch needs media of the same kinds in every process; keep conversations "
-                "with images or videos, with audio and without media in datasets of their own, or train with DDP"
-            )
 
 
 def build_monitor(

@@ -35,6 +35,7 @@ from video_llama.model.configuration import VideoLlamaConfig
 from video_llama.model.video_llama import VideoLlamaForConditionalGeneration
 from video_llama.training.features import FeatureFiller
 from video_llama.training.learner import teaching_inputs
+from video_llama.training.media_kinds import complete_media
 from video_llama.training.processes import is_sharded, sum_over_processes
 
 __all__ = ["ValidationReport", "first_answer", "media_of_prompt", "rouge_l", "validate"]
@@ -122,6 +123,7 @@ def validate(
         batch = DataCollator(tokenizer.pad_token_id)(used)
         if filler is not None:
             filler(batch.media)
+        complete_media(accelerator, batch)
         output = runner(**teaching_inputs(batch, inner.config, accelerator.device))
         if not samples:
             continue

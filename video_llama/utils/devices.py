@@ -88,9 +88,10 @@ def _check_device(device: str | torch.device) -> torch.device:
         raise ConfigError(f"device {chosen} is not supported; {_DEVICES}")
     gpus = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
-        raise ConfigError(f"device {chosen} is not available: torch found {gpus} GPU(s)")
+        found = f"torch {torch.__version__} found {gpus} GPU(s)"
+        raise ConfigError(f"device {chosen} is not available: {found}; use cpu, or install torch for your GPU")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device mps is not available: torch found no Apple GPU")
+        raise ConfigError("device mps is not available: torch found no Apple GPU; use cpu")
     return chosen
 
 

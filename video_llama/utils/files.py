@@ -10,7 +10,7 @@ from typing import Any
 
 from video_llama.errors import CheckpointError, ConfigError, translate_foreign
 
-__all__ = ["INCOMPLETE", "make_folder", "read_json_object", "sync", "write_whole"]
+__all__ = ["INCOMPLETE", "check_output_file", "make_folder", "read_json_object", "sync", "write_whole"]
 
 INCOMPLETE = ".incomplete"
 """Suffix of files in progress."""
@@ -42,7 +42,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
 
 
 def make_folder(path: Path, key: str) -> None:
-    """Make a folder that a configuration names, unless it is there.
+    """Make a folder that a configuration or an option names, unless it is there.
 
     Raises:
         ConfigError: it cannot be made.
@@ -51,6 +51,20 @@ def make_folder(path: Path, key: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{key}: the folder {path} cannot be made ({error.strerror})") from error
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Make the folder of a file that is written when all work is done, and check now that the file can be written.
+
+    Raises:
+        ConfigError: it cannot be; `option` of the command line names it.
+    """
+    make_folder(path.parent, option)
+    if path.is_dir():
+        raise ConfigError(f"{option}: {path} is a folder; name a file")
+    for place in (path, path.parent):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise ConfigError(f"{option}: {place} cannot be written; name another file")
 
 
 def sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from examples.tiny_world.evaluation.questions import load_questions
 from examples.tiny_world.evaluation.reencoding import reencode
 from examples.tiny_world.evaluation.report import accuracy_report, format_table
+from video_llama.cli.models import show_model
 from video_llama.evaluation.ablation import apply_to_media, apply_to_model
 from video_llama.evaluation.asking import answer_dialogues, read_media
 from video_llama.inference.load import load_pretrained_model
@@ -40,6 +41,7 @@ def evaluate_corpus(
     """
     files = load_questions(data, limit)
     model = load_pretrained_model(model_path, model_base, device=device, half=False, verbose=False)
+    show_model(model)
     apply_to_model(ablation, model)
     media = []
     with tempfile.TemporaryDirectory() as scratch:

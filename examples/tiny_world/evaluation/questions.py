@@ -30,7 +30,8 @@ def load_questions(folder: Path, limit: int | None = None) -> list[AskedFile]:
     """
     split = next((place for place in (folder, folder / "test") if (place / _GROUND_TRUTH).exists()), None)
     if split is None:
-        raise DatasetError(f"{folder}: no {_GROUND_TRUTH} here; give a split of what scripts/make_clipworld.py wrote")
+        wanted = "give a split of what scripts/make_clipworld.py wrote, or --dataset for annotations of another form"
+        raise DatasetError(f"{folder}: no {_GROUND_TRUTH} in this folder; {wanted}")
     path = split / _GROUND_TRUTH
     files: dict[str, list[AskedFile]] = {kind: [] for kind in _MODALITIES}
     for number, truth in enumerate(read_jsonl(path, DatasetError), start=1):

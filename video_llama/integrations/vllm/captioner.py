@@ -128,6 +128,8 @@ class VllmCaptioner:
     def __exit__(self, *error: object) -> None:
         self._in_loop(_cancel_others()).result()
         self._engine.shutdown()
+        # It looks after itself once more when it is freed, which must be before Python ends.
+        del self._engine
         self._end_loop()
 
     def run(self, reads: Iterable[WindowRead]) -> Iterator[WindowCaption]:

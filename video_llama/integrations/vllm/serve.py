@@ -1,11 +1,9 @@
-"""The command `video-llama serve`: vLLM's OpenAI server with the defaults of this package."""
+"""vLLM's OpenAI server with the defaults of this package."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +11,11 @@ from video_llama.checkpoints.hub import resolve_source
 from video_llama.checkpoints.original_layout import is_transformers_folder
 from video_llama.checkpoints.saved_folder import read_saved_config, read_saved_processor
 from video_llama.conversation import conv_templates
-from video_llama.errors import CheckpointError, VideoLlamaError
+from video_llama.errors import CheckpointError
 from video_llama.processor.prompt import end_token_ids
 from video_llama.utils.extras import require_extra
 
-__all__ = ["main", "resolve_folder", "server_options"]
+__all__ = ["resolve_folder", "serve", "server_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +23,14 @@ logger = logging.getLogger(__name__)
 _DEFAULTS = {"--host": "127.0.0.1", "--override-generation-config": json.dumps({"temperature": 0})}
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "video-llama serve") -> int:
-    """Run the command; bad input ends in one line on stderr and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Serve a model through vLLM, with OpenAI's interface. All options of `vllm serve` may follow; "
-        "docs/serving.md names those that matter.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL", help="a saved folder, a hub id, or video-llama-tiny")
-    arguments, options = parser.parse_known_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    try:
-        require_extra("vllm", "video-llama serve")
-        _serve(server_options(arguments.model, options))
-    except VideoLlamaError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+def serve(model: str, options: Sequence[str]) -> None:
+    """Serve a model until the server is stopped; arguments and errors as of `server_options`.
+
+    Raises:
+        VideoLlamaError: vLLM is not installed.
+    """
+    require_extra("vllm", "video-llama serve")
+    _serve(server_options(model, options))
 
 
 def server_options(model: str, options: Sequence[str]) -> list[str]:
