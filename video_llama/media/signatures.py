@@ -159,8 +159,12 @@ def _is_motion_jpeg(file: BinaryIO, size: tuple[int, int]) -> bool:
     rest = content[end + 2 :].lstrip(b"\0")
     if end < 0 or not rest.startswith(b"\xff\xd8\xff"):
         return False
-    with Image.open(BytesIO(rest)) as following:
-        return following.size == size
+    try:
+        with Image.open(BytesIO(rest)) as following:
+            return following.size == size
+    except PILLOW_ERRORS:
+        # Something else, which happens to begin so: the photo is whole.
+        return False
 
 
 def has_gif_image(blocks: bytes) -> bool:
