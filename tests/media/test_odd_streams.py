@@ -128,6 +128,38 @@ def test_a_bare_stream_is_read_by_opening_it_again(tmp_path: Path, name: str, co
     assert decoded.times_seconds == pytest.approx([index / decoded.fps for index in decoded.indices])
 
 
+@pytest.mark.parametrize("padding", [b"", b"\0\0\0"])
+@pytest.mark.parametrize("name", ["a.mjpeg", "a.jpg"])
+def test_jpeg_images_of_one_size_behind_each_other_are_a_video(tmp_path: Path, name: str, padding: bytes) -> None:
+    path, thumbnail = tmp_path / name, BytesIO()
+    Image.fromarray(draw_barcode(99)).save(thumbnail, "JPEG")
+    images = []
+    for number in range(12):
+        image = BytesIO()
+        # The header holds an image of its own, whose end is not that of the whole.
+        Image.fromarray(draw_barcode(number)).save(image, "JPEG", quality=95, comment=thumbnail.getvalue())
+        images.append(image.getvalue() + padding)
+    path.write_bytes(b"".join(images))
+    assert media_kind(path) == "video"
+    assert numbers(path, [0, 3, 7, 11]) == [0, 3, 7, 11]
+
+
+@pytest.mark.parametrize("what", ["preview", "film", "stereo", "nothing"])
+def test_what_cameras_put_behind_a_photo_makes_no_video_of_it(tmp_path: Path, what: str) -> None:
+    path, photo = tmp_path / "photo.jpg", Image.fromarray(draw_barcode(5))
+    if what == "stereo":
+        photo.save(path, "MPO", save_all=True, append_images=[photo], quality=95)
+    else:
+        photo.save(path, quality=95)
+    extra = BytesIO()
+    if what == "preview":
+        photo.resize((48, 32)).save(extra, "JPEG")
+    elif what == "film":
+        extra.write(write_video(tmp_path / "clip.mp4", "mpeg4", 3).read_bytes())
+    path.write_bytes(path.read_bytes() + extra.getvalue())
+    assert media_kind(path) == "image"
+
+
 def draw_gif(path: Path, num_frames: int) -> bytes:
     frames = [Image.fromarray(draw_barcode(number)) for number in range(num_frames)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)

@@ -188,6 +188,7 @@ def open_container(path: str | os.PathLike[str], probe_bytes: int | None = None)
             of_demuxer |= {"probesize": str(probe_bytes), "analyzeduration": _LONG_MICROSECONDS}
         container = av.open(
             name,
+            format=_known_format(name),
             options=of_decoders,
             container_options=of_demuxer,
             timeout=(_OPEN_TIMEOUT_SECONDS, None),
@@ -196,6 +197,14 @@ def open_container(path: str | os.PathLike[str], probe_bytes: int | None = None)
     # Whatever is read of the file is read within this block: no error of FFmpeg leaves it.
     with translate_errors(path, "damaged, or not complete"), container:
         yield container
+
+
+def _known_format(path: str) -> str | None:
+    """Return what FFmpeg would not find out: of images behind each other in a file named `.jpg` it takes the first."""
+    with open(path, "rb") as file:
+        if file.read(3) == b"\xff\xd8\xff":
+            return "mjpeg"
+    return None
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from io import BytesIO
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -50,6 +52,8 @@ _IMAGE_SIGNATURES = {
 }
 # Pillow identifies these, but has no decoder for them, runs another program for them (EPS), or they are videos.
 _NOT_STILL_IMAGES = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "MPEG", "WMF"}
+# What is read of a JPEG file to find out whether one more image follows.
+_MOST_OF_AN_IMAGE = 2**26
 _ANIMATIONS = {"WEBP": "an animation (WebP)", "PNG": "an animation (PNG)", "GIF": ""}
 
 # Major brands of images in the boxes of MP4 (ISO/IEC 23008-12, annex B). FFmpeg shows such an image tile by tile.
@@ -128,6 +132,8 @@ def _ask_pillow(path: str) -> str | None:
             is_one_frame = getattr(image, "default_image", False) and getattr(image, "n_frames", 1) == 2
             if name in _ANIMATIONS and getattr(image, "is_animated", False) and not is_one_frame:
                 return _ANIMATIONS[name]
+            if name == "JPEG" and _is_motion_jpeg(file, image.size):
+                return ""
     except Image.DecompressionBombError:
         return "a still image of too many pixels"
     except PILLOW_ERRORS as error:
@@ -136,6 +142,29 @@ def _ask_pillow(path: str) -> str | None:
             raise
         return None
     return f"a still image ({name.replace('WEBP', 'WebP')})"
+
+
+def _is_motion_jpeg(file: BinaryIO, size: tuple[int, int]) -> bool:
+    """Return whether another image of the same size follows a JPEG image: frames of a camera without a container.
+
+    Previews that cameras put behind a photo are smaller, and stereo images are a format of their own (MPO).
+    """
+    file.seek(0)
+    content = file.read(_MOST_OF_AN_IMAGE)
+    # An image within the header (a thumbnail) has an end, too: it is looked for behind the start of the scan.
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    end = content.find(b"\xff\xd9", place)
+    rest = content[end + 2 :].lstrip(b"\0")
+    if end < 0 or not rest.startswith(b"\xff\xd8\xff"):
+        return False
+    try:
+        with Image.open(BytesIO(rest)) as following:
+            return following.size == size
+    except PILLOW_ERRORS:
+        # Something else, which happens to begin so: the photo is whole.
+        return False
 
 
 def has_gif_image(blocks: bytes) -> bool:
