@@ -32,7 +32,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # The goal for the first features was 16 000 lines. This limit is raised on purpose only, with new features.
 LIMITS = {
-    "lines of Python": 37_500,
+    "lines of Python": 39_500,
     "lines of the longest file": 400,
     "lines of the longest function": 70,
     "conditional expressions per 1000 lines": 12,
@@ -40,7 +40,7 @@ LIMITS = {
     "typed signatures, %": 100,
     "files that import each other in a circle": 0,
     "decode a clip with audio: files entered": 13,
-    "decode a clip with audio: functions entered": 63,
+    "decode a clip with audio: functions entered": 68,
     "decode a clip with audio: container opened": 1,
     "load the small model: calls of our functions": 6_000,
 }

@@ -48,9 +48,9 @@ def decoder_inputs(
         attention_mask, position_ids: as for `VideoLlamaForConditionalGeneration.forward`.
         kwargs: the cache, under either name, and what is passed on as it is.
     """
-    # `cache` is the name in newer versions of transformers.
     # What processors may add for models that mask images otherwise.
     kwargs.pop("mm_token_type_ids", None)
+    # `cache` is the name in newer versions of transformers.
     past = kwargs.pop("past_key_values", None)
     past = kwargs.pop("cache", past)
     if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:

@@ -190,8 +190,7 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
             labels: (batch, length), int64, `IGNORE_INDEX` where no loss is taken; placeholder ids count as that. With
                 `answers_only` keep them on the CPU, where they can be read without waiting for a GPU.
             logits_to_keep: compute the logits of that many last positions only; 0 for all. `generate` asks for one.
-            answers_only: compute only the logits of tokens with a label, as (answer tokens, vocabulary); the loss
-                is the same.
+            answers_only: compute logits of tokens with a label only, (answer tokens, vocabulary); the same loss.
             placeholders: as for `get_inputs_embeds`.
             position_ids, past_key_values, kwargs: passed to the language model.
 
@@ -199,35 +198,36 @@ class VideoLlamaForConditionalGeneration(VideoLlamaPreTrainedModel, GenerationMi
             the language model's output; `loss` is the mean cross-entropy of the next token over supervised positions.
 
         Raises:
-            ValueError: placeholders and media do not match, audio is given to a model without audio branch, or ids or
-                media are given beside `inputs_embeds`.
+            ValueError: placeholders and media do not match, or audio, ids or media are given where none can be used.
         """
-        if inputs_embeds is None:
-            inputs_embeds = self.model.get_inputs_embeds(
-                input_ids, video_features, audio_features, placeholders, pixel_values, frame_mask, audio_values,
-                segment_mask, audio_pixel_values, frame_tokens, segment_vectors,
-            )  # fmt: skip
+        given: dict[str, Any] = {
+            "input_ids": input_ids, "video_features": video_features, "audio_features": audio_features,
+            "placeholders": placeholders, "pixel_values": pixel_values, "frame_mask": frame_mask,
+            "audio_values": audio_values, "segment_mask": segment_mask, "audio_pixel_values": audio_pixel_values,
+            "frame_tokens": frame_tokens, "segment_vectors": segment_vectors,
+        }  # fmt: skip
+        if inputs_embeds is not None:
+            check_embeds_alone(**given)
         else:
-            check_embeds_alone(
-                input_ids=input_ids, pixel_values=pixel_values, audio_values=audio_values, frame_tokens=frame_tokens,
-                segment_vectors=segment_vectors, video_features=video_features, audio_features=audio_features,
-                audio_pixel_values=audio_pixel_values,
-            )  # fmt: skip
+            inputs_embeds = self.model.get_inputs_embeds(**given)
         language_model = self.language_model
         # Not every language model knows `logits_to_keep`.
-        if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+        if not isinstance(logits_to_keep, int) or logits_to_keep:
             kwargs["logits_to_keep"] = logits_to_keep
-        if past_key_values is not None:
-            kwargs["past_key_values"] = past_key_values
+        kwargs["past_key_values"] = past_key_values
         inputs = decoder_inputs(language_model.forward, attention_mask, position_ids, **kwargs)
-        if labels is not None:
-            # `labels=input_ids` is what other trainers pass; there is no logit of a placeholder to learn.
-            is_image, is_audio = self.get_placeholder_mask(labels)
-            labels = labels.masked_fill(is_image | is_audio, IGNORE_INDEX)
+        labels = self._learnable(labels)
         with in_own_precision(language_model, inputs_embeds) as embeds:
             if answers_only and labels is not None:
                 return forward_on_answers(language_model, labels, inputs_embeds=embeds, **inputs)
             return language_model(labels=labels, inputs_embeds=embeds, **inputs)
+
+    def _learnable(self, labels: Tensor | None) -> Tensor | None:
+        if labels is None:
+            return None
+        # `labels=input_ids` is what other trainers pass; there is no logit of a placeholder to learn.
+        is_image, is_audio = self.get_placeholder_mask(labels)
+        return labels.masked_fill(is_image | is_audio, IGNORE_INDEX)
 
     @torch.no_grad()
     def generate(
