@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from video_llama.cli import main
@@ -102,3 +105,10 @@ def test_trainings_are_made_once_measured_and_asked(
 
     assert main(["compare", str(config_file), *common, "--limit", "1"]) == 1
     assert "train, seed 3 was made with other settings" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_run_is_its_own_and_not_that_of_what_started_it() -> None:
+    ballast = np.ones(3 * 2**27)  # 3 GiB
+    code = "import torch; from video_llama.cli.comparison import peak_memory as p; print(p(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**26 < int(done.stdout) < ballast.nbytes

@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,13 +105,17 @@ def peak_memory(device: Any) -> int | None:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux counts into `ru_maxrss` what the process had that started this one.
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
     try:
         import resource
     except ImportError:  # Windows has none.
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, others KiB.
-    return peak if sys.platform == "darwin" else peak * 1024
+    # macOS counts bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _size_of(folder: Path) -> int:
