@@ -64,7 +64,7 @@ def test_frames_and_listening_are_the_visitors_choice(session: Session, make_vid
     deaf = session.add(clip, "b.mp4", num_frames=None, listen=False)
     assert (len(heard.frame_shares), len(heard.segment_shares)) == (3, 8)
     assert (len(deaf.frame_shares), deaf.segment_shares, deaf.upload.sound) == (8, [], "not listened to")
-    with pytest.raises(VideoLlamaError, match="holds 2 files"):
+    with pytest.raises(VideoLlamaError, match="limit reached: 2 files"):
         session.add(clip, "c.mp4", num_frames=None, listen=False)
 
 
@@ -151,7 +151,7 @@ def test_a_second_request_during_an_answer_is_refused_and_harms_nothing(session:
 
 
 def test_an_answer_can_be_given_again_and_to_other_words(session: Session) -> None:
-    with pytest.raises(VideoLlamaError, match="no question"):
+    with pytest.raises(VideoLlamaError, match="nothing to answer again"):
         list(session.retry())
     first = say(session)
     assert list(session.retry(max_new_tokens=6))[-1] == first
