@@ -163,7 +163,7 @@ def _cell(
 
 def _spectra(values: NDArray[np.float32]) -> list[str]:
     # One colour scale for all segments, so that they can be compared.
-    low, high = float(values.min()), float(values.max())
+    low, high = float(np.min(values)), float(np.max(values))
     return [image_url(spectrum_image(segment, low, high), "PNG") for segment in values]
 
 
