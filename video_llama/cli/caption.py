@@ -61,8 +61,9 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="FILE", help="captions as JSON lines")
     add("--prompt", metavar="TEXT", help="the question about every clip")
     add("--resume", action="store_true", help="continue after a stop; finished clips stay as they are")
-    audio = "use audio tracks, if the model has an audio branch (default: --audio)"
-    add("--audio", action=argparse.BooleanOptionalAction, default=True, help=audio)
+    audio = add("--audio", action=argparse.BooleanOptionalAction, default=True)
+    # Given above, Python 3.10 would add a default of its own.
+    audio.help = "use audio tracks, if the model has an audio branch (default: --audio)"
     windows = "caption long videos window by window, each of S seconds"
     add("--segment-seconds", type=number(0.1), metavar="S", help=windows)
     add("--num-frames", type=positive, metavar="N", help="frames of each clip or window")

@@ -53,6 +53,11 @@ class CommandParser(argparse.ArgumentParser):
             self._check_spelling(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # Python 3.10 raises what later versions drop; `exit`, which comes next, looks whether the reader has gone.
+        with contextlib.suppress(BrokenPipeError):
+            super()._print_message(message, file)
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         # `--help | head`: what argparse printed is still in the buffer.
         if status == 0 and _is_stdout_closed():
