@@ -30,6 +30,7 @@ import httpx
 
 from examples.tiny_world.world.corpus import WorldSettings, make_corpus
 from tests.integrations.broken_requests import Broken, broken_requests
+from tests.integrations.vllm_settings import SETTINGS
 from video_llama.checkpoints.hub import PACKAGED_MODELS
 from video_llama.errors import NoAudioTrackError
 from video_llama.media.audio import read_segments
@@ -39,13 +40,6 @@ from video_llama.model import VideoLlamaForConditionalGeneration, VideoLlamaProc
 FOLDER = PACKAGED_MODELS / "video-llama-tiny"
 MAX_NEW_TOKENS = 48
 BLOCK_SIZE = 32
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 PARTS = {"video": "video_url", "image": "image_url", "audio": "audio_url"}
 MIME = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".wav": "audio/wav", ".m4a": "audio/mp4"}
 Media = Sequence[tuple[str, Path]]

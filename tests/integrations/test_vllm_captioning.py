@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: bash scripts/test_engines.sh vllm")
 
 from examples.tiny_world.world.corpus import WorldSettings, make_corpus
+from tests.integrations.vllm_settings import SETTINGS
 from video_llama import load_pretrained_model
 from video_llama.cli import caption, convert
 from video_llama.inference.captioning import ask_about
@@ -31,13 +32,6 @@ MODEL = "video-llama-tiny"
 SAMPLES = Path(__file__).parents[2] / "video_llama" / "demo" / "samples"
 OPTIONS = ["--model", MODEL, "--dtype", "float32", "--max-new-tokens", "32"]
 ENGINE = ["--engine", "vllm", "--engine-options", '{"enforce_eager": true, "max_model_len": 512}', "--batch-size", "4"]
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 Records = dict[tuple[str, int], dict[str, Any]]
 
 

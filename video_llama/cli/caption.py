@@ -28,9 +28,12 @@ from video_llama.errors import ConfigError
 from video_llama.utils.extras import require_extra
 
 if TYPE_CHECKING:
+    import torch
+
     from video_llama.captioning import CaptionFile, CorpusSettings, RunProfile
     from video_llama.captioning.inputs import Clip
     from video_llama.inference.generation import GenerationOptions
+    from video_llama.processor.processing_video_llama import VideoLlamaProcessor
 
 __all__ = ["main"]
 
@@ -269,6 +272,26 @@ def _what_to_load(arguments: argparse.Namespace) -> dict[str, Any]:
     return load
 
 
+def _prepare_reading(
+    arguments: argparse.Namespace,
+    settings: CorpusSettings,
+    processor: VideoLlamaProcessor,
+    device: torch.device,
+    processes: int = 1,
+) -> CorpusSettings:
+    """Let the processor read clips as the options say; return the settings with the number of workers."""
+    from video_llama.captioning import default_workers
+
+    media = replace(processor.media_processor, allow_urls=arguments.allow_urls)
+    if arguments.video_reader is not None:
+        media = replace(media, video_reader=arguments.video_reader)
+    processor.media_processor = media
+    workers = arguments.workers
+    if workers is None:
+        workers = default_workers(device, processes)
+    return replace(settings, num_workers=max(0, workers))
+
+
 def _caption_here(
     arguments: argparse.Namespace,
     device: str | None,
@@ -279,20 +302,14 @@ def _caption_here(
     profile: RunProfile,
 ) -> None:
     """Load the model and caption what the file lacks."""
-    from video_llama.captioning import caption_corpus, default_workers
+    from video_llama.captioning import caption_corpus
     from video_llama.inference.load import load_pretrained_model
 
     model = load_pretrained_model(**_what_to_load(arguments), device=device)
     show_model(model)
     # Loading is not a part of what scales with the clips.
     profile.begin()
-    workers = arguments.workers
-    if workers is None:
-        workers = default_workers(model.device, local_processes())
-    settings = replace(settings, num_workers=max(0, workers))
-    if arguments.video_reader is not None:
-        media = replace(model.processor.media_processor, video_reader=arguments.video_reader)
-        model.processor.media_processor = media
+    settings = _prepare_reading(arguments, settings, model.processor, model.device, local_processes())
     with _show_progress(todo) as advance:
         caption_corpus(model, clips, file, settings, advance, profile)
 
@@ -309,7 +326,6 @@ def _caption_with_vllm(
     """Caption what the file lacks with vLLM."""
     import torch
 
-    from video_llama.captioning import default_workers
     from video_llama.captioning.corpus import build_reader, caption_with
     from video_llama.integrations.vllm.captioner import VllmCaptioner
     from video_llama.integrations.vllm.options import parse_engine_options
@@ -323,14 +339,8 @@ def _caption_with_vllm(
         dtype=arguments.dtype,
         engine_options=parse_engine_options(arguments.engine_options),
     )
-    processor, workers = captioner.processor, arguments.workers
-    if workers is None:
-        workers = default_workers(torch.device(captioner.device_type))
-    media = replace(processor.media_processor, allow_urls=arguments.allow_urls)
-    if arguments.video_reader is not None:
-        media = replace(media, video_reader=arguments.video_reader)
-    processor.media_processor = media
-    settings = replace(settings, num_workers=max(0, workers))
+    processor = captioner.processor
+    settings = _prepare_reading(arguments, settings, processor, torch.device(captioner.device_type))
     with captioner, _show_progress(todo) as advance:
         profile.begin()
         caption_with(captioner, build_reader(processor, settings), clips, file, settings, advance, profile)
